@@ -1,0 +1,251 @@
+"""The composed distribution pi: log pi, deferred mass, acceptance, kept tokens, residual, origin. Pure tensors.
+
+Cascades: pi_v = k_v p_v + alpha q*_v with alpha = sum_v (1 - k_v) p_v. Products: pi_v ∝ exp(rule.combine(...)_v).
+See method.md for the identities; everything here is per row, so no row depends on another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kad.distribution import Distribution
+from kad.errors import RuleError, VocabularyError
+from kad.rules import CascadeRule, ProductRule, Rule, ThresholdRule
+
+# Below this deferred mass, 1 - (kept mass) has lost digits; it is then summed over the deferred tokens themselves.
+_SMALL_ALPHA = 1e-2
+# With more kept tokens than this share of all entries, masks over the rows beat index lists.
+_DENSE_SHARE = 0.02
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The kept tokens of a threshold rule, over flattened rows: n entries in rising order of rows.
+
+    Attributes:
+        row: (n,), index into the flattened rows.
+        token: (n,), token id.
+        log_p: (n,), log-probability under the base model.
+        log_q: (n,), log-probability under the aligned model.
+        alpha: (rows,), the deferred mass of each row, 1 - sum of its kept p, never negative.
+    """
+
+    row: Tensor
+    token: Tensor
+    log_p: Tensor
+    log_q: Tensor
+    alpha: Tensor
+
+
+@dataclass(frozen=True)
+class Residual:
+    """max(pi - q*, 0) on its support, which the kept tokens contain; entries as in `Kept`.
+
+    Attributes:
+        row: (n,), index into the flattened rows.
+        token: (n,), token id.
+        weight: (n,), unnormalised probability, >= 0.
+    """
+
+    row: Tensor
+    token: Tensor
+    weight: Tensor
+
+
+def compose(
+    rule: Rule,
+    base_logits: Tensor,
+    aligned_logits: Tensor,
+    reference_logits: Tensor | None = None,
+    *,
+    deferral_temperature: float = 1.0,
+) -> Tensor:
+    """The log-probabilities of the composed model, log pi.
+
+    Args:
+        rule: the rule of composition.
+        base_logits: (..., vocab), logits or log-probabilities of the base model p; any float dtype, -inf allowed.
+        aligned_logits: the same shape, the aligned model q*.
+        reference_logits: the same shape, the reference model q; needed by product rules, unused by cascades.
+        deferral_temperature: all logits are divided by it *before* composing (1 in the papers' runs).
+
+    Returns:
+        (..., vocab), float32 (float64 if an input is), normalised.
+
+    Raises:
+        LogitsError: NaN, +inf or a row of only -inf. VocabularyError: shapes that differ. RuleError: a rule that needs
+        the reference model without it, or a deferral temperature that is not positive.
+    """
+    base, aligned, reference = distributions(
+        rule, base_logits, aligned_logits, reference_logits, deferral_temperature=deferral_temperature
+    )
+    return compose_distributions(rule, base, aligned, reference)
+
+
+def distributions(
+    rule: Rule,
+    base_logits: Tensor,
+    aligned_logits: Tensor,
+    reference_logits: Tensor | None = None,
+    *,
+    deferral_temperature: float = 1.0,
+) -> tuple[Distribution, Distribution, Distribution | None]:
+    """Check and normalise the models' logits for `rule`: (base, aligned, reference or None). Errors as `compose`."""
+    if not 0.0 < deferral_temperature < float("inf"):
+        raise RuleError(f"deferral_temperature must be a positive number, but is {deferral_temperature!r}.")
+    if rule.needs_reference and reference_logits is None:
+        raise RuleError(f"Rule {rule} needs the reference model's logits (reference_logits), but got none.")
+    named = {"base_logits": base_logits, "aligned_logits": aligned_logits}
+    if rule.needs_reference and reference_logits is not None:
+        named["reference_logits"] = reference_logits
+    if len({tuple(logits.shape) for logits in named.values()}) > 1:
+        shapes = ", ".join(f"{name} {tuple(logits.shape)}" for name, logits in named.items())
+        raise VocabularyError(
+            f"The models' logits must have one shape (..., vocab), but are: {shapes}. "
+            "Trim padded vocabularies to the common size first (kad.vocabulary.trim)."
+        )
+    dtype = torch.float32
+    for logits in named.values():
+        dtype = torch.promote_types(dtype, logits.dtype)
+    rows = []
+    for name, logits in named.items():
+        scaled = logits if deferral_temperature == 1.0 else logits.to(dtype) / deferral_temperature
+        rows.append(Distribution.from_logits(scaled.to(dtype), name))
+    return rows[0], rows[1], rows[2] if len(rows) > 2 else None
+
+
+def compose_distributions(
+    rule: Rule, base: Distribution, aligned: Distribution, reference: Distribution | None = None
+) -> Tensor:
+    """log pi (..., vocab) from distributions that are already normalised; see `compose`."""
+    if isinstance(rule, ThresholdRule):
+        return _compose_threshold(rule, base, aligned)
+    if isinstance(rule, CascadeRule):
+        log_p, log_q = base.log_probs(), aligned.log_probs()
+        keep = rule.keep(log_p, log_q)
+        return _mix(log_p, log_q, keep.log(), _deferred(log_p, keep).log())
+    if isinstance(rule, ProductRule):
+        if reference is None:
+            raise RuleError(f"Rule {rule} needs the reference model, but got none.")
+        weights = rule.combine(base.log_probs(), aligned.log_probs(), reference.log_probs())
+        product = Distribution.from_logits(weights, f"the product of the models' probabilities under {rule}")
+        return product.log_probs()
+    raise RuleError(f"{type(rule).__name__} is neither a CascadeRule nor a ProductRule: derive it from one of them.")
+
+
+def deferred_mass(rule: Rule, base_logits: Tensor, aligned_logits: Tensor) -> Tensor:
+    """alpha = sum_v (1 - k_v) p_v, the mass that p hands over to q*: (..., vocab) -> (...,). Cascades only.
+
+    Raises:
+        RuleError: `rule` is a product, which defers nothing. Else as `compose`.
+    """
+    cascade = _cascade(rule, "a deferred mass")
+    base, aligned, _ = distributions(rule, base_logits, aligned_logits)
+    log_p = base.log_probs()
+    return _deferred(log_p, cascade.keep(log_p, aligned.log_probs())).squeeze(-1)
+
+
+def acceptance(
+    rule: Rule, base_logits: Tensor, aligned_logits: Tensor, reference_logits: Tensor | None = None
+) -> Tensor:
+    """beta = sum_v min(pi_v, q*_v) = 1 - TV(pi, q*), the expected acceptance of a draft from q*: (...,).
+
+    Source: Leviathan et al. 2023, with pi as the target. For cascades beta >= alpha.
+    """
+    base, aligned, reference = distributions(rule, base_logits, aligned_logits, reference_logits)
+    log_pi = compose_distributions(rule, base, aligned, reference)
+    return torch.minimum(log_pi, aligned.log_probs()).exp().sum(dim=-1)
+
+
+def origin_shares(rule: Rule, base_logits: Tensor, aligned_logits: Tensor) -> tuple[Tensor, Tensor]:
+    """How much of pi_v comes from p and how much from q*: (k_v p_v / pi_v, alpha q*_v / pi_v), each (..., vocab).
+
+    The two sum to one. A token with pi_v = 0 counts as deferred: (0, 1). Cascades only.
+    """
+    cascade = _cascade(rule, "origin shares")
+    base, aligned, _ = distributions(rule, base_logits, aligned_logits)
+    log_p, log_q = base.log_probs(), aligned.log_probs()
+    keep = cascade.keep(log_p, log_q)
+    kept, deferred = keep * log_p.exp(), _deferred(log_p, keep) * log_q.exp()
+    total = kept + deferred
+    from_base = torch.where(total > 0, kept / total, torch.zeros_like(total))
+    return from_base, 1.0 - from_base
+
+
+def kept_tokens(rule: ThresholdRule, base: Distribution, aligned: Distribution) -> Kept:
+    """The kept tokens {p_v >= tau} of every row, without a pass that forms probabilities."""
+    base, aligned = base.flat(), aligned.flat()
+    cutoff = rule.cutoff(base, aligned)
+    row, token = base.at_least(cutoff)
+    log_p = base.logits[row, token] - base.log_z[row]
+    log_q = aligned.logits[row, token] - aligned.log_z[row]
+    kept_mass = torch.zeros_like(base.log_z).index_add_(0, row, log_p.exp())
+    # Where every token is kept, alpha is zero by definition and not by the luck of rounding.
+    alpha = torch.where(cutoff == -torch.inf, torch.zeros_like(kept_mass), (1.0 - kept_mass).clamp(min=0.0))
+    return Kept(row, token, log_p, log_q, alpha)
+
+
+def residual(rule: ThresholdRule, base: Distribution, aligned: Distribution) -> Residual:
+    """max(pi - q*, 0), sparse: on the kept tokens it is max(0, p_v - (1 - alpha) q*_v), elsewhere zero."""
+    return residual_of(kept_tokens(rule, base, aligned))
+
+
+def residual_of(kept: Kept) -> Residual:
+    """The residual from kept tokens already found; see `residual`."""
+    weight = kept.log_p.exp() - (1.0 - kept.alpha[kept.row]) * kept.log_q.exp()
+    positive = weight > 0
+    return Residual(kept.row[positive], kept.token[positive], weight[positive])
+
+
+def _compose_threshold(rule: ThresholdRule, base: Distribution, aligned: Distribution) -> Tensor:
+    """log pi = log alpha + log q*, corrected at the few kept tokens."""
+    shape, base, aligned = base.logits.shape, base.flat(), aligned.flat()
+    cutoff = rule.cutoff(base, aligned)
+    if _many_blocks(base, cutoff):
+        log_p, log_q = base.log_probs(), aligned.log_probs()
+        keep = (base.logits >= cutoff.unsqueeze(-1)).to(log_p.dtype)
+        return _mix(log_p, log_q, keep.log(), _deferred(log_p, keep).log()).reshape(shape)
+    row, token = base.at_least(cutoff)
+    log_p = base.logits[row, token] - base.log_z[row]
+    log_alpha = _log_alpha(base, row, token, log_p)
+    log_pi = aligned.logits + (log_alpha - aligned.log_z).unsqueeze(-1)
+    log_pi[row, token] = torch.logaddexp(log_p, log_pi[row, token])
+    return log_pi.reshape(shape)
+
+
+def _many_blocks(base: Distribution, cutoff: Tensor) -> bool:
+    return bool((base.block_max >= cutoff.unsqueeze(-1)).to(torch.float32).mean() > _DENSE_SHARE)
+
+
+def _log_alpha(base: Distribution, row: Tensor, token: Tensor, log_p: Tensor) -> Tensor:
+    """log of the deferred mass (rows,), to full relative precision where it is small."""
+    alpha = 1.0 - torch.zeros_like(base.log_z).index_add_(0, row, log_p.exp())
+    small = (alpha < _SMALL_ALPHA).nonzero().squeeze(-1)
+    if small.numel() == 0:
+        return alpha.log()
+    position = torch.full_like(base.log_z, -1, dtype=torch.long)
+    position[small] = torch.arange(small.numel(), device=small.device)
+    inside = position[row] >= 0
+    deferred = base.logits[small]
+    deferred[position[row[inside]], token[inside]] = -torch.inf
+    alpha[small] = (deferred - base.log_z[small].unsqueeze(-1)).exp_().sum(dim=-1)
+    return alpha.log()
+
+
+def _mix(log_p: Tensor, log_q: Tensor, log_keep: Tensor, log_alpha: Tensor) -> Tensor:
+    """log(k p + alpha q*)."""
+    return torch.logaddexp(log_keep + log_p, log_alpha + log_q)
+
+
+def _deferred(log_p: Tensor, keep: Tensor) -> Tensor:
+    """alpha (..., 1), summed over what is deferred: 1 - sum k p would cancel where p is sure."""
+    return ((1.0 - keep) * log_p.exp()).sum(dim=-1, keepdim=True)
+
+
+def _cascade(rule: Rule, what: str) -> CascadeRule:
+    if not isinstance(rule, CascadeRule):
+        raise RuleError(f"Only cascades have {what}; {rule} is not one.")
+    return rule

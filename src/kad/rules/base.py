@@ -1,0 +1,166 @@
+"""What a rule is: the families of composition, the registry, and how a rule is written as a string or a dict."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from types import MappingProxyType
+from typing import Any, ClassVar, TypeVar
+
+from torch import Tensor
+
+from kad.distribution import Distribution
+from kad.errors import RuleError
+
+
+@dataclass(frozen=True)
+class Rule(ABC):
+    """What every rule is: a name, parameters that are plain floats, and two ways to write it down."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    source: ClassVar[str]
+    needs_reference: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            low, high = field.metadata.get("range", (-math.inf, math.inf))
+            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+                raise RuleError(
+                    f"{self.name}: {field.name} must be a number {_describe_range(low, high)}, but is {value!r}."
+                )
+            if not math.isfinite(value):
+                raise RuleError(f"{self.name}: {field.name} must be finite, but is {value!r}.")
+            object.__setattr__(self, field.name, float(value))
+
+    def __str__(self) -> str:
+        parameters = ",".join(f"{key}={value!r}" for key, value in asdict(self).items())
+        return f"{self.name}:{parameters}" if parameters else self.name
+
+    def to_dict(self) -> dict[str, Any]:
+        """The rule as JSON: its name under "rule", its parameters beside it. `parse_rule` reads it back."""
+        return {"rule": self.name, **asdict(self)}
+
+
+class CascadeRule(Rule):
+    """pi_v = k_v p_v + alpha q*_v: a token drawn from p is kept with probability k_v, else q* draws."""
+
+    @abstractmethod
+    def keep(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """The keep probabilities k in [0, 1].
+
+        Args:
+            log_p: (..., vocab), log-probabilities of the base model p.
+            log_q: (..., vocab), log-probabilities of the aligned model q*.
+
+        Returns:
+            (..., vocab), in the dtype of `log_p`.
+        """
+
+
+class ThresholdRule(CascadeRule):
+    """A cascade that keeps exactly the tokens with p_v >= tau, one scalar tau for each row.
+
+    The threshold is given as a *cutoff on the base logits*, log tau + log_z: comparing logits with a logit is exact
+    where tau is the probability of one of the tokens, and needs no probabilities.
+    """
+
+    @abstractmethod
+    def cutoff(self, base: Distribution, aligned: Distribution) -> Tensor:
+        """The smallest base logit that is kept, (...,): -inf keeps every token, +inf none."""
+
+    def log_tau(self, base: Distribution, aligned: Distribution) -> Tensor:
+        """log tau, (...,), from the cutoff."""
+        return self.cutoff(base, aligned) - base.log_z
+
+    def keep(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """k_v = 1 where p_v >= tau, else 0; see `CascadeRule.keep`."""
+        base, aligned = Distribution.from_logits(log_p, "log_p"), Distribution.from_logits(log_q, "log_q")
+        return (base.logits >= self.cutoff(base, aligned).unsqueeze(-1)).to(log_p.dtype)
+
+
+class ProductRule(Rule):
+    """pi_v ∝ exp(combine(...)_v): a weighted product of the models' distributions."""
+
+    needs_reference: ClassVar[bool] = True
+
+    @abstractmethod
+    def combine(self, log_p: Tensor, log_q: Tensor, log_r: Tensor) -> Tensor:
+        """Unnormalised log-weights (..., vocab) from the log-probabilities of base, aligned and reference model."""
+
+
+_RuleClass = TypeVar("_RuleClass", bound=type[Rule])
+_REGISTRY: dict[str, type[Rule]] = {}
+
+
+def register(cls: _RuleClass) -> _RuleClass:
+    """Class decorator: make a rule known by its `name` to `parse_rule`, the command line and the vLLM plugin.
+
+    Raises:
+        RuleError: the name is taken by another class, or is not a plain lower-case word.
+    """
+    if not cls.name.isidentifier() or cls.name != cls.name.lower():
+        raise RuleError(f"A rule's name must be a lower-case identifier, but is {cls.name!r}.")
+    known = _REGISTRY.setdefault(cls.name, cls)
+    if known is not cls and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise RuleError(f"The rule name {cls.name!r} is taken by {known.__qualname__}; choose another one.")
+    _REGISTRY[cls.name] = cls
+    return cls
+
+
+def registry() -> Mapping[str, type[Rule]]:
+    """All registered rules by name, read-only, in the order of registration."""
+    return MappingProxyType(_REGISTRY)
+
+
+def parse_rule(rule: str | Mapping[str, Any] | Rule) -> Rule:
+    """A rule from its string ("dual:threshold=0.4"), its dict ({"rule": "dual", "threshold": 0.4}), or itself.
+
+    Parameters that are left out take their defaults.
+
+    Raises:
+        RuleError: unknown rule, unknown or repeated parameter, a value that is no number or out of range.
+    """
+    if isinstance(rule, Rule):
+        return rule
+    if isinstance(rule, str):
+        name, parameters = _parse_string(rule)
+    elif isinstance(rule, Mapping):
+        parameters = dict(rule)
+        name = str(parameters.pop("rule", ""))
+    else:
+        raise RuleError(f"A rule is a string, a dict or a Rule, but got {type(rule).__name__}: {rule!r}.")
+    if name not in _REGISTRY:
+        raise RuleError(f"Unknown rule {name!r}. Choose from: {', '.join(_REGISTRY)}.")
+    cls = _REGISTRY[name]
+    known = [field.name for field in fields(cls)]
+    unknown = sorted(set(parameters) - set(known))
+    if unknown:
+        raise RuleError(
+            f"{name} has no parameter {', '.join(map(repr, unknown))}. It takes: {', '.join(known) or 'none'}."
+        )
+    return cls(**parameters)
+
+
+def _parse_string(text: str) -> tuple[str, dict[str, float]]:
+    name, _, rest = text.strip().partition(":")
+    parameters: dict[str, float] = {}
+    for part in filter(None, (part.strip() for part in rest.split(","))):
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or key in parameters:
+            problem = "repeats" if equals else "needs name=value instead of"
+            raise RuleError(f"Rule {text!r} {problem} {part!r}. Write it like dual:threshold=0.4.")
+        try:
+            parameters[key] = float(value)
+        except ValueError:
+            raise RuleError(f"Rule {text!r}: {key} must be a number, but is {value!r}.") from None
+    return name, parameters
+
+
+def _describe_range(low: float, high: float) -> str:
+    if math.isinf(low) and math.isinf(high):
+        return "of any size"
+    return f">= {low:g}" if math.isinf(high) else f"from {low:g} to {high:g}"

@@ -1,0 +1,84 @@
+"""The cascades that compare token by token or keep a fraction: no single threshold describes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from kad.distribution import Distribution
+from kad.rules.base import CascadeRule, register
+from kad.rules.threshold import critical_logit, difference, probability
+
+
+@register
+@dataclass(frozen=True)
+class Mixture(CascadeRule):
+    """k_v = weight: pi = weight p + (1 - weight) q*."""
+
+    name: ClassVar[str] = "mixture"
+    summary: ClassVar[str] = "weight p + (1 - weight) q*"
+    source: ClassVar[str] = "Diverse (static ensemble verification)"
+    weight: float = probability(0.5)
+
+    def keep(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        return torch.full_like(log_p, self.weight)
+
+
+@register
+@dataclass(frozen=True)
+class AlignedBelow(CascadeRule):
+    """Defer v iff q*_v < max p + margin."""
+
+    name: ClassVar[str] = "aligned_below"
+    summary: ClassVar[str] = "defer the tokens with q* < max p + margin"
+    source: ClassVar[str] = "max_p_plus in Kad's published code"
+    margin: float = difference(0.0)
+
+    def keep(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        return (log_q.exp() >= _max_probability(log_p) + self.margin).to(log_p.dtype)
+
+
+@register
+@dataclass(frozen=True)
+class AlignedAbove(CascadeRule):
+    """Defer v iff q*_v > max p + margin."""
+
+    name: ClassVar[str] = "aligned_above"
+    summary: ClassVar[str] = "defer the tokens with q* > max p + margin"
+    source: ClassVar[str] = "minus_max_p_plus in Kad's published code"
+    margin: float = difference(0.0)
+
+    def keep(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        return (log_q.exp() <= _max_probability(log_p) + self.margin).to(log_p.dtype)
+
+
+@register
+@dataclass(frozen=True)
+class LinearProgram(CascadeRule):
+    """The LP optimum of the knapsack as a cascade: `Primal`, but of the critical item only the fraction that fits.
+
+    Defers a mass of exactly `budget` at every position. Tokens tied with the critical item share the fraction. For
+    analysis: it is a bound on the 0-1 problem and a worse rule (method.md, "Deferral as a 0-1 knapsack").
+    """
+
+    name: ClassVar[str] = "lp"
+    summary: ClassVar[str] = "for analysis: defer a mass of exactly budget, the critical item in part"
+    source: ClassVar[str] = "the LP relaxation of Kad's knapsack"
+    budget: float = probability(0.9)
+
+    def keep(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        if self.budget >= 1.0:
+            return torch.zeros_like(log_p)
+        base = Distribution.from_logits(log_p, "log_p")
+        p, critical = base.log_probs().exp(), critical_logit(base, self.budget).unsqueeze(-1)
+        above, tied = base.logits > critical, base.logits == critical
+        missing = 1.0 - self.budget - (p * above).sum(dim=-1, keepdim=True)
+        fraction = (missing / (p * tied).sum(dim=-1, keepdim=True)).clamp(0.0, 1.0)
+        return (above + fraction * tied).to(log_p.dtype)
+
+
+def _max_probability(log_p: Tensor) -> Tensor:
+    return log_p.amax(dim=-1, keepdim=True).exp()

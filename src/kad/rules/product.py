@@ -1,0 +1,75 @@
+"""The product family: pi_v ∝ p_v^a (q*_v / q_v)^b and its kin, which need the reference model q."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from kad.rules.base import ProductRule, register
+from kad.rules.threshold import probability
+
+
+def _exponent(default: float) -> float:
+    return field(default=default, metadata={"range": (0.0, math.inf)})
+
+
+@register
+@dataclass(frozen=True)
+class Product(ProductRule):
+    """pi_v ∝ p_v^base (q*_v / q_v)^aligned."""
+
+    name: ClassVar[str] = "product"
+    summary: ClassVar[str] = "p^base (q*/q)^aligned, normalised; needs the reference model"
+    source: ClassVar[str] = "EFT (Mitchell et al. 2024), Proxy (Liu et al. 2024)"
+    base: float = _exponent(1.0)
+    aligned: float = _exponent(1.0)
+
+    def combine(self, log_p: Tensor, log_q: Tensor, log_r: Tensor) -> Tensor:
+        return _power(log_p, self.base) + _power(log_q, self.aligned) + _inverse_power(log_r, self.aligned)
+
+
+@register
+@dataclass(frozen=True)
+class ImplicitReward(ProductRule):
+    """pi_v ∝ p_v q*_v / q_v: the reward that turned q into q*, applied to p."""
+
+    name: ClassVar[str] = "implicit_reward"
+    summary: ClassVar[str] = "p q*/q, normalised: product with both exponents 1; needs the reference model"
+    source: ClassVar[str] = "EFT (Mitchell et al. 2024), Proxy (Liu et al. 2024)"
+
+    def combine(self, log_p: Tensor, log_q: Tensor, log_r: Tensor) -> Tensor:
+        return Product(1.0, 1.0).combine(log_p, log_q, log_r)
+
+
+@register
+@dataclass(frozen=True)
+class Contrastive(ProductRule):
+    """pi_v ∝ p_v^(1 + weight) / q_v^weight on the tokens with p_v >= plausibility * max p; q* only drafts."""
+
+    name: ClassVar[str] = "contrastive"
+    summary: ClassVar[str] = "p^(1+weight) / q^weight where p >= plausibility max p; needs the reference model"
+    source: ClassVar[str] = "CD (Li et al. 2023; O'Brien and Lewis 2023)"
+    weight: float = _exponent(0.5)
+    plausibility: float = probability(0.1)
+
+    def combine(self, log_p: Tensor, log_q: Tensor, log_r: Tensor) -> Tensor:
+        if self.plausibility > 0:
+            floor = log_p.amax(dim=-1, keepdim=True) + math.log(self.plausibility)
+            log_p = log_p.masked_fill(log_p < floor, -torch.inf)
+        return _power(log_p, 1.0 + self.weight) + _inverse_power(log_r, self.weight)
+
+
+def _power(log_x: Tensor, exponent: float) -> Tensor:
+    """exponent * log x with 0^0 = 1."""
+    return exponent * log_x if exponent > 0 else torch.zeros_like(log_x)
+
+
+def _inverse_power(log_x: Tensor, exponent: float) -> Tensor:
+    """-exponent * log x; where x = 0 the ratio is undefined and the token is excluded (-inf)."""
+    if exponent == 0:
+        return torch.zeros_like(log_x)
+    return (-exponent * log_x).masked_fill(log_x == -torch.inf, -torch.inf)

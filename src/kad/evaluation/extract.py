@@ -1,0 +1,150 @@
+"""Reading the final answer out of a generated text: `paper_*` as published, `strict_*` only what is stated as
+the answer.
+
+Every extractor takes the text and returns what it read, or None where the text holds no answer. The `paper`
+extractors keep the published metric's quirks, because they are the published metric:
+
+- the last number wins wherever it stands, so a checking step after the answer changes it;
+- a sign binds to decimals only: "-5" reads as "5", "-5.0" as "-5.0"; numbers compare as strings, "18" is not
+  "18.0";
+- a comma between two digits vanishes, in "1,234" as in the list "1,2";
+- any lone capital A to J is an option letter: the article "A" and the pronoun "I" count as answers, K and
+  later never do;
+- a box that is never closed hides every box before it.
+
+The `strict` extractors read an answer only where the text says that it is one: a box, "#### x", "the answer
+is x", and for options a last line that holds nothing but the letter. A box left open is an answer cut off,
+and no answer.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+_PAPER_NUMBER = re.compile(r"[-+]?\d*\.\d+|\d+")
+_PAPER_OPTION = re.compile(r"\b[A-J]\b")
+
+_STATEMENT = re.compile(
+    r"\banswer\b[\s*_]*(?:is|was|=|:)(?!\s+not\b)[\s*_:]*(?=(?P<rest>[^\n]*))", re.IGNORECASE
+)
+_HASHES = re.compile(r"####[ \t]*(?=(?P<rest>[^\n]*))")
+_CLAUSE_END = re.compile(r"[.;](?=\s|$)")
+_NUMBER = re.compile(
+    r"(?P<sign>[-+−]?)[ ]?(?:"
+    r"\\[dt]?frac\{(?P<top>-?\d+)\}\{(?P<bottom>\d+)\}"
+    r"|(?P<number>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?:/(?P<over>\d+))?"
+    r")"
+)
+_WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")
+_SPACING = re.compile(r"\\[,;!: ]|\{,\}|\\?\$|\\?%|\\left|\\right")
+
+_OPTION_STATEMENT = re.compile(
+    r"\b(?:[Aa]nswer|ANSWER|[Oo]ption|[Cc]hoice)(?:[ ](?:choice|option|letter))?[\s*_]*(?:is|was|=|:)[\s*_:]*"
+    r"(?:[Oo]ption[ ]|[Cc]hoice[ ]|[Ll]etter[ ])?[*_(\[\"'`$ ]*(?P<letter>[A-Z])(?P<after>.?.?)"
+)
+_LONE_OPTION = re.compile(r"[\s*_(\[\"'`]*(?P<letter>[A-Z])[\s*_)\].:\"'`]*")
+# Behind "the answer is": A and I may open a sentence ("A planet ..."), so they need a mark behind them; B to
+# Z need not.
+_MARKED = re.compile(r"(?:$|[)\].,:;*_\"'`\n}$])")
+
+
+def paper_number(text: str) -> str | None:
+    """The last thing that looks like a number, as the string that it is."""
+    found = _PAPER_NUMBER.findall(re.sub(r"(\d),(\d)", r"\1\2", text))
+    return found[-1] if found else None
+
+
+def paper_boxed(text: str) -> str | None:
+    """The content of the last box, behind its last "="; None without a box, or where the last box is never
+    closed."""
+    start = text.rfind("\\boxed")
+    content = _braced(text, start + len("\\boxed")) if start >= 0 else None
+    if content is None:
+        return None
+    return content.rsplit("=", 1)[1].lstrip(" ") if "=" in content else content
+
+
+def paper_option(text: str) -> str | None:
+    """The last capital letter A to J that stands alone."""
+    found = _PAPER_OPTION.findall(text)
+    return found[-1] if found else None
+
+
+def strict_number(text: str) -> Fraction | None:
+    """The number stated as the answer, exactly; `\\boxed{}` before `####` before "the answer is"."""
+    answer = _stated_answer(text)
+    return None if answer is None else parse_number(answer)
+
+
+def strict_math(text: str) -> str | None:
+    """The LaTeX stated as the answer, for an equivalence checker to judge."""
+    answer = _stated_answer(text)
+    return answer.strip().strip("$").strip() or None if answer is not None else None
+
+
+def strict_option(text: str) -> str | None:
+    """The option letter that is boxed, stated as the answer, or alone on the last line."""
+    if "\\boxed" in text:
+        return _boxed_option(text)
+    stated = [match for match in _OPTION_STATEMENT.finditer(text) if _is_option(match)]
+    if stated:
+        return stated[-1]["letter"]
+    lines = text.strip().splitlines()
+    lone = _LONE_OPTION.fullmatch(lines[-1]) if lines else None
+    return lone["letter"] if lone else None
+
+
+def parse_number(text: str) -> Fraction | None:
+    """The first number of `text` (behind its last "="): signs, thousands separators, decimals, a/b and
+    \\frac{a}{b}."""
+    plain = _SPACING.sub("", _WRAPPED.sub(r"\1", text))
+    match = _NUMBER.search(plain.rsplit("=", 1)[-1])
+    if match is None:
+        return None
+    top = match["top"] or match["number"].replace(",", "")
+    bottom = int(match["bottom"] or match["over"] or 1)
+    if bottom == 0:
+        return None
+    value = Fraction(top) / bottom
+    return -value if match["sign"] in ("-", "−") else value
+
+
+def _stated_answer(text: str) -> str | None:
+    if "\\boxed" in text:
+        return _braced(text, text.rfind("\\boxed") + len("\\boxed"))
+    for pattern in (_HASHES, _STATEMENT):
+        found = [match["rest"] for match in pattern.finditer(text)]
+        if found:
+            return _clause(found[-1])
+    return None
+
+
+def _clause(rest: str) -> str:
+    return _CLAUSE_END.split(rest, maxsplit=1)[0].strip(" *_")
+
+
+def _boxed_option(text: str) -> str | None:
+    content = _braced(text, text.rfind("\\boxed") + len("\\boxed"))
+    match = None if content is None else re.match(r"[\s(*]*([A-Z])(?![A-Za-z])", _WRAPPED.sub(r"\1", content))
+    return match[1] if match else None
+
+
+def _is_option(match: re.Match[str]) -> bool:
+    after = match["after"]
+    if match["letter"] in "AI":
+        return _MARKED.match(after) is not None
+    return not after[:1].isalpha() and not (after[:1] == "'" and after[1:2].isalpha())
+
+
+def _braced(text: str, start: int) -> str | None:
+    """The content of the brace group that opens at `start`; None if none opens there or it is never
+    closed."""
+    if not text.startswith("{", start):
+        return None
+    depth = 0
+    for index in range(start, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[index], 0)
+        if depth == 0:
+            return text[start + 1 : index]
+    return None

@@ -1,0 +1,46 @@
+"""`KadCache`: the key-value caches of all models of a pair, which Transformers handles as one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache
+
+
+class KadCache(Cache):  # type: ignore[misc]
+    """One cache per model. Its `layers` are all their layers, base first.
+
+    Transformers' `Cache` is written in terms of `layers`, so cropping, beam reordering, resetting and recording for a
+    rollback act on all models alike, and the sequence length is that of the base model, which the others share.
+    """
+
+    def __init__(self, base: Cache, aligned: Cache, reference: Cache | None = None) -> None:
+        self.base = base
+        self.aligned = aligned
+        self.reference = reference
+        self.offloading = False
+
+    @property
+    def parts(self) -> dict[str, Cache]:
+        """The caches by role."""
+        parts = {"base": self.base, "aligned": self.aligned}
+        return parts if self.reference is None else parts | {"reference": self.reference}
+
+    @property
+    def layers(self) -> list[Any]:
+        """All layers of all models."""
+        return [layer for part in self.parts.values() for layer in part.layers]
+
+    @property
+    def is_compileable(self) -> bool:
+        """False: each model makes its own masks for its own cache."""
+        return False
+
+    def update(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Not for use: every model updates its own part.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError("A KadCache is updated by its models, part by part; pass it to a KadForCausalLM.")

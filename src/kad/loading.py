@@ -1,0 +1,96 @@
+"""Load one model, its tokenizer and its generation settings from a `ModelReference`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers.quantizers.auto import AutoQuantizationConfig
+
+from kad.errors import PairError, missing_extra
+from kad.references import MODEL_KWARGS, ModelReference
+
+# Options that say where a model lies; its tokenizer and settings lie there too.
+_PLACE = ("cache_dir", "gguf_file", "local_files_only", "subfolder", "token", "trust_remote_code")
+
+
+def load_model(reference: ModelReference, **overrides: Any) -> PreTrainedModel:
+    """Load a causal language model; `overrides` win over the reference's own keyword arguments.
+
+    Weights come from safetensors or GGUF files only; remote code runs only with `trust_remote_code=True`.
+
+    Raises:
+        PairError: the model cannot be found or loaded, with Transformers' reason. MissingExtraError: GGUF without its
+        packages.
+    """
+    options = {"trust_remote_code": False, **reference.kwargs, **overrides}
+    unknown = sorted(set(options) - MODEL_KWARGS)
+    if unknown:
+        raise PairError(
+            f"Unknown loading option {', '.join(unknown)}. Allowed: {', '.join(sorted(MODEL_KWARGS))}."
+        )
+    if options.get("gguf_file"):
+        options.setdefault("quantization_config", {"quant_method": "gguf", "dequantize": True})
+    else:
+        options["use_safetensors"] = True
+    if isinstance(options.get("quantization_config"), dict):
+        options["quantization_config"] = AutoQuantizationConfig.from_dict(options["quantization_config"])
+    if reference.revision is not None:
+        options["revision"] = reference.revision
+    try:
+        model = AutoModelForCausalLM.from_pretrained(reference.model, **options)
+    except ImportError as error:
+        if options.get("gguf_file"):
+            raise missing_extra("gguf", "gguf (with accelerate)") from error
+        raise PairError(f"Cannot load {reference.model}: {_first_line(error)}") from error
+    except (OSError, ValueError, KeyError) as error:
+        raise PairError(f"Cannot load {reference.model}: {_first_line(error)}") from error
+    return model.eval()  # type: ignore[no-any-return]
+
+
+def load_tokenizer(reference: ModelReference) -> Any:
+    """The model's tokenizer.
+
+    Raises:
+        PairError: there is none, or it cannot be loaded.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(reference.model, **_place(reference))
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise PairError(f"Cannot load the tokenizer of {reference.model}: {_first_line(error)}") from error
+
+
+def load_config(reference: ModelReference) -> Any:
+    """The model's configuration, without its weights.
+
+    Raises:
+        PairError: there is none, or it cannot be read.
+    """
+    try:
+        return AutoConfig.from_pretrained(reference.model, **_place(reference))
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise PairError(
+            f"Cannot read the configuration of {reference.model}: {_first_line(error)}"
+        ) from error
+
+
+def load_generation_config(reference: ModelReference) -> GenerationConfig | None:
+    """The model's generation settings, or None where it has no file of them."""
+    place = {
+        key: value
+        for key, value in _place(reference).items()
+        if key not in ("gguf_file", "trust_remote_code")
+    }
+    try:
+        return GenerationConfig.from_pretrained(reference.model, **place)
+    except OSError:
+        return None
+
+
+def _place(reference: ModelReference) -> dict[str, Any]:
+    place = {key: reference.kwargs[key] for key in _PLACE if key in reference.kwargs}
+    return place if reference.revision is None else place | {"revision": reference.revision}
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

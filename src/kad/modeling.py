@@ -1,0 +1,349 @@
+"""`KadForCausalLM`: the composed distribution pi as a Transformers causal language model whose logits are log pi."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from kad import pairs
+from kad.cache import KadCache
+from kad.composition import compose
+from kad.config import KadConfig
+from kad.errors import RuleError, UsageError
+from kad.rules import Rule, parse_rule
+from kad.vocabulary import trim
+
+
+@dataclass(frozen=True)
+class Composition:
+    """How the models are composed: the rule and the temperature at which deferral is decided."""
+
+    rule: Rule
+    deferral_temperature: float = 1.0
+
+
+# The composition of the `generate` call under way in this context; it does not leak into other threads' calls.
+_CALL: ContextVar[Composition | None] = ContextVar("kad_composition_of_this_call", default=None)
+
+
+class KadForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+    """A base model and a small aligned one, composed token by token.
+
+    Logits are log pi (float32, normalised), so temperature, warpers, penalties and beam search act on the composed
+    model as on any other. Build it with `from_models` or `from_pretrained`.
+
+    Attributes:
+        base, aligned, reference: the models; `reference` is None unless the pair has one.
+        rule: the default rule; `generate(..., rule=...)` overrides it for one call.
+    """
+
+    config_class = KadConfig
+    main_input_name = "input_ids"
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(
+        self,
+        config: KadConfig,
+        base: PreTrainedModel,
+        aligned: PreTrainedModel,
+        reference: PreTrainedModel | None = None,
+    ) -> None:
+        super().__init__(config)
+        self.base = base
+        self.aligned = aligned
+        self.reference = reference
+        self._check_rule(parse_rule(config.rule))
+        self.eval()
+
+    # ------------------------------------------------------------------ construction
+
+    @classmethod
+    def from_models(
+        cls,
+        base: str | PreTrainedModel,
+        aligned: str | PreTrainedModel,
+        *,
+        reference: str | PreTrainedModel | None = None,
+        rule: str | Mapping[str, Any] | Rule = "dual:threshold=0.4",
+        deferral_temperature: float = 1.0,
+        base_kwargs: Mapping[str, Any] | None = None,
+        aligned_kwargs: Mapping[str, Any] | None = None,
+        reference_kwargs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> KadForCausalLM:
+        """Compose models given as paths, hub ids ("id" or "id@revision"), "tiny:<name>", or loaded models.
+
+        Args:
+            base: the big base model p.
+            aligned: the small aligned model q*; tokenizer, chat template and end-of-sequence tokens are its.
+            reference: the small reference model q, for product rules.
+            rule: a rule, its string or its dict.
+            deferral_temperature: the models' logits are divided by it before composing.
+            base_kwargs, aligned_kwargs, reference_kwargs: how to load that model (dtype, device_map, gguf_file, ...,
+                see `kad.references.MODEL_KWARGS`); kept in the pair.
+            **kwargs: the same for all models.
+
+        Raises:
+            PairError: a model cannot be found or loaded. VocabularyError: the models' tokens differ. RuleError: a bad
+            rule, or one that needs the reference model without it.
+        """
+        parts = pairs.load_parts(
+            {"base": base, "aligned": aligned, "reference": reference},
+            {"base": base_kwargs, "aligned": aligned_kwargs, "reference": reference_kwargs},
+            kwargs,
+        )
+        config = KadConfig(
+            **{role: part.reference.to_dict() for role, part in parts.items() if part.reference is not None},
+            rule=str(parse_rule(rule)),
+            deferral_temperature=deferral_temperature,
+            vocab_size=pairs.shared_vocabulary(parts),
+        )
+        model = cls(config, **{role: part.model for role, part in parts.items()})
+        model.generation_config = pairs.generation_config(None, parts["aligned"])
+        return model
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a pair: a folder, a hub id, or "tiny".
+
+        Args:
+            pretrained_model_name_or_path: where the pair is.
+            **kwargs: `rule` and `deferral_temperature` replace the pair's; `revision`, `token`, `cache_dir` and the
+                like say how to find the pair; the loading options of `kad.references.MODEL_KWARGS` go to every model.
+
+        Raises:
+            PairError: no such pair, an unknown option, or a model that cannot be loaded.
+        """
+        config, options = pairs.load_config(pretrained_model_name_or_path, kwargs)
+        parts = pairs.load_parts(config.model_references(), {}, options)
+        if config.vocab_size is None:
+            config.vocab_size = pairs.shared_vocabulary(parts)
+        model = cls(config, **{role: part.model for role, part in parts.items()})
+        model.generation_config = pairs.generation_config(config.name_or_path, parts["aligned"])
+        return model
+
+    def save_pretrained(self, save_directory: Any, *, tokenizer: Any = None, **kwargs: Any) -> None:
+        """Write the pair as a folder of a few KB: configuration, the aligned model's tokenizer, no weights.
+
+        Args:
+            save_directory: the folder, made if needed.
+            tokenizer: the tokenizer to put beside it; the aligned model's by default.
+
+        Raises:
+            PairError: a model was given as an object that has no path, or an option this folder has no use for.
+        """
+        pairs.save(self, save_directory, tokenizer, kwargs)
+
+    # ------------------------------------------------------------------ the composition in force
+
+    @property
+    def composition(self) -> Composition:
+        """The rule and deferral temperature in force: those of the `generate` call under way, else the pair's."""
+        return _CALL.get() or Composition(parse_rule(self.config.rule), self.config.deferral_temperature)
+
+    @property
+    def rule(self) -> Rule:
+        """The rule in force."""
+        return self.composition.rule
+
+    @rule.setter
+    def rule(self, rule: str | Mapping[str, Any] | Rule) -> None:
+        parsed = parse_rule(rule)
+        self._check_rule(parsed)
+        self.config.rule = str(parsed)
+
+    @contextmanager
+    def using(
+        self, rule: str | Mapping[str, Any] | Rule | None = None, deferral_temperature: float | None = None
+    ) -> Iterator[None]:
+        """Within the block, in this thread, compose by this rule and deferral temperature (None: leave as it is).
+
+        Raises:
+            RuleError: a bad rule, or one that needs the reference model without it.
+        """
+        now = self.composition
+        chosen = now.rule if rule is None else parse_rule(rule)
+        self._check_rule(chosen)
+        temperature = now.deferral_temperature if deferral_temperature is None else deferral_temperature
+        token = _CALL.set(Composition(chosen, temperature))
+        try:
+            yield
+        finally:
+            _CALL.reset(token)
+
+    def _check_rule(self, rule: Rule) -> None:
+        if rule.needs_reference and self.reference is None:
+            raise RuleError(
+                f"Rule {rule} needs the reference model; the pair has none. Give one: reference=..."
+            )
+
+    # ------------------------------------------------------------------ running
+
+    @property
+    def parts(self) -> dict[str, PreTrainedModel]:
+        """The models by role."""
+        parts = {"base": self.base, "aligned": self.aligned}
+        return parts if self.reference is None else parts | {"reference": self.reference}
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: KadCache | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        return_dict: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
+        """Run the models and compose their logits.
+
+        Args:
+            input_ids: (batch, positions).
+            attention_mask: (batch, past + positions), 0 for padding.
+            position_ids: (batch, positions).
+            past_key_values: a `KadCache`, or None.
+            use_cache: whether to return (and fill) a cache.
+            logits_to_keep: compose only the last n positions, or those of an index tensor; 0 means all.
+            return_dict: False asks for a tuple.
+            output_attentions, output_hidden_states: not of a composition; ask its models.
+
+        Returns:
+            `logits`: (batch, kept positions, vocab), log pi in float32; `past_key_values`.
+
+        Raises:
+            UsageError: arguments that a composition has no meaning for.
+        """
+        if input_ids is None:
+            raise UsageError(
+                "A composed model takes input_ids; the models' embeddings differ, so no inputs_embeds."
+            )
+        if output_attentions or output_hidden_states:
+            raise UsageError(
+                "A composition has no attentions or hidden states of its own; ask model.base or .aligned."
+            )
+        now = self.composition
+        cache = (
+            self._cache_for(past_key_values, now.rule) if past_key_values is not None or use_cache else None
+        )
+        shared = {
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "logits_to_keep": logits_to_keep,
+        }
+        logits = {}
+        for role in self._roles(now.rule, cache):
+            part = cache.parts[role] if cache is not None else None
+            row = run_part(self.parts[role], input_ids, part, **shared)
+            logits[role] = trim(row, self.config.vocab_size).to(self.base.device)
+        log_pi = compose(
+            now.rule,
+            logits["base"],
+            logits["aligned"],
+            logits.get("reference"),
+            deferral_temperature=now.deferral_temperature,
+        )
+        output = CausalLMOutputWithPast(logits=log_pi, past_key_values=cache)
+        return output if return_dict is None or return_dict else output.to_tuple()
+
+    def make_cache(self, rule: Rule | None = None) -> KadCache:
+        """Empty dynamic caches for the models that `rule` (default: the rule in force) needs."""
+        from transformers import DynamicCache
+
+        roles = self._roles(rule or self.rule, None)
+        return KadCache(**{role: DynamicCache(config=self.parts[role].config) for role in roles})
+
+    def generate(
+        self,
+        *args: Any,
+        rule: str | Mapping[str, Any] | Rule | None = None,
+        deferral_temperature: float | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As in Transformers; `rule` and `deferral_temperature` replace the pair's for this call."""
+        with self.using(rule, deferral_temperature):
+            return super().generate(*args, **kwargs)
+
+    def _roles(self, rule: Rule, cache: KadCache | None) -> list[str]:
+        """The models to run: the reference only where the rule needs it, or where a cache must stay in step."""
+        follow = cache is not None and cache.reference is not None
+        return [role for role in self.parts if role != "reference" or rule.needs_reference or follow]
+
+    def _cache_for(self, cache: KadCache | None, rule: Rule) -> KadCache:
+        if cache is None:
+            return self.make_cache(rule)
+        if not isinstance(cache, KadCache):
+            raise UsageError(
+                f"A composed model's cache is a KadCache (one cache a model), but got {type(cache).__name__}. "
+                "Make one with model.make_cache(), or leave past_key_values out."
+            )
+        if rule.needs_reference and cache.reference is None:
+            raise UsageError(
+                f"Rule {rule} needs the reference model, but this cache was made without it; start anew."
+            )
+        return cache
+
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
+        """One cache a model, each made by the model itself (dynamic, static, offloaded, quantized)."""
+        if model_kwargs.get("past_key_values") is not None:
+            model_kwargs["past_key_values"] = self._cache_for(model_kwargs["past_key_values"], self.rule)
+            super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+            return
+        if generation_config.use_cache is False:
+            return
+        caches = {}
+        for role in self._roles(self.rule, None):
+            own: dict[str, Any] = {}
+            self.parts[role]._prepare_cache_for_generation(generation_config, own, *args, **kwargs)
+            caches[role] = own["past_key_values"]
+        model_kwargs["past_key_values"] = KadCache(**caches)
+
+    def get_input_embeddings(self) -> Any:
+        """The base model's input embeddings."""
+        return self.base.get_input_embeddings()
+
+    def get_output_embeddings(self) -> None:
+        """None: log pi is not a linear function of one hidden state."""
+
+
+def run_part(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    cache: Any = None,
+    *,
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    logits_to_keep: int | Tensor = 0,
+) -> Tensor:
+    """One model's logits (batch, kept positions, vocab) on its own device, filling `cache` if there is one."""
+    device = model.device
+    known = inspect.signature(model.forward).parameters
+    options: dict[str, Any] = {"use_cache": cache is not None, "past_key_values": cache, "return_dict": True}
+    if attention_mask is not None:
+        options["attention_mask"] = attention_mask.to(device)
+    if position_ids is not None and "position_ids" in known:
+        options["position_ids"] = position_ids.to(device)
+    if "logits_to_keep" in known:
+        options["logits_to_keep"] = logits_to_keep
+        return model(input_ids.to(device), **options).logits  # type: ignore[no-any-return]
+    logits: Tensor = model(input_ids.to(device), **options).logits
+    if isinstance(logits_to_keep, Tensor):
+        return logits[:, logits_to_keep.to(device)]
+    return logits[:, -logits_to_keep:] if logits_to_keep else logits
+
+
+AutoModelForCausalLM.register(KadConfig, KadForCausalLM, exist_ok=True)

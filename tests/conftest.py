@@ -1,0 +1,88 @@
+"""Tiny random models for every test: float32, CPU, no download."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+import kad
+
+VOCAB = 96
+CHAT_TEMPLATE = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+
+
+def make_model(
+    seed: int, *, hidden: int = 32, layers: int = 2, vocab: int = VOCAB, sharpness: float = 6.0, **config: Any
+):
+    """A random Llama whose distributions are sharp enough that thresholds bite."""
+    torch.manual_seed(seed)
+    settings: dict[str, Any] = {
+        "vocab_size": vocab,
+        "hidden_size": hidden,
+        "intermediate_size": 2 * hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": 2,
+    }
+    model = LlamaForCausalLM(LlamaConfig(**(settings | config))).eval()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(sharpness / model.lm_head.weight.std() / hidden**0.5)
+    return model
+
+
+def make_tokenizer(vocab: int = VOCAB) -> PreTrainedTokenizerFast:
+    """Printable characters as tokens after three special ones."""
+    tokens = ["<s>", "</s>", "<pad>", *(chr(32 + i) for i in range(vocab - 4)), "\n"]
+    tokenizer = Tokenizer(models.WordLevel({t: i for i, t in enumerate(tokens)}, unk_token=" "))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+@pytest.fixture(scope="session")
+def models_() -> dict[str, Any]:
+    """Base, aligned and reference model, random and different."""
+    return {"base": make_model(0, hidden=48, layers=3), "aligned": make_model(1), "reference": make_model(2)}
+
+
+@pytest.fixture
+def model(models_: dict[str, Any]) -> kad.KadForCausalLM:
+    """The composition of the three under the dual rule."""
+    return kad.KadForCausalLM.from_models(**models_, rule="dual:threshold=0.2")
+
+
+@pytest.fixture(scope="session")
+def folders(models_: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The three models as folders with tokenizer and chat template."""
+    root = tmp_path_factory.mktemp("models")
+    for role, part in models_.items():
+        part.save_pretrained(root / role)
+        make_tokenizer().save_pretrained(root / role)
+        part.config._name_or_path = ""  # the fixture's models stay objects without a path
+    return {role: root / role for role in models_}
+
+
+@pytest.fixture
+def prompt() -> Callable[..., torch.Tensor]:
+    """prompt(n, seed=0, batch=1): random ids (batch, n) without special tokens."""
+
+    def make(length: int, seed: int = 0, batch: int = 1) -> torch.Tensor:
+        return torch.randint(3, VOCAB, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+    return make

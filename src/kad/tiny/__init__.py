@@ -1,0 +1,51 @@
+"""The embedded tiny family: four real models and the world of problems they were trained on.
+
+Importing this package is light: torch and Transformers are loaded when a model is asked for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kad.errors import PairError
+from kad.tiny.problems import SYSTEM_PROMPT, Equation, Problem, Split, boxed, is_kept_out, problems
+
+if TYPE_CHECKING:
+    from kad.modeling import KadForCausalLM
+    from kad.rules import Rule
+
+__all__ = [
+    "MODELS", "SYSTEM_PROMPT", "Equation", "Problem", "Split", "boxed", "is_kept_out", "pair", "path", "problems",
+]  # fmt: skip
+
+MODELS = ("big-base", "small-base", "small-aligned", "big-aligned")
+
+
+def path(name: str = "pair") -> Path:
+    """The folder of one of the four models (`MODELS`) or of the pair.
+
+    Raises:
+        PairError: unknown name, or an installation without the weights.
+    """
+    if name not in (*MODELS, "pair"):
+        raise PairError(f"got {name!r} as a tiny model; the family has {', '.join(MODELS)} and pair")
+    folder = Path(__file__).parent / "weights" / name
+    if not (folder / "config.json").exists():
+        raise PairError(f"the tiny model {name!r} is missing from this installation ({folder}); reinstall kad-align")
+    return folder
+
+
+def pair(*, rule: Rule | str | None = None) -> KadForCausalLM:
+    """The composed model of the big base and the small aligned model, with the small base as reference.
+
+    Args:
+        rule: a rule or its text; by default the pair's own, `dual:threshold=0.4`.
+    """
+    import kad
+    from kad.modeling import KadForCausalLM
+
+    model = KadForCausalLM.from_pretrained(path("pair"))
+    if rule is not None:
+        model.rule = kad.parse_rule(rule)
+    return model

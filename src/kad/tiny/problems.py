@@ -1,0 +1,197 @@
+"""The tiny family's world: word problems in arithmetic, three splits made by rule, and the check of an answer.
+
+Everything here is deterministic and light (no torch): the same calls give the same problems on every machine, which
+is what lets training, evaluation, demo and tests share them.
+
+Two rules keep the held-out figures honest:
+
+- a problem's *split* is a hash of its chain of numbers and operations, so no chain of one split occurs in another,
+  whatever the names and phrases around it;
+- about a tenth of all equations (operand pairs per operation) is *kept out* of every training text, again by hash.
+  Development and held-out problems alternate between those without any kept-out equation and those with at least one
+  (`Problem.unseen`), so that "can it add" is told apart from "has it seen this sum".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, get_args
+
+from kad.errors import UsageError
+from kad.tiny.phrases import tell
+
+Split = Literal["train", "development", "held-out"]
+Operator = Literal["+", "-", "×", "÷"]
+
+SYSTEM_PROMPT = "Answer the question by walking through the reasoning step by step."
+"""The papers' system prompt; the aligned models were trained on it among others."""
+
+LARGEST_VALUE = 399
+_SHARE_KEPT_OUT = 10  # one equation in ten
+_SPLIT_OF_BUCKET: tuple[Split, ...] = ("train",) * 16 + ("development",) * 2 + ("held-out",) * 2
+
+
+def _bucket(text: str, buckets: int) -> int:
+    """A stable hash of `text` in 0 .. buckets - 1 (Python's own hash changes from run to run)."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % buckets
+
+
+@lru_cache(maxsize=1 << 17)
+def is_kept_out(left: int, operator: str, right: int) -> bool:
+    """Whether `left operator right` is kept out of every training text.
+
+    The pair is unordered for + and ×. The one-digit tables (both operands below 10; for ÷, divisor and quotient below
+    10) are never kept out: they are what longer sums are made of and cannot be inferred from anything else.
+    """
+    if operator == "÷":
+        table = right < 10 and left // right < 10
+    else:
+        table = left < 10 and right < 10
+    if table:
+        return False
+    low, high = sorted((left, right)) if operator in "+×" else (left, right)
+    return _bucket(f"{low} {operator} {high}", _SHARE_KEPT_OUT) == 0
+
+
+@dataclass(frozen=True)
+class Equation:
+    """One step of a working: `left operator right = result`, all whole numbers."""
+
+    left: int
+    operator: Operator
+    right: int
+
+    @property
+    def result(self) -> int:
+        if self.operator == "+":
+            return self.left + self.right
+        if self.operator == "-":
+            return self.left - self.right
+        return self.left * self.right if self.operator == "×" else self.left // self.right
+
+    @property
+    def kept_out(self) -> bool:
+        return is_kept_out(self.left, self.operator, self.right)
+
+    def __str__(self) -> str:
+        return f"{self.left} {self.operator} {self.right} = {self.result}"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A word problem with its worked solution."""
+
+    question: str
+    equations: tuple[Equation, ...]
+
+    @property
+    def answer(self) -> int:
+        return self.equations[-1].result
+
+    @property
+    def chain(self) -> str:
+        """The numbers and operations alone, e.g. `24 + 13 - 5`: what the split is a hash of."""
+        return chain(self.equations)
+
+    @property
+    def split(self) -> Split:
+        return split_of(self.equations)
+
+    @property
+    def unseen(self) -> bool:
+        """Whether at least one of its equations is kept out of every training text."""
+        return any(equation.kept_out for equation in self.equations)
+
+    def messages(self, system: str | None = SYSTEM_PROMPT) -> list[dict[str, str]]:
+        """The problem as a chat, ready for `tokenizer.apply_chat_template`."""
+        head = [] if system is None else [{"role": "system", "content": system}]
+        return [*head, {"role": "user", "content": self.question}]
+
+    def is_correct(self, text: str) -> bool:
+        """Exact match of the last `\\boxed{}` in `text` with the answer."""
+        return boxed(text) == str(self.answer)
+
+
+def boxed(text: str) -> str | None:
+    """The content of the last `\\boxed{...}` in `text`, or None."""
+    found = re.findall(r"\\boxed\{([^{}]*)\}", text)
+    return found[-1].strip() if found else None
+
+
+def chain(equations: tuple[Equation, ...]) -> str:
+    return " ".join([str(equations[0].left), *(f"{e.operator} {e.right}" for e in equations)])
+
+
+def split_of(equations: tuple[Equation, ...]) -> Split:
+    return _SPLIT_OF_BUCKET[_bucket(chain(equations), len(_SPLIT_OF_BUCKET))]
+
+
+def problems(split: Split, n: int, *, seed: int = 0) -> list[Problem]:
+    """The first `n` problems of a split; `problems(split, m)` is a prefix of it for every m < n.
+
+    Development and held-out alternate: even positions have no kept-out equation, odd positions at least one. The
+    training split has none at all.
+
+    Raises:
+        UsageError: unknown split or negative `n`.
+    """
+    if n < 0:
+        raise UsageError(f"got n={n} problems; ask for 0 or more")
+    stream = stream_problems(split, random.Random(f"kad-tiny-{split}-{seed}"))
+    return [next(stream) for _ in range(n)]
+
+
+def stream_problems(split: Split, rng: random.Random) -> Iterator[Problem]:
+    """Endless problems of one split, drawn with `rng`; no chain occurs twice outside the training split."""
+    if split not in get_args(Split):
+        raise UsageError(f"got split {split!r}; it is one of {', '.join(get_args(Split))}")
+    drawn: set[str] = set()
+    while True:
+        want_unseen = split != "train" and len(drawn) % 2 == 1
+        equations = draw_equations(rng)
+        if any(e.kept_out for e in equations) != want_unseen or split_of(equations) != split:
+            continue
+        if split != "train":
+            if chain(equations) in drawn:
+                continue
+            drawn.add(chain(equations))
+        yield Problem(tell([(e.left, e.operator, e.right) for e in equations], rng), equations)
+
+
+def draw_equations(rng: random.Random) -> tuple[Equation, ...]:
+    """One to four equations, each starting from the result of the one before."""
+    steps = rng.choices((1, 2, 3, 4), weights=(20, 35, 30, 15))[0]
+    value = draw_start(rng)
+    equations: list[Equation] = []
+    while len(equations) < steps:
+        equation = draw_step(value, rng)
+        equations.append(equation)
+        value = equation.result
+    return tuple(equations)
+
+
+def draw_start(rng: random.Random) -> int:
+    low, high = rng.choices(((2, 40), (2, 99), (100, 250)), weights=(50, 42, 8))[0]
+    return rng.randint(low, high)
+
+
+def draw_step(value: int, rng: random.Random) -> Equation:
+    """One operation on `value` that stays within 1 .. LARGEST_VALUE."""
+    while True:
+        operator: Operator = rng.choices(("+", "-", "×", "÷"), weights=(36, 36, 14, 14))[0]  # type: ignore[assignment]
+        equation = Equation(value, operator, _draw_operand(operator, rng))
+        exact = operator != "÷" or (value % equation.right == 0 and value <= 250)
+        if exact and 1 <= equation.result <= (250 if operator == "×" else LARGEST_VALUE):
+            return equation
+
+
+def _draw_operand(operator: Operator, rng: random.Random) -> int:
+    if operator in "×÷":
+        return rng.randint(2, 5)
+    low, high = rng.choices(((2, 30), (2, 99), (100, 200)), weights=(60, 35, 5))[0]
+    return rng.randint(low, high)

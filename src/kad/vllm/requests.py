@@ -1,0 +1,73 @@
+"""The rule of one request: `SamplingParams(extra_args={"rule": "dual:threshold=0.6"})`, or `vllm_xargs` over HTTP."""
+
+from __future__ import annotations
+
+from functools import lru_cache, wraps
+from typing import Any
+
+from kad.errors import RuleError
+from kad.rules import Rule, parse_rule
+
+RULE_ARGUMENT = "rule"
+
+
+def rule_of(params: Any) -> Rule | None:
+    """The rule that a request's SamplingParams ask for, or None if it goes by the pair's own.
+
+    Raises:
+        RuleError: an unknown rule or a parameter out of its range.
+    """
+    wanted = (getattr(params, "extra_args", None) or {}).get(RULE_ARGUMENT)
+    if wanted is None:
+        return None
+    if isinstance(wanted, str):
+        return _parse(wanted)
+    if isinstance(wanted, dict):
+        return parse_rule(wanted)
+    raise RuleError(
+        f"The request's {RULE_ARGUMENT!r} must be a string such as 'dual:threshold=0.4' or an object with a 'rule' "
+        f"and its parameters, but is {wanted!r}."
+    )
+
+
+def check_request(params: Any, has_reference: bool) -> None:
+    """Refuse a request whose rule cannot be carried out by this pair.
+
+    Raises:
+        RuleError: as `rule_of`, and a rule that needs a reference model where the pair has none.
+    """
+    rule = rule_of(params)
+    if rule is not None and rule.needs_reference and not has_reference:
+        raise RuleError(
+            f"The request's rule {rule} needs a reference model, but this pair has none. Ask for another rule, or "
+            "serve a pair with a reference."
+        )
+
+
+def check_at_the_door() -> None:
+    """Have vLLM check the rule of each request where it checks its other parameters: before the engine sees it."""
+    from vllm.exceptions import VLLMValidationError
+    from vllm.sampling_params import SamplingParams
+
+    from kad.vllm.config import PairView
+
+    verify = SamplingParams.verify
+    if getattr(verify, "knows_rules", False):
+        return
+
+    @wraps(verify)
+    def verify_with_rule(self: SamplingParams, model_config: Any, *args: Any, **kwargs: Any) -> None:
+        verify(self, model_config, *args, **kwargs)
+        view = model_config.hf_config
+        if isinstance(view, PairView):
+            try:
+                check_request(self, view.reference is not None)
+            except RuleError as error:
+                raise VLLMValidationError(str(error), parameter=RULE_ARGUMENT) from error
+
+    verify_with_rule.knows_rules = True  # type: ignore[attr-defined]
+    SamplingParams.verify = verify_with_rule
+
+
+# Requests repeat the same few rules at every step.
+_parse = lru_cache(maxsize=4096)(parse_rule)

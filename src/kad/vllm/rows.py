@@ -1,0 +1,68 @@
+"""Which rule composes which row of a step: decided by the request, carried with the hidden states.
+
+vLLM hands `compute_logits` rows picked out of the step's hidden states: the last token of each request, all drafted
+positions under speculation, prompt positions when prompt log-probabilities are asked for. So the number of its rule
+travels with every token, as two extra columns of the hidden states, and no picking can separate a row from its rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from kad.rules import Rule
+
+# A column holds a whole number below 256, which every float type down to bfloat16 represents exactly.
+_BASE = 256
+RULE_COLUMNS = 2
+
+
+class StepRules:
+    """The rules of the current step, and the columns that say which token goes by which.
+
+    Args:
+        default: the pair's own rule, for requests that name none and for dummy runs.
+        max_tokens: the most tokens a step can have.
+        dtype: the dtype of the hidden states.
+        device: their device.
+    """
+
+    def __init__(self, default: Rule, max_tokens: int, dtype: torch.dtype, device: torch.device | str) -> None:
+        self.default = default
+        self._rules: list[Rule] = [default]
+        # One buffer for the life of the engine: captured graphs read it at a fixed address.
+        self._columns = torch.zeros(max_tokens, RULE_COLUMNS, dtype=dtype, device=device)
+
+    def assign(self, rules: Sequence[Rule], token_counts: Sequence[int]) -> None:
+        """Set the rule of each request of the coming step.
+
+        Args:
+            rules: one rule per request, in the order of the batch.
+            token_counts: how many tokens of each request the step holds.
+        """
+        numbers: dict[Rule, int] = {}
+        per_request = torch.tensor([numbers.setdefault(rule, len(numbers)) for rule in rules])
+        self._rules = list(numbers)
+        if len(numbers) > 1:
+            per_token = per_request.repeat_interleave(torch.tensor(token_counts))
+            digits = torch.stack((per_token // _BASE, per_token % _BASE), dim=-1)
+            self._columns[: len(per_token)].copy_(digits.to(self._columns.dtype), non_blocking=True)
+
+    def columns(self, count: int) -> Tensor:
+        """(count, 2), the columns to put beside the hidden states of the step's first `count` tokens."""
+        return self._columns[:count]
+
+    def groups(self, columns: Tensor) -> Iterator[tuple[Rule, Tensor | slice]]:
+        """The rules at work among these rows, each with the rows that go by it.
+
+        Args:
+            columns: (rows, 2), as cut off the hidden states again; anything if the whole step goes by one rule.
+        """
+        if len(self._rules) == 1:
+            yield self._rules[0], slice(None)
+            return
+        numbers = (columns[:, 0].long() * _BASE + columns[:, 1].long()).clamp(0, len(self._rules) - 1)
+        for number in sorted(set(numbers.tolist())):
+            yield self._rules[number], (numbers == number).nonzero().squeeze(-1)

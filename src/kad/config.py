@@ -74,7 +74,9 @@ class KadConfig(PreTrainedConfig):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
         """As in Transformers; also takes the embedded pair's name, "tiny"."""
-        return super().from_pretrained(resolve_pair(pretrained_model_name_or_path), **kwargs)
+        place = resolve_pair(pretrained_model_name_or_path)
+        # AutoConfig passes the name along, this class's own from_pretrained would not; relative paths need it.
+        return super().from_pretrained(place, **{"name_or_path": place, **kwargs})
 
     @property
     def folder(self) -> Path | None:

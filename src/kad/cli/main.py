@@ -1,0 +1,222 @@
+"""`kad`: lists the commands, imports the one that is called, and turns errors into exit codes, here and nowhere else.
+
+A command is a module `kad/cli/<name>.py` with a function `command(...)` annotated for Typer. Two module constants are
+optional: `EXAMPLES`, command lines that `--help` shows at its end, and `CONTEXT_SETTINGS` for Typer. Adding a command
+is one such file and one line in `COMMANDS`.
+
+Exit codes: 0 done; 2 wrong input, with one or two lines on standard error; 130 interrupted; 141 the reader of our
+output went away.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib import import_module
+from types import ModuleType
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+from typer.core import TyperCommand, TyperGroup
+
+from kad import __version__
+from kad.errors import KadError, UsageError
+
+_USE, _PAIRS, _MEASURE, _LOOK = "Generate", "Pairs and rules", "Measure", "Look inside"
+
+# Command -> (panel, help line). Static, so that `kad --help` imports no command.
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "generate": (_USE, "Generate text from a prompt with the composed model."),
+    "chat": (_USE, "Talk with the composed model."),
+    "serve": (_USE, "Serve a pair with vLLM over the OpenAI API."),
+    "demo": (_USE, "See alignment at work on the embedded tiny pair."),
+    "pack": (_PAIRS, "Write a pair folder: which models, which rule."),
+    "info": (_PAIRS, "Show a pair: models, sizes, vocabulary match, memory."),
+    "rules": (_PAIRS, "List the rules and their parameters."),
+    "eval": (_MEASURE, "Evaluate methods on tasks, with resumable runs."),
+    "sweep": (_MEASURE, "Evaluate a rule over values of a parameter."),
+    "tune": (_MEASURE, "Choose a rule's parameter on development data."),
+    "reproduce": (_MEASURE, "Rerun the published experiments."),
+    "report": (_MEASURE, "Make one HTML page from runs and traces."),
+    "trace": (_LOOK, "Record what the rule did at every position."),
+    "figures": (_LOOK, "Draw the paper's figures from a trace."),
+    "analyze": (_LOOK, "Measure how close the rules come to the exact knapsack."),
+}
+
+# Command line arguments that are not ours go on to vLLM.
+_PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
+_CONTEXT_SETTINGS: Mapping[str, dict[str, Any]] = {"serve": _PASS_THROUGH}
+
+INTERRUPTED = 130  # 128 + SIGINT
+PIPE_CLOSED = 141  # 128 + SIGPIPE
+WRONG_INPUT = 2
+
+# Typer has carried its own copy of Click since 0.26; both are found through what Typer exports.
+_ClickError: type[Exception] = next(
+    cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException" and issubclass(cls, Exception)
+)
+
+_EXAMPLES = (
+    "kad demo",
+    'kad generate "What is 23 + 19?" --color',
+    "kad generate --base Qwen/Qwen3-14B-Base --aligned Qwen/Qwen3-1.7B 'Why is the sky blue?'",
+    "kad rules",
+)
+
+
+class KadCommand(TyperCommand):
+    """A command whose help page ends with examples."""
+
+    examples: tuple[str, ...] = ()
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        super().format_help(ctx, formatter)
+        _print_examples(self.examples)
+
+
+class KadGroup(TyperGroup):
+    """The group of all commands: stubs for the help page, the real one when it is called, errors as exit codes."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name = args[0]
+        if name in COMMANDS:
+            return name, load_command(name), args[1:]
+        if ctx.resilient_parsing:
+            return None, None, args[1:]
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else f" Choose from: {', '.join(COMMANDS)}."
+        raise UsageError(f"Unknown command {name!r}.{hint}")
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        super().format_help(ctx, formatter)
+        _print_examples(_EXAMPLES)
+
+    def main(self, args: Any = None, prog_name: str | None = None, **options: Any) -> Any:
+        standalone = options.pop("standalone_mode", True)
+        run = partial(super().main, args, prog_name or "kad", standalone_mode=False, **options)
+        if not standalone:
+            return run()
+        sys.exit(exit_code(run))
+
+
+def exit_code(run: Callable[[], Any]) -> int:
+    """Call `run`; its errors become a message on standard error and an exit code."""
+    try:
+        code = run()
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except KadError as error:
+        return _wrong_input(str(error))
+    except _ClickError as error:
+        return _wrong_input(getattr(error, "format_message", error.__str__)(), getattr(error, "ctx", None))
+    except (KeyboardInterrupt, typer.Abort):
+        sys.stderr.write("\n")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Python flushes standard output once more at exit; that must not complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+
+
+def _wrong_input(message: str, context: Any = None) -> int:
+    typer.secho("error: ", err=True, nl=False, fg=typer.colors.RED, bold=True)
+    typer.echo(message, err=True)
+    if context is not None:
+        typer.echo(f"See: {context.command_path} --help", err=True)
+    return WRONG_INPUT
+
+
+def load_command(name: str) -> Any:
+    """Import the module of a command and make its Click command.
+
+    Raises:
+        UsageError: this installation has no such module.
+    """
+    module = _import_command(name)
+    single = typer.Typer(add_completion=False, rich_markup_mode="rich")
+    single.command(
+        name,
+        cls=KadCommand,
+        help=module.command.__doc__ or COMMANDS[name][1],
+        context_settings={
+            "help_option_names": ["-h", "--help"],
+            **_CONTEXT_SETTINGS.get(name, {}),
+            **getattr(module, "CONTEXT_SETTINGS", {}),
+        },
+    )(module.command)
+    command: Any = typer.main.get_command(single)
+    command.examples = getattr(module, "EXAMPLES", ())
+    return command
+
+
+def _import_command(name: str) -> ModuleType:
+    try:
+        return import_module(f"kad.cli.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"kad.cli.{name}":
+            raise
+        raise UsageError(f"kad {name} is not part of this installation (kad-align {__version__}).") from None
+
+
+def _print_examples(examples: tuple[str, ...]) -> None:
+    """One line each, never broken, so that it can be copied."""
+    if not examples:
+        return
+    console = Console(highlight=False)
+    console.print(Text(" Examples", style="bold"))
+    for example in examples:
+        console.print(Text(f"   {example}", style="cyan"), soft_wrap=True)
+    console.print()
+
+
+def _stub() -> None:
+    """Stands for a command on the help page; `KadGroup.resolve_command` puts the real one in its place."""
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"kad-align {__version__}")
+        raise typer.Exit
+
+
+app = typer.Typer(
+    cls=KadGroup,
+    invoke_without_command=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def _main(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    """Align a big language model at test time with a small aligned one, exactly.
+
+    A big base model p and a small aligned model q* are composed token by token under a rule. The composition is a
+    language model of its own: generate with it, chat with it, evaluate it, serve it.
+    """
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+for _name, (_panel, _summary) in COMMANDS.items():
+    app.command(_name, help=_summary, rich_help_panel=_panel)(_stub)
+
+
+def main() -> None:
+    """The console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

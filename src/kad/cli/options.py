@@ -1,0 +1,286 @@
+"""What the commands share: options, loading models from them, one JSON object, messages.
+
+Light to import: torch and Transformers come in only when something is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from kad.errors import KadError, PairError, UsageError
+
+if TYPE_CHECKING:
+    from kad.modeling import KadForCausalLM
+
+_MODELS = "Models"
+
+Pair = Annotated[
+    str | None,
+    typer.Option(
+        "--pair",
+        metavar="PAIR",
+        help="A pair: a folder written by kad pack, a hub id, or tiny, the embedded one.",
+        show_default="tiny",
+        rich_help_panel=_MODELS,
+    ),
+]
+Base = Annotated[
+    str | None,
+    typer.Option(
+        "--base",
+        metavar="MODEL",
+        help="The big base model: a folder, a hub id (organisation/name or organisation/name@revision) or tiny:NAME.",
+        rich_help_panel=_MODELS,
+    ),
+]
+Aligned = Annotated[
+    str | None,
+    typer.Option("--aligned", metavar="MODEL", help="The small aligned model.", rich_help_panel=_MODELS),
+]
+Reference = Annotated[
+    str | None,
+    typer.Option(
+        "--reference",
+        metavar="MODEL",
+        help="The small model from which the aligned one was made; product rules need it.",
+        rich_help_panel=_MODELS,
+    ),
+]
+RuleOption = Annotated[
+    str | None,
+    typer.Option(
+        "--rule",
+        metavar="RULE",
+        help="The rule, like dual:threshold=0.4; kad rules lists them.",
+        show_default="the pair's",
+        rich_help_panel=_MODELS,
+    ),
+]
+DeferralTemperature = Annotated[
+    float | None,
+    typer.Option(
+        "--deferral-temperature",
+        metavar="T",
+        help="Divide the models' logits by T before composing.",
+        show_default="the pair's",
+        rich_help_panel=_MODELS,
+    ),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        metavar="DTYPE",
+        help="Weights as float32, bfloat16, float16, or auto (as stored).",
+        show_default="the pair's",
+        rich_help_panel=_MODELS,
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="DEVICE",
+        help="cpu, cuda, cuda:1, mps; or auto, which spreads the models over all devices (needs accelerate).",
+        show_default="the pair's, else the first accelerator, else cpu",
+        rich_help_panel=_MODELS,
+    ),
+]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", help="Run code that comes with the models.", rich_help_panel=_MODELS),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, and nothing else there.")]
+Seed = Annotated[
+    int | None,
+    typer.Option("--seed", metavar="N", min=0, help="Seed of the random numbers.", show_default="random"),
+]
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+_SHARDING = ("auto", "balanced", "balanced_low_0", "sequential")
+
+
+def load_model(
+    pair: str | None = None,
+    base: str | None = None,
+    aligned: str | None = None,
+    reference: str | None = None,
+    rule: str | None = None,
+    *,
+    dtype: str | None = None,
+    device: str | None = None,
+    deferral_temperature: float | None = None,
+    trust_remote_code: bool = False,
+) -> KadForCausalLM:
+    """The composed model that the options name: a pair, or models; the embedded pair when they name nothing.
+
+    Raises:
+        UsageError: options that contradict each other, an unknown dtype or device. Else as
+        `KadForCausalLM.from_pretrained` and `from_models`.
+    """
+    check_sources(pair, base, aligned, reference)
+    _check_composition(rule, deferral_temperature)
+    options = _loading_options(dtype, device, trust_remote_code)
+    quiet_transformers()
+    from kad.modeling import KadForCausalLM
+
+    if base is not None and aligned is not None:
+        composition: dict[str, Any] = {"rule": rule, "deferral_temperature": deferral_temperature}
+        given = {key: value for key, value in composition.items() if value is not None}
+        model = KadForCausalLM.from_models(base, aligned, reference=reference, **given, **options)
+    else:
+        model = KadForCausalLM.from_pretrained(
+            pair or "tiny", rule=rule, deferral_temperature=deferral_temperature, **options
+        )
+    _place(model, device)
+    return model
+
+
+def load_tokenizer(model: KadForCausalLM) -> Any:
+    """The tokenizer of a composed model: the pair's, else the aligned model's.
+
+    Raises:
+        PairError: neither has one.
+    """
+    from kad.loading import load_tokenizer as load
+    from kad.references import ModelReference
+
+    folder = model.config.folder
+    if folder is not None and (folder / "tokenizer_config.json").is_file():
+        return load(ModelReference(str(folder)))
+    try:
+        return load(model.config.model_references()["aligned"])
+    except PairError:
+        if folder is None and model.config.name_or_path:
+            return load(ModelReference(model.config.name_or_path))
+        raise
+
+
+def check_sources(pair: str | None, base: str | None, aligned: str | None, reference: str | None) -> None:
+    """Either a pair, or base and aligned model.
+
+    Raises:
+        UsageError: both, or one of the two models without the other.
+    """
+    given = {"--base": base, "--aligned": aligned, "--reference": reference}
+    named = [option for option, value in given.items() if value is not None]
+    if pair is not None and named:
+        raise UsageError(f"Give --pair or {' '.join(named)}, not both.")
+    if named and (base is None or aligned is None):
+        missing = "--base" if base is None else "--aligned"
+        raise UsageError(f"{' '.join(named)} needs {missing} beside it: a composition has a base and an aligned model.")
+
+
+def quiet_transformers() -> None:
+    """Silence Transformers' bars and remarks; errors still come as exceptions."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def seed_everything(seed: int | None) -> None:
+    """Seed torch's generators where a seed is given."""
+    if seed is not None:
+        import torch
+
+        torch.manual_seed(seed)
+
+
+def stdout() -> Console:
+    """For results. Colours only on a terminal, and never with NO_COLOR."""
+    return Console(highlight=False)
+
+
+def stderr() -> Console:
+    """For progress and messages."""
+    return Console(stderr=True, highlight=False)
+
+
+def message(text: str) -> None:
+    """One line on standard error."""
+    typer.echo(text, err=True)
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """The one JSON object of a command: UTF-8, numbers that are not finite as null."""
+    sys.stdout.write(json.dumps(_finite(value), ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+    sys.stdout.flush()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _check_composition(rule: str | None, deferral_temperature: float | None) -> None:
+    """Bad values are refused before models are loaded for them."""
+    if deferral_temperature is not None and not 0.0 < deferral_temperature < math.inf:
+        raise UsageError(f"--deferral-temperature must be a positive number, but is {deferral_temperature}.")
+    if rule is not None:
+        from kad.rules import parse_rule
+
+        parse_rule(rule)
+
+
+def _loading_options(dtype: str | None, device: str | None, trust_remote_code: bool) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    if dtype is not None:
+        if dtype not in DTYPES:
+            raise UsageError(f"Unknown --dtype {dtype!r}. Choose from: {', '.join(DTYPES)}.")
+        options["dtype"] = dtype
+    if device is not None:
+        _check_device(device)
+        options["device_map"] = device if device in _SHARDING else None
+    if trust_remote_code:
+        options["trust_remote_code"] = True
+    return options
+
+
+def _check_device(device: str) -> None:
+    if device in _SHARDING:
+        return
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(f"Device {device!r} cannot be used here: {reason}") from error
+
+
+def _place(model: KadForCausalLM, device: str | None) -> None:
+    """Move the models to the device asked for; without one, to the first accelerator, unless the pair places them."""
+    if device in _SHARDING:
+        return
+    target: Any = device
+    if device is None:
+        import torch
+
+        placed = any(
+            key in reference.kwargs
+            for reference in model.config.model_references().values()
+            for key in ("device_map", "quantization_config")
+        )
+        if placed or not torch.accelerator.is_available():
+            return
+        target = torch.accelerator.current_accelerator(check_available=True)
+    try:
+        model.to(target)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise KadError(f"The models cannot be moved to {target}: {reason}. Try --device cpu or auto.") from error

@@ -72,11 +72,13 @@ class LinearProgram(CascadeRule):
     def keep(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         if self.budget >= 1.0:
             return torch.zeros_like(log_p)
-        base = Distribution.from_logits(log_p, "log_p")
+        # In float64: single precision sums a large vocabulary's tail only to some 1e-6.
+        base = Distribution.from_logits(log_p.double(), "log_p")
         p, critical = base.log_probs().exp(), critical_logit(base, self.budget).unsqueeze(-1)
         above, tied = base.logits > critical, base.logits == critical
         missing = 1.0 - self.budget - (p * above).sum(dim=-1, keepdim=True)
-        fraction = (missing / (p * tied).sum(dim=-1, keepdim=True)).clamp(0.0, 1.0)
+        # Where rounding leaves even the whole row short, the critical item has probability zero: 0 / 0 keeps it.
+        fraction = (missing / (p * tied).sum(dim=-1, keepdim=True)).nan_to_num(1.0).clamp(0.0, 1.0)
         return (above + fraction * tied).to(log_p.dtype)
 
 

@@ -1,0 +1,193 @@
+"""Deferral as a 0-1 knapsack: solutions, bounds and certificates, for analysis and as the truth in tests.
+
+The items are the tokens. Deferring token v sheds the expected loss `c_v = -p_v log p_v` (its value, in nats) and spends
+the mass `w_v = p_v` (its weight) of a budget b:
+
+    max_d  sum_v d_v c_v   s.t.  sum_v d_v w_v <= b,   d in {0,1}^V
+
+The density of an item is `c/w = -log p`, so filling greedily by falling density is filling by rising p, and every
+solution below is a statement about the tail of p. Everything is computed in float64. Source: Hammal et al., "Kad",
+EACL 2026; the bounds are Dantzig's (1957) and Everett's (1963).
+
+Shapes: `log_p` is `(..., V)`, log-probabilities that sum to one (`-inf` allowed); deferrals are `(..., V)` in [0, 1];
+values, weights and bounds are `(...)`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from kad.errors import UsageError
+from kad.knapsack_exact import Cover, solve_cover
+from kad.rules.base import CascadeRule
+from kad.rules.threshold import probability
+
+TOLERANCE = 1e-6
+"""Nats within which `exact` proves its optimum by default. Weights are never rounded: the search is on floats."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A deferral of each position, what it is worth, and what no deferral of that budget can exceed."""
+
+    deferred: Tensor
+    value: Tensor
+    weight: Tensor
+    bound: Tensor
+
+    @property
+    def gap(self) -> Tensor:
+        """Certified optimality gap `bound - value >= 0` in nats, `(...)`: the optimum is at most this far away."""
+        return (self.bound - self.value).clamp(min=0)
+
+
+@dataclass(frozen=True)
+class CriticalItem:
+    """Where the budget runs out: the lightest tokens, those of weight `weight`, that no longer all fit.
+
+    `tail` is the mass of all lighter tokens (what greedy defers), `group` the mass of the tokens of exactly that
+    weight, `fraction` the share of that group that would still fit. Without such tokens (b >= 1) weight is inf.
+    """
+
+    weight: Tensor
+    tail: Tensor
+    group: Tensor
+    fraction: Tensor
+
+
+def item_values(log_p: Tensor) -> Tensor:
+    """`c = -p log p` in nats, `(..., V)`; zero where p is zero."""
+    values: Tensor = torch.special.entr(_weights(log_p))
+    return values
+
+
+def value(log_p: Tensor, deferred: Tensor) -> Tensor:
+    """Expected loss shed by a deferral, `sum_v d_v c_v`, `(...)` nats."""
+    return (deferred * item_values(log_p)).sum(-1)
+
+
+def weight(log_p: Tensor, deferred: Tensor) -> Tensor:
+    """Mass spent by a deferral, `sum_v d_v p_v`, `(...)`: the alpha of the cascade."""
+    return (deferred * _weights(log_p)).sum(-1)
+
+
+def critical_item(log_p: Tensor, budget: float) -> CriticalItem:
+    """The critical item of each position at `budget`. Tokens of equal p are one group: no sort order is visible."""
+    weights = _weights(log_p)
+    ascending = weights.sort(-1).values
+    filled = ascending.cumsum(-1)
+    over = filled > budget if budget < 1 else torch.zeros_like(filled, dtype=torch.bool)
+    first = over.to(torch.int8).argmax(-1, keepdim=True)
+    tau = torch.where(over.any(-1), ascending.gather(-1, first).squeeze(-1), torch.inf)
+    tail = torch.where(weights < tau[..., None], weights, 0.0).sum(-1)
+    group = torch.where(weights == tau[..., None], weights, 0.0).sum(-1)
+    fraction = torch.where(group > 0, (budget - tail) / group, 0.0).clamp(0, 1)
+    return CriticalItem(tau, tail, group, fraction)
+
+
+def greedy(log_p: Tensor, budget: float) -> Solution:
+    """The primal approximation: defer the lightest tokens up to the critical item. Always feasible.
+
+    Going on past the critical item would add nothing: later items are heavier still. Tied critical tokens are all kept.
+    """
+    tau = critical_item(log_p, budget).weight
+    deferred = (_weights(log_p) < tau[..., None]).double()
+    return _certified(log_p, deferred, budget)
+
+
+def linear(log_p: Tensor, budget: float) -> Solution:
+    """The LP optimum: greedy, plus the fraction of the critical item that fits, shared equally among tied tokens.
+
+    It spends `min(b, 1)` exactly, and its value is the Dantzig bound, so its gap is zero.
+    """
+    deferred = _linear_deferral(log_p, critical_item(log_p, budget))
+    optimum = value(log_p, deferred)
+    return Solution(deferred, optimum, weight(log_p, deferred), optimum)
+
+
+def thresholded(log_p: Tensor, threshold: float, budget: float) -> Solution:
+    """The dual approximation: defer v iff `p_v < threshold`, certified against the optimum at `budget`.
+
+    It answers to no budget: its weight may exceed `budget`, and then its value may exceed the bound too (gap 0).
+    For the mass it does spend it is optimal [Everett 1963]: `lagrangian_bound` at its own weight equals its value.
+    """
+    return _certified(log_p, (_weights(log_p) < threshold).double(), budget)
+
+
+def exact(log_p: Tensor, budget: float, *, tolerance: float = TOLERANCE, max_states: int = 256) -> Solution:
+    """The 0-1 optimum, proven to within `tolerance` nats, or as far as `max_states` partial solutions go.
+
+    Whatever the limits, the result is feasible and `bound` is a proof: `gap` says how much is left unproven. Rows are
+    solved one by one, in some 10 ms where p is sharp and seconds where it is flat: for analysis, not for decoding.
+    """
+    if not tolerance >= 0:
+        raise UsageError(f"tolerance must be >= 0 nats, got {tolerance}: use 1e-9 for a tighter proof")
+    weights = _weights(log_p)
+    flat = weights.reshape(-1, weights.shape[-1]).cpu()
+    covers = [_row_cover(row, budget, tolerance, max_states) for row in flat]
+    kept = torch.stack([cover.kept for cover in covers])
+    proven = torch.stack([cover.bound for cover in covers])
+    deferred = (1.0 - kept.double()).reshape(weights.shape).to(weights.device)
+    total = item_values(log_p).sum(-1)
+    bound = total - proven.reshape(total.shape).to(weights.device)
+    return Solution(deferred, value(log_p, deferred), weight(log_p, deferred), bound)
+
+
+@dataclass(frozen=True)
+class Exact(CascadeRule):
+    """The exact 0-1 optimum as a cascade. For analysis, and not in the registry: far too slow to decode with.
+
+    Its deferral is no threshold: it may keep a light token and defer a heavier one, whatever fills the budget best.
+    """
+
+    name: ClassVar[str] = "exact"
+    summary: ClassVar[str] = "for analysis: the exact optimum of the knapsack"
+    source: ClassVar[str] = "the 0-1 knapsack of Kad (EACL 2026)"
+    budget: float = probability(0.9)
+
+    def keep(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        return (1.0 - exact(log_p, self.budget).deferred).to(log_p.dtype)
+
+
+def dantzig_bound(log_p: Tensor, budget: float) -> Tensor:
+    """Upper bound on the 0-1 optimum, `(...)` nats: the LP optimum, which values here being real needs no rounding."""
+    return linear(log_p, budget).value
+
+
+def lagrangian_bound(log_p: Tensor, threshold: float, budget: float) -> Tensor:
+    """Upper bound `mu b + sum_v max(0, c_v - mu w_v)` at multiplier `mu = -log threshold`, `(...)` nats.
+
+    Least over the thresholds at the critical item's p, where it equals the Dantzig bound; maximised by exactly the
+    deferral of `thresholded`, whence the dual rule.
+    """
+    if not 0 < threshold <= 1:
+        raise UsageError(f"threshold must lie in (0, 1] for a multiplier -log(threshold) >= 0, got {threshold}")
+    mu = -torch.tensor(threshold, dtype=torch.float64).log()
+    relaxed = (item_values(log_p) - mu * _weights(log_p)).clamp(min=0).sum(-1)
+    return relaxed + mu * budget
+
+
+def _weights(log_p: Tensor) -> Tensor:
+    return log_p.double().exp()
+
+
+def _linear_deferral(log_p: Tensor, critical: CriticalItem) -> Tensor:
+    weights = _weights(log_p)
+    tau = critical.weight[..., None]
+    at_tau = torch.where(weights == tau, critical.fraction[..., None], 0.0)
+    return torch.where(weights < tau, 1.0, at_tau)
+
+
+def _certified(log_p: Tensor, deferred: Tensor, budget: float) -> Solution:
+    bound = dantzig_bound(log_p, budget)
+    return Solution(deferred, value(log_p, deferred), weight(log_p, deferred), bound)
+
+
+def _row_cover(weights: Tensor, budget: float, tolerance: float, max_states: int) -> Cover:
+    """Keeping is the complement: keep at least the mass `total - b` at the least loss."""
+    need = float(weights.sum()) - budget if budget < 1 else 0.0
+    return solve_cover(weights, need, tolerance, max_states)

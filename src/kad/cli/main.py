@@ -96,9 +96,11 @@ class KadGroup(TyperGroup):
         super().format_help(ctx, formatter)
         _print_examples(_EXAMPLES)
 
-    def main(self, args: Any = None, prog_name: str | None = None, **options: Any) -> Any:
-        standalone = options.pop("standalone_mode", True)
-        run = partial(super().main, args, prog_name or "kad", standalone_mode=False, **options)
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        standalone = kwargs.pop("standalone_mode", True)
+        if len(args) < 2:
+            kwargs["prog_name"] = kwargs.get("prog_name") or "kad"
+        run = partial(super().main, *args, standalone_mode=False, **kwargs)
         if not standalone:
             return run()
         sys.exit(exit_code(run))

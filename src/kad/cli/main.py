@@ -100,7 +100,8 @@ class KadGroup(TyperGroup):
         standalone = kwargs.pop("standalone_mode", True)
         if len(args) < 2:
             kwargs["prog_name"] = kwargs.get("prog_name") or "kad"
-        run = partial(super().main, *args, standalone_mode=False, **kwargs)
+        kwargs["standalone_mode"] = False
+        run = partial(super().main, *args, **kwargs)
         if not standalone:
             return run()
         sys.exit(exit_code(run))

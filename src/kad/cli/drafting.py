@@ -1,0 +1,78 @@
+"""Whether the aligned model drafts (speculative decoding): the option, and the choice where there is none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kad.errors import UsageError
+
+if TYPE_CHECKING:
+    from kad.modeling import KadForCausalLM
+
+MAX_DRAFT_TOKENS = 64
+# Drafting costs about this share of a base step per token; above it, even a good draft hardly pays.
+PAYS_BELOW = 0.5
+
+DraftTokens = Annotated[
+    str | None,
+    typer.Option(
+        "--draft-tokens",
+        metavar="N|auto|0",
+        help="Speculative decoding: draft N tokens at a time with the aligned model; auto learns N; 0 is off. "
+        "The distribution of the text is the same.",
+        show_default="auto where it is expected to pay",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many tokens to draft (None: no speculation), and why."""
+
+    draft_tokens: int | str | None
+    reason: str
+
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments for `model.generate`."""
+        import importlib.util
+
+        if self.draft_tokens is None or importlib.util.find_spec("kad.speculation") is None:
+            return {}
+        from kad.speculation import speculative
+
+        return {"custom_generate": speculative, "num_draft_tokens": self.draft_tokens}
+
+
+def parse(draft_tokens: str | None) -> int | str | None:
+    """The option's value as a number or "auto"; None where it was not given.
+
+    Raises:
+        UsageError: anything else.
+    """
+    if draft_tokens in (None, "auto"):
+        return draft_tokens
+    try:
+        number = int(str(draft_tokens))
+    except ValueError:
+        number = -1
+    if not 0 <= number <= MAX_DRAFT_TOKENS:
+        raise UsageError(
+            f"--draft-tokens must be a number from 0 to {MAX_DRAFT_TOKENS} or auto, but is {draft_tokens!r}."
+        )
+    return number
+
+
+def plan(model: KadForCausalLM, draft_tokens: str | None) -> Plan:
+    """The plan that the option asks for; without it, to draft where the aligned model is much the smaller one."""
+    asked = parse(draft_tokens)
+    if asked == 0:
+        return Plan(None, "as asked")
+    if asked is not None:
+        return Plan(asked, "as asked")
+    cost = model.aligned.num_parameters() / model.base.num_parameters()
+    if cost < PAYS_BELOW:
+        return Plan("auto", f"the aligned model has {cost:.1%} of the base model's parameters")
+    return Plan(None, f"the aligned model is too large to draft: {cost:.0%} of the base model's parameters")

@@ -1,0 +1,136 @@
+"""What a person or a program sees of an answer: text as it arrives, origins in colour, statistics, JSON."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from kad.cli import options, origins
+from kad.cli.prompts import context_length, decode
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kad.cli.origins import Origins
+    from kad.cli.running import Answer
+    from kad.modeling import KadForCausalLM
+
+_REMARKS = {
+    "length": "stopped after {tokens} tokens; --max-new-tokens allows more",
+    "context": "stopped: the models' context is full",
+}
+
+
+def write(piece: str) -> None:
+    """Put a piece of text on standard output at once."""
+    sys.stdout.write(piece)
+    sys.stdout.flush()
+
+
+def show(run: Callable[..., Answer], stream: bool) -> Answer:
+    """Print the answer, as it arrives or when it is finished."""
+    answer = run(write=write) if stream else run()
+    write("\n" if stream else answer.text + "\n")
+    return answer
+
+
+def show_origins(model: KadForCausalLM, tokenizer: Any, prompt_ids: Tensor, run: Callable[..., Answer]) -> Answer:
+    """Generate, then print the text in the colours of its origins, the legend on standard error."""
+    with options.stderr().status("Generating ...", spinner="dots") as status:
+        pieces: list[str] = []
+
+        def follow(piece: str) -> None:
+            pieces.append(piece)
+            status.update(f"Generating ... {' '.join(''.join(pieces).split())[-50:]}")
+
+        answer = run(write=follow)
+        found = origins_of(model, prompt_ids, answer)
+    if found is not None:
+        options.stdout().print(origins.render(tokenizer, answer.token_ids, found), soft_wrap=True)
+        options.stderr().print(origins.legend(found), soft_wrap=True)
+    return answer
+
+
+def origins_of(model: KadForCausalLM, prompt_ids: Tensor, answer: Answer) -> Origins | None:
+    """The origins of an answer's tokens; None under product rules, and for an answer of no tokens."""
+    if not answer.token_ids or not origins.has_origins(model):
+        return None
+    return origins.measure(model, prompt_ids, answer.token_ids)
+
+
+def remark(answer: Answer) -> None:
+    """Say on standard error why a text ended where it did, unless it simply was finished."""
+    if answer.finish_reason in _REMARKS:
+        options.message(f"[{_REMARKS[answer.finish_reason].format(tokens=len(answer.token_ids))}]")
+
+
+def as_dict(
+    model: KadForCausalLM, tokenizer: Any, answer: Answer, found: Origins | None, load_seconds: float
+) -> dict[str, Any]:
+    """The answer as JSON; `origin_shares` and `alpha` are null under product rules."""
+    shares = None if found is None else {"base": found.base, "aligned": [1.0 - share for share in found.base]}
+    return {
+        "text": answer.text,
+        "token_ids": answer.token_ids,
+        "tokens": [decode_token(tokenizer, token) for token in answer.token_ids],
+        "origin_shares": shares,
+        "alpha": None if found is None else found.alpha,
+        "finish_reason": answer.finish_reason,
+        "prompt_tokens": answer.prompt_tokens,
+        "tokens_per_second": answer.tokens_per_second,
+        "timings": {"load": load_seconds, "first_token": answer.first_token, "generate": answer.seconds},
+        "rule": str(model.rule),
+        "deferral_temperature": model.composition.deferral_temperature,
+        "models": {role: reference.model for role, reference in model.config.model_references().items()},
+        "seed": answer.seed,
+        **speculation(answer),
+    }
+
+
+def speculation(answer: Answer) -> dict[str, Any]:
+    """Whether the aligned model drafted, and what came of it."""
+    used = answer.statistics is not None
+    head = {"speculation": used, "speculation_reason": answer.plan.reason}
+    return head | (answer.statistics.to_dict() if answer.statistics is not None else {})
+
+
+def decode_token(tokenizer: Any, token: int) -> str:
+    """One token as text, special ones by name."""
+    text: str = tokenizer.decode([token], clean_up_tokenization_spaces=False)
+    return text
+
+
+def show_statistics(model: KadForCausalLM, answer: Answer) -> None:
+    """The figures of one answer, as a small table on standard error."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", justify="right")
+    table.add_column()
+    for name, value in statistics_rows(model, answer):
+        table.add_row(name, value)
+    options.stderr().print(table)
+
+
+def statistics_rows(model: KadForCausalLM, answer: Answer) -> list[tuple[str, str]]:
+    """Name and value of every figure."""
+    context = context_length(model)
+    used = answer.prompt_tokens + len(answer.token_ids)
+    rows = [
+        ("rule", str(model.rule)),
+        (
+            "tokens",
+            f"{len(answer.token_ids)} new after {answer.prompt_tokens}"
+            + (f", context {used}/{context}" if context else ""),
+        ),
+        (
+            "speed",
+            f"{answer.tokens_per_second:.1f} tokens/s, {answer.seconds:.2f} s, first token after {answer.first_token:.2f} s",
+        ),
+    ]
+    if answer.seed is not None:
+        rows.append(("seed", str(answer.seed)))
+    if answer.statistics is None:
+        return [*rows, ("speculation", f"off: {answer.plan.reason}")]
+    return [*rows, ("speculation", f"draft tokens {answer.plan.draft_tokens}: {answer.plan.reason}")]

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
+from inspect import cleandoc
 from types import ModuleType
 from typing import Annotated, Any
 
@@ -145,7 +147,7 @@ def load_command(name: str) -> Any:
     single.command(
         name,
         cls=KadCommand,
-        help=module.command.__doc__ or COMMANDS[name][1],
+        help=_unwrap(module.command.__doc__ or COMMANDS[name][1]),
         context_settings={
             "help_option_names": ["-h", "--help"],
             **_CONTEXT_SETTINGS.get(name, {}),
@@ -155,6 +157,11 @@ def load_command(name: str) -> Any:
     command: Any = typer.main.get_command(single)
     command.examples = getattr(module, "EXAMPLES", ())
     return command
+
+
+def _unwrap(docstring: str) -> str:
+    """Paragraphs as one line each: the help page breaks lines where the terminal ends, not where the source does."""
+    return "\n\n".join(re.sub(r"\n(?!\s)", " ", paragraph) for paragraph in cleandoc(docstring).split("\n\n"))
 
 
 def _import_command(name: str) -> ModuleType:
@@ -196,22 +203,21 @@ app = typer.Typer(
 )
 
 
-@app.callback()
 def _main(
     context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and leave.")
     ] = False,
 ) -> None:
-    """Align a big language model at test time with a small aligned one, exactly.
-
-    A big base model p and a small aligned model q* are composed token by token under a rule. The composition is a
-    language model of its own: generate with it, chat with it, evaluate it, serve it.
-    """
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
 
+app.callback(
+    help="Align a big language model at test time with a small aligned one, exactly.\n\n"
+    "A big base model p and a small aligned model q* are composed token by token under a rule. The composition is a "
+    "language model of its own: generate with it, chat with it, evaluate it, serve it."
+)(_main)
 for _name, (_panel, _summary) in COMMANDS.items():
     app.command(_name, help=_summary, rich_help_panel=_panel)(_stub)
 

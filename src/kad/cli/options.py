@@ -212,8 +212,12 @@ def message(text: str) -> None:
 
 
 def print_json(value: Mapping[str, Any]) -> None:
-    """The one JSON object of a command: UTF-8, numbers that are not finite as null."""
-    sys.stdout.write(json.dumps(_finite(value), ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+    """The one JSON object of a command: UTF-8, a line per key, numbers that are not finite as null."""
+    lines = (
+        f"  {json.dumps(str(key))}: {json.dumps(_finite(item), ensure_ascii=False, allow_nan=False)}"
+        for key, item in value.items()
+    )
+    sys.stdout.write("{\n" + ",\n".join(lines) + "\n}\n")
     sys.stdout.flush()
 
 

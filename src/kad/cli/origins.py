@@ -93,7 +93,7 @@ def _logits(model: KadForCausalLM, prompt_ids: Tensor, token_ids: list[int]) -> 
     caches = model.make_cache()
     # The last token predicts nothing that was generated.
     follow = torch.tensor([token_ids[:-1]], device=prompt_ids.device, dtype=prompt_ids.dtype)
-    for chunk, keep in [(prompt_ids, 1), *((part, 0) for part in follow.split(_CHUNK, dim=-1) if part.numel())]:
+    for chunk, keep in [(prompt_ids, 1), *((part, 0) for part in torch.split(follow, _CHUNK, dim=-1) if part.numel())]:
         rows = [
             trim(run_part(part, chunk, caches.parts[role], logits_to_keep=keep), model.config.vocab_size)[0]
             for role, part in (("base", model.base), ("aligned", model.aligned))

@@ -98,7 +98,7 @@ def room(model: KadForCausalLM, prompt_tokens: int) -> int | None:
     context = context_length(model)
     if context is not None and prompt_tokens >= context:
         raise UsageError(
-            f"The prompt has {prompt_tokens} tokens; the models' context holds {context}, the answer included. Shorten it."
+            f"The prompt has {prompt_tokens} tokens; the models' context holds {context}, answer included. Shorten it."
         )
     return None if context is None else context - prompt_tokens
 

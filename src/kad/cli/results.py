@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from kad.cli import options, origins
-from kad.cli.prompts import context_length, decode
+from kad.cli.prompts import context_length
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,13 +71,16 @@ def as_dict(
     model: KadForCausalLM, tokenizer: Any, answer: Answer, found: Origins | None, load_seconds: float
 ) -> dict[str, Any]:
     """The answer as JSON; `origin_shares` and `alpha` are null under product rules."""
-    shares = None if found is None else {"base": found.base, "aligned": [1.0 - share for share in found.base]}
+    shares = alpha = None
+    if found is not None:
+        shares = {"base": _rounded(found.base), "aligned": _rounded([1.0 - share for share in found.base])}
+        alpha = _rounded(found.alpha)
     return {
         "text": answer.text,
         "token_ids": answer.token_ids,
         "tokens": [decode_token(tokenizer, token) for token in answer.token_ids],
         "origin_shares": shares,
-        "alpha": None if found is None else found.alpha,
+        "alpha": alpha,
         "finish_reason": answer.finish_reason,
         "prompt_tokens": answer.prompt_tokens,
         "tokens_per_second": answer.tokens_per_second,
@@ -88,6 +91,11 @@ def as_dict(
         "seed": answer.seed,
         **speculation(answer),
     }
+
+
+def _rounded(values: list[float]) -> list[float]:
+    """To the digits that float32 carries."""
+    return [round(value, 6) for value in values]
 
 
 def speculation(answer: Answer) -> dict[str, Any]:
@@ -126,7 +134,8 @@ def statistics_rows(model: KadForCausalLM, answer: Answer) -> list[tuple[str, st
         ),
         (
             "speed",
-            f"{answer.tokens_per_second:.1f} tokens/s, {answer.seconds:.2f} s, first token after {answer.first_token:.2f} s",
+            f"{answer.tokens_per_second:.1f} tokens/s, {answer.seconds:.2f} s, "
+            f"first token after {answer.first_token:.2f} s",
         ),
     ]
     if answer.seed is not None:

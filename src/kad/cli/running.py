@@ -56,7 +56,7 @@ class Answer:
 
 
 @dataclass
-class Interrupt(StoppingCriteria):  # type: ignore[misc]
+class Interrupt(StoppingCriteria):
     """Ends a generation after the token at hand once `requested` is set."""
 
     requested: bool = False
@@ -66,7 +66,7 @@ class Interrupt(StoppingCriteria):  # type: ignore[misc]
 
 
 @dataclass
-class Stream(BaseStreamer):  # type: ignore[misc]
+class Stream(BaseStreamer):
     """Passes the answer's text on as it arrives, and notes when the first token came."""
 
     tokenizer: Any

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from transformers import GenerationConfig, PreTrainedModel
 
 from kad.config import KadConfig
-from kad.errors import PairError
+from kad.errors import PairError, RuleError
+from kad.loading import load_config as load_model_config
 from kad.loading import load_generation_config, load_model, load_tokenizer
 from kad.references import MODEL_KWARGS, ModelReference
-from kad.rules import parse_rule
+from kad.rules import Rule, parse_rule
 from kad.vocabulary import check_token_maps, common_size
 
 if TYPE_CHECKING:
@@ -24,8 +25,24 @@ if TYPE_CHECKING:
 # How to find the pair itself, as opposed to its models.
 _PAIR_OPTIONS = frozenset({"cache_dir", "force_download", "local_files_only", "revision", "token"})
 # What the Auto classes pass along and a pair has no use for.
-_AUTO_OPTIONS = frozenset(
-    {"_commit_hash", "_from_auto", "adapter_kwargs", "code_revision", "low_cpu_mem_usage"}
+_AUTO_OPTIONS = frozenset({"_commit_hash", "_from_auto", "adapter_kwargs", "code_revision", "low_cpu_mem_usage"})
+# What lies in a pair folder: the configurations, and whatever the tokenizer saves.
+PAIR_FILES = frozenset(
+    {
+        "added_tokens.json",
+        "chat_template.jinja",
+        "chat_template.json",
+        "config.json",
+        "generation_config.json",
+        "merges.txt",
+        "special_tokens_map.json",
+        "spiece.model",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "vocab.json",
+        "vocab.txt",
+    }
 )
 
 
@@ -52,9 +69,7 @@ def load_config(pair: Any, kwargs: dict[str, Any]) -> tuple[KadConfig, dict[str,
     unknown = sorted(set(options) - MODEL_KWARGS)
     if unknown:
         known = sorted(MODEL_KWARGS | _PAIR_OPTIONS | {"rule", "deferral_temperature"})
-        raise PairError(
-            f"Unknown option {', '.join(map(repr, unknown))} for a pair. Allowed: {', '.join(known)}."
-        )
+        raise PairError(f"Unknown option {', '.join(map(repr, unknown))} for a pair. Allowed: {', '.join(known)}.")
     if config is None:
         config = read_config(pair, **place)
     if rule is not None:
@@ -71,7 +86,7 @@ def read_config(pair: Any, **place: Any) -> KadConfig:
         PairError: no such pair, or a model that is no pair.
     """
     try:
-        config = KadConfig.from_pretrained(pair, **place)
+        config: KadConfig = KadConfig.from_pretrained(pair, **place)
     except OSError as error:
         raise PairError(f"Cannot read the pair {pair}: {str(error).strip().splitlines()[0]}") from error
     if config.base is None or config.aligned is None:
@@ -79,7 +94,7 @@ def read_config(pair: Any, **place: Any) -> KadConfig:
             f"{pair} is not a pair: its config.json names no base and aligned model. "
             "Compose two models with --base and --aligned, or write a pair with kad pack."
         )
-    return config  # type: ignore[no-any-return]
+    return config
 
 
 def load_parts(
@@ -96,31 +111,37 @@ def load_parts(
             continue
         reference = ModelReference.parse(model)
         if own.get(role):
-            reference = ModelReference(
-                reference.model, reference.revision, {**reference.kwargs, **(own[role] or {})}
-            )
+            reference = ModelReference(reference.model, reference.revision, {**reference.kwargs, **(own[role] or {})})
         parts[role] = Part(load_model(reference, **shared), reference)
     return parts
 
 
 def shared_vocabulary(parts: Mapping[str, Part]) -> int:
+    """The number of tokens that all loaded models share; see `check_vocabularies`."""
+    sizes = {role: int(part.model.config.get_text_config().vocab_size) for role, part in parts.items()}
+    return check_vocabularies(sizes, {role: part.reference for role, part in parts.items()})
+
+
+def check_vocabularies(sizes: Mapping[str, int], references: Mapping[str, ModelReference | None]) -> int:
     """The number of tokens that all models share, after checking that their tokenizers agree.
 
-    Models given as objects without a path have no tokenizer to check; their ids are taken to agree.
+    Args:
+        sizes: output rows of each model, by role.
+        references: where each model lies; one without a path (None) has no tokenizer to check, its ids are taken to
+            agree.
 
     Raises:
         VocabularyError: the token maps differ.
     """
-    sizes = {role: int(part.model.config.get_text_config().vocab_size) for role, part in parts.items()}
     size = common_size(sizes)
-    aligned = parts["aligned"].reference
-    for role, part in parts.items():
-        if role == "aligned" or part.reference is None or aligned is None or part.reference == aligned:
+    aligned = references["aligned"]
+    for role, reference in references.items():
+        if role == "aligned" or reference is None or aligned is None or reference == aligned:
             continue
         try:
-            maps = load_tokenizer(part.reference).get_vocab(), load_tokenizer(aligned).get_vocab()
+            maps = load_tokenizer(reference).get_vocab(), load_tokenizer(aligned).get_vocab()
         except PairError:
-            if part.reference.is_local and aligned.is_local and not _has_tokenizer(part.reference):
+            if reference.is_local and aligned.is_local and not _has_tokenizer(reference):
                 continue  # a folder of bare weights: nothing to compare
             raise
         check_token_maps(*maps, size, (role, "aligned"))
@@ -134,39 +155,118 @@ def generation_config(pair: str | None, aligned: Part) -> GenerationConfig:
     return GenerationConfig.from_dict(chosen.to_dict())
 
 
+def pack(
+    references: Mapping[str, ModelReference],
+    folder: Any,
+    *,
+    rule: str | Mapping[str, Any] | Rule,
+    deferral_temperature: float = 1.0,
+) -> KadConfig:
+    """Write a pair folder from references alone: reads configurations and tokenizers, loads no weights.
+
+    Args:
+        references: "base" and "aligned", and "reference" if there is one.
+        folder: where to write; see `write`.
+        rule: the pair's rule.
+        deferral_temperature: see `KadConfig`.
+
+    Raises:
+        PairError: a model cannot be found, or the folder is taken. VocabularyError: the models' tokens differ.
+        RuleError: a bad rule, or one that needs the reference model without it.
+    """
+    parsed = parse_rule(rule)
+    if parsed.needs_reference and "reference" not in references:
+        raise RuleError(f"Rule {parsed} needs the reference model. Give one: reference=... (--reference).")
+    configs = {role: load_model_config(reference) for role, reference in references.items()}
+    sizes = {role: int(config.get_text_config().vocab_size) for role, config in configs.items()}
+    aligned = references["aligned"]
+    settings = load_generation_config(aligned) or GenerationConfig.from_model_config(configs["aligned"])
+    return write(
+        folder,
+        KadConfig(
+            **{role: reference.to_dict() for role, reference in references.items()},
+            rule=str(parsed),
+            deferral_temperature=deferral_temperature,
+            vocab_size=check_vocabularies(sizes, references),
+        ),
+        load_tokenizer(aligned),
+        settings,
+    )
+
+
 def save(model: KadForCausalLM, folder: Any, tokenizer: Any, options: Mapping[str, Any]) -> None:
-    """Write the pair folder; see `KadForCausalLM.save_pretrained`. Files appear complete or not at all."""
+    """Write the pair folder of a loaded model; see `KadForCausalLM.save_pretrained`."""
     unknown = sorted(set(options) - {"safe_serialization", "is_main_process", "push_to_hub"})
     if unknown or options.get("push_to_hub"):
-        raise PairError(
-            f"save_pretrained of a pair takes a folder and a tokenizer, not {', '.join(options)}."
-        )
-    references = {role: getattr(model.config, role) for role in model.parts}
-    unnamed = [role for role, reference in references.items() if reference is None]
+        raise PairError(f"save_pretrained of a pair takes a folder and a tokenizer, not {', '.join(options)}.")
+    unnamed = [role for role in model.parts if getattr(model.config, role) is None]
     if unnamed:
         raise PairError(
             f"The {' and '.join(unnamed)} model was given as an object without a path. A pair names its models: "
             "save them first and give their folders or hub ids to from_models."
         )
+    aligned = model.config.model_references()["aligned"]
+    chosen = tokenizer if tokenizer is not None else load_tokenizer(aligned)
+    write(folder, model.config, chosen, model.generation_config)
+
+
+def write(folder: Any, config: KadConfig, tokenizer: Any, settings: GenerationConfig) -> KadConfig:
+    """Write a pair folder: complete or not at all, paths of models beside or below it relative to it.
+
+    A folder that is a pair already is written over; files in it that are not a pair's stay.
+
+    Raises:
+        PairError: something that is no pair would be written over.
+    """
     target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    parsed = {
-        role: ModelReference.parse(reference) for role, reference in model.config.model_references().items()
-    }
-    config = KadConfig(
-        **{role: reference.to_dict(relative_to=target) for role, reference in parsed.items()},
-        rule=model.config.rule,
-        deferral_temperature=model.config.deferral_temperature,
-        vocab_size=model.config.vocab_size,
+    _refuse_foreign(target)
+    written = KadConfig(
+        **{role: reference.to_dict(relative_to=target) for role, reference in config.model_references().items()},
+        rule=config.rule,
+        deferral_temperature=config.deferral_temperature,
+        vocab_size=config.vocab_size,
         architectures=["KadForCausalLM"],
     )
-    tokenizer = tokenizer if tokenizer is not None else load_tokenizer(parsed["aligned"])
+    target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
-        config.save_pretrained(scratch)
-        model.generation_config.save_pretrained(scratch)
-        tokenizer.save_pretrained(scratch)
-        for file in Path(scratch).iterdir():
-            shutil.move(file, target / file.name)
+        made = Path(scratch) / "pair"
+        made.mkdir()
+        written.save_pretrained(made)
+        settings.save_pretrained(made)
+        tokenizer.save_pretrained(made)
+        if target.exists():
+            _replace(target, made)
+        else:
+            made.rename(target)
+    return written
+
+
+def _replace(target: Path, made: Path) -> None:
+    """Put the new files in place, the configuration last, after the old tokenizer's are gone."""
+    names = sorted((file.name for file in made.iterdir()), key=lambda name: name == "config.json")
+    for stale in PAIR_FILES - set(names):
+        (target / stale).unlink(missing_ok=True)
+    for name in names:
+        (made / name).replace(target / name)
+
+
+def _refuse_foreign(target: Path) -> None:
+    if target.exists() and not target.is_dir():
+        raise PairError(f"{target} is a file; a pair is a folder. Choose another name.")
+    taken = sorted(name for name in PAIR_FILES if (target / name).exists())
+    if taken and not is_pair(target):
+        raise PairError(
+            f"{target} is not a pair, and its {taken[0]} would be written over. Choose another folder for the pair."
+        )
+
+
+def is_pair(folder: Path) -> bool:
+    """Whether a folder holds a pair's config.json."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return isinstance(config, dict) and config.get("model_type") == "kad"
+    except (OSError, ValueError):
+        return False
 
 
 def _has_tokenizer(reference: ModelReference) -> bool:

@@ -11,9 +11,7 @@ import pytest
 
 from kad.evaluation import extract
 
-CASES = [
-    json.loads(line) for line in (Path(__file__).parent / "golden" / "extract.jsonl").read_text().splitlines()
-]
+CASES = [json.loads(line) for line in (Path(__file__).parent / "golden" / "extract.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['extractor']}: {case['why']}")

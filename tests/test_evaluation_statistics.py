@@ -16,16 +16,12 @@ def one_each(values: list[float]) -> list[list[float]]:
     return [[value] for value in values]
 
 
-@pytest.mark.parametrize(
-    ("right", "total"), [(0, 1), (1, 1), (0, 30), (30, 30), (1, 30), (17, 30), (661, 1319)]
-)
+@pytest.mark.parametrize(("right", "total"), [(0, 1), (1, 1), (0, 30), (30, 30), (1, 30), (17, 30), (661, 1319)])
 @pytest.mark.parametrize("confidence", [0.9, 0.95])
 def test_wilson_equals_statsmodels(right: int, total: int, confidence: float) -> None:
     interval = statistics.accuracy_interval(one_each([1.0] * right + [0.0] * (total - right)), confidence)
     low, high = proportion_confint(right, total, alpha=1 - confidence, method="wilson")
-    assert (interval.estimate, interval.low, interval.high) == pytest.approx(
-        (right / total, low, high), abs=1e-12
-    )
+    assert (interval.estimate, interval.low, interval.high) == pytest.approx((right / total, low, high), abs=1e-12)
 
 
 @pytest.mark.parametrize(("wins", "losses"), [(0, 0), (0, 1), (5, 0), (5, 5), (3, 17), (40, 21), (700, 600)])
@@ -56,9 +52,7 @@ def test_bootstrap_interval_equals_scipy() -> None:
     generator = np.random.default_rng(3)
     values = generator.choice([-1.0, 0.0, 1.0], size=400, p=[0.15, 0.6, 0.25])
     ours = statistics.bootstrap_mean(values, seed=1)
-    theirs = stats.bootstrap(
-        (values,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(2)
-    )
+    theirs = stats.bootstrap((values,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(2))
     assert ours.estimate == pytest.approx(values.mean())
     # Two independent bootstraps agree to their own noise, about 1 % of the interval's width here.
     width = theirs.confidence_interval.high - theirs.confidence_interval.low

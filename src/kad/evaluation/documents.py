@@ -23,12 +23,10 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 
-_OPTIONS_HEAD = (
-    "Choose the correct answer to the following multiple-choice question.\n\nQuestion: {question}\n\n"
-)
+_OPTIONS_HEAD = "Choose the correct answer to the following multiple-choice question.\n\nQuestion: {question}\n\n"
 _OPTIONS_TAIL = (
-    "\nProvide your reasoning about the answer and finish your answer with the letter corresponding to the correct "
-    "option (e.g., A, B, C, or D).\n\n"
+    "\nProvide your reasoning about the answer and finish your answer with the letter corresponding to the "
+    "correct option (e.g., A, B, C, or D).\n\n"
 )
 _BOX_TAIL = "\n\nPresent the answer in LaTex format: \\boxed{Your answer}"
 
@@ -80,10 +78,7 @@ def load_tiny(split: str, problems: int, **_: Any) -> dict[str, Dataset]:
 
     from kad import tiny
 
-    rows = [
-        {"question": problem.question, "answer": str(problem.answer)}
-        for problem in tiny.problems(split, problems)
-    ]
+    rows = [{"question": problem.question, "answer": str(problem.answer)} for problem in tiny.problems(split, problems)]
     return {split: datasets.Dataset.from_list(rows)}
 
 
@@ -111,9 +106,7 @@ def svamp_documents(rows: Dataset) -> Dataset:
 
 def tiny_documents(rows: Dataset) -> Dataset:
     """The tiny family: a question as it is, its answer in a box."""
-    return _documents(
-        rows, lambda row: _document(row["question"], row["answer"], f"\\boxed{{{row['answer']}}}")
-    )
+    return _documents(rows, lambda row: _document(row["question"], row["answer"], f"\\boxed{{{row['answer']}}}"))
 
 
 def arc_documents(rows: Dataset) -> Dataset:
@@ -154,13 +147,9 @@ def _truthful_qa_document(row: Row) -> dict[str, str]:
 
 
 def _option_document(question: str, options: Sequence[str], right: int) -> dict[str, str]:
-    lines = "".join(
-        f"{letter}). {text}\n" for letter, text in zip(string.ascii_uppercase, options, strict=False)
-    )
+    lines = "".join(f"{letter}). {text}\n" for letter, text in zip(string.ascii_uppercase, options, strict=False))
     letter = string.ascii_uppercase[right]
-    return _document(
-        _OPTIONS_HEAD.format(question=question) + lines + _OPTIONS_TAIL, letter, f"\nAnswer: {letter}\n\n"
-    )
+    return _document(_OPTIONS_HEAD.format(question=question) + lines + _OPTIONS_TAIL, letter, f"\nAnswer: {letter}\n\n")
 
 
 def _document(prompt: str, answer: str, reference: str) -> dict[str, str]:

@@ -25,9 +25,7 @@ from fractions import Fraction
 _PAPER_NUMBER = re.compile(r"[-+]?\d*\.\d+|\d+")
 _PAPER_OPTION = re.compile(r"\b[A-J]\b")
 
-_STATEMENT = re.compile(
-    r"\banswer\b[\s*_]*(?:is|was|=|:)(?!\s+not\b)[\s*_:]*(?=(?P<rest>[^\n]*))", re.IGNORECASE
-)
+_STATEMENT = re.compile(r"\banswer\b[\s*_]*(?:is|was|=|:)(?!\s+not\b)[\s*_:]*(?=(?P<rest>[^\n]*))", re.IGNORECASE)
 _HASHES = re.compile(r"####[ \t]*(?=(?P<rest>[^\n]*))")
 _CLAUSE_END = re.compile(r"[.;](?=\s|$)")
 _NUMBER = re.compile(

@@ -3,8 +3,8 @@
 Several samples of one question are no independent evidence, so everything here first averages a question's
 marks and then treats the questions as the sample. With one sample per question the marks are 0 or 1 and the
 exact binary methods apply: Wilson's interval [Wilson 1927] and McNemar's exact test [McNemar 1947]. With
-several, the interval and the test of the difference are the question-level (clustered) ones: a t interval on
-question means and a sign-flip permutation test.
+several, the interval is Wilson's at the effective sample size of the question means, and the difference is
+tested by a sign-flip permutation test over questions.
 """
 
 from __future__ import annotations
@@ -66,9 +66,7 @@ def wilson(proportion: float, size: float, confidence: float = 0.95) -> Interval
         raise ValueError(f"wilson got size {size}; it needs at least one trial")
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     centre = (proportion + z * z / (2 * size)) / (1 + z * z / size)
-    half = (
-        z / (1 + z * z / size) * math.sqrt(proportion * (1 - proportion) / size + z * z / (4 * size * size))
-    )
+    half = z / (1 + z * z / size) * math.sqrt(proportion * (1 - proportion) / size + z * z / (4 * size * size))
     low = 0.0 if proportion == 0 else max(0.0, centre - half)
     high = 1.0 if proportion == 1 else min(1.0, centre + half)
     return Interval(proportion, low, high)
@@ -97,9 +95,7 @@ def compare_paired(
     means. The interval of the difference is a percentile bootstrap over questions in both cases.
     """
     if len(method) != len(baseline) or not method:
-        raise ValueError(
-            f"paired comparison got {len(method)} and {len(baseline)} questions; it needs the same, at least one"
-        )
+        raise ValueError(f"got {len(method)} and {len(baseline)} questions; it needs equally many, and some")
     differences = question_means(method) - question_means(baseline)
     wins, losses = int((differences > 0).sum()), int((differences < 0).sum())
     binary = all(len(question) == 1 for question in (*method, *baseline))
@@ -144,9 +140,7 @@ def bootstrap_mean(
     # In slices: draws x questions at once would be gigabytes for a thousand questions and more.
     per_slice = max(1, 2_000_000 // len(values))
     means = [
-        values[generator.integers(0, len(values), size=(min(per_slice, draws - start), len(values)))].mean(
-            axis=1
-        )
+        values[generator.integers(0, len(values), size=(min(per_slice, draws - start), len(values)))].mean(axis=1)
         for start in range(0, draws, per_slice)
     ]
     low, high = np.quantile(np.concatenate(means), [0.5 - confidence / 2, 0.5 + confidence / 2])

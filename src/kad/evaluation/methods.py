@@ -1,0 +1,138 @@
+"""Methods: what `--methods` names. One model alone, or a rule over the pair, decoded plainly or
+speculatively.
+
+    base | aligned | reference | oracle=REF | RULE | RULE@speculative[:num_draft_tokens=8,draft=aligned]
+
+`base` is the big base model alone, `oracle=REF` a big aligned model given for comparison, RULE any rule
+string such as "dual:threshold=0.4". `draft` is the model that proposes: `aligned` (q*) or, for products only,
+`reference` (q).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from kad.errors import UsageError
+from kad.rules import ProductRule, Rule, parse_rule
+
+ALONE = ("base", "aligned", "reference")
+
+
+@dataclass(frozen=True)
+class Speculation:
+    """How a rule is decoded speculatively; `num_draft_tokens` is a count or "auto"."""
+
+    num_draft_tokens: int | str = 8
+    draft: str = "aligned"
+
+    def __post_init__(self) -> None:
+        count = self.num_draft_tokens
+        if count != "auto" and not (isinstance(count, int) and count > 0):
+            raise UsageError(f"num_draft_tokens is a positive number or auto, but got {count!r}")
+        if self.draft not in ("aligned", "reference"):
+            raise UsageError(f"draft is aligned or reference, but got {self.draft!r}")
+
+    def __str__(self) -> str:
+        return f"speculative:num_draft_tokens={self.num_draft_tokens},draft={self.draft}"
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to answer. `name` is canonical: equal methods have equal names, and `parse_method(name)` gives
+    it back."""
+
+    role: str
+    rule: Rule | None = None
+    reference: str | None = None
+    speculation: Speculation | None = None
+
+    @property
+    def name(self) -> str:
+        if self.role == "oracle":
+            return f"oracle={self.reference}"
+        if self.rule is None:
+            return self.role
+        return str(self.rule) if self.speculation is None else f"{self.rule}@{self.speculation}"
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The models that this method runs: base, aligned, reference, or an oracle by the method's own name."""
+        if self.rule is None:
+            return frozenset({self.name})
+        return frozenset({"base", "aligned"} | ({"reference"} if self.rule.needs_reference else set()))
+
+
+def parse_method(text: str) -> Method:
+    """One method from its string.
+
+    Raises:
+        UsageError: a name that is no method, or speculation that the method cannot do.
+        RuleError: a rule that does not exist or a parameter out of its range.
+    """
+    head, at, tail = text.strip().partition("@")
+    method = _parse_head(head.strip())
+    if not at:
+        return method
+    speculation = _parse_speculation(tail.strip())
+    if method.rule is None:
+        raise UsageError(f"{method.name} runs one model alone, which has no draft to speculate with; got {text!r}")
+    if speculation.draft == "reference" and not isinstance(method.rule, ProductRule):
+        raise UsageError(
+            f"only product rules can draft from the reference model; {method.rule.name} drafts from aligned"
+        )
+    return replace(method, speculation=speculation)
+
+
+def parse_methods(text: str) -> list[Method]:
+    """Methods separated by ";".
+
+    Raises:
+        UsageError: none, or one twice.
+    """
+    methods = [parse_method(part) for part in text.split(";") if part.strip()]
+    names = [method.name for method in methods]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if not methods or repeated:
+        raise UsageError(f"--methods needs one method or more, each once, separated by ';'; got {repeated or text!r}")
+    return methods
+
+
+def execution_order(methods: Sequence[Method]) -> list[Method]:
+    """The order that keeps the fewest models in memory: the oracle comes first and goes before the pair is
+    loaded."""
+    return sorted(methods, key=lambda method: method.role != "oracle")
+
+
+def _parse_head(head: str) -> Method:
+    if head in ALONE:
+        return Method(head)
+    name, _, reference = head.partition("=")
+    if name.strip() == "oracle":
+        if not reference.strip():
+            raise UsageError("oracle needs a model: oracle=HUB_ID or oracle=PATH")
+        return Method("oracle", reference=reference.strip())
+    return Method("composed", parse_rule(head))
+
+
+def _parse_speculation(text: str) -> Speculation:
+    name, _, rest = text.partition(":")
+    if name != "speculative":
+        raise UsageError(f"behind @ stands speculative[:num_draft_tokens=N,draft=aligned|reference]; got {text!r}")
+    readers: dict[str, Callable[[str], int | str]] = {"num_draft_tokens": _count, "draft": str}
+    options: dict[str, int | str] = {}
+    for part in filter(None, rest.split(",")):
+        key, _, value = (piece.strip() for piece in part.partition("="))
+        if key not in readers:
+            raise UsageError(f"speculative has no option {key!r}; choose from {', '.join(readers)}")
+        options[key] = readers[key](value)
+    return Speculation(**options)  # type: ignore[arg-type]
+
+
+def _count(text: str) -> int | str:
+    if text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise UsageError(f"num_draft_tokens is a positive number or auto, but got {text!r}") from None

@@ -1,0 +1,95 @@
+"""A run: every method on every question, resumable at any moment."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from kad.evaluation.catalog import Question, Task
+from kad.evaluation.engine import Completion, Engine, Request
+from kad.evaluation.methods import Method, execution_order
+from kad.evaluation.settings import Settings
+from kad.evaluation.storage import Record, RunDirectory, SampleKey
+
+Progress = Callable[[str, int], None]
+"""Called with what runs and how many samples are now finished, those of earlier starts included."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One sample of one question by one method."""
+
+    method: Method
+    question: Question
+    sample: int
+
+    @property
+    def key(self) -> SampleKey:
+        return SampleKey(self.method.name, self.question.task, self.question.question_id, self.sample)
+
+
+def sample_seed(seed: int, task: str, question_id: str, sample: int) -> int:
+    """The seed of one sample, 63 bits. All methods share it: common noise makes paired differences less
+    noisy."""
+    digest = hashlib.sha256(f"{seed}/{task}/{question_id}/{sample}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def run(
+    settings: Settings,
+    methods: Sequence[Method],
+    tasks: Sequence[Task],
+    engine: Engine,
+    directory: RunDirectory,
+    progress: Progress,
+) -> None:
+    """Draw every sample that `directory` does not hold yet; each finished batch is on disk before the next
+    begins."""
+    order = execution_order(methods)
+    for position, method in enumerate(order):
+        for task in tasks:
+            for batch in plan(method, task, engine, settings):
+                _run_batch(batch, task, engine, directory, settings)
+                progress(f"{task.info.name} · {method.name}", len(batch))
+        engine.release(frozenset().union(*(later.needs for later in order[position + 1 :])))
+
+
+def total_samples(settings: Settings) -> int:
+    """How many samples the whole run holds."""
+    return len(settings.methods) * settings.samples * sum(task.rows for task in settings.tasks)
+
+
+def plan(method: Method, task: Task, engine: Engine, settings: Settings) -> Iterator[list[Job]]:
+    """The batches of a method on a task. They follow from the settings alone: a resumed run repeats the same
+    batches, so that rounding, which depends on a batch's shape, repeats too."""
+    questions = task.questions(engine.renderer(method))
+    jobs = [Job(method, question, sample) for question in questions for sample in range(settings.samples)]
+    # Prompts of a length together: less padding. The longest first, so a batch that does not fit in memory
+    # fails at once.
+    jobs.sort(key=lambda job: (-len(job.question.prompt), job.question.question_id, job.sample))
+    size = 1 if method.speculation is not None else settings.batch_size
+    for start in range(0, len(jobs), size):
+        yield jobs[start : start + size]
+
+
+def _run_batch(batch: list[Job], task: Task, engine: Engine, directory: RunDirectory, settings: Settings) -> None:
+    if all(job.key in directory.done for job in batch):
+        return
+    completions = engine.generate(batch[0].method, [_request(job, task, settings) for job in batch])
+    directory.append(_record(job, task, found) for job, found in zip(batch, completions, strict=True))
+
+
+def _request(job: Job, task: Task, settings: Settings) -> Request:
+    return Request(
+        prompt=job.question.prompt,
+        seed=sample_seed(settings.seed, job.question.task, job.question.question_id, job.sample),
+        max_new_tokens=settings.max_new_tokens_of(task.info),
+        temperature=settings.temperature_of(task.info),
+    )
+
+
+def _record(job: Job, task: Task, completion: Completion) -> Record:
+    record: dict[str, Any] = {**job.key._asdict(), "marks": task.mark(job.question.document, completion.text)}
+    return {**record, "answer": job.question.document["answer"], **asdict(completion)}

@@ -1,0 +1,103 @@
+"""The Transformers engine: batched plain decoding, or speculative decoding one sample at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from kad.evaluation.catalog import Renderer, chat_renderer
+from kad.evaluation.diagnostics import diagnose
+from kad.evaluation.engine import Completion, Request
+from kad.evaluation.methods import Method
+from kad.evaluation.models import Models
+from kad.evaluation.sampling import GumbelSampling
+from kad.modeling import KadForCausalLM
+
+
+@dataclass
+class TransformersEngine:
+    """Runs methods with `generate`. `diagnostics` adds one forward pass a sample for deferred mass and
+    acceptance."""
+
+    models: Models
+    diagnostics: bool = True
+
+    def renderer(self, method: Method) -> Renderer:
+        """See `Engine`."""
+        return chat_renderer(self.models.tokenizer(method))
+
+    def release(self, keep: Collection[str]) -> None:
+        """See `Engine`."""
+        self.models.release(keep)
+
+    @torch.no_grad()
+    def generate(self, method: Method, requests: Sequence[Request]) -> list[Completion]:
+        """See `Engine`. All requests of a call share `max_new_tokens` and `temperature`."""
+        model, tokenizer = self.models.model(method), self.models.tokenizer(method)
+        # The template has written every special token that belongs there.
+        encoded = tokenizer(
+            [request.prompt for request in requests], return_tensors="pt", padding=True, add_special_tokens=False
+        ).to(model.device)
+        decode = _plain if method.speculation is None else _speculative
+        decoded = decode(model, encoded, requests, method)
+        return [self._complete(model, tokenizer, encoded, row, drawn, method) for row, drawn in enumerate(decoded)]
+
+    def _complete(
+        self, model: PreTrainedModel, tokenizer: Any, encoded: Any, row: int, drawn: Drawn, method: Method
+    ) -> Completion:
+        prompt = encoded["input_ids"][row][encoded["attention_mask"][row].bool()]
+        completion = Completion(
+            text=tokenizer.decode(drawn.tokens, skip_special_tokens=True),
+            prompt_tokens=len(prompt),
+            tokens=len(drawn.tokens),
+            finished=drawn.finished,
+            seconds=drawn.seconds,
+            **drawn.speculation,
+        )
+        if not (self.diagnostics and isinstance(model, KadForCausalLM) and len(drawn.tokens)):
+            return completion
+        return replace(completion, **diagnose(model, prompt, drawn.tokens))
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The new tokens of one row, end token included, padding not."""
+
+    tokens: Tensor
+    finished: bool
+    seconds: float
+    speculation: dict[str, Any]
+
+
+def _plain(model: PreTrainedModel, encoded: Any, requests: Sequence[Request], method: Method) -> list[Drawn]:
+    first = requests[0]
+    noise = []
+    if first.temperature > 0:
+        noise = [GumbelSampling([request.seed for request in requests], first.temperature, model.device)]
+    start = _now(model)
+    output = model.generate(**encoded, do_sample=False, max_new_tokens=first.max_new_tokens, logits_processor=noise)
+    share = (_now(model) - start) / len(requests)
+    return [_cut(model, row[encoded["input_ids"].shape[1] :], share, {}) for row in output]
+
+
+def _speculative(model: PreTrainedModel, encoded: Any, requests: Sequence[Request], method: Method) -> list[Drawn]:
+    raise NotImplementedError
+
+
+def _cut(model: PreTrainedModel, tokens: Tensor, seconds: float, speculation: dict[str, Any]) -> Drawn:
+    """The row up to its first end token."""
+    ends = torch.isin(tokens, torch.tensor(model.generation_config.eos_token_id, device=tokens.device)).nonzero()
+    finished = len(ends) > 0
+    return Drawn(tokens[: int(ends[0]) + 1] if finished else tokens, finished, seconds, speculation)
+
+
+def _now(model: PreTrainedModel) -> float:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    return time.perf_counter()

@@ -1,0 +1,207 @@
+"""Runs with real (random, tiny) models: reproducible, independent of company, and safe from SIGKILL at any moment."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LogitsProcessorList
+
+import kad
+from conftest import make_model
+from kad.errors import UsageError
+from kad.evaluation import evaluate as evaluation
+from kad.evaluation.methods import parse_methods
+from kad.evaluation.sampling import GumbelSampling
+from kad.evaluation.storage import read_samples
+from kad.references import ModelReference
+
+QUIET = lambda settings: lambda what, done: None  # noqa: E731
+
+
+def make_plan(folders: dict[str, Path], **changes: Any) -> evaluation.Plan:
+    """A dozen questions, three methods, short answers: under a second."""
+    options: dict[str, Any] = {
+        "models": {role: ModelReference.parse(str(folder)) for role, folder in folders.items()},
+        "methods": tuple(parse_methods("aligned;dual:threshold=0.2;implicit_reward")),
+        "tasks": ("kad_tiny",),
+        "limit": 6,
+        "samples": 2,
+        "max_new_tokens": 12,
+        "batch_size": 4,
+    }
+    return evaluation.Plan(**(options | changes))
+
+
+def samples_of(folder: Path) -> list[dict[str, Any]]:
+    """The finished samples in a fixed order, without what is measured in seconds."""
+    rows = [{key: value for key, value in record.items() if key != "seconds"} for record in read_samples(folder)]
+    return sorted(rows, key=lambda row: (row["method"], row["question"], row["sample"]))
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("uninterrupted")
+    torch.set_num_threads(1)
+    evaluation.evaluate(make_plan(folders), out, QUIET)
+    return out
+
+
+def test_a_run_draws_every_sample_once(uninterrupted: Path) -> None:
+    rows = samples_of(uninterrupted)
+    keys = {(row["method"], row["question"], row["sample"]) for row in rows}
+    assert len(rows) == len(keys) == 3 * 6 * 2
+    assert all(row["tokens"] <= 12 and row["finished"] == (row["tokens"] < 12 or row["finished"]) for row in rows)
+    assert len({row["text"] for row in rows}) > 20
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(
+    folders: dict[str, Path], uninterrupted: Path, tmp_path: Path
+) -> None:
+    evaluation.evaluate(make_plan(folders), tmp_path / "again", QUIET)
+    assert samples_of(tmp_path / "again") == samples_of(uninterrupted)
+    evaluation.evaluate(make_plan(folders, seed=1), tmp_path / "other", QUIET)
+    texts = [{row["text"] for row in samples_of(folder)} for folder in (tmp_path / "other", uninterrupted)]
+    assert len(texts[0] & texts[1]) < 5
+
+
+def test_a_sample_does_not_depend_on_its_company(folders: dict[str, Path], uninterrupted: Path, tmp_path: Path) -> None:
+    evaluation.evaluate(make_plan(folders, batch_size=1), tmp_path, QUIET)
+    alone, together = samples_of(tmp_path), samples_of(uninterrupted)
+    assert [row["text"] for row in alone] == [row["text"] for row in together]
+    for field in ("deferred_mass", "expected_acceptance"):
+        for one, other in zip(alone, together, strict=True):
+            assert one[field] == pytest.approx(other[field], abs=1e-5)
+
+
+def test_only_the_models_that_are_needed_are_loaded(folders: dict[str, Path], tmp_path: Path) -> None:
+    nowhere = ModelReference("no/such-model")
+    models = {"aligned": ModelReference.parse(str(folders["aligned"])), "base": nowhere}
+    plan = make_plan(folders, models=models, methods=tuple(parse_methods("aligned")))
+    evaluation.evaluate(plan, tmp_path, QUIET)
+    assert len(samples_of(tmp_path)) == 12
+
+
+def test_a_missing_model_is_found_before_anything_runs(folders: dict[str, Path]) -> None:
+    models = {role: ModelReference.parse(str(folders[role])) for role in ("base", "aligned")}
+    with pytest.raises(UsageError, match="implicit_reward needs the reference model; give one with --reference MODEL"):
+        make_plan(folders, models=models)
+
+
+def test_diagnostics_equal_the_definition(folders: dict[str, Path], uninterrupted: Path) -> None:
+    """Deferred mass and expected acceptance from per-token forward passes without padding or batches."""
+    row = next(row for row in samples_of(uninterrupted) if row["method"].startswith("dual"))
+    model = kad.KadForCausalLM.from_models(str(folders["base"]), str(folders["aligned"]), rule=row["method"])
+    from kad.evaluation.catalog import chat_renderer, load_tasks
+    from kad.loading import load_tokenizer
+
+    tokenizer = load_tokenizer(ModelReference.parse(str(folders["aligned"])))
+    question = next(
+        question
+        for question in load_tasks(["kad_tiny"], limit=6)[0].questions(chat_renderer(tokenizer))
+        if question.question_id == row["question"]
+    )
+    prompt = tokenizer(question.prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    from kad.evaluation.methods import parse_method
+    from kad.evaluation.run import sample_seed
+
+    noise = GumbelSampling([sample_seed(0, "kad_tiny", row["question"], row["sample"])], 1.0, torch.device("cpu"))
+    text = model.generate(prompt, do_sample=False, max_new_tokens=12, logits_processor=LogitsProcessorList([noise]))
+    assert tokenizer.decode(text[0, prompt.shape[1] :], skip_special_tokens=True) == row["text"]
+    alphas, betas = [], []
+    with torch.no_grad():
+        for end in range(prompt.shape[1], text.shape[1]):
+            p, q = (part(text[:, :end]).logits[0, -1].double() for part in (model.base, model.aligned))
+            alphas.append(kad.deferred_mass(parse_method(row["method"]).rule, p, q))
+            betas.append(kad.acceptance(parse_method(row["method"]).rule, p, q))
+    assert row["deferred_mass"] == pytest.approx(float(torch.stack(alphas).mean()), abs=1e-5)
+    assert row["expected_acceptance"] == pytest.approx(float(torch.stack(betas).mean()), abs=1e-5)
+
+
+def test_gumbel_sampling_draws_from_the_softmax() -> None:
+    logits = torch.tensor([[2.0, 1.0, 0.0, -torch.inf]])
+    draws = 20_000
+    sampler = GumbelSampling([7] * 1, 0.5, torch.device("cpu"))
+    counts = torch.zeros(4)
+    for _ in range(draws):
+        counts[sampler(torch.empty(1, 0), logits).argmax()] += 1
+    expected = torch.softmax(logits[0] / 0.5, dim=0) * draws
+    kept = expected > 0
+    chi_square = float(((counts - expected)[kept] ** 2 / expected[kept]).sum())
+    assert counts[3] == 0
+    assert chi_square < 13.8  # 99.9 % of chi square with two degrees of freedom
+
+
+def test_gumbel_rows_follow_their_own_seeds() -> None:
+    logits = make_model(0)(torch.tensor([[5, 6, 7]])).logits[0, -1].detach()
+    both = GumbelSampling([1, 2], 1.0, torch.device("cpu"))(torch.empty(2, 0), torch.stack([logits, logits]))
+    one = GumbelSampling([2], 1.0, torch.device("cpu"))(torch.empty(1, 0), logits[None])
+    assert torch.equal(both[1], one[0])
+    assert not torch.equal(both[0], both[1])
+
+
+def _child(plan: evaluation.Plan, out: Path) -> None:
+    torch.set_num_threads(1)
+    evaluation.evaluate(plan, out, QUIET)
+
+
+@pytest.fixture(scope="module")
+def children() -> Iterator[Any]:
+    """Processes that start with everything imported, so that a kill finds the run at work and not at importing."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        [
+            "kad.evaluation.transformers_engine",
+            "lm_eval.tasks",
+            "datasets",
+            "kad.tiny",
+            "transformers.models.llama.modeling_llama",
+        ]
+    )
+    return context
+
+
+def test_sigkill_at_twenty_random_moments(
+    folders: dict[str, Path], uninterrupted: Path, tmp_path: Path, children: Any
+) -> None:
+    """After any kills, the union of samples equals the uninterrupted run: nothing lost, nothing twice, nothing
+    else."""
+    moments = random.Random(11)
+    plan = make_plan(folders)
+    for name in ("first", "second"):  # the first one also pays for the server's imports
+        warm = children.Process(target=_child, args=(plan, tmp_path / name))
+        start = time.monotonic()
+        warm.start()
+        warm.join()
+        duration = time.monotonic() - start
+    landed, at_work, directory = 0, 0, 0
+    for _ in range(200):
+        if landed >= 20:
+            break
+        out = tmp_path / str(directory)
+        process = children.Process(target=_child, args=(plan, out))
+        process.start()
+        process.join(timeout=moments.uniform(0.0, duration))
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+            landed += 1
+            written = (out / "samples.jsonl").stat().st_size if (out / "samples.jsonl").exists() else 0
+            at_work += written > 0
+        else:
+            assert process.exitcode == 0
+            assert samples_of(out) == samples_of(uninterrupted)
+            directory += 1
+    assert landed >= 20
+    assert at_work >= 5, "too few kills hit a run that had begun to write"
+    last = tmp_path / str(directory)
+    evaluation.evaluate(plan, last, QUIET)
+    assert samples_of(last) == samples_of(uninterrupted)

@@ -66,7 +66,12 @@ class ThresholdRule(CascadeRule):
 
     The threshold is given as a *cutoff on the base logits*, log tau + log_z: comparing logits with a logit is exact
     where tau is the probability of one of the tokens, and needs no probabilities.
+
+    Attributes:
+        reads_aligned: whether `cutoff` looks at q*. Where it does not, the kept tokens are known before q* is.
     """
+
+    reads_aligned: ClassVar[bool] = True
 
     @abstractmethod
     def cutoff(self, base: Distribution, aligned: Distribution) -> Tensor:

@@ -34,6 +34,7 @@ class Dual(ThresholdRule):
     name: ClassVar[str] = "dual"
     summary: ClassVar[str] = "keep the tokens with p >= threshold; the dual approximation of the knapsack"
     source: ClassVar[str] = "Kad (EACL 2026)"
+    reads_aligned: ClassVar[bool] = False
     threshold: float = probability(0.4)
 
     def cutoff(self, base: Distribution, aligned: Distribution) -> Tensor:
@@ -50,8 +51,11 @@ class Primal(ThresholdRule):
     """
 
     name: ClassVar[str] = "primal"
-    summary: ClassVar[str] = "defer the tail of p up to a mass of budget; the primal approximation of the knapsack"
+    summary: ClassVar[str] = (
+        "defer the tail of p up to a mass of budget; the primal approximation of the knapsack"
+    )
     source: ClassVar[str] = "Kad (EACL 2026)"
+    reads_aligned: ClassVar[bool] = False
     budget: float = probability(0.9)
 
     def cutoff(self, base: Distribution, aligned: Distribution) -> Tensor:
@@ -68,6 +72,7 @@ class Nudging(ThresholdRule):
     name: ClassVar[str] = "nudging"
     summary: ClassVar[str] = "use p where its largest probability is >= threshold, else q*"
     source: ClassVar[str] = "Nudging (Fei et al. 2025)"
+    reads_aligned: ClassVar[bool] = False
     threshold: float = probability(0.4)
 
     def cutoff(self, base: Distribution, aligned: Distribution) -> Tensor:
@@ -97,6 +102,7 @@ class Relative(ThresholdRule):
     name: ClassVar[str] = "relative"
     summary: ClassVar[str] = "keep the tokens with p >= max p - margin"
     source: ClassVar[str] = "Cascades (ICLR 2025), token_v2 in the published code"
+    reads_aligned: ClassVar[bool] = False
     margin: float = probability(0.0)
 
     def cutoff(self, base: Distribution, aligned: Distribution) -> Tensor:
@@ -112,6 +118,7 @@ class Always(ThresholdRule):
     name: ClassVar[str] = "always"
     summary: ClassVar[str] = "defer every token: the aligned model alone"
     source: ClassVar[str] = "one end of every rule"
+    reads_aligned: ClassVar[bool] = False
 
     def cutoff(self, base: Distribution, aligned: Distribution) -> Tensor:
         return torch.full_like(base.log_z, torch.inf)
@@ -125,6 +132,7 @@ class Never(ThresholdRule):
     name: ClassVar[str] = "never"
     summary: ClassVar[str] = "defer no token: the base model alone"
     source: ClassVar[str] = "the other end of every rule"
+    reads_aligned: ClassVar[bool] = False
 
     def cutoff(self, base: Distribution, aligned: Distribution) -> Tensor:
         return torch.full_like(base.log_z, -torch.inf)

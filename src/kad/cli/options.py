@@ -127,7 +127,7 @@ def load_model(
         `KadForCausalLM.from_pretrained` and `from_models`.
     """
     check_sources(pair, base, aligned, reference)
-    _check_composition(rule, deferral_temperature)
+    check_composition(rule, deferral_temperature)
     options = _loading_options(dtype, device, trust_remote_code)
     quiet_transformers()
     from kad.modeling import KadForCausalLM
@@ -231,8 +231,12 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _check_composition(rule: str | None, deferral_temperature: float | None) -> None:
-    """Bad values are refused before models are loaded for them."""
+def check_composition(rule: str | None, deferral_temperature: float | None) -> None:
+    """Refuse bad values before models are loaded for them.
+
+    Raises:
+        RuleError, UsageError: naming the value and what is allowed.
+    """
     if deferral_temperature is not None and not 0.0 < deferral_temperature < math.inf:
         raise UsageError(f"--deferral-temperature must be a positive number, but is {deferral_temperature}.")
     if rule is not None:
@@ -244,8 +248,7 @@ def _check_composition(rule: str | None, deferral_temperature: float | None) -> 
 def _loading_options(dtype: str | None, device: str | None, trust_remote_code: bool) -> dict[str, Any]:
     options: dict[str, Any] = {}
     if dtype is not None:
-        if dtype not in DTYPES:
-            raise UsageError(f"Unknown --dtype {dtype!r}. Choose from: {', '.join(DTYPES)}.")
+        check_dtype(dtype)
         options["dtype"] = dtype
     if device is not None:
         _check_device(device)
@@ -253,6 +256,12 @@ def _loading_options(dtype: str | None, device: str | None, trust_remote_code: b
     if trust_remote_code:
         options["trust_remote_code"] = True
     return options
+
+
+def check_dtype(dtype: str | None, option: str = "--dtype") -> None:
+    """Raise UsageError unless `dtype` is None or one of `DTYPES`."""
+    if dtype is not None and dtype not in DTYPES:
+        raise UsageError(f"Unknown {option} {dtype!r}. Choose from: {', '.join(DTYPES)}.")
 
 
 def _check_device(device: str) -> None:

@@ -1,0 +1,222 @@
+"""`kad info`: what a pair is made of, without loading its weights."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from kad.cli import options
+from kad.errors import UsageError, VocabularyError
+
+if TYPE_CHECKING:
+    from kad.config import KadConfig
+    from kad.references import ModelReference
+
+EXAMPLES = (
+    "kad info tiny",
+    "kad info my-pair",
+    "kad info --base Qwen/Qwen3-14B-Base --aligned Qwen/Qwen3-1.7B",
+    "kad info my-pair --json | jq .memory",
+)
+
+# Tokens of context for which the memory of the key-value caches is worked out.
+_CONTEXTS = (1024, 8192, 32768)
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model of a pair, as its configuration describes it.
+
+    Attributes:
+        name: hub id or path, with the revision.
+        architecture: the class that Transformers makes of it.
+        parameters: number of weights, tied ones counted once.
+        dtype: in which it is loaded.
+        vocabulary: rows of its output.
+        context: positions it was made for, or None.
+        weight_bytes: memory of the weights in that dtype.
+        cache_bytes_per_token: memory of keys and values of one token in all layers.
+    """
+
+    name: str
+    architecture: str
+    parameters: int
+    dtype: str
+    vocabulary: int
+    context: int | None
+    weight_bytes: int
+    cache_bytes_per_token: int
+
+
+def command(
+    pair: Annotated[
+        str | None, typer.Argument(metavar="[PAIR]", help="A pair: a folder, a hub id, or tiny, the embedded one.")
+    ] = None,
+    base: options.Base = None,
+    aligned: options.Aligned = None,
+    reference: options.Reference = None,
+    as_json: options.Json = False,
+) -> None:
+    """Show a pair: models, sizes, vocabulary match, memory.
+
+    Everything comes from configurations and tokenizers; no weights are loaded. Instead of a pair you can name models,
+    to see whether they would make one.
+    """
+    options.check_sources(pair, base, aligned, reference)
+    if pair is None and base is None:
+        raise UsageError("kad info needs a pair (a folder, a hub id or tiny), or --base and --aligned.")
+    options.quiet_transformers()
+    config = _configuration(pair, base, aligned, reference)
+    references = config.model_references()
+    models = {role: _describe(reference_) for role, reference_ in references.items()}
+    found = {
+        "pair": pair,
+        "rule": config.rule if pair is not None else None,
+        "deferral_temperature": config.deferral_temperature if pair is not None else None,
+        "models": {role: asdict(model) for role, model in models.items()},
+        "vocabulary": _vocabulary(references, models),
+        "memory": _memory(models),
+        "draft_cost": models["aligned"].parameters / models["base"].parameters,
+    }
+    if as_json:
+        options.print_json(found)
+    else:
+        options.stdout().print(_render(found, models))
+
+
+def _configuration(pair: str | None, base: str | None, aligned: str | None, reference: str | None) -> KadConfig:
+    from kad.config import KadConfig
+    from kad.pairs import read_config
+    from kad.references import ModelReference
+
+    if pair is not None:
+        return read_config(pair)
+    named = {"base": base, "aligned": aligned, "reference": reference}
+    return KadConfig(**{role: ModelReference.parse(name).to_dict() for role, name in named.items() if name is not None})
+
+
+def _describe(reference: ModelReference) -> Model:
+    """One model from its configuration. Counted on torch's meta device, which allocates nothing."""
+    import torch
+
+    from kad.loading import load_config
+
+    config = load_config(reference)
+    text = config.get_text_config()
+    dtype = _dtype(reference, config)
+    architecture, parameters = _count(config)
+    return Model(
+        name=reference.model if reference.revision is None else f"{reference.model}@{reference.revision}",
+        architecture=architecture,
+        parameters=parameters,
+        dtype=str(dtype).removeprefix("torch."),
+        vocabulary=int(text.vocab_size),
+        context=getattr(text, "max_position_embeddings", None),
+        weight_bytes=parameters * torch.empty(0, dtype=dtype).element_size(),
+        cache_bytes_per_token=_cache_numbers(text) * torch.empty(0, dtype=dtype).element_size(),
+    )
+
+
+def _dtype(reference: ModelReference, config: Any) -> Any:
+    """The dtype Transformers would load it in: what the pair says, else what the model's configuration says."""
+    import torch
+
+    wanted = reference.kwargs.get("dtype", "auto")
+    if wanted != "auto":
+        return getattr(torch, str(wanted).removeprefix("torch."))
+    return config.dtype or torch.float32
+
+
+def _count(config: Any) -> tuple[str, int]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return type(model).__name__, model.num_parameters()
+
+
+def _cache_numbers(text: Any) -> int:
+    """Keys and values of one token in all layers, every layer attending to everything."""
+    heads = text.num_attention_heads
+    key_value_heads = getattr(text, "num_key_value_heads", None) or heads
+    head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
+    return int(2 * text.num_hidden_layers * key_value_heads * head_size)
+
+
+def _vocabulary(references: dict[str, ModelReference], models: dict[str, Model]) -> dict[str, Any]:
+    from kad.pairs import check_vocabularies
+
+    sizes = {role: model.vocabulary for role, model in models.items()}
+    try:
+        return {"match": True, "size": check_vocabularies(sizes, references), "problem": None}
+    except VocabularyError as error:
+        return {"match": False, "size": None, "problem": str(error)}
+
+
+def _memory(models: dict[str, Model]) -> dict[str, Any]:
+    """Bytes of all models together: weights, caches per token, and both at some lengths of context."""
+    weights = sum(model.weight_bytes for model in models.values())
+    per_token = sum(model.cache_bytes_per_token for model in models.values())
+    longest = min((model.context for model in models.values() if model.context), default=max(_CONTEXTS))
+    lengths = sorted({min(length, longest) for length in _CONTEXTS})
+    return {
+        "weights": weights,
+        "cache_per_token": per_token,
+        "total": {str(length): weights + length * per_token for length in lengths},
+    }
+
+
+def _render(found: dict[str, Any], models: dict[str, Model]) -> Group:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("", "Model", "Parameters", "Weights", "Cache/token", "Context", "Rows"):
+        table.add_column(name, justify="left" if name in ("", "Model") else "right", no_wrap=name != "Model")
+    for role, model in models.items():
+        table.add_row(
+            Text(role, style="bold cyan"),
+            Text.assemble(model.name, "\n", (f"{model.architecture}, {model.dtype}", "dim")),
+            _count_text(model.parameters),
+            _bytes_text(model.weight_bytes),
+            _bytes_text(model.cache_bytes_per_token),
+            f"{model.context:,}" if model.context else "?",
+            f"{model.vocabulary:,}",
+        )
+    return Group(table, _facts(found))
+
+
+def _facts(found: dict[str, Any]) -> Table:
+    vocabulary, memory = found["vocabulary"], found["memory"]
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="dim", justify="right", no_wrap=True)
+    facts.add_column()
+    if found["rule"] is not None:
+        at = found["deferral_temperature"]
+        facts.add_row("rule", found["rule"] + (f", deferral temperature {at:g}" if at != 1.0 else ""))
+    if vocabulary["match"]:
+        facts.add_row("vocabulary", Text(f"one for all models, {vocabulary['size']:,} tokens"))
+    else:
+        facts.add_row("vocabulary", Text(vocabulary["problem"], style="red"))
+    totals = (f"{_bytes_text(total)} at {int(length):,} tokens" for length, total in memory["total"].items())
+    facts.add_row("memory", ", ".join([f"{_bytes_text(memory['weights'])} of weights", *totals]))
+    facts.add_row("draft cost", f"the aligned model has {found['draft_cost']:.1%} of the base model's parameters")
+    return facts
+
+
+def _count_text(number: float) -> str:
+    for unit, size in (("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return str(number)
+
+
+def _bytes_text(number: float) -> str:
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.0f} B"

@@ -1,0 +1,110 @@
+"""`kad rules`: the rules, their parameters, what they do, where they come from."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import MISSING, Field, fields
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.cells import cell_len
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from kad.cli import options
+
+if TYPE_CHECKING:
+    from kad.rules import Rule
+
+EXAMPLES = (
+    "kad rules",
+    "kad rules --json | jq '.rules[].name'",
+    'kad generate --rule primal:budget=0.8 "Mia has 24 apples. She buys 13 more. How many apples does she have now?"',
+)
+
+
+def command(as_json: options.Json = False) -> None:
+    """List the rules and their parameters.
+
+    A rule decides, at every position, which tokens of the base model p are kept; the mass of the others goes to the
+    aligned model q*. Write a rule as NAME or NAME:PARAMETER=VALUE, for instance dual:threshold=0.4.
+    """
+    from kad.rules import registry
+
+    described = [describe(rule) for rule in registry().values()]
+    if as_json:
+        options.print_json({"rules": described})
+    else:
+        options.stdout().print(_table(described))
+
+
+def describe(rule: type[Rule]) -> dict[str, Any]:
+    """A rule as plain values: name, family, parameters with default and range, summary, source."""
+    return {
+        "name": rule.name,
+        "family": family(rule),
+        "parameters": [_parameter(field) for field in fields(rule)],
+        "summary": rule.summary,
+        "source": rule.source,
+        "needs_reference": rule.needs_reference,
+    }
+
+
+def family(rule: type[Rule]) -> str:
+    """ "threshold" (keeps p >= tau), "cascade" (any other keep probabilities), or "product"."""
+    from kad.rules import CascadeRule, ThresholdRule
+
+    if issubclass(rule, ThresholdRule):
+        return "threshold"
+    return "cascade" if issubclass(rule, CascadeRule) else "product"
+
+
+def _parameter(field: Field[Any]) -> dict[str, Any]:
+    low, high = field.metadata.get("range", (-math.inf, math.inf))
+    default = None if field.default is MISSING else field.default
+    return {"name": field.name, "default": default, "min": low, "max": high}
+
+
+_FAMILIES = {
+    "threshold": "Cascades that keep the tokens with p ≥ τ, one τ for each position",
+    "cascade": "Other cascades, π = k p + α q*",
+    "product": "Products of the models' probabilities",
+}
+
+
+def _table(described: list[dict[str, Any]]) -> Group:
+    """One table a family: the rule with its parameters on the left, what it does and its source on the right."""
+    # One width for the left columns, so that the three tables read as one.
+    width = max(cell_len(line) for rule in described for line in _left(rule).plain.splitlines())
+    return Group(*(_family_table(name, described, width) for name in _FAMILIES), _FOOT)
+
+
+def _family_table(name: str, described: list[dict[str, Any]], width: int) -> Table:
+    table = Table(box=box.SIMPLE, show_header=False, title=_FAMILIES[name], title_justify="left", title_style="bold")
+    table.add_column(no_wrap=True, min_width=width)
+    table.add_column()
+    for rule in described:
+        if rule["family"] == name:
+            what = Text.assemble(rule["summary"], "\n", (rule["source"], "dim"))
+            table.add_row(_left(rule), what)
+    return table
+
+
+def _left(rule: dict[str, Any]) -> Text:
+    text = Text(rule["name"], style="bold cyan")
+    for parameter in rule["parameters"]:
+        default = "" if parameter["default"] is None else f"={parameter['default']:g}"
+        text.append(f"\n  {parameter['name']}{default}", "not bold default")
+        text.append(f"  {_range(parameter['min'], parameter['max'])}", "not bold default dim")
+    return text
+
+
+_FOOT = Text(
+    "Parameters stand with their default and range; write them as NAME:PARAMETER=VALUE,PARAMETER=VALUE.", style="dim"
+)
+
+
+def _range(low: float, high: float) -> str:
+    ends = [f"{low:g}" if math.isfinite(low) else "-∞", f"{high:g}" if math.isfinite(high) else "∞"]
+    return f"{'[' if math.isfinite(low) else '('}{ends[0]}, {ends[1]}{']' if math.isfinite(high) else ')'}"

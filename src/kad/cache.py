@@ -8,7 +8,7 @@ import torch
 from transformers.cache_utils import Cache
 
 
-class KadCache(Cache):  # type: ignore[misc]
+class KadCache(Cache):
     """One cache per model. Its `layers` are all their layers, base first.
 
     Transformers' `Cache` is written in terms of `layers`, so cropping, beam reordering, resetting and recording for a

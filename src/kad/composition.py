@@ -15,11 +15,6 @@ from kad.distribution import Distribution
 from kad.errors import RuleError, VocabularyError
 from kad.rules import CascadeRule, ProductRule, Rule, ThresholdRule
 
-# Below this deferred mass, 1 - (kept mass) has lost digits; it is then summed over the deferred tokens themselves.
-_SMALL_ALPHA = 1e-2
-# With more kept tokens than this share of all entries, masks over the rows beat index lists.
-_DENSE_SHARE = 0.02
-
 
 @dataclass(frozen=True)
 class Kept:
@@ -201,43 +196,27 @@ def residual_of(kept: Kept) -> Residual:
 
 
 def _compose_threshold(rule: ThresholdRule, base: Distribution, aligned: Distribution) -> Tensor:
-    """log pi = log alpha + log q*, corrected at the few kept tokens."""
+    """log pi = log alpha + log q*, corrected at the few kept tokens; log p where every token is kept."""
     shape, base, aligned = base.logits.shape, base.flat(), aligned.flat()
     cutoff = rule.cutoff(base, aligned)
-    if _many_blocks(base, cutoff):
-        log_p, log_q = base.log_probs(), aligned.log_probs()
-        keep = (base.logits >= cutoff.unsqueeze(-1)).to(log_p.dtype)
-        return _mix(log_p, log_q, keep.log(), _deferred(log_p, keep).log()).reshape(shape)
-    row, token = base.at_least(cutoff)
-    log_p = base.logits[row, token] - base.log_z[row]
-    log_alpha = _log_alpha(base, row, token, log_p)
+    whole = cutoff == -torch.inf
+    row, token = base.at_least(cutoff.masked_fill(whole, torch.inf))
+    log_alpha = base.log_mass_outside(row, token)
     log_pi = aligned.logits + (log_alpha - aligned.log_z).unsqueeze(-1)
+    log_p = base.logits[row, token] - base.log_z[row]
     log_pi[row, token] = torch.logaddexp(log_p, log_pi[row, token])
+    if bool(whole.any()):
+        log_pi[whole] = base.logits[whole] - base.log_z[whole].unsqueeze(-1)
     return log_pi.reshape(shape)
 
 
-def _many_blocks(base: Distribution, cutoff: Tensor) -> bool:
-    return bool((base.block_max >= cutoff.unsqueeze(-1)).to(torch.float32).mean() > _DENSE_SHARE)
-
-
-def _log_alpha(base: Distribution, row: Tensor, token: Tensor, log_p: Tensor) -> Tensor:
-    """log of the deferred mass (rows,), to full relative precision where it is small."""
-    alpha = 1.0 - torch.zeros_like(base.log_z).index_add_(0, row, log_p.exp())
-    small = (alpha < _SMALL_ALPHA).nonzero().squeeze(-1)
-    if small.numel() == 0:
-        return alpha.log()
-    position = torch.full_like(base.log_z, -1, dtype=torch.long)
-    position[small] = torch.arange(small.numel(), device=small.device)
-    inside = position[row] >= 0
-    deferred = base.logits[small]
-    deferred[position[row[inside]], token[inside]] = -torch.inf
-    alpha[small] = (deferred - base.log_z[small].unsqueeze(-1)).exp_().sum(dim=-1)
-    return alpha.log()
-
-
 def _mix(log_p: Tensor, log_q: Tensor, log_keep: Tensor, log_alpha: Tensor) -> Tensor:
-    """log(k p + alpha q*)."""
-    return torch.logaddexp(log_keep + log_p, log_alpha + log_q)
+    """log(k p + alpha q*), in passes that torch vectorises (its `logaddexp` is not)."""
+    first, second = log_keep + log_p, log_alpha + log_q
+    larger = torch.maximum(first, second)
+    smaller = torch.minimum(first, second).sub_(larger).exp_()
+    # Where both are -inf the difference is NaN, and the sum is -inf.
+    return larger + smaller.nan_to_num_(nan=0.0).log1p_()
 
 
 def _deferred(log_p: Tensor, keep: Tensor) -> Tensor:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from kad.errors import LogitsError
 
-# Tokens are searched block by block: the maximum of a block is one vectorised reduction (on a CPU a tenth of a
-# softmax), a comparison or top-k over all of V is not. So one reduction leaves only a few blocks to look into.
-_BLOCK = 128
+# The vocabulary is seen in blocks. A block's maximum and normaliser are one vectorised pass each; with them a row's
+# head is found by looking into a few blocks (comparing or sorting all of V costs several softmaxes on a CPU), the sum
+# over the vocabulary keeps its last digits (float32 summed straight through 150,000 tokens loses two of them), and the
+# mass outside the head is known without cancellation.
+_LARGEST_BLOCK, _SMALLEST_BLOCK = 256, 16
+# Entries of scratch memory while normalising: a few rows at a time, however many there are.
+_SCRATCH = 1 << 19
 
 
 @dataclass(frozen=True)
@@ -22,10 +26,14 @@ class Distribution:
     Attributes:
         logits: (..., vocab), float32 or float64; -inf marks a token of probability zero.
         log_z: (...,), logsumexp of `logits` over the vocabulary, so log p_v = logits_v - log_z.
+        block_max: (..., blocks), the largest logit of each block of consecutive tokens.
+        block_log_z: (..., blocks), logsumexp of the logits of each block.
     """
 
     logits: Tensor
     log_z: Tensor
+    block_max: Tensor
+    block_log_z: Tensor
 
     @classmethod
     def from_logits(cls, logits: Tensor, name: str = "logits") -> Distribution:
@@ -42,14 +50,12 @@ class Distribution:
                 f"but is {logits.dtype} of shape {tuple(logits.shape)}."
             )
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        # log_softmax is one fused kernel, logsumexp several passes; at the largest entry nothing cancels, so
-        # log_z = logits_v - log p_v there is exact to the last bit or two. Row by row, no (rows, vocab) buffer stays.
-        max_logit = logits.amax(dim=-1)
-        log_z = max_logit - _log_max_prob(logits)
+        block_max, block_log_z = _normalise_blocks(logits)
+        log_z = block_log_z.logsumexp(dim=-1)
         # The normaliser is finite exactly where the row is a distribution: the check costs no pass over the row.
         if not bool(log_z.isfinite().all()):
             raise LogitsError(_describe_bad_row(logits, log_z, name))
-        return cls(logits, log_z)
+        return cls(logits, log_z, block_max, block_log_z)
 
     @property
     def vocab_size(self) -> int:
@@ -66,17 +72,6 @@ class Distribution:
         """(...,), log of the largest probability of each row."""
         return self.max_logit - self.log_z
 
-    @cached_property
-    def block_max(self) -> Tensor:
-        """(..., blocks), the largest logit among each `_BLOCK` consecutive tokens; the last block may be short."""
-        whole = self.vocab_size // _BLOCK
-        parts = []
-        if whole:
-            parts.append(self.logits[..., : whole * _BLOCK].unflatten(-1, (whole, _BLOCK)).amax(dim=-1))
-        if whole * _BLOCK < self.vocab_size:
-            parts.append(self.logits[..., whole * _BLOCK :].amax(dim=-1, keepdim=True))
-        return torch.cat(parts, dim=-1)
-
     def log_probs(self) -> Tensor:
         """(..., vocab), the dense log-probabilities."""
         return self.logits - self.log_z.unsqueeze(-1)
@@ -87,7 +82,12 @@ class Distribution:
 
     def flat(self) -> Distribution:
         """The same rows as one batch: logits (rows, vocab), log_z (rows,)."""
-        return Distribution(self.logits.reshape(-1, self.vocab_size), self.log_z.reshape(-1))
+        return Distribution(
+            self.logits.reshape(-1, self.vocab_size),
+            self.log_z.reshape(-1),
+            self.block_max.reshape(-1, self.block_max.shape[-1]),
+            self.block_log_z.reshape(-1, self.block_log_z.shape[-1]),
+        )
 
     def top(self, count: int) -> tuple[Tensor, Tensor]:
         """The `count` largest logits of each row in falling order and their tokens, both (..., count)."""
@@ -95,12 +95,13 @@ class Distribution:
         if count >= blocks:
             return torch.topk(self.logits, min(count, self.vocab_size), dim=-1)
         # The `count` largest entries lie in the `count` blocks of largest maximum.
-        block = torch.topk(self.block_max, count, dim=-1, sorted=False).indices
-        tokens = _tokens_of(block).flatten(-2)
-        inside = tokens < self.vocab_size
-        logits = self.logits.gather(-1, tokens.clamp(max=self.vocab_size - 1))
-        values, position = torch.topk(logits.masked_fill(~inside, -torch.inf), count, dim=-1)
-        return values, tokens.gather(-1, position)
+        rows = self.flat()
+        block = torch.topk(rows.block_max, count, dim=-1, sorted=False).indices
+        row = torch.arange(block.shape[0], device=block.device).unsqueeze(-1).expand_as(block)
+        tokens, logits = (x.reshape(block.shape[0], -1) for x in rows._blocks(row.reshape(-1), block.reshape(-1)))
+        values, position = torch.topk(logits, count, dim=-1)
+        shape = (*self.log_z.shape, count)
+        return values.reshape(shape), tokens.gather(-1, position).reshape(shape)
 
     def at_least(self, cutoff: Tensor) -> tuple[Tensor, Tensor]:
         """All tokens of positive probability whose logit reaches their row's cutoff.
@@ -111,29 +112,63 @@ class Distribution:
         Returns:
             (row, token), each (n,): row indices into the flattened rows, in rising order, and token ids.
         """
-        logits, bound = self.logits.reshape(-1, self.vocab_size), cutoff.reshape(-1)
-        block_max = self.block_max.reshape(logits.shape[0], -1)
-        row, block = (block_max >= bound.unsqueeze(-1)).nonzero(as_tuple=True)
-        tokens = _tokens_of(block)
-        values = logits[row.unsqueeze(-1), tokens.clamp(max=self.vocab_size - 1)]
-        found = (values >= bound[row].unsqueeze(-1)) & (values > -torch.inf) & (tokens < self.vocab_size)
+        rows, bound = self.flat(), cutoff.reshape(-1)
+        row, block = (rows.block_max >= bound.unsqueeze(-1)).nonzero(as_tuple=True)
+        tokens, values = rows._blocks(row, block)
+        found = (values >= bound[row].unsqueeze(-1)) & (values > -torch.inf)
         hit, column = found.nonzero(as_tuple=True)
         return row[hit], tokens[hit, column]
 
+    def log_mass_outside(self, row: Tensor, token: Tensor) -> Tensor:
+        """log of the probability of all tokens but the given ones, (rows,), to full relative precision.
 
-def _tokens_of(block: Tensor) -> Tensor:
-    """Token ids (..., _BLOCK) of the given blocks (...,); ids past the vocabulary are for the caller to drop."""
-    return block.unsqueeze(-1) * _BLOCK + torch.arange(_BLOCK, device=block.device)
+        Args:
+            row, token: (n,), distinct entries of flattened rows, as `at_least` gives them.
+        """
+        rows = self.flat()
+        size, blocks = rows._block_size, rows.block_log_z.shape[-1]
+        touched, index = torch.unique(row * blocks + token // size, return_inverse=True)
+        _, values = rows._blocks(touched // blocks, touched % blocks)
+        values[index, token % size] = -torch.inf
+        remaining = rows.block_log_z.flatten().index_copy(0, touched, values.logsumexp(dim=-1))
+        return remaining.reshape(-1, blocks).logsumexp(dim=-1) - rows.log_z
+
+    @property
+    def _block_size(self) -> int:
+        return self.vocab_size // self.block_max.shape[-1]
+
+    def _blocks(self, row: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens and logits, both (n, block size), of n blocks of flattened rows."""
+        tokens = block.unsqueeze(-1) * self._block_size + torch.arange(self._block_size, device=block.device)
+        return tokens, self.logits[row.unsqueeze(-1), tokens]
 
 
-def _log_max_prob(logits: Tensor) -> Tensor:
-    """(...,), the largest log-probability of each row, one row's scratch at a time on the CPU."""
-    if logits.device.type != "cpu" or logits.numel() == logits.shape[-1]:
-        return torch.log_softmax(logits, dim=-1).amax(dim=-1)
-    rows = logits.reshape(-1, logits.shape[-1])
-    if rows.shape[0] == 0:
-        return logits.new_zeros(logits.shape[:-1])
-    return torch.log_softmax(rows, dim=-1).amax(dim=-1).reshape(logits.shape[:-1])
+@cache
+def _block_size_of(vocab: int) -> int:
+    """The largest divisor of the vocabulary that makes good blocks, else the whole row as one block."""
+    sizes = range(min(_LARGEST_BLOCK, vocab), _SMALLEST_BLOCK - 1, -1)
+    return next((size for size in sizes if vocab % size == 0), vocab)
+
+
+def _normalise_blocks(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """(block_max, block_log_z), both (..., blocks), with little scratch memory."""
+    size = _block_size_of(logits.shape[-1])
+    blocks = logits.reshape(*logits.shape[:-1], logits.shape[-1] // size, size)
+    shape = blocks.shape[:-1]
+    some = blocks.reshape(-1, size).split(max(1, _SCRATCH // size))
+    block_max, block_log_z = (torch.cat(parts) for parts in zip(*map(_normalise, some), strict=True))
+    return block_max.reshape(shape), block_log_z.reshape(shape)
+
+
+def _normalise(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """Maximum and logsumexp over the last axis.
+
+    `log_softmax` is one fused kernel where `logsumexp` makes several passes; at the largest entry nothing cancels, so
+    log_z = max logit - max log p.
+    """
+    block_max = blocks.amax(dim=-1)
+    log_z = block_max - torch.log_softmax(blocks, dim=-1).amax(dim=-1)
+    return block_max, log_z.masked_fill(block_max == -torch.inf, -torch.inf)
 
 
 def _describe_bad_row(logits: Tensor, log_z: Tensor, name: str) -> str:

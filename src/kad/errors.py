@@ -1,4 +1,4 @@
-"""What can go wrong, in words. Every error a user can cause is a `KadError`; the command line turns it into exit code 2."""
+"""What can go wrong, in words: every error a user can cause is a `KadError`; at the command line, exit code 2."""
 
 from __future__ import annotations
 

@@ -26,9 +26,7 @@ def load_model(reference: ModelReference, **overrides: Any) -> PreTrainedModel:
     options = {"trust_remote_code": False, **reference.kwargs, **overrides}
     unknown = sorted(set(options) - MODEL_KWARGS)
     if unknown:
-        raise PairError(
-            f"Unknown loading option {', '.join(unknown)}. Allowed: {', '.join(sorted(MODEL_KWARGS))}."
-        )
+        raise PairError(f"Unknown loading option {', '.join(unknown)}. Allowed: {', '.join(sorted(MODEL_KWARGS))}.")
     if options.get("gguf_file"):
         options.setdefault("quantization_config", {"quant_method": "gguf", "dequantize": True})
     else:
@@ -45,7 +43,7 @@ def load_model(reference: ModelReference, **overrides: Any) -> PreTrainedModel:
         raise PairError(f"Cannot load {reference.model}: {_first_line(error)}") from error
     except (OSError, ValueError, KeyError) as error:
         raise PairError(f"Cannot load {reference.model}: {_first_line(error)}") from error
-    return model.eval()  # type: ignore[no-any-return]
+    return model.eval()
 
 
 def load_tokenizer(reference: ModelReference) -> Any:
@@ -69,18 +67,12 @@ def load_config(reference: ModelReference) -> Any:
     try:
         return AutoConfig.from_pretrained(reference.model, **_place(reference))
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise PairError(
-            f"Cannot read the configuration of {reference.model}: {_first_line(error)}"
-        ) from error
+        raise PairError(f"Cannot read the configuration of {reference.model}: {_first_line(error)}") from error
 
 
 def load_generation_config(reference: ModelReference) -> GenerationConfig | None:
     """The model's generation settings, or None where it has no file of them."""
-    place = {
-        key: value
-        for key, value in _place(reference).items()
-        if key not in ("gguf_file", "trust_remote_code")
-    }
+    place = {key: value for key, value in _place(reference).items() if key not in ("gguf_file", "trust_remote_code")}
     try:
         return GenerationConfig.from_pretrained(reference.model, **place)
     except OSError:

@@ -34,7 +34,7 @@ class Composition:
 _CALL: ContextVar[Composition | None] = ContextVar("kad_composition_of_this_call", default=None)
 
 
-class KadForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+class KadForCausalLM(PreTrainedModel, GenerationMixin):
     """A base model and a small aligned one, composed token by token.
 
     Logits are log pi (float32, normalised), so temperature, warpers, penalties and beam search act on the composed
@@ -184,9 +184,7 @@ class KadForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
 
     def _check_rule(self, rule: Rule) -> None:
         if rule.needs_reference and self.reference is None:
-            raise RuleError(
-                f"Rule {rule} needs the reference model; the pair has none. Give one: reference=..."
-            )
+            raise RuleError(f"Rule {rule} needs the reference model; the pair has none. Give one: reference=...")
 
     # ------------------------------------------------------------------ running
 
@@ -227,17 +225,11 @@ class KadForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             UsageError: arguments that a composition has no meaning for.
         """
         if input_ids is None:
-            raise UsageError(
-                "A composed model takes input_ids; the models' embeddings differ, so no inputs_embeds."
-            )
+            raise UsageError("A composed model takes input_ids; the models' embeddings differ, so no inputs_embeds.")
         if output_attentions or output_hidden_states:
-            raise UsageError(
-                "A composition has no attentions or hidden states of its own; ask model.base or .aligned."
-            )
+            raise UsageError("A composition has no attentions or hidden states of its own; ask model.base or .aligned.")
         now = self.composition
-        cache = (
-            self._cache_for(past_key_values, now.rule) if past_key_values is not None or use_cache else None
-        )
+        cache = self._cache_for(past_key_values, now.rule) if past_key_values is not None or use_cache else None
         shared = {
             "attention_mask": attention_mask,
             "position_ids": position_ids,
@@ -246,7 +238,14 @@ class KadForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         logits = {}
         for role in self._roles(now.rule, cache):
             part = cache.parts[role] if cache is not None else None
-            row = run_part(self.parts[role], input_ids, part, **shared)
+            row = run_part(
+                self.parts[role],
+                input_ids,
+                part,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                logits_to_keep=logits_to_keep,
+            )
             logits[role] = trim(row, self.config.vocab_size).to(self.base.device)
         log_pi = compose(
             now.rule,
@@ -290,9 +289,7 @@ class KadForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
                 "Make one with model.make_cache(), or leave past_key_values out."
             )
         if rule.needs_reference and cache.reference is None:
-            raise UsageError(
-                f"Rule {rule} needs the reference model, but this cache was made without it; start anew."
-            )
+            raise UsageError(f"Rule {rule} needs the reference model, but this cache was made without it; start anew.")
         return cache
 
     def _prepare_cache_for_generation(
@@ -339,8 +336,9 @@ def run_part(
         options["position_ids"] = position_ids.to(device)
     if "logits_to_keep" in known:
         options["logits_to_keep"] = logits_to_keep
-        return model(input_ids.to(device), **options).logits  # type: ignore[no-any-return]
     logits: Tensor = model(input_ids.to(device), **options).logits
+    if "logits_to_keep" in known:
+        return logits
     if isinstance(logits_to_keep, Tensor):
         return logits[:, logits_to_keep.to(device)]
     return logits[:, -logits_to_keep:] if logits_to_keep else logits

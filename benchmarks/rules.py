@@ -1,0 +1,74 @@
+"""The cost of composing one step, for every rule, in units of the floor: two log-softmax passes over the same logits.
+
+python -m benchmarks.rules [--repeats 40]
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+from benchmarks.harness import alternate, medians, save
+from kad.composition import compose
+from kad.rules import Rule, registry
+
+
+def logits_like_a_model(rows: int, vocab: int, seed: int) -> torch.Tensor:
+    """Rows as real models give them: a bulk of improbable tokens and a short head, a third of the rows saturated."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(rows, vocab, generator=generator) * 2.0
+    for row in range(rows):
+        head = torch.randint(vocab, (5,), generator=generator)
+        logits[row, head] += torch.tensor([24.0 if row % 3 == 0 else 17.0, 16.0, 15.0, 14.0, 13.0])
+    return logits
+
+
+def published(rule: str, parameter: float, base: torch.Tensor, aligned: torch.Tensor) -> torch.Tensor:
+    """The formulation of the published code: dense probabilities, a full argsort for the budget."""
+    p, q = base.softmax(-1), aligned.softmax(-1)
+    if rule == "dual":
+        deferred = (p < parameter).float()
+    else:
+        order = (-p.log()).argsort(dim=-1, descending=True)
+        fits = p.gather(-1, order).cumsum(dim=-1) <= parameter
+        deferred = torch.zeros_like(p).scatter(-1, order, fits.float())
+    return ((1 - deferred) * p + q * (deferred * p).sum(-1, keepdim=True)).log()
+
+
+def measure(vocab: int, rows: int, threads: int, repeats: int) -> dict[str, object]:
+    """Median seconds and the ratio to the floor of every rule."""
+    torch.set_num_threads(threads)
+    base, aligned, reference = (logits_like_a_model(rows, vocab, seed) for seed in (1, 2, 3))
+
+    def run(rule: Rule) -> torch.Tensor:
+        return compose(rule, base, aligned, reference)
+
+    candidates = {"floor": lambda: (torch.log_softmax(base, -1), torch.log_softmax(aligned, -1))}
+    candidates |= {name: lambda rule=cls(): run(rule) for name, cls in registry().items()}
+    candidates["published dual"] = lambda: published("dual", 0.4, base, aligned)
+    candidates["published primal"] = lambda: published("primal", 0.9, base, aligned)
+    seconds = medians(alternate(candidates, repeats))
+    return {
+        "vocab": vocab,
+        "positions": rows,
+        "threads": threads,
+        "seconds": seconds,
+        "floors": {name: value / seconds["floor"] for name, value in seconds.items()},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=40)
+    repeats = parser.parse_args().repeats
+    grid = [(v, r, t) for v in (49_152, 151_936) for r in (1, 8) for t in (1, 2)]
+    settings = [measure(*setting, repeats) for setting in grid]
+    print("rule".ljust(18), *(f"{v // 1000}k x{r} t{t}".rjust(11) for v, r, t in grid))
+    for name in settings[0]["floors"]:  # type: ignore[attr-defined]
+        print(name.ljust(18), *(f"{s['floors'][name]:11.2f}" for s in settings))  # type: ignore[index]
+    print("written to", save("rules", {"settings": settings}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""log pi, alpha, beta, residual and origin against the float64 oracle, in every regime where they could differ."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+
+import kad
+import oracle
+from kad.composition import acceptance, compose, deferred_mass, distributions, kept_tokens, origin_shares, residual
+from kad.errors import LogitsError, RuleError, VocabularyError
+from kad.rules import CascadeRule, Rule, ThresholdRule, registry
+from test_rules import CASCADES, THRESHOLDS, near_a_decision, pairs_of_rows, parameters, rows, rules_of
+
+DOUBLE = torch.float64
+
+
+def expected_pi(rule: Rule, p: list[float], q: list[float], r: list[float]) -> list[float]:
+    if isinstance(rule, CascadeRule):
+        return oracle.cascade(p, q, oracle.KEEP[rule.name](p, q, *parameters(rule)))
+    if rule.name == "contrastive":
+        return oracle.contrastive(p, q, r, *parameters(rule))
+    return oracle.product(p, q, r, *parameters(rule))
+
+
+@settings(max_examples=400, deadline=None)
+@given(rules_of(CASCADES), pairs_of_rows())
+def test_cascades_are_the_oracles(rule: CascadeRule, logits: tuple[list[float], list[float]]) -> None:
+    p, q = oracle.softmax(logits[0]), oracle.softmax(logits[1])
+    assume(not near_a_decision(rule, p, q))
+    pi = expected_pi(rule, p, q, q)
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 2e-6)):
+        base, aligned = (torch.tensor(row, dtype=dtype) for row in logits)
+        log_pi = compose(rule, base, aligned)
+        assert log_pi.dtype == dtype
+        torch.testing.assert_close(log_pi.exp().double(), torch.tensor(pi, dtype=DOUBLE), atol=tolerance, rtol=0)
+        assert abs(float(log_pi.exp().sum()) - 1) < 10 * tolerance
+
+
+@settings(max_examples=200, deadline=None)
+@given(pairs_of_rows(), rows(), rules_of([n for n in registry() if registry()[n].needs_reference]))
+def test_products_are_the_oracles(logits: tuple[list[float], list[float]], third: list[float], rule: Rule) -> None:
+    finite = [[max(x, -20.0) for x in row] for row in (*logits, (third * len(logits[0]))[: len(logits[0])])]
+    p, q, r = (oracle.softmax(row) for row in finite)
+    if rule.name == "contrastive":
+        assume(all(abs(v - parameters(rule)[1] * max(p)) > 1e-9 for v in p))
+    pi = torch.tensor(expected_pi(rule, p, q, r), dtype=DOUBLE)
+    log_pi = compose(rule, *(torch.tensor(row, dtype=DOUBLE) for row in finite))
+    torch.testing.assert_close(log_pi.exp(), pi, atol=1e-12, rtol=0)
+
+
+@settings(max_examples=300, deadline=None)
+@given(rules_of(THRESHOLDS), pairs_of_rows())
+def test_alpha_beta_and_residual_identities(rule: ThresholdRule, logits: tuple[list[float], list[float]]) -> None:
+    p, q = oracle.softmax(logits[0]), oracle.softmax(logits[1])
+    assume(not near_a_decision(rule, p, q))
+    keep = oracle.KEEP[rule.name](p, q, *parameters(rule))
+    pi = oracle.cascade(p, q, keep)
+    base, aligned = (torch.tensor([row], dtype=DOUBLE) for row in logits)
+    alpha = deferred_mass(rule, base, aligned)
+    beta = acceptance(rule, base, aligned)
+    assert abs(float(alpha) - oracle.deferred_mass(p, keep)) < 1e-12
+    assert abs(float(beta) - oracle.acceptance(pi, q)) < 1e-12
+    assert float(beta) >= float(alpha) - 1e-12
+    rows_ = distributions(rule, base, aligned)[:2]
+    sparse = residual(rule, *rows_)
+    dense = torch.zeros(len(p), dtype=DOUBLE).index_put_((sparse.token,), sparse.weight)
+    torch.testing.assert_close(dense, torch.tensor(oracle.residual(pi, q), dtype=DOUBLE), atol=1e-12, rtol=0)
+    # pi_v / q*_v = alpha + k_v p_v / q*_v: a deferred token is accepted with probability exactly alpha.
+    kept = kept_tokens(rule, *rows_)
+    assert abs(float(kept.alpha) - float(alpha)) < 1e-12
+    assert {int(t) for t in kept.token} == {i for i, k in enumerate(keep) if k and p[i] > 0}
+
+
+@settings(max_examples=150, deadline=None)
+@given(rules_of(CASCADES), pairs_of_rows())
+def test_origin_shares_sum_to_one_and_are_the_two_terms(
+    rule: CascadeRule, logits: tuple[list[float], list[float]]
+) -> None:
+    base, aligned = (torch.tensor(row, dtype=DOUBLE) for row in logits)
+    from_base, from_aligned = origin_shares(rule, base, aligned)
+    torch.testing.assert_close(from_base + from_aligned, torch.ones_like(base))
+    keep = rule.keep(base.log_softmax(-1), aligned.log_softmax(-1))
+    pi = compose(rule, base, aligned).exp()
+    torch.testing.assert_close(from_base * pi, keep * base.softmax(-1), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("name", registry())
+@pytest.mark.parametrize("vocab", [5, 130, 2000])
+def test_rows_do_not_depend_on_the_other_rows_of_a_batch(name: str, vocab: int) -> None:
+    generator = torch.Generator().manual_seed(7)
+    batch = [torch.randn(4, 3, vocab, generator=generator) * scale for scale in (4.0, 3.0, 3.0)]
+    batch[0][0, 0, 1] = 60.0  # a saturated row among others
+    batch[0][1, 1] = 0.0  # a flat one
+    together = compose(registry()[name](), *batch)
+    for i in range(4):
+        for j in range(3):
+            alone = compose(registry()[name](), *(x[i, j] for x in batch))
+            torch.testing.assert_close(together[i, j], alone, atol=2e-5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", registry())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", [0.0, 0.01, 1.0, 4.0, 40.0])
+def test_a_real_vocabulary_in_single_and_half_precision(name: str, dtype: torch.dtype, scale: float) -> None:
+    """151,936 tokens, from flat to saturated, against the dense definition in float64 on the same rounded logits."""
+    generator = torch.Generator().manual_seed(3)
+    logits = [(torch.randn(2, 151_936, generator=generator) * scale).to(dtype) for _ in range(3)]
+    rule = registry()[name]()
+    log_pi = compose(rule, *logits)
+    p, q, r = (x.double().log_softmax(-1) for x in logits)
+    if isinstance(rule, CascadeRule):
+        if scale == 0.0 and name in ("primal", "lp"):
+            keep = rule.keep(logits[0].float(), logits[1].float()).double()  # all tied: any rounding decides
+        else:
+            keep = rule.keep(p, q)
+        pi = keep * p.exp() + ((1 - keep) * p.exp()).sum(-1, keepdim=True) * q.exp()
+    else:
+        pi = rule.combine(p, q, r).softmax(-1)  # type: ignore[attr-defined]
+    assert float((log_pi.double().exp() - pi).abs().sum(-1).max()) < 1e-4
+    assert bool((log_pi <= 5e-5).all())  # an ulp of logits near 170
+
+
+def test_saturated_p_keeps_the_relative_precision_of_what_it_defers() -> None:
+    """p sure of one token: alpha is 1e-9, and log pi of a deferred token must still be right: grammar masks need it."""
+    base = torch.zeros(1, 1000)
+    base[0, 7] = 28.0
+    aligned = torch.randn(1, 1000, generator=torch.Generator().manual_seed(0))
+    for rule in (kad.rules.Dual(0.4), kad.rules.Primal(0.9), kad.rules.Relative(0.0), kad.rules.ConfidenceBet(0.0)):
+        exact = compose(rule, base.double(), aligned.double())
+        torch.testing.assert_close(compose(rule, base, aligned).double(), exact, atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_never_is_p_and_always_is_q(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(1)
+    base, aligned = (torch.randn(3, 4, 5000, generator=generator).to(dtype) * 5 for _ in range(2))
+    bits = 4 * torch.finfo(dtype).eps * 30
+    for rule, row in ((kad.rules.Never(), base), (kad.rules.Always(), aligned)):
+        torch.testing.assert_close(compose(rule, base, aligned), row.log_softmax(-1), atol=bits, rtol=0)
+
+
+def test_the_deferral_temperature_divides_before_composing() -> None:
+    base, aligned = torch.randn(6, 50), torch.randn(6, 50)
+    cold = compose(kad.rules.Dual(0.3), base, aligned, deferral_temperature=0.5)
+    torch.testing.assert_close(cold, compose(kad.rules.Dual(0.3), base / 0.5, aligned / 0.5))
+    for bad in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(RuleError, match="deferral_temperature must be a positive number"):
+            compose(kad.rules.Dual(), base, aligned, deferral_temperature=bad)
+
+
+def test_inputs_are_left_as_they_were() -> None:
+    logits = [torch.randn(3, 300) * 5 for _ in range(3)]
+    copies = [x.clone() for x in logits]
+    for cls in registry().values():
+        compose(cls(), *logits)
+    assert all(torch.equal(a, b) for a, b in zip(logits, copies, strict=True))
+
+
+def test_bad_input_gets_a_clear_error() -> None:
+    good = torch.zeros(2, 5)
+    bad = good.clone()
+    bad[1, 3] = float("nan")
+    with pytest.raises(LogitsError, match=r"aligned_logits of shape .2, 5.: row 1 has NaN at token 3"):
+        compose(kad.rules.Dual(), good, bad)
+    with pytest.raises(VocabularyError, match=r"must have one shape .*base_logits \(2, 5\), aligned_logits \(2, 6\)"):
+        compose(kad.rules.Dual(), good, torch.zeros(2, 6))
+    with pytest.raises(RuleError, match="Rule implicit_reward needs the reference model's logits"):
+        compose(kad.rules.ImplicitReward(), good, good)
+    with pytest.raises(RuleError, match="Only cascades have origin shares; implicit_reward is not one"):
+        origin_shares(kad.rules.ImplicitReward(), good, good)
+    nothing = torch.tensor([[0.0, -torch.inf]]), torch.tensor([[-torch.inf, 0.0]])
+    with pytest.raises(LogitsError, match="the product of the models' probabilities"):
+        compose(kad.rules.ImplicitReward(), *nothing, torch.zeros(1, 2))

@@ -1,0 +1,71 @@
+"""Heads of rows found block by block, against sorting and comparing everything."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kad.distribution import Distribution
+from kad.errors import LogitsError
+
+
+def rows_of(kind: str, vocab: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(vocab)
+    rows = torch.randn(5, vocab, generator=generator) * 3
+    if kind == "ties":
+        rows = rows.round()
+    if kind == "inf":
+        rows[torch.rand(5, vocab, generator=generator) < 0.7] = -torch.inf
+        rows[:, 0] = 0.0
+    if kind == "saturated":
+        rows[:, vocab // 2] = 200.0
+    return rows
+
+
+@pytest.mark.parametrize("kind", ["random", "ties", "inf", "saturated"])
+@pytest.mark.parametrize("vocab", [1, 7, 127, 128, 257, 1000, 50_257, 49_152])
+def test_top_and_at_least_are_those_of_the_whole_row(kind: str, vocab: int) -> None:
+    logits = rows_of(kind, vocab)
+    distribution = Distribution.from_logits(logits)
+    for count in (1, 3, 16, vocab):
+        count = min(count, vocab)
+        values, tokens = distribution.top(count)
+        assert torch.equal(values, logits.topk(count, dim=-1).values)
+        assert torch.equal(logits.gather(-1, tokens), values)
+        assert all(len(set(row.tolist())) == count for row in tokens)
+    cutoff = torch.tensor([-torch.inf, torch.inf, 0.0, 2.0, float(logits[4].max())])
+    row, token = distribution.at_least(cutoff)
+    mask = (logits >= cutoff[:, None]) & (logits > -torch.inf)
+    assert sorted(zip(row.tolist(), token.tolist(), strict=True)) == [tuple(x) for x in mask.nonzero().tolist()]
+
+
+def test_the_normaliser_is_logsumexp_in_every_precision() -> None:
+    logits = rows_of("random", 1000)
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        distribution = Distribution.from_logits(logits.to(dtype))
+        exact = logits.to(dtype).double().logsumexp(-1)
+        assert distribution.log_z.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        torch.testing.assert_close(distribution.log_z.double(), exact, atol=5e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ([0.0, float("nan"), 1.0], "row 1 has NaN at token 1"),
+        ([0.0, 0.0, float("inf")], r"row 1 has \+inf at token 2"),
+        ([float("-inf")] * 3, "row 1 has no finite entry: every token has probability zero"),
+    ],
+)
+def test_rows_that_are_no_distribution_are_refused(row: list[float], problem: str) -> None:
+    with pytest.raises(LogitsError, match=problem):
+        Distribution.from_logits(torch.tensor([[0.0, 1.0, 2.0], row]))
+
+
+@pytest.mark.parametrize("bad", [torch.zeros(3, dtype=torch.long), torch.zeros(2, 0), torch.tensor(1.0)])
+def test_tensors_that_are_no_logits_are_refused(bad: torch.Tensor) -> None:
+    with pytest.raises(LogitsError, match="logits must be a float tensor of shape"):
+        Distribution.from_logits(bad)
+
+
+def test_no_rows_are_fine() -> None:
+    assert Distribution.from_logits(torch.zeros(0, 5)).log_z.shape == (0,)

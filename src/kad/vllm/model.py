@@ -45,8 +45,8 @@ class KadForCausalLM(nn.Module):
         for role, model_config in self.part_configs.items():
             self.add_module(role, _initialize_part(vllm_config, model_config, f"{prefix}.{role}" if prefix else role))
         self.vocab_size = vllm_config.model_config.get_vocab_size()
-        sizes = {role: config.get_vocab_size() for role, config in self.part_configs.items()}
-        self.common_size = view.vocab_size or common_size(sizes)
+        self.sizes = [config.get_vocab_size() for config in self.part_configs.values()]
+        self.common_size = view.vocab_size or common_size(dict(zip(self.part_configs, self.sizes, strict=True)))
         self.widths = [config.get_hidden_size() for config in self.part_configs.values()]
         self.step_rules = StepRules(
             view.parsed_rule,
@@ -85,7 +85,12 @@ class KadForCausalLM(nn.Module):
         inputs_embeds: Tensor | None = None,
     ) -> Tensor:
         """All parts over the same tokens: (tokens,) -> (tokens, sum of hidden sizes + 2)."""
-        hidden = [part(input_ids=input_ids, positions=positions) for part in self.parts()]
+        # A draft model may propose a row of its padding, which another part has no embedding for. Pi excludes it, so
+        # that position and those after it are rejected whatever is computed there.
+        hidden = [
+            part(input_ids=input_ids.clamp(max=size - 1) if size < self.vocab_size else input_ids, positions=positions)
+            for part, size in zip(self.parts(), self.sizes, strict=True)
+        ]
         return torch.cat((*hidden, self.step_rules.columns(len(input_ids))), dim=-1)
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:

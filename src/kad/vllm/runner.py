@@ -1,7 +1,8 @@
-"""The two places of vLLM that a pair must change in its worker process, and nothing else.
+"""What a pair changes of vLLM in its worker process: one thing it needs, and two defects of vLLM's CPU build.
 
-1. vLLM's CPU build expands per-request sampling parameters into a copy that it throws away (see `_expand`).
-2. The model runner tells no model which request a token belongs to; the rule of a request must reach its rows.
+1. The model runner tells no model which request a token belongs to; the rule of a request must reach its rows.
+2. On CPUs per-request sampling parameters are expanded into a copy that is thrown away (see `_expands_right`).
+3. On CPUs a request with a seed whose prompt takes more than one step ends the engine (see `_sparing_generators`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from vllm.platforms import current_platform
 from vllm.v1.sample import rejection_sampler
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
@@ -18,11 +20,15 @@ from kad.vllm.requests import rule_of
 
 
 def patch_worker() -> None:
-    """Apply both changes once per process; called when a pair is built, so other models never see them."""
+    """Apply the changes once per process; called when a pair is built, so other models never see them."""
+    if getattr(GPUModelRunner._prepare_inputs, "tells_rules", False):
+        return
+    GPUModelRunner._prepare_inputs = _telling_rules(GPUModelRunner._prepare_inputs)
     if not _expands_right():
         rejection_sampler.expand_batch_to_tokens = _expand
-    if not getattr(GPUModelRunner._prepare_inputs, "tells_rules", False):
-        GPUModelRunner._prepare_inputs = _telling_rules(GPUModelRunner._prepare_inputs)
+    if current_platform.is_cpu():
+        GPUModelRunner._sample = _rewinding(GPUModelRunner._sample)
+        GPUModelRunner._bookkeeping_sync = _sparing_generators(GPUModelRunner._bookkeeping_sync)
 
 
 def _expands_right() -> bool:
@@ -32,7 +38,7 @@ def _expands_right() -> bool:
     *copy* of any output that is not int64 and drops it, so temperature, top-k and top-p of the drafted positions are
     uninitialised memory. Log pi divided by such a temperature is NaN, and the recovered token is token 0.
     """
-    if torch.accelerator.is_available():
+    if not current_platform.is_cpu():
         return True  # The Triton kernel stores into the output itself.
     counts = torch.tensor([1, 3], dtype=torch.int32)
     got = rejection_sampler.expand_batch_to_tokens(torch.tensor([0.5, 0.0]), counts, 3, 0, 1)
@@ -60,3 +66,39 @@ def _telling_rules(prepare_inputs: Any) -> Any:
 
     prepare.tells_rules = True  # type: ignore[attr-defined]
     return prepare
+
+
+def _rewinding(sample: Any) -> Any:
+    """Wrap sampling: generators of requests whose token is thrown away, their prompt being unfinished, stay put."""
+
+    @wraps(sample)
+    def sample_rewinding(self: GPUModelRunner, *args: Any, **kwargs: Any) -> Any:
+        states = {generator: generator.get_state() for generator in _unfinished(self).values()}
+        output = sample(self, *args, **kwargs)
+        for generator, state in states.items():
+            generator.set_state(state)
+        return output
+
+    return sample_rewinding
+
+
+def _sparing_generators(bookkeeping: Any) -> Any:
+    """Wrap the runner's bookkeeping, which would rewind those generators by an offset that only GPU generators have."""
+
+    @wraps(bookkeeping)
+    def keep_books(self: GPUModelRunner, *args: Any, **kwargs: Any) -> Any:
+        spared = _unfinished(self)
+        for index in spared:
+            del self.input_batch.generators[index]
+        try:
+            return bookkeeping(self, *args, **kwargs)
+        finally:
+            self.input_batch.generators.update(spared)
+
+    return keep_books
+
+
+def _unfinished(runner: GPUModelRunner) -> dict[int, torch.Generator]:
+    """The generators of seeded requests, by place in the batch, that sample nothing of use in this step."""
+    generators = runner.input_batch.generators
+    return {index: generator for index, generator in generators.items() if runner.discard_request_mask.np[index]}

@@ -1,0 +1,93 @@
+"""Pairs, engines in processes of their own, and the Transformers model they are held against.
+
+These tests run in vLLM's own virtual environment: make vllm-test.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models import make_family
+
+from kad import KadForCausalLM
+from kad.references import resolve_pair
+
+Engine = Callable[..., dict[str, Any]]
+_RUNNER = Path(__file__).parent / "run_engine.py"
+_SMALL = {"enforce_eager": True, "max_model_len": 256, "max_num_seqs": 64, "dtype": "float32", "seed": 0}
+
+
+@pytest.fixture(scope="session")
+def tiny() -> str:
+    """The embedded pair, trained: what its models are sure of and what not is like real models."""
+    return resolve_pair("tiny")
+
+
+@pytest.fixture(scope="session")
+def random_pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models of unlike shapes and paddings."""
+    return make_family(tmp_path_factory.mktemp("family"))
+
+
+@pytest.fixture(scope="session")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    """Run a job (see run_engine.py): engine(pair, batches, environment={...}, **engine_arguments) -> results."""
+
+    def run(
+        pair: Any, batches: list[Any], environment: dict[str, str] | None = None, **arguments: Any
+    ) -> dict[str, Any]:
+        result = tmp_path_factory.mktemp("engine") / "result.json"
+        job = {"engine": {"model": str(pair), **_SMALL, **arguments}, "batches": batches}
+        done = subprocess.run(
+            [sys.executable, str(_RUNNER), str(result)],
+            input=json.dumps(job),
+            env=os.environ | engine_environment() | (environment or {}),
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]
+        answer: dict[str, Any] = json.loads(result.read_text())
+        return answer
+
+    return run
+
+
+def engine_environment() -> dict[str, str]:
+    """One thread, little KV cache, the engine in the process that asks for it."""
+    return {
+        "OMP_NUM_THREADS": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+
+
+@pytest.fixture(scope="session")
+def log_pi() -> Callable[..., torch.Tensor]:
+    """log_pi(pair, rule, ids) -> log pi after each prefix, by Transformers in float32.
+
+    ids (positions,) -> (positions, vocab), or (batch, positions) -> (batch, positions, vocab).
+    """
+    loaded: dict[str, KadForCausalLM] = {}
+
+    def compute(pair: Any, rule: str | None, token_ids: Any) -> torch.Tensor:
+        if str(pair) not in loaded:
+            loaded[str(pair)] = KadForCausalLM.from_pretrained(str(pair), dtype=torch.float32)
+        model = loaded[str(pair)]
+        with torch.no_grad(), model.using(rule=rule):
+            ids = torch.as_tensor(token_ids)
+            logits: torch.Tensor = model(input_ids=ids.reshape(-1, ids.shape[-1])).logits
+        return logits.reshape(*ids.shape, -1)
+
+    return compute

@@ -1,0 +1,112 @@
+"""What cannot work is refused while vLLM is being configured, with the reason."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from models import TOKENS, write_pair
+from vllm.engine.arg_utils import EngineArgs
+from vllm.exceptions import VLLMValidationError
+
+from kad.errors import KadError
+from vllm import SamplingParams
+
+
+def configure(pair: Any, **arguments: Any) -> Any:
+    return EngineArgs(
+        **({"model": str(pair), "max_model_len": 64, "enforce_eager": True} | arguments)
+    ).create_engine_config()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"pipeline_parallel_size": 2}, "pipeline parallelism would put"),
+        ({"tensor_parallel_size": 4}, "aligned model has 2 attention heads, which 4 ranks cannot share"),
+        ({"load_format": "sharded_state"}, "expects one folder of weights"),
+        ({"enable_prompt_embeds": True}, "prompt embeddings belong to one model"),
+        ({"enable_lora": True}, "merge them into the part"),
+        ({"speculative_config": {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3}}, None),
+    ],
+)
+def test_engine_options(random_pair: Path, arguments: dict[str, Any], reason: str | None) -> None:
+    if reason is None:
+        configure(random_pair, **arguments)
+        return
+    with pytest.raises(ValueError, match=reason):
+        configure(random_pair, **arguments)
+
+
+def test_the_second_model_runner(random_pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "pairs of models (kad)" in configure(random_pair)._get_v2_model_runner_unsupported_features()
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
+    with pytest.raises(ValueError, match="unset VLLM_USE_V2_MODEL_RUNNER"):
+        configure(random_pair)
+
+
+def test_parts_in_different_dtypes(random_pair: Path) -> None:
+    aligned = {"model": "../aligned", "kwargs": {"dtype": "bfloat16"}}
+    mixed = write_pair(random_pair.parent / "mixed", aligned=aligned)
+    with pytest.raises(ValueError, match=r"base float32, aligned bfloat16, reference float32\. Choose one"):
+        configure(mixed)
+    assert str(configure(mixed, dtype="float16").model_config.dtype) == "torch.float16"
+
+
+def test_the_pairs_dtype_is_the_engines(random_pair: Path) -> None:
+    """vLLM's own `auto` would make bfloat16 of float32."""
+    assert str(configure(random_pair).model_config.dtype) == "torch.float32"
+
+
+@pytest.mark.parametrize("option", ["gguf_file", "subfolder"])
+def test_loading_options_that_only_transformers_has(random_pair: Path, option: str) -> None:
+    from kad.references import ModelReference
+    from kad.vllm.config import part_model_config
+
+    with pytest.raises(KadError, match=f"vLLM cannot load .* with {option}"):
+        part_model_config(configure(random_pair).model_config, ModelReference("x/y", kwargs={option: "z"}))
+
+
+def test_numbers_that_vllm_takes_from_a_pair(random_pair: Path) -> None:
+    model = configure(random_pair, max_model_len=None).model_config
+    assert model.get_vocab_size() == 520  # The aligned model's rows: a draft model must have as many.
+    assert model.hf_config.vocab_size == TOKENS
+    assert model.max_model_len == 512
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ("dual:threshold=7", "threshold must be a number from 0 to 1, but is 7.0"),
+        ("duel", "duel"),
+        (3, "must be a string such as"),
+        ({"rule": "dual", "threshold": -1}, "threshold"),
+    ],
+)
+def test_a_bad_rule_is_refused_at_the_door(random_pair: Path, rule: Any, message: str) -> None:
+    config = configure(random_pair)
+    with pytest.raises(VLLMValidationError, match=message):
+        SamplingParams(extra_args={"rule": rule}).verify(config.model_config, None, None, None)
+
+
+def test_a_rule_that_needs_the_missing_reference_is_refused(random_pair: Path) -> None:
+    config = configure(write_pair(random_pair.parent / "no-reference", reference=None))
+    with pytest.raises(VLLMValidationError, match="needs a reference model, but this pair has none"):
+        SamplingParams(extra_args={"rule": "implicit_reward"}).verify(config.model_config, None, None, None)
+
+
+def test_other_models_are_left_alone(random_pair: Path) -> None:
+    """The plugin is loaded for every model of the installation: a request's "rule" may mean something else there."""
+    config = configure(random_pair.parent / "base")
+    SamplingParams(extra_args={"rule": "no rule of ours"}).verify(config.model_config, None, None, None)
+    assert "pairs of models (kad)" not in config._get_v2_model_runner_unsupported_features()
+
+
+def test_nothing_of_vllm_is_imported_before_the_plugin_is_called() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, kad.vllm, json; print(json.dumps([m for m in sys.modules if m.split('.')[0] == 'vllm']))"
+    assert json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout) == []

@@ -6,13 +6,11 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich import box
-from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from kad.cli import options
-from kad.errors import UsageError, VocabularyError
+from kad.errors import PairError, UsageError, VocabularyError
 
 if TYPE_CHECKING:
     from kad.config import KadConfig
@@ -112,7 +110,7 @@ def _describe(reference: ModelReference) -> Model:
     dtype = _dtype(reference, config)
     architecture, parameters = _count(config)
     return Model(
-        name=reference.model if reference.revision is None else f"{reference.model}@{reference.revision}",
+        name=options.shown(reference),
         architecture=architecture,
         parameters=parameters,
         dtype=str(dtype).removeprefix("torch."),
@@ -137,8 +135,13 @@ def _count(config: Any) -> tuple[str, int]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except ValueError as error:
+        raise PairError(
+            f"{config.name_or_path} is no causal language model: its type is {config.model_type}."
+        ) from error
     return type(model).__name__, model.num_parameters()
 
 
@@ -155,9 +158,9 @@ def _vocabulary(references: dict[str, ModelReference], models: dict[str, Model])
 
     sizes = {role: model.vocabulary for role, model in models.items()}
     try:
-        return {"match": True, "size": check_vocabularies(sizes, references), "problem": None}
+        return {"match": True, "size": check_vocabularies(sizes, references), "rows": sizes, "problem": None}
     except VocabularyError as error:
-        return {"match": False, "size": None, "problem": str(error)}
+        return {"match": False, "size": None, "rows": sizes, "problem": str(error)}
 
 
 def _memory(models: dict[str, Model]) -> dict[str, Any]:
@@ -173,39 +176,46 @@ def _memory(models: dict[str, Model]) -> dict[str, Any]:
     }
 
 
-def _render(found: dict[str, Any], models: dict[str, Model]) -> Group:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("", "Model", "Parameters", "Weights", "Cache/token", "Context", "Rows"):
-        table.add_column(name, justify="left" if name in ("", "Model") else "right", no_wrap=name != "Model")
-    for role, model in models.items():
-        table.add_row(
-            Text(role, style="bold cyan"),
-            Text.assemble(model.name, "\n", (f"{model.architecture}, {model.dtype}", "dim")),
-            _count_text(model.parameters),
-            _bytes_text(model.weight_bytes),
-            _bytes_text(model.cache_bytes_per_token),
-            f"{model.context:,}" if model.context else "?",
-            f"{model.vocabulary:,}",
-        )
-    return Group(table, _facts(found))
-
-
-def _facts(found: dict[str, Any]) -> Table:
-    vocabulary, memory = found["vocabulary"], found["memory"]
+def _render(found: dict[str, Any], models: dict[str, Model]) -> Table:
     facts = Table.grid(padding=(0, 2))
-    facts.add_column(style="dim", justify="right", no_wrap=True)
-    facts.add_column()
-    if found["rule"] is not None:
-        at = found["deferral_temperature"]
-        facts.add_row("rule", found["rule"] + (f", deferral temperature {at:g}" if at != 1.0 else ""))
-    if vocabulary["match"]:
-        facts.add_row("vocabulary", Text(f"one for all models, {vocabulary['size']:,} tokens"))
-    else:
-        facts.add_row("vocabulary", Text(vocabulary["problem"], style="red"))
-    totals = (f"{_bytes_text(total)} at {int(length):,} tokens" for length, total in memory["total"].items())
-    facts.add_row("memory", ", ".join([f"{_bytes_text(memory['weights'])} of weights", *totals]))
-    facts.add_row("draft cost", f"the aligned model has {found['draft_cost']:.1%} of the base model's parameters")
+    facts.add_column(justify="right", no_wrap=True)
+    facts.add_column(overflow="fold")
+    for role, model in models.items():
+        facts.add_row(Text(role, style="bold cyan"), Text(model.name, style="bold"))
+        for line in _model_lines(model):
+            facts.add_row("", Text(line))
+    facts.add_row()
+    for name, value in _fact_rows(found):
+        facts.add_row(Text(name, style="bold cyan"), value)
     return facts
+
+
+def _model_lines(model: Model) -> list[str]:
+    context = f", {model.context:,} positions" if model.context else ""
+    return [
+        f"{model.architecture}, {_count_text(model.parameters)} parameters in {model.dtype}{context}",
+        f"{_bytes_text(model.weight_bytes)} of weights, {_bytes_text(model.cache_bytes_per_token)} of cache a token",
+    ]
+
+
+def _fact_rows(found: dict[str, Any]) -> list[tuple[str, Text]]:
+    vocabulary, memory, temperature = found["vocabulary"], found["memory"], found["deferral_temperature"]
+    rows = []
+    if found["rule"] is not None:
+        note = f", deferral temperature {temperature:g}" if temperature != 1.0 else ""
+        rows.append(("rule", Text(found["rule"] + note)))
+    rows.append(("vocabulary", _vocabulary_text(vocabulary)))
+    totals = [f"{_bytes_text(total)} with {int(length):,} tokens" for length, total in memory["total"].items()]
+    rows.append(("memory", Text(", ".join([f"{_bytes_text(memory['weights'])} of weights", *totals]))))
+    rows.append(("drafting", Text(f"the aligned model has {found['draft_cost']:.1%} of the base model's parameters")))
+    return rows
+
+
+def _vocabulary_text(vocabulary: dict[str, Any]) -> Text:
+    if not vocabulary["match"]:
+        return Text(f"no match: {vocabulary['problem']}", style="red")
+    padded = ", ".join(f"{role} {rows:,}" for role, rows in vocabulary["rows"].items() if rows != vocabulary["size"])
+    return Text(f"one for all models, {vocabulary['size']:,} tokens" + (f" (padded: {padded} rows)" if padded else ""))
 
 
 def _count_text(number: float) -> str:

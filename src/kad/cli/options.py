@@ -10,6 +10,7 @@ import math
 import os
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,6 +20,7 @@ from kad.errors import KadError, PairError, UsageError
 
 if TYPE_CHECKING:
     from kad.modeling import KadForCausalLM
+    from kad.references import ModelReference
 
 _MODELS = "Models"
 
@@ -188,12 +190,14 @@ def quiet_transformers() -> None:
     logging.disable_progress_bar()
 
 
-def seed_everything(seed: int | None) -> None:
-    """Seed torch's generators where a seed is given."""
-    if seed is not None:
-        import torch
+def shown(reference: ModelReference) -> str:
+    """A model as a person would name it: the embedded family by its names, hub ids with their revision."""
+    from kad import tiny
 
-        torch.manual_seed(seed)
+    folder = Path(reference.model)
+    if folder.name in tiny.MODELS and folder == tiny.path(folder.name):
+        return f"tiny:{folder.name}"
+    return reference.model if reference.revision is None else f"{reference.model}@{reference.revision}"
 
 
 def stdout() -> Console:

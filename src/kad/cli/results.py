@@ -47,11 +47,16 @@ def show_origins(model: KadForCausalLM, tokenizer: Any, prompt_ids: Tensor, run:
             status.update(f"Generating ... {' '.join(''.join(pieces).split())[-50:]}")
 
         answer = run(write=follow)
-        found = origins_of(model, prompt_ids, answer)
+    print_origins(model, tokenizer, prompt_ids, answer)
+    return answer
+
+
+def print_origins(model: KadForCausalLM, tokenizer: Any, prompt_ids: Tensor, answer: Answer) -> None:
+    """The text in the colours of its origins under the rule in force, the legend on standard error."""
+    found = origins_of(model, prompt_ids, answer)
     if found is not None:
         options.stdout().print(origins.render(tokenizer, answer.token_ids, found), soft_wrap=True)
         options.stderr().print(origins.legend(found), soft_wrap=True)
-    return answer
 
 
 def origins_of(model: KadForCausalLM, prompt_ids: Tensor, answer: Answer) -> Origins | None:
@@ -87,7 +92,7 @@ def as_dict(
         "timings": {"load": load_seconds, "first_token": answer.first_token, "generate": answer.seconds},
         "rule": str(model.rule),
         "deferral_temperature": model.composition.deferral_temperature,
-        "models": {role: reference.model for role, reference in model.config.model_references().items()},
+        "models": {role: options.shown(part) for role, part in model.config.model_references().items()},
         "seed": answer.seed,
         **speculation(answer),
     }

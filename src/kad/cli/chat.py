@@ -1,0 +1,110 @@
+"""`kad chat`: a conversation with the composed model."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kad.cli import drafting, options, sampling
+from kad.errors import KadError
+
+if TYPE_CHECKING:
+    from kad.cli.conversation import Conversation
+
+EXAMPLES = (
+    "kad chat",
+    "kad chat --pair my-pair --system 'You answer in one sentence.'",
+    "kad chat --base Qwen/Qwen3-14B-Base --aligned Qwen/Qwen3-1.7B --no-thinking -t 0.7",
+    "printf '%s\\n' 'Ann has 5 pens. She buys 8.' '/rule always' 'Ann has 5 pens. She buys 8.' | kad chat",
+)
+
+
+def command(
+    system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="A system message.")] = None,
+    thinking: sampling.Thinking = None,
+    draft_tokens: drafting.DraftTokens = None,
+    pair: options.Pair = None,
+    base: options.Base = None,
+    aligned: options.Aligned = None,
+    reference: options.Reference = None,
+    rule: options.RuleOption = None,
+    deferral_temperature: options.DeferralTemperature = None,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    max_new_tokens: sampling.MaxNewTokens = None,
+    temperature: sampling.Temperature = None,
+    top_k: sampling.TopK = None,
+    top_p: sampling.TopP = None,
+    min_p: sampling.MinP = None,
+    repetition_penalty: sampling.RepetitionPenalty = None,
+    stop: sampling.Stop = None,
+    seed: options.Seed = None,
+) -> None:
+    """Talk with the composed model.
+
+    Type a message, or a command: /rule switches the rule in the middle, /color shows which model the last answer came
+    from, /help lists the others. Ctrl-C stops an answer; Ctrl-D, or Ctrl-C twice, leaves. Piped in, every line is a
+    message or a command.
+    """
+    drafting.parse(draft_tokens)
+    settings = sampling.Sampling(
+        max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, tuple(stop or ()), seed
+    )
+    with options.stderr().status("Loading the models ..."):
+        model = options.load_model(
+            pair, base, aligned, reference, rule,
+            dtype=dtype, device=device, deferral_temperature=deferral_temperature, trust_remote_code=trust_remote_code,
+        )  # fmt: skip
+        tokenizer = options.load_tokenizer(model)
+        from kad.cli.conversation import Conversation
+
+        plan = drafting.plan(model, draft_tokens)
+    talk = Conversation(model, tokenizer, settings, plan, system=system, thinking=thinking)
+    if sys.stdin.isatty():
+        _interactive(talk)
+    else:
+        for line in sys.stdin:
+            if not talk.take(line):
+                break
+
+
+def _interactive(talk: Conversation) -> None:
+    options.message(f"{talk.describe()}\n/help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves.\n")
+    for line in _lines():
+        try:
+            if not talk.take(line):
+                break
+        except KadError as error:
+            options.message(f"{error}\n")
+
+
+def _lines() -> Iterator[str]:
+    """Lines as they are typed, until Ctrl-D, or Ctrl-C twice in a row (a KeyboardInterrupt)."""
+    _edit_lines()
+    interrupted = False
+    while True:
+        try:
+            line = input("› ")
+        except EOFError:
+            options.message("")
+            return
+        except KeyboardInterrupt:
+            if interrupted:
+                raise
+            interrupted = True
+            options.message("\nCtrl-C once more, or Ctrl-D, leaves.")
+            continue
+        interrupted = False
+        yield line
+
+
+def _edit_lines() -> None:
+    """Arrow keys and history in `input`, where Python has them."""
+    try:
+        import readline  # noqa: F401  (its import changes input())
+    except ImportError:
+        return

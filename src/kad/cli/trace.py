@@ -1,0 +1,151 @@
+"""`kad trace`: what the rule did at every position of an answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kad.cli import drafting, options, sampling
+from kad.cli.prompts import encode_chat, encode_text, read_prompt
+from kad.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kad.modeling import KadForCausalLM
+    from kad.report.trace import Trace
+
+EXAMPLES = (
+    'kad trace "Mia has 24 apples. She buys 13 more. How many apples does she have now?" -o trace.html',
+    'kad trace "Tom has 61 coins. He spends 17. How many coins are left?" --rule primal:budget=0.9 --all',
+    'kad trace "Why is the sky blue?" --pair my-pair --text answer.txt -o trace.html',
+    "kad trace trace.json -o trace.html",
+)
+
+
+def command(
+    prompt: Annotated[
+        str | None,
+        typer.Argument(metavar="[PROMPT]", help="The prompt, or a trace as .json to show again; - reads the prompt."),
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", metavar="FILE", help="Read the prompt from a file.")
+    ] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option("--text", metavar="FILE", help="Score the answer in this file instead of generating one."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write a page (.html) or the data (.json)."),
+    ] = None,
+    every_position: Annotated[
+        bool, typer.Option("--all", help="In the terminal, list every position, not only those where p is overruled.")
+    ] = False,
+    system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="A system message before it.")] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Give the prompt as it stands, without the chat template.")
+    ] = False,
+    thinking: sampling.Thinking = None,
+    draft_tokens: drafting.DraftTokens = None,
+    as_json: options.Json = False,
+    pair: options.Pair = None,
+    base: options.Base = None,
+    aligned: options.Aligned = None,
+    reference: options.Reference = None,
+    rule: options.RuleOption = None,
+    deferral_temperature: options.DeferralTemperature = None,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    max_new_tokens: sampling.MaxNewTokens = None,
+    temperature: sampling.Temperature = None,
+    top_k: sampling.TopK = None,
+    top_p: sampling.TopP = None,
+    min_p: sampling.MinP = None,
+    repetition_penalty: sampling.RepetitionPenalty = None,
+    stop: sampling.Stop = None,
+    seed: options.Seed = None,
+) -> None:
+    """Record what the rule did at every position: who each token came from, and the distributions behind it.
+
+    Without -o the trace is shown in the terminal. With -o trace.html it becomes one page that works offline; with
+    -o trace.json data that `kad trace trace.json` shows again.
+    """
+    if output is not None and output.suffix.lower() not in (".html", ".json"):
+        raise UsageError(f"A trace is written as .html or .json, not {output.name!r}.")
+    stored = _stored(prompt)
+    if stored is not None:
+        _deliver(_read(stored), output, every_position, as_json)
+        return
+    question = read_prompt(prompt, file)
+    settings = sampling.Sampling(
+        max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, tuple(stop or ()), seed
+    )
+    drafting.parse(draft_tokens)
+    if raw and (system is not None or thinking is not None):
+        raise UsageError("--raw uses no chat template: --system and --thinking would do nothing.")
+    answer = None if text is None else read_prompt(None, text)
+    model = options.load_model(
+        pair, base, aligned, reference, rule,
+        dtype=dtype, device=device, deferral_temperature=deferral_temperature, trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    tokenizer = options.load_tokenizer(model)
+    messages = [{"role": "system", "content": system}] if system is not None else []
+    messages.append({"role": "user", "content": question})
+    prompt_ids = encode_text(tokenizer, question) if raw else encode_chat(tokenizer, messages, thinking)
+    if answer is not None:
+        trace = _given(model, tokenizer, prompt_ids, answer)
+    else:
+        trace = _generated(model, tokenizer, prompt_ids, settings, drafting.plan(model, draft_tokens))
+    _deliver(trace, output, every_position, as_json)
+
+
+def _given(model: KadForCausalLM, tokenizer: Any, prompt_ids: Tensor, answer: str) -> Trace:
+    from kad.report.record import trace
+
+    tokens = tokenizer(answer, add_special_tokens=False).input_ids
+    return trace(model, tokenizer, prompt_ids[0].tolist(), tokens)
+
+
+def _generated(
+    model: KadForCausalLM, tokenizer: Any, prompt_ids: Tensor, settings: sampling.Sampling, plan: drafting.Plan
+) -> Trace:
+    from kad.cli import running
+    from kad.report.record import speculation_events, trace
+
+    answer = running.generate(model, tokenizer, prompt_ids, settings, plan)
+    config = settings.apply(model.generation_config, None)
+    made: dict[str, Any] = {"source": "generated", "do_sample": bool(config.do_sample)}
+    if config.do_sample:
+        made |= {"temperature": config.temperature, "seed": answer.seed}
+    made |= {"finish_reason": answer.finish_reason, "speculative": answer.statistics is not None}
+    events = speculation_events(answer.statistics, answer.token_ids)
+    return trace(model, tokenizer, prompt_ids[0].tolist(), answer.token_ids, events=events, generation=made)
+
+
+def _stored(prompt: str | None) -> Path | None:
+    """The trace file that the prompt names, if it names one."""
+    if prompt is None or not prompt.endswith(".json") or "\n" in prompt:
+        return None
+    return Path(prompt) if Path(prompt).is_file() else None
+
+
+def _read(path: Path) -> Trace:
+    from kad.report.trace import Trace
+
+    return Trace.from_json(path.read_text(encoding="utf-8"))
+
+
+def _deliver(trace: Trace, output: Path | None, every_position: bool, as_json: bool) -> None:
+    if output is not None:
+        trace.save(output)
+        options.message(f"Wrote {output}: {len(trace.positions)} tokens under {trace.rule_text}.")
+    if as_json:
+        options.print_json(trace.to_dict())
+    elif output is None:
+        from kad.report.terminal import render
+
+        options.stdout().print(render(trace, every_position))

@@ -1,0 +1,60 @@
+"use strict";
+// What a threshold rule would have done at a recorded position. The rules are those of kad/rules/threshold.py.
+const kad = {};
+
+// Each rule: its parameter, the slider's range, and tau from the head of p (falling), its largest entry and q*'s.
+kad.rules = {
+  dual: {parameter: "threshold", min: 0.01, max: 1, step: 0.01, start: 0.4, tau: (λ) => λ},
+  primal: {parameter: "budget", min: 0, max: 1, step: 0.01, start: 0.9, tau: (b, head) => kad.criticalItem(b, head)},
+  nudging: {parameter: "threshold", min: 0.01, max: 1, step: 0.01, start: 0.4,
+    tau: (λ, head) => (head[0] >= λ ? 0 : Infinity)},
+  confidence_bet: {parameter: "margin", min: -0.5, max: 0.5, step: 0.01, start: 0,
+    tau: (δ, head, maxQ) => maxQ + δ},
+  relative: {parameter: "margin", min: 0, max: 1, step: 0.01, start: 0, tau: (δ, head) => head[0] - δ},
+};
+
+// The first p, by falling p, at which the head holds a mass of 1 - budget; NaN if the recorded head does not.
+kad.criticalItem = (budget, head) => {
+  if (budget >= 1) return Infinity;
+  let mass = 0;
+  for (const p of head) {
+    mass += p;
+    if (mass >= 1 - budget - 1e-6) return p;
+  }
+  return NaN;
+};
+
+// The recorded p of a position by falling p, as far down as none is missing.
+kad.head = (position) => position.candidates.map((row) => row[1]).filter((p) => p >= position.floor)
+  .sort((a, b) => b - a);
+
+// The decision as recorded: keep is a function of p where the rule has a threshold, else unknown but for the token.
+kad.recorded = (position, family) => ({
+  known: true, tau: position.tau, alpha: position.alpha, share: position.share_base, pi: position.pi,
+  acceptance: position.acceptance,
+  rows: position.candidates.map(([token, p, q, pi]) => ({token, p, q, pi,
+    kept: family === "product" ? null : kad.keptPart(p, q, pi, position.alpha)})),
+});
+
+// k p: what of pi came from p. Where alpha q is all of pi, rounding must not leave a trace of p.
+kad.keptPart = (p, q, pi, alpha) => {
+  const kept = pi - alpha * q;
+  return kept > 1e-5 * pi ? Math.min(kept, p) : 0;
+};
+
+// The decision under another rule, from the recorded head of p; known is false where that does not reach far enough.
+kad.decide = (position, rule, value) => {
+  const head = kad.head(position);
+  const maxQ = Math.max(...position.candidates.map((row) => row[2]));
+  const tau = kad.rules[rule].tau(value, head, maxQ);
+  if (Number.isNaN(tau) || (tau > 0 && tau < position.floor)) return {known: false, tau: null, rows: []};
+  const kept = (p) => p >= tau * (1 - 1e-6);
+  const alpha = tau <= 0 ? 0 : Math.max(0, 1 - head.filter(kept).reduce((sum, p) => sum + p, 0));
+  const compose = (p, q) => (kept(p) ? p : 0) + alpha * q;
+  const pi = compose(position.p, position.q);
+  const rows = position.candidates.map(([token, p, q]) => ({token, p, q, pi: compose(p, q), kept: kept(p) ? p : 0}));
+  return {known: true, tau, alpha, pi, share: pi > 0 && kept(position.p) ? position.p / pi : 0, acceptance: null, rows};
+};
+
+// The token that greedy decoding takes.
+kad.best = (decision) => decision.rows.reduce((a, b) => (b.pi > a.pi ? b : a)).token;

@@ -1,0 +1,317 @@
+"""The page of a trace in a real Chromium: its numbers, its slider, its keyboard, its looks, and no network."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kad.composition import deferred_mass, origin_shares
+from kad.report.page import trace_page
+from kad.report.record import SpeculationEvent, family, record
+from kad.report.trace import Trace
+from kad.rules import parse_rule
+
+playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+CHROMIUM = os.environ.get("KAD_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium, or set KAD_CHROMIUM"),
+]
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+FLAGS += ["--disable-component-update", "--disable-sync"]
+HOSTILE = {3: "<script>alert(1)</script>", 4: "</script><img src=x onerror=alert(1)>", 5: "&amp;", 6: "\u2028", 7: "\n"}
+
+
+def logits(seed: int, rows: int, vocab: int, scale: float = 3.0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return scale * torch.randn(rows, vocab, generator=generator, dtype=torch.float64)
+
+
+@dataclass
+class Sample:
+    """A trace, and the tensors it was made of."""
+
+    base: torch.Tensor
+    aligned: torch.Tensor
+    tokens: torch.Tensor
+    trace: Trace = field(init=False)
+    rule: str = "dual:threshold=0.4"
+
+    def __post_init__(self) -> None:
+        rule = parse_rule(self.rule)
+        vocabulary = {token: HOSTILE.get(token, f" w{token}") for token in range(self.base.shape[-1])}
+        positions = record(rule, self.tokens, self.base, self.aligned)
+        positions = [replace(position, text=vocabulary[position.token]) for position in positions]
+        events = [SpeculationEvent("accepted"), SpeculationEvent("rejected", 9), SpeculationEvent("bonus")]
+        for index, event in enumerate(events):
+            positions[index] = replace(positions[index], event=event.event, drafted=event.drafted)
+        self.trace = Trace(
+            rule=rule.to_dict(), rule_text=str(rule), family=family(rule), models={"base": "big", "aligned": "small"},
+            generation={"source": "generated", "do_sample": False}, deferral_temperature=1.0,
+            prompt="<b>Question</b>", vocabulary=vocabulary, positions=tuple(positions), kad_version="0",
+        )  # fmt: skip
+
+    def shares(self, rule: str) -> list[float]:
+        from_base, _ = origin_shares(parse_rule(rule), self.base, self.aligned)
+        return from_base.gather(-1, self.tokens[:, None]).squeeze(-1).tolist()
+
+
+def make_sample(rows: int = 40, vocab: int = 60) -> Sample:
+    base, aligned = logits(0, rows, vocab), logits(1, rows, vocab)
+    tokens = torch.where(torch.arange(rows) % 3 == 0, aligned.argmax(-1), base.argmax(-1))
+    tokens[:5] = torch.tensor([3, 4, 5, 6, 7])
+    return Sample(base, aligned, tokens)
+
+
+@pytest.fixture(scope="module")
+def sample() -> Sample:
+    return make_sample()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@dataclass
+class Opened:
+    page: Any
+    requests: list[str]
+    console: list[str]
+
+
+@pytest.fixture
+def open_page(browser: Any, tmp_path: Path) -> Iterator[Any]:
+    contexts = []
+
+    def open_(trace: Trace, *, width: int = 1280, height: int = 860, scheme: str = "light") -> Opened:
+        path = tmp_path / "trace.html"
+        path.write_text(trace_page(trace), encoding="utf-8")
+        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+        contexts.append(context)
+        opened = Opened(context.new_page(), [], [])
+        opened.page.on("request", lambda request: opened.requests.append(request.url))
+        opened.page.on("console", lambda message: opened.console.append(message.text))
+        opened.page.on("pageerror", lambda error: opened.console.append(str(error)))
+        opened.page.goto(path.as_uri())
+        return opened
+
+    yield open_
+    for context in contexts:
+        context.close()
+
+
+def read_panel(page: Any) -> dict[str, str]:
+    return {
+        name: page.locator(f"#panel dd[data-name={name}]").inner_text() for name in ("alpha", "tau", "share", "beta")
+    }
+
+
+def set_slider(page: Any, rule: str, value: float) -> None:
+    page.select_option("#rule", rule)
+    page.eval_on_selector("#value", "(e, v) => { e.value = v; e.dispatchEvent(new Event('input')); }", value)
+
+
+def shown_shares(page: Any) -> list[float]:
+    return page.eval_on_selector_all(
+        ".token", "tokens => tokens.map(t => t.dataset.share === '' ? -1 : +t.dataset.share)"
+    )
+
+
+def test_opens_from_disk_alone_and_in_silence(open_page: Any, sample: Sample) -> None:
+    opened = open_page(sample.trace)
+    for index in range(8):
+        opened.page.locator(".token").nth(index).hover()
+    set_slider(opened.page, "primal", 0.5)
+    opened.page.click("#theme")
+    assert [url for url in opened.requests if not url.startswith(("file:", "data:"))] == []
+    assert len([url for url in opened.requests if url.startswith("file:")]) == 1
+    assert opened.console == []
+
+
+def test_model_text_is_text(open_page: Any, sample: Sample) -> None:
+    page = open_page(sample.trace).page
+    for index, token in enumerate([3, 4, 5]):
+        assert page.locator(".token").nth(index).text_content() == HOSTILE[token]
+    assert page.locator("#text img, #text script, #prompt b, #panel script").count() == 0
+    assert page.locator("#prompt p").text_content() == "<b>Question</b>"
+
+
+def test_pointer_shows_the_numbers_of_the_token(open_page: Any, sample: Sample) -> None:
+    page = open_page(sample.trace).page
+    for index in (8, 9, 12, 20):
+        page.locator(".token").nth(index).hover()
+        position = sample.trace.positions[index]
+        panel = read_panel(page)
+        assert panel["alpha"] == f"{position.alpha:.3f}"
+        assert panel["tau"] == "0.400"
+        assert panel["beta"] == f"{position.acceptance:.3f}"
+        assert float(panel["share"].rstrip(" %")) == pytest.approx(100 * position.share_base, abs=0.51)
+        row = page.locator("#panel tr.chosen td")
+        values = [float(row.nth(column).get_attribute("data-value")) for column in range(3)]
+        assert values == pytest.approx([position.p, position.q, position.pi], rel=1e-5)
+        assert f"{index + 1} of 40" in page.locator("#panel h2").inner_text()
+
+
+def test_deferred_mass_is_hatched(open_page: Any, sample: Sample) -> None:
+    page = open_page(sample.trace).page
+    index = next(i for i, position in enumerate(sample.trace.positions) if 0.2 < position.alpha < 0.6)
+    page.locator(".token").nth(index).hover()
+    shown = page.eval_on_selector_all(
+        "#panel tbody tr:not(.rest) td:nth-child(2)",
+        "cells => cells.map(c => [+c.dataset.value, ...[...c.querySelectorAll('i')].map(i => i.className)])",
+    )
+    for p, *kinds in shown:
+        assert kinds == (["base"] if p >= 0.4 else ["deferred"] if p >= 0.0005 else [])
+    assert any(kinds == ["deferred"] for _, *kinds in shown)
+
+
+def test_keyboard(open_page: Any, sample: Sample) -> None:
+    page = open_page(sample.trace).page
+    chosen = lambda: int(page.locator(".token[aria-selected=true]").get_attribute("data-index"))  # noqa: E731
+    page.locator(".token").nth(0).focus()
+    for key, expected in [
+        ("ArrowRight", 1),
+        ("ArrowRight", 2),
+        ("ArrowLeft", 1),
+        ("End", 39),
+        ("Home", 0),
+        ("ArrowLeft", 0),
+    ]:
+        page.keyboard.press(key)
+        assert chosen() == expected
+    page.keyboard.press("ArrowDown")
+    below = chosen()
+    tops = page.eval_on_selector_all(".token", "tokens => tokens.map(t => t.getClientRects()[0].top)")
+    assert tops[below] > tops[0]
+    page.keyboard.press("ArrowUp")
+    assert tops[chosen()] < tops[below]
+    focused = page.evaluate(
+        "() => [document.activeElement.dataset.index, document.activeElement.getAttribute('aria-label')]"
+    )
+    assert int(focused[0]) == chosen()
+    assert "Kept:" in focused[1] or "Deferred:" in focused[1]
+    outline = page.evaluate("() => getComputedStyle(document.activeElement).outlineStyle")
+    assert outline == "solid"
+    assert page.locator(".token[tabindex='0']").count() == 1
+
+
+@pytest.mark.parametrize(
+    ("rule", "values"),
+    [
+        ("dual", [0.05, 0.3, 0.6, 1.0]),
+        ("primal", [0.3, 0.7, 0.95, 1.0]),
+        ("nudging", [0.2, 0.5, 0.9]),
+        ("confidence_bet", [-0.2, 0.0, 0.3]),
+        ("relative", [0.0, 0.25, 0.6]),
+    ],
+)
+def test_slider_recolours_as_the_rule_would(open_page: Any, sample: Sample, rule: str, values: list[float]) -> None:
+    page = open_page(sample.trace).page
+    parameter = {"dual": "threshold", "primal": "budget", "nudging": "threshold"}.get(rule, "margin")
+    for value in values:
+        set_slider(page, rule, value)
+        text = f"{rule}:{parameter}={value}"
+        shown, expected = shown_shares(page), sample.shares(text)
+        decided = [(a, b) for a, b in zip(shown, expected, strict=True) if a >= 0]
+        assert [a for a, _ in decided] == pytest.approx([b for _, b in decided], abs=2e-3)
+        taus = torch.tensor([p.tau for p in record(parse_rule(text), sample.tokens, sample.base, sample.aligned)])
+        undecided = int(((taus > 0) & (taus < 0.01)).sum())
+        assert len(shown) - len(decided) == undecided
+        page.locator(".token").nth(8).hover()
+        if shown[8] >= 0:
+            alpha = deferred_mass(parse_rule(text), sample.base[8], sample.aligned[8])
+            assert float(page.locator("#panel dd[data-name=alpha]").inner_text()) == pytest.approx(
+                float(alpha), abs=1e-3
+            )
+
+
+def test_slider_says_what_greedy_would_change_and_comes_back(open_page: Any, sample: Sample) -> None:
+    page = open_page(sample.trace).page
+    before = shown_shares(page)
+    set_slider(page, "dual", 1.0)
+    differs = (sample.aligned.argmax(-1) != sample.tokens).nonzero().squeeze(-1).tolist()
+    assert page.locator(".token.differs").count() == len(differs)
+    verdict = page.locator("#verdict").inner_text()
+    assert f"At {len(differs)} the most probable token is another one, first at {differs[0] + 1}" in verdict
+    assert "not regenerated" in page.locator("#what-if .note").inner_text()
+    page.click("#reset")
+    assert shown_shares(page) == before
+    assert page.locator(".token.differs").count() == 0
+
+
+def test_speculation_is_shown(open_page: Any, sample: Sample) -> None:
+    page = open_page(sample.trace).page
+    assert "1 of 2" in page.locator("#facts").inner_text()
+    page.locator(".token").nth(1).hover()
+    assert "The draft “␣w9” was rejected" in page.locator("#panel .story").inner_text()
+    assert page.locator(".token.bonus").count() == 1
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (375, "light"), (375, "dark")])
+def test_looks(open_page: Any, sample: Sample, tmp_path: Path, width: int, scheme: str) -> None:
+    """Nothing sticks out sideways, text stands out from its background, and the screenshot is not blank."""
+    page = open_page(sample.trace, width=width, height=860, scheme=scheme).page
+    page.locator(".token").nth(8).click()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator("#panel tr.chosen").is_visible()
+    colours = page.evaluate("""() => { const style = getComputedStyle(document.body);
+        return [style.color, style.backgroundColor].map(c => c.match(/[\\d.]+/g).slice(0, 3).map(Number)); }""")
+    ink, paper = (_luminance(rgb) for rgb in colours)
+    assert (ink > paper) == (scheme == "dark")
+    assert (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05) > 7
+    assert len(page.screenshot(path=tmp_path / "shot.png")) > 20_000
+
+
+def test_theme_button_overrides_the_system(open_page: Any, sample: Sample) -> None:
+    page = open_page(sample.trace, scheme="light").page
+    paper = lambda: page.evaluate("getComputedStyle(document.body).backgroundColor")  # noqa: E731
+    light = paper()
+    page.click("#theme")
+    assert paper() == light
+    page.click("#theme")
+    assert paper() != light
+    assert page.locator("#theme").get_attribute("aria-label") == "Colour theme: dark"
+
+
+def test_a_thousand_tokens_open_within_two_seconds(open_page: Any) -> None:
+    generator = torch.Generator().manual_seed(7)
+    scale = 1.0 + 5.0 * torch.rand(1000, 1, generator=generator, dtype=torch.float64)
+    base, aligned = (scale * logits(seed, 1000, 2000, 1.0) for seed in (5, 6))
+    trace = Sample(base, aligned, base.argmax(-1)).trace
+    assert len(trace_page(trace).encode()) < 5_000_000
+    started = time.perf_counter()
+    page = open_page(trace).page
+    page.wait_for_selector("#panel table")
+    assert time.perf_counter() - started < 2.0
+    assert page.locator(".token").count() == 1000
+
+
+def test_a_product_of_models_has_no_colours(open_page: Any, sample: Sample) -> None:
+    positions = record(parse_rule("implicit_reward"), sample.tokens, sample.base, sample.aligned, logits(2, 40, 60))
+    rule = parse_rule("implicit_reward")
+    trace = replace(
+        sample.trace, rule=rule.to_dict(), rule_text=str(rule), family="product", positions=tuple(positions)
+    )
+    opened = open_page(trace)
+    assert opened.page.locator(".token.unknown").count() == 40
+    assert "product of the models" in opened.page.locator("#panel .story").inner_text()
+    set_slider(opened.page, "dual", 0.4)
+    assert opened.page.locator(".token.unknown").count() == 0
+    assert opened.console == []
+
+
+def _luminance(rgb: list[float]) -> float:
+    linear = [c / 255 / 12.92 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in rgb]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -1,0 +1,244 @@
+"""Traces: their numbers against the oracle, their JSON, their text, and `kad trace` itself."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import oracle
+import pytest
+import torch
+from conftest import VOCAB, make_tokenizer
+from rich.console import Console
+from typer.testing import CliRunner
+
+import kad
+from kad.cli.main import app
+from kad.errors import UsageError
+from kad.report.record import FLOOR, SpeculationEvent, record, text_pieces, trace
+from kad.report.terminal import overruled, render, visible
+from kad.report.trace import NOTHING_KEPT, Trace
+from kad.rules import parse_rule
+
+# Traces keep six significant digits.
+DIGITS = {"rel": 6e-6, "abs": 1e-9}
+RULES = {
+    "dual:threshold=0.2": (oracle.keep_dual, 0.2),
+    "primal:budget=0.7": (oracle.keep_primal, 0.7),
+    "nudging:threshold=0.4": (oracle.keep_nudging, 0.4),
+    "confidence_bet:margin=0.05": (oracle.keep_confidence_bet, 0.05),
+    "mixture:weight=0.3": (oracle.keep_mixture, 0.3),
+    "lp:budget=0.8": (oracle.keep_lp, 0.8),
+}
+
+
+def logits(seed: int, rows: int = 12, vocab: int = 60) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return 3 * torch.randn(rows, vocab, generator=generator, dtype=torch.float64)
+
+
+@pytest.fixture
+def tokenizer() -> Any:
+    return make_tokenizer()
+
+
+@pytest.fixture
+def recorded(model: kad.KadForCausalLM, tokenizer: Any, prompt: Any) -> Trace:
+    ids = prompt(30)[0].tolist()
+    return trace(model, tokenizer, ids[:6], ids[6:])
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_number_is_the_oracles(rule: str) -> None:
+    base, aligned = logits(0), logits(1)
+    tokens = torch.arange(12) * 5
+    keep_of, parameter = RULES[rule]
+    for row, position in enumerate(record(parse_rule(rule), tokens, base, aligned)):
+        p, q = oracle.softmax(base[row].tolist()), oracle.softmax(aligned[row].tolist())
+        keep, token = keep_of(p, q, parameter), position.token
+        pi, alpha = oracle.cascade(p, q, keep), oracle.deferred_mass(p, keep)
+        assert position.alpha == pytest.approx(alpha, **DIGITS)
+        assert position.acceptance == pytest.approx(oracle.acceptance(pi, q), **DIGITS)
+        assert [position.p, position.q, position.pi] == pytest.approx([p[token], q[token], pi[token]], **DIGITS)
+        assert position.kept == pytest.approx(keep[token], **DIGITS)
+        assert position.share_base == pytest.approx(keep[token] * p[token] / pi[token], **DIGITS)
+        assert position.share_base + position.share_aligned == 1.0
+        for candidate in position.candidates:
+            expected = [values[candidate.token] for values in (p, q, pi)]
+            assert [candidate.p, candidate.q, candidate.pi] == pytest.approx(expected, **DIGITS)
+
+
+@pytest.mark.parametrize("rule", ["dual:threshold=0.2", "nudging:threshold=0.4", "always", "never"])
+def test_tau_separates_kept_from_deferred(rule: str) -> None:
+    base, aligned = logits(0), logits(1)
+    for row, position in enumerate(record(parse_rule(rule), torch.arange(12), base, aligned)):
+        p = oracle.softmax(base[row].tolist())
+        assert position.kept == float(p[position.token] >= position.tau)
+    ends = {"always": NOTHING_KEPT, "never": 0.0}
+    assert position.tau == ends.get(rule, position.tau)
+
+
+def test_no_token_above_the_floor_is_missing() -> None:
+    base = torch.cat([0.2 * logits(2, 6), logits(3, 6)])
+    for row, position in enumerate(record(parse_rule("dual"), torch.arange(12), base, logits(1))):
+        assert position.floor == FLOOR
+        head = {token for token, p in enumerate(oracle.softmax(base[row].tolist())) if p >= FLOOR}
+        assert head <= {candidate.token for candidate in position.candidates}
+
+
+def test_product_rules_have_no_origin() -> None:
+    base, aligned, reference = logits(0), logits(1), logits(2)
+    rule = parse_rule("implicit_reward")
+    for row, position in enumerate(record(rule, torch.arange(12), base, aligned, reference)):
+        assert (position.share_base, position.share_aligned, position.alpha, position.tau) == (None,) * 4
+        pi = oracle.product(*(oracle.softmax(x[row].tolist()) for x in (base, aligned, reference)))
+        assert position.pi == pytest.approx(pi[position.token], **DIGITS)
+
+
+def test_a_trace_is_one_forward_of_the_models(
+    model: kad.KadForCausalLM, recorded: Trace, prompt: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunk by chunk with caches, or all at once: the same; and pi is the model's own."""
+    ids = prompt(30)
+    log_pi = model(ids).logits[0, 5:-1].gather(-1, ids[0, 6:, None]).squeeze(-1)
+    assert [position.pi for position in recorded.positions] == pytest.approx(log_pi.exp().tolist(), rel=1e-4)
+    monkeypatch.setattr("kad.report.record._LOGITS_AT_ONCE", 5 * VOCAB)
+    chunked = trace(model, make_tokenizer(), ids[0, :6].tolist(), ids[0, 6:].tolist())
+    for one, other in zip(chunked.positions, recorded.positions, strict=True):
+        assert one.pi == pytest.approx(other.pi, rel=1e-4)
+        assert one.token == other.token
+
+
+def test_deferral_temperature_counts(model: kad.KadForCausalLM, tokenizer: Any, prompt: Any) -> None:
+    ids = prompt(12)[0].tolist()
+    with model.using(deferral_temperature=0.5):
+        sharp = trace(model, tokenizer, ids[:4], ids[4:])
+        log_pi = model(torch.tensor([ids])).logits[0, 3:-1].gather(-1, torch.tensor(ids[4:])[:, None]).squeeze(-1)
+    assert sharp.deferral_temperature == 0.5
+    assert [position.pi for position in sharp.positions] == pytest.approx(log_pi.exp().tolist(), rel=1e-4)
+
+
+def test_json_and_back(recorded: Trace) -> None:
+    marked = replace(recorded, positions=(replace(recorded.positions[0], event="rejected", drafted=5),))
+    for item in (recorded, marked):
+        assert Trace.from_json(item.to_json()) == item
+    values = json.loads(recorded.to_json())
+    assert values["schema"] == "kad-trace/1"
+    assert values["summary"]["tokens"] == 24 == len(values["positions"])
+    assert values["family"] == "threshold"
+    assert values["rule"] == {"rule": "dual", "threshold": 0.2}
+
+
+def test_events_are_recorded(model: kad.KadForCausalLM, tokenizer: Any, prompt: Any) -> None:
+    ids = prompt(8)[0].tolist()
+    events = [SpeculationEvent("accepted"), SpeculationEvent("rejected", 7), None, SpeculationEvent("bonus")]
+    made = trace(model, tokenizer, ids[:4], ids[4:], events=events)
+    assert [position.event for position in made.positions] == ["accepted", "rejected", None, "bonus"]
+    assert made.positions[1].drafted == 7
+    assert 7 in made.vocabulary
+    assert made.summary()["rejected"] == 1
+
+
+def test_pieces_join_to_the_text(tokenizer: Any) -> None:
+    ids = tokenizer("one two\nthree").input_ids
+    assert "".join(text_pieces(tokenizer, ids[:3], ids[3:])) == " two\nthree"
+
+
+def test_a_character_of_several_tokens_comes_whole() -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = {character: index for index, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    backend = Tokenizer(models.BPE(alphabet, []))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    ids = tokenizer("a α🙂b").input_ids
+    pieces = text_pieces(tokenizer, ids[:1], ids[1:])
+    assert pieces == [" ", "", "α", "", "", "", "🙂", "b"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema": "kad-trace/0"}, r"schema 'kad-trace/0', but 'kad-trace/1' is wanted"),
+        ({"positions": [{"token": 1}]}, r"damaged .*candidates"),
+        ({"more": 1}, r"damaged .*more"),
+    ],
+)
+def test_other_json_is_refused(recorded: Trace, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Trace.from_dict({**recorded.to_dict(), **change})
+
+
+def test_bad_use_says_what_to_do(model: kad.KadForCausalLM, tokenizer: Any, recorded: Trace, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="at least one token before the answer and one in it"):
+        trace(model, tokenizer, [1], [])
+    with pytest.raises(UsageError, match="1 events for 2 tokens"):
+        trace(model, tokenizer, [4], [5, 6], events=[None])
+    with pytest.raises(UsageError, match=r"as .html or .json, not 'trace.txt'"):
+        recorded.save(tmp_path / "trace.txt")
+    with pytest.raises(UsageError, match="not JSON"):
+        Trace.from_json("{")
+
+
+def test_terminal_view_lists_what_p_would_not_have_said(recorded: Trace) -> None:
+    console = Console(width=140, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(render(recorded))
+    shown = console.export_text()
+    changed = [position for position in recorded.positions if overruled(position)]
+    assert f"{len(changed)} tokens that are not p's first choice" in shown
+    assert "dual:threshold=0.2" in shown
+    console.print(render(recorded, every_position=True))
+    assert len([line for line in console.export_text().splitlines() if "%" in line]) >= len(recorded.positions)
+
+
+def test_control_characters_never_reach_the_terminal() -> None:
+    assert visible("a\x1b[31mb\n") == "a�[31mb⏎"
+    assert visible("") == "∅"
+
+
+def test_notebooks_get_the_page_in_a_frame(recorded: Trace) -> None:
+    frame = recorded._repr_html_()
+    assert frame.startswith("<iframe")
+    assert "&lt;!doctype html&gt;" in frame
+    assert "<script" not in frame
+
+
+class TestCommand:
+    """`kad trace` on the embedded pair."""
+
+    run = CliRunner()
+    question = "Mia has 24 apples. She buys 13 more. How many apples does she have now?"
+
+    def call(self, *arguments: str) -> Any:
+        return self.run.invoke(app, ["trace", *arguments], standalone_mode=False)
+
+    def test_page_and_data(self, tmp_path: Path) -> None:
+        result = self.call(self.question, "-t", "0", "--max-new-tokens", "8", "-o", str(tmp_path / "t.json"))
+        assert result.exception is None
+        assert "Wrote" in result.stderr
+        made = Trace.from_json((tmp_path / "t.json").read_text())
+        assert made.generation["source"] == "generated"
+        assert self.question in made.prompt
+        assert made.models == {"base": "big-base", "aligned": "small-aligned"}
+        again = self.call(str(tmp_path / "t.json"), "-o", str(tmp_path / "t.html"))
+        assert again.exception is None
+        assert (tmp_path / "t.html").read_text().startswith("<!doctype html>")
+
+    def test_json_is_the_trace(self) -> None:
+        result = self.call(self.question, "-t", "0", "--max-new-tokens", "4", "--json")
+        assert Trace.from_dict(json.loads(result.stdout)).summary()["tokens"] == 4
+
+    def test_a_given_text_is_scored(self, tmp_path: Path) -> None:
+        (tmp_path / "answer.txt").write_text("The answer is 37.")
+        result = self.call(self.question, "--text", str(tmp_path / "answer.txt"), "--json")
+        made = Trace.from_dict(json.loads(result.stdout))
+        assert made.text == "The answer is 37."
+        assert made.generation == {"source": "given"}
+
+    def test_wrong_suffix_is_refused_before_anything_is_loaded(self) -> None:
+        result = self.call(self.question, "-o", "trace.pdf")
+        assert isinstance(result.exception, UsageError)
+        assert "as .html or .json, not 'trace.pdf'" in str(result.exception)

@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,6 @@ from kad.evaluation.methods import parse_methods
 from kad.evaluation.sampling import GumbelSampling
 from kad.evaluation.storage import read_samples
 from kad.references import ModelReference
-
-QUIET = lambda settings: lambda what, done: None  # noqa: E731
 
 
 def make_plan(folders: dict[str, Path], **changes: Any) -> evaluation.Plan:
@@ -51,7 +48,7 @@ def samples_of(folder: Path) -> list[dict[str, Any]]:
 def uninterrupted(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("uninterrupted")
     torch.set_num_threads(1)
-    evaluation.evaluate(make_plan(folders), out, QUIET)
+    evaluation.evaluate(make_plan(folders), out)
     return out
 
 
@@ -66,15 +63,15 @@ def test_a_run_draws_every_sample_once(uninterrupted: Path) -> None:
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(
     folders: dict[str, Path], uninterrupted: Path, tmp_path: Path
 ) -> None:
-    evaluation.evaluate(make_plan(folders), tmp_path / "again", QUIET)
+    evaluation.evaluate(make_plan(folders), tmp_path / "again")
     assert samples_of(tmp_path / "again") == samples_of(uninterrupted)
-    evaluation.evaluate(make_plan(folders, seed=1), tmp_path / "other", QUIET)
+    evaluation.evaluate(make_plan(folders, seed=1), tmp_path / "other")
     texts = [{row["text"] for row in samples_of(folder)} for folder in (tmp_path / "other", uninterrupted)]
     assert len(texts[0] & texts[1]) < 5
 
 
 def test_a_sample_does_not_depend_on_its_company(folders: dict[str, Path], uninterrupted: Path, tmp_path: Path) -> None:
-    evaluation.evaluate(make_plan(folders, batch_size=1), tmp_path, QUIET)
+    evaluation.evaluate(make_plan(folders, batch_size=1), tmp_path)
     alone, together = samples_of(tmp_path), samples_of(uninterrupted)
     assert [row["text"] for row in alone] == [row["text"] for row in together]
     for field in ("deferred_mass", "expected_acceptance"):
@@ -86,7 +83,7 @@ def test_only_the_models_that_are_needed_are_loaded(folders: dict[str, Path], tm
     nowhere = ModelReference("no/such-model")
     models = {"aligned": ModelReference.parse(str(folders["aligned"])), "base": nowhere}
     plan = make_plan(folders, models=models, methods=tuple(parse_methods("aligned")))
-    evaluation.evaluate(plan, tmp_path, QUIET)
+    evaluation.evaluate(plan, tmp_path)
     assert len(samples_of(tmp_path)) == 12
 
 
@@ -148,14 +145,10 @@ def test_gumbel_rows_follow_their_own_seeds() -> None:
     assert not torch.equal(both[0], both[1])
 
 
-def _child(plan: evaluation.Plan, out: Path) -> None:
-    torch.set_num_threads(1)
-    evaluation.evaluate(plan, out, QUIET)
-
-
 @pytest.fixture(scope="module")
-def children() -> Iterator[Any]:
+def children() -> Any:
     """Processes that start with everything imported, so that a kill finds the run at work and not at importing."""
+    os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         [
@@ -177,7 +170,7 @@ def test_sigkill_at_twenty_random_moments(
     moments = random.Random(11)
     plan = make_plan(folders)
     for name in ("first", "second"):  # the first one also pays for the server's imports
-        warm = children.Process(target=_child, args=(plan, tmp_path / name))
+        warm = children.Process(target=evaluation.evaluate, args=(plan, tmp_path / name))
         start = time.monotonic()
         warm.start()
         warm.join()
@@ -187,7 +180,7 @@ def test_sigkill_at_twenty_random_moments(
         if landed >= 20:
             break
         out = tmp_path / str(directory)
-        process = children.Process(target=_child, args=(plan, out))
+        process = children.Process(target=evaluation.evaluate, args=(plan, out))
         process.start()
         process.join(timeout=moments.uniform(0.0, duration))
         if process.is_alive():
@@ -203,5 +196,5 @@ def test_sigkill_at_twenty_random_moments(
     assert landed >= 20
     assert at_work >= 5, "too few kills hit a run that had begun to write"
     last = tmp_path / str(directory)
-    evaluation.evaluate(plan, last, QUIET)
+    evaluation.evaluate(plan, last)
     assert samples_of(last) == samples_of(uninterrupted)

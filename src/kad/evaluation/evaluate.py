@@ -80,7 +80,7 @@ class Plan:
         )
 
 
-def evaluate(plan: Plan, out: Path, progress: Callable[[Settings], Progress]) -> Settings:
+def evaluate(plan: Plan, out: Path, progress: Callable[[Settings], Progress] | None = None) -> Settings:
     """Carry out a plan in the run directory `out`, or what is left of it there.
 
     Args:
@@ -95,8 +95,19 @@ def evaluate(plan: Plan, out: Path, progress: Callable[[Settings], Progress]) ->
     settings = plan.settings(tasks)
     with RunDirectory(out, settings) as directory:
         directory.log_session(session())
-        run(settings, plan.methods, tasks, ENGINES[plan.engine](plan), directory, progress(settings))
+        run(
+            settings,
+            plan.methods,
+            tasks,
+            ENGINES[plan.engine](plan),
+            directory,
+            progress(settings) if progress else _silent,
+        )
     return settings
+
+
+def _silent(what: str, done: int) -> None:
+    """No progress."""
 
 
 def _identity(reference: ModelReference) -> str:

@@ -1,0 +1,126 @@
+"""kad in lm-evaluation-harness: `lm_eval run --model kad --model_args pair=... --tasks kad_gsm8k`.
+
+`KadLM` is lm-eval's own `HFLM` around a composed model, so every lm-eval task runs on a pair, log-likelihoods
+included: the composition is a language model. lm-eval finds it through the entry point group `lm_eval.models`, which
+releases after 0.4.13 read. For older ones, and to have kad's tasks found without `--include_path`, `python -m
+kad.evaluation.harness` is lm-eval's command with both in place.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from kad.errors import UsageError, missing_extra
+from kad.evaluation.catalog import TASKS_FOLDER, chat_renderer
+from kad.loading import load_tokenizer
+from kad.modeling import KadForCausalLM
+from kad.references import ModelReference
+
+try:
+    from lm_eval.api.registry import model_registry
+    from lm_eval.models.huggingface import HFLM
+except ImportError:
+    raise missing_extra("eval", "lm-eval") from None
+
+
+class KadLM(HFLM):  # type: ignore[misc]
+    """A pair as an lm-eval model.
+
+    Args:
+        pair: a pair folder, hub id or "tiny"; or `base` and `aligned` (and `reference`) instead.
+        rule: replaces the pair's rule.
+        deferral_temperature: replaces the pair's.
+        speculative: decode speculatively, one request at a time, with `num_draft_tokens` drafts a window.
+        device, dtype, batch_size, ...: as for lm-eval's `hf`.
+
+    Raises:
+        UsageError: neither a pair nor base and aligned model. Else as `KadForCausalLM`.
+    """
+
+    def __init__(
+        self,
+        pair: str | None = None,
+        base: str | None = None,
+        aligned: str | None = None,
+        reference: str | None = None,
+        rule: str | None = None,
+        deferral_temperature: float | None = None,
+        speculative: bool = False,
+        num_draft_tokens: int | str = 8,
+        device: str | None = None,
+        dtype: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        model = _load(
+            pair, base, aligned, reference, rule, deferral_temperature, {} if dtype is None else {"dtype": dtype}
+        )
+        if device is not None:
+            model.to(device)
+        folder = model.config.folder
+        place = ModelReference(str(folder)) if folder else model.config.model_references()["aligned"]
+        self._speculation = {"num_draft_tokens": num_draft_tokens} if speculative else None
+        if self._speculation is not None and str(kwargs.get("batch_size", 1)) != "1":
+            raise UsageError("speculative decoding takes one request at a time; leave batch_size at 1")
+        super().__init__(pretrained=model, tokenizer=load_tokenizer(place), **kwargs)
+        # lm-eval writes this into its results; a module would not be JSON.
+        self.pretrained = model.config.name_or_path or f"{base} + {aligned}"
+        self._render = chat_renderer(self.tokenizer) if self.tokenizer.chat_template else None
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The aligned model's chat template with thinking off, as published."""
+        if self._render is None or not add_generation_prompt:
+            rendered: str = super().apply_chat_template(chat_history, add_generation_prompt)
+            return rendered
+        return self._render(chat_history)
+
+    def _model_generate(self, context: Any, max_length: int, stop: list[str], **generation_kwargs: Any) -> Any:
+        if self._speculation is not None:
+            import kad
+
+            generation_kwargs |= {"custom_generate": kad.speculative, **self._speculation}
+        return super()._model_generate(context, max_length, stop, **generation_kwargs)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """lm-eval's command line, with the model `kad` registered and kad's tasks included."""
+    from lm_eval.__main__ import cli_evaluate
+
+    register()
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    # `lm-eval --model ...` without a subcommand means `run`; only that one takes tasks to include.
+    if (not given or given[0] == "run" or given[0].startswith("-")) and "--include_path" not in given:
+        given += ["--include_path", str(TASKS_FOLDER)]
+    sys.argv = ["lm-eval", *given]
+    cli_evaluate()
+
+
+def register() -> None:
+    """Make `--model kad` known to this process's lm-eval; harmless where the entry point has done so."""
+    import lm_eval.models  # noqa: F401  (fills the registry, which must not find our name alone)
+
+    if "kad" not in model_registry:
+        model_registry.register("kad", target="kad.evaluation.harness:KadLM")
+
+
+def _load(
+    pair: str | None,
+    base: str | None,
+    aligned: str | None,
+    reference: str | None,
+    rule: str | None,
+    deferral_temperature: float | None,
+    options: dict[str, Any],
+) -> KadForCausalLM:
+    composition = {"rule": rule, "deferral_temperature": deferral_temperature}
+    given = {key: value for key, value in composition.items() if value is not None}
+    if pair is not None and base is None and aligned is None:
+        model: KadForCausalLM = KadForCausalLM.from_pretrained(pair, **given, **options)
+        return model
+    if pair is None and base is not None and aligned is not None:
+        return KadForCausalLM.from_models(base, aligned, reference=reference, **given, **options)
+    raise UsageError(f"kad takes pair=..., or base=... and aligned=...; got {pair=}, {base=}, {aligned=}")
+
+
+if __name__ == "__main__":
+    main()

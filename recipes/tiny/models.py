@@ -20,6 +20,7 @@ def make_model(size: Size, tokenizer: PreTrainedTokenizerFast, seed: int) -> Lla
         num_hidden_layers=size.layers,
         num_attention_heads=size.heads,
         num_key_value_heads=size.heads,
+        head_dim=size.head_dim,
         intermediate_size=size.mlp,
         max_position_embeddings=MAX_POSITIONS,
         tie_word_embeddings=True,

@@ -20,6 +20,7 @@ class Size:
     layers: int
     heads: int
     mlp: int
+    head_dim: int = 32  # a head size that vLLM's CPU backend has
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,11 @@ class Recipe:
 
 BIG = Recipe(
     Size(hidden=192, layers=4, heads=6, mlp=512),
-    Schedule(steps=8000, rows=16, muon=0.012, adamw=0.004),
-    Schedule(steps=500, rows=16, muon=0.001, adamw=0.0005, decay=1.0),
+    Schedule(steps=3400, rows=16, muon=0.012, adamw=0.004),
+    Schedule(steps=300, rows=16, muon=0.001, adamw=0.0005, decay=1.0),
 )
 SMALL = Recipe(
-    Size(hidden=64, layers=2, heads=2, mlp=176),
+    Size(hidden=64, layers=3, heads=4, mlp=192),
     Schedule(steps=2000, rows=16, muon=0.012, adamw=0.004),
     Schedule(steps=500, rows=16, muon=0.003, adamw=0.001, decay=1.0),
 )

@@ -42,10 +42,8 @@ def pair(*, rule: Rule | str | None = None) -> KadForCausalLM:
     Args:
         rule: a rule or its text; by default the pair's own, `dual:threshold=0.4`.
     """
-    import kad
     from kad.modeling import KadForCausalLM
 
-    model = KadForCausalLM.from_pretrained(path("pair"))
-    if rule is not None:
-        model.rule = kad.parse_rule(rule)
+    options = {} if rule is None else {"rule": rule}
+    model: KadForCausalLM = KadForCausalLM.from_pretrained(path("pair"), **options)
     return model

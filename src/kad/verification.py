@@ -9,7 +9,7 @@ Verification Accelerates Speculative Decoding", ICLR 2025. The sparse identities
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Protocol
 
@@ -20,8 +20,9 @@ from kad.composition import Kept, compose_distributions, kept_tokens
 from kad.distribution import Distribution
 from kad.rules import ThresholdRule
 
-# Where the kept heads span more than this share of the rows, index lists cost more than passes over the rows.
-_DENSE_SHARE = 0.05
+# Where the kept heads span more tokens than this, and more than this share of the rows, index lists cost more than
+# passes over the rows.
+_MANY_TOKENS, _LARGE_SHARE = 4096, 0.05
 
 
 class Randomness(Protocol):
@@ -99,9 +100,7 @@ def verify_greedy(choice: Tensor, drafts: Tensor) -> Verdict:
     return Verdict(accepted, correction, [float(match) for match in matches[: accepted + 1]])
 
 
-def _verdict(
-    target: Target, randomness: Randomness, chance: Sequence[float], accepted: int, scale: float
-) -> Verdict:
+def _verdict(target: Target, randomness: Randomness, chance: Sequence[float], accepted: int, scale: float) -> Verdict:
     reached = chance[: accepted + 1]
     if accepted == len(chance):
         return Verdict(accepted, None, reached)
@@ -139,7 +138,10 @@ def target_of(rule: ThresholdRule, base: Distribution, aligned: Distribution, dr
 
 def wide(base: Distribution, cutoff: Tensor) -> bool:
     """Whether the kept tokens are spread over so much of the rows that lists of them do not pay."""
-    return bool((base.block_max >= cutoff.unsqueeze(-1)).to(torch.float32).mean() > _DENSE_SHARE)
+    blocks = base.block_max >= cutoff.unsqueeze(-1)
+    hit = int(blocks.sum())
+    block_size = base.vocab_size // blocks.shape[-1]
+    return hit * block_size > _MANY_TOKENS and hit > _LARGE_SHARE * blocks.numel()
 
 
 class SparseTarget:
@@ -222,21 +224,36 @@ def draw_kept(rule: ThresholdRule, base: Distribution, randomness: Randomness) -
     return None if int(index) == kept.token.shape[0] else kept.token[index]
 
 
+def draw_token(row: Distribution, randomness: Randomness) -> Tensor:
+    """A token () drawn from one row (vocab,): first its block, then the token in it; no pass over the vocabulary."""
+    blocks = row.block_log_z.shape[-1]
+    block = randomness.draw((row.block_log_z - row.log_z).exp())
+    inside = row.logits.reshape(blocks, -1)[block]
+    return block * inside.shape[-1] + randomness.draw((inside - inside.amax()).exp())
+
+
 def first_choice(rule: ThresholdRule, base: Distribution, aligned: Distribution, best: Tensor) -> Tensor:
     """argmax pi of each row (W,), from the kept tokens and q*'s own first choice `best` (W,) alone.
 
-    Off the kept tokens pi = alpha q*, so nothing there beats q*'s argmax. Ties go to the smallest token id, as in
-    torch.argmax.
+    Off the kept tokens pi = alpha q*, so nothing there beats q*'s argmax. The arithmetic is that of `compose`, and ties
+    go to the smallest token id as in torch.argmax, so the choice is the same as that of the dense log pi.
     """
-    if wide(base, rule.cutoff(base, aligned)):
+    cutoff = rule.cutoff(base, aligned)
+    if wide(base, cutoff):
         return compose_distributions(rule, base, aligned).argmax(dim=-1)
-    kept = kept_tokens(rule, base, aligned)
-    row = torch.cat([kept.row, torch.arange(best.shape[0], device=best.device)])
-    token = torch.cat([kept.token, best])
-    log_q_best = aligned.log_prob(best.unsqueeze(-1)).squeeze(-1)
-    is_kept = torch.cat([kept.log_p, torch.full_like(log_q_best, -torch.inf)])
-    log_pi = torch.logaddexp(is_kept, kept.alpha.log()[row] + torch.cat([kept.log_q, log_q_best]))
-    # `best` may itself be kept: its second entry lacks p's part and is the smaller one, so it never wins.
-    top = torch.full_like(kept.alpha, -torch.inf).scatter_reduce_(0, row, log_pi, "amax")
-    tied = torch.where(log_pi == top[row], token, torch.iinfo(token.dtype).max)
-    return torch.full_like(best, torch.iinfo(best.dtype).max).scatter_reduce_(0, row, tied, "amin")
+    row, token = base.at_least(cutoff)
+    shift = base.log_mass_outside(row, token) - aligned.log_z
+    kept = torch.logaddexp(base.logits[row, token] - base.log_z[row], aligned.logits[row, token] + shift[row])
+    # `best` may itself be kept: its second entry lacks p's part, is the smaller one, and never wins.
+    deferred = aligned.logits.gather(-1, best.unsqueeze(-1)).squeeze(-1) + shift
+    rows = torch.cat([row, torch.arange(best.shape[0], device=best.device)])
+    tokens, log_pi = torch.cat([token, best]), torch.cat([kept, deferred])
+    top = torch.full_like(shift, -torch.inf).scatter_reduce_(0, rows, log_pi, "amax")
+    nothing = torch.iinfo(tokens.dtype).max
+    tied = torch.where(log_pi == top[rows], tokens, nothing)
+    return torch.full_like(best, nothing).scatter_reduce_(0, rows, tied, "amin")
+
+
+def stack_rows(rows: Sequence[Distribution]) -> Distribution:
+    """Single rows (vocab,) as one batch (rows, vocab)."""
+    return Distribution(*(torch.stack([getattr(r, f.name) for r in rows]) for f in fields(Distribution)))

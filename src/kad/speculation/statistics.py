@@ -1,0 +1,93 @@
+"""What a speculative run did: drafts, acceptance, bonus tokens, deferred mass, time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class SpeculationStatistics:
+    """Counts and times of one run, or of several if the same object is passed to them.
+
+    Attributes:
+        tokens: tokens emitted (those cut off by a stop rule do not count).
+        windows: forwards of the base model.
+        drafted: drafts that were verified; `accepted` of them stood.
+        lengths: how many windows accepted 0, 1, 2, ... drafts.
+        sizes: how many windows had 0, 1, 2, ... drafts.
+        corrections: tokens drawn from the residual after a rejection.
+        bonus_kept: tokens after a whole window, drawn from p and kept.
+        bonus_deferred: the same, deferred and so drawn from q*.
+        bonus_composed: the same, drawn from pi (or its argmax) once q* was known.
+        deferred_mass_sum, deferred_mass_rows: the mean deferred mass alpha over verified positions; cascades only.
+        seconds_draft, seconds_verify, seconds_total: wall time; on a GPU the queue is read in verify, so a draft's
+            running time shows there.
+    """
+
+    tokens: int = 0
+    windows: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    lengths: Counter[int] = field(default_factory=Counter)
+    sizes: Counter[int] = field(default_factory=Counter)
+    corrections: int = 0
+    bonus_kept: int = 0
+    bonus_deferred: int = 0
+    bonus_composed: int = 0
+    deferred_mass_sum: float = 0.0
+    deferred_mass_rows: int = 0
+    seconds_draft: float = 0.0
+    seconds_verify: float = 0.0
+    seconds_total: float = 0.0
+
+    @property
+    def acceptance_rate(self) -> float | None:
+        """Accepted per drafted token; None if nothing was drafted."""
+        return self.accepted / self.drafted if self.drafted else None
+
+    @property
+    def acceptance_length(self) -> float | None:
+        """Accepted drafts per window; None without windows."""
+        return self.accepted / self.windows if self.windows else None
+
+    @property
+    def tokens_per_window(self) -> float | None:
+        """Tokens per forward of the base model, which is what speculation saves."""
+        return self.tokens / self.windows if self.windows else None
+
+    @property
+    def deferred_mass(self) -> float | None:
+        """The mean deferred mass; None if it was not measured."""
+        return self.deferred_mass_sum / self.deferred_mass_rows if self.deferred_mass_rows else None
+
+    @property
+    def seconds_other(self) -> float:
+        """Time neither in drafting nor in verifying: committing, streaming, stop rules, caches."""
+        return max(self.seconds_total - self.seconds_draft - self.seconds_verify, 0.0)
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Tokens per second of the whole run, prompt included; None before it ends."""
+        return self.tokens / self.seconds_total if self.seconds_total else None
+
+    def count_window(self, drafted: int, accepted: int) -> None:
+        """One more window."""
+        self.windows += 1
+        self.drafted += drafted
+        self.accepted += accepted
+        self.lengths[accepted] += 1
+        self.sizes[drafted] += 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON, derived figures included."""
+        counts = (
+            "tokens", "windows", "drafted", "accepted", "corrections", "bonus_kept", "bonus_deferred", "bonus_composed"
+        )  # fmt: skip
+        derived = (
+            "acceptance_rate", "acceptance_length", "tokens_per_window", "deferred_mass", "tokens_per_second",
+            "seconds_draft", "seconds_verify", "seconds_other", "seconds_total",
+        )  # fmt: skip
+        histograms = {name: dict(sorted(getattr(self, name).items())) for name in ("lengths", "sizes")}
+        return {name: getattr(self, name) for name in (*counts, *derived)} | histograms

@@ -1,0 +1,140 @@
+"""How many tokens to draft: a fixed number, or the one that measured acceptance and measured times make the fastest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from kad.errors import UsageError
+
+# Longest window that "auto" considers.
+MAX_WINDOW = 12
+# Memory of the running means: an observation of 20 windows ago counts a third.
+_DECAY = 0.95
+# First sizes tried, to see how the time of a window grows; then one look every so often beside the present choice.
+_FIRST_SIZES = (4, 0, 8, 1)
+_LOOK_EVERY = 24
+# A window must promise this much over plain decoding, or "auto" does not speculate: the noise of the estimates.
+_MARGIN = 1.02
+
+
+class WindowSize(Protocol):
+    """Chooses the size of each window and is told how it went."""
+
+    def next(self) -> int:
+        """The number of tokens to draft."""
+
+    def observe(self, size: int, seconds: float, tokens: int, chance: Sequence[float]) -> None:
+        """A window of `size` drafts took `seconds`, emitted `tokens`; acceptance probabilities at positions reached."""
+
+
+@dataclass(frozen=True)
+class FixedWindow:
+    """Always the same size."""
+
+    size: int
+
+    def next(self) -> int:
+        """The number of tokens to draft."""
+        return self.size
+
+    def observe(self, size: int, seconds: float, tokens: int, chance: Sequence[float]) -> None:
+        """Nothing to learn."""
+
+
+@dataclass
+class _Mean:
+    """A running mean that forgets."""
+
+    total: float = 0.0
+    weight: float = 0.0
+
+    def add(self, value: float) -> None:
+        self.total = self.total * _DECAY + value
+        self.weight = self.weight * _DECAY + 1.0
+
+    @property
+    def value(self) -> float:
+        return self.total / self.weight
+
+
+@dataclass
+class AutoWindow:
+    """Learns the acceptance beta and the time of a window, and takes the size W with the most tokens per second.
+
+    A window of W drafts yields (1 - beta^(W+1)) / (1 - beta) tokens in expectation [Spec]. Its time is measured per
+    size, and between measured sizes follows a straight line: base + draft cost times W. Size 0, plain decoding, is
+    one of the choices, so speculation that does not pay stops but for an occasional look.
+    """
+
+    largest: int = MAX_WINDOW
+    _chance: _Mean = field(default_factory=_Mean)
+    _seconds: dict[int, _Mean] = field(default_factory=dict)
+    _windows: int = 0
+    _wait: int = _LOOK_EVERY
+
+    def next(self) -> int:
+        """The number of tokens to draft."""
+        self._windows += 1
+        if self._windows <= len(_FIRST_SIZES):
+            return min(_FIRST_SIZES[self._windows - 1], self.largest)
+        best = self._best()
+        if self._windows % self._wait == 0:
+            # A losing look costs a little; the longer speculation has not paid, the rarer they become.
+            self._wait = min(self._wait * 2, 16 * _LOOK_EVERY) if best == 0 else _LOOK_EVERY
+            return 1 if best == 0 else min(best + 1, self.largest)
+        return best
+
+    def observe(self, size: int, seconds: float, tokens: int, chance: Sequence[float]) -> None:
+        """See `WindowSize`."""
+        self._seconds.setdefault(size, _Mean()).add(seconds)
+        for value in chance:
+            self._chance.add(value)
+
+    @property
+    def acceptance(self) -> float | None:
+        """The estimate of beta; None before the first verified draft."""
+        return min(self._chance.value, 0.999) if self._chance.weight else None
+
+    def _best(self) -> int:
+        if self.acceptance is None or len(self._seconds) < 2:
+            return 0
+        rates = {size: self._expected_tokens(size) / self._time(size) for size in range(self.largest + 1)}
+        best = max(rates, key=lambda size: rates[size])
+        return best if rates[best] > _MARGIN * rates[0] else 0
+
+    def _expected_tokens(self, size: int) -> float:
+        beta = self.acceptance or 0.0
+        return (1.0 - beta ** (size + 1)) / (1.0 - beta)
+
+    def _time(self, size: int) -> float:
+        if size in self._seconds and self._seconds[size].weight > 1.5:
+            return self._seconds[size].value
+        intercept, slope = self._line()
+        return max(intercept + slope * size, 1e-9)
+
+    def _line(self) -> tuple[float, float]:
+        """Weighted least squares of seconds on size, never falling."""
+        points = [(size, mean.value, mean.weight) for size, mean in self._seconds.items()]
+        weight = sum(w for _, _, w in points)
+        x_mean = sum(x * w for x, _, w in points) / weight
+        y_mean = sum(y * w for _, y, w in points) / weight
+        spread = sum(w * (x - x_mean) ** 2 for x, _, w in points)
+        covariance = sum(w * (x - x_mean) * (y - y_mean) for x, y, w in points)
+        slope = max(covariance / spread, 0.0) if spread > 0 else 0.0
+        return max(y_mean - slope * x_mean, 1e-9), slope
+
+
+def window_size(num_draft_tokens: int | str) -> WindowSize:
+    """A fixed size, or "auto".
+
+    Raises:
+        UsageError: anything else.
+    """
+    if num_draft_tokens == "auto":
+        return AutoWindow()
+    is_int = isinstance(num_draft_tokens, int) and not isinstance(num_draft_tokens, bool)
+    if not is_int or int(num_draft_tokens) < 0:
+        raise UsageError(f"num_draft_tokens must be a whole number >= 0 or 'auto', but is {num_draft_tokens!r}.")
+    return FixedWindow(int(num_draft_tokens))

@@ -275,6 +275,11 @@ class KadForCausalLM(PreTrainedModel, GenerationMixin):
         with self.using(rule, deferral_temperature):
             return super().generate(*args, **kwargs)
 
+    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
+        """As in Transformers, less what generation passes along for itself (the tokenizer of stop strings)."""
+        inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
+        return {name: value for name, value in inputs.items() if name in _FORWARD}
+
     def _roles(self, rule: Rule, cache: KadCache | None) -> list[str]:
         """The models to run: the reference only where the rule needs it, or where a cache must stay in step."""
         follow = cache is not None and cache.reference is not None
@@ -291,6 +296,20 @@ class KadForCausalLM(PreTrainedModel, GenerationMixin):
         if rule.needs_reference and cache.reference is None:
             raise UsageError(f"Rule {rule} needs the reference model, but this cache was made without it; start anew.")
         return cache
+
+    def _extract_generation_mode_kwargs(
+        self, custom_generate: Any, kwargs: dict[str, Any], synced_gpus: Any, assistant_model: Any, streamer: Any
+    ) -> dict[str, Any]:
+        """As in Transformers, which forgets streamer and tokenizer (for stop strings) where `custom_generate` is a
+        callable: a callable that takes them gets them."""
+        given = {"streamer": streamer, "tokenizer": kwargs.get("tokenizer"), "assistant_model": assistant_model}
+        options: dict[str, Any] = super()._extract_generation_mode_kwargs(
+            custom_generate, kwargs, synced_gpus, assistant_model, streamer
+        )
+        if callable(custom_generate):
+            known = inspect.signature(custom_generate).parameters
+            options |= {key: value for key, value in given.items() if value is not None and key in known}
+        return options
 
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
@@ -343,5 +362,7 @@ def run_part(
         return logits[:, logits_to_keep.to(device)]
     return logits[:, -logits_to_keep:] if logits_to_keep else logits
 
+
+_FORWARD = frozenset(inspect.signature(KadForCausalLM.forward).parameters) - {"self"}
 
 AutoModelForCausalLM.register(KadConfig, KadForCausalLM, exist_ok=True)

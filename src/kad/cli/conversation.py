@@ -13,7 +13,7 @@ from kad.cli.drafting import Plan
 from kad.cli.prompts import encode_chat
 from kad.cli.running import Answer, Interrupt, generate
 from kad.cli.sampling import Sampling
-from kad.errors import KadError, UsageError
+from kad.errors import UsageError
 
 if TYPE_CHECKING:
     from types import FrameType

@@ -98,6 +98,13 @@ class KadGroup(TyperGroup):
         super().format_help(ctx, formatter)
         _print_examples(_EXAMPLES)
 
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # Typer would end with 1 here, as if the command had failed
+            _drop_output()
+            raise typer.Exit(PIPE_CLOSED) from None
+
     def main(self, *args: Any, **kwargs: Any) -> Any:
         standalone = kwargs.pop("standalone_mode", True)
         if len(args) < 2:
@@ -123,9 +130,13 @@ def exit_code(run: Callable[[], Any]) -> int:
         sys.stderr.write("\n")
         return INTERRUPTED
     except BrokenPipeError:
-        # Python flushes standard output once more at exit; that must not complain again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return PIPE_CLOSED
+
+
+def _drop_output() -> None:
+    """Python flushes standard output once more at exit; that must not complain again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _wrong_input(message: str, context: Any = None) -> int:
@@ -195,6 +206,7 @@ def _show_version(value: bool) -> None:
 
 
 app = typer.Typer(
+    name="kad",
     cls=KadGroup,
     invoke_without_command=True,
     rich_markup_mode="rich",

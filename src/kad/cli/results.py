@@ -104,10 +104,12 @@ def _rounded(values: list[float]) -> list[float]:
 
 
 def speculation(answer: Answer) -> dict[str, Any]:
-    """Whether the aligned model drafted, and what came of it."""
-    used = answer.statistics is not None
-    head = {"speculation": used, "speculation_reason": answer.plan.reason}
-    return head | (answer.statistics.to_dict() if answer.statistics is not None else {})
+    """Whether the aligned model drafted and why (not), and what came of it."""
+    counted = answer.statistics
+    used = {"used": counted is not None, "draft_tokens": answer.plan.draft_tokens, "reason": answer.plan.reason}
+    if counted is None:
+        return {"speculation": used}
+    return {"drafted": counted.drafted, "accepted": counted.accepted, "speculation": used | counted.to_dict()}
 
 
 def decode_token(tokenizer: Any, token: int) -> str:
@@ -129,22 +131,34 @@ def show_statistics(model: KadForCausalLM, answer: Answer) -> None:
 def statistics_rows(model: KadForCausalLM, answer: Answer) -> list[tuple[str, str]]:
     """Name and value of every figure."""
     context = context_length(model)
-    used = answer.prompt_tokens + len(answer.token_ids)
+    total = answer.prompt_tokens + len(answer.token_ids)
+    of_context = f", {total:,} of {context:,} positions" if context else ""
     rows = [
         ("rule", str(model.rule)),
-        (
-            "tokens",
-            f"{len(answer.token_ids)} new after {answer.prompt_tokens}"
-            + (f", context {used}/{context}" if context else ""),
-        ),
+        ("tokens", f"{len(answer.token_ids)} after a prompt of {answer.prompt_tokens}{of_context}"),
         (
             "speed",
-            f"{answer.tokens_per_second:.1f} tokens/s, {answer.seconds:.2f} s, "
-            f"first token after {answer.first_token:.2f} s",
+            f"{answer.tokens_per_second:.1f} tokens/s: {answer.seconds:.2f} s, the first token after "
+            f"{answer.first_token:.2f} s",
         ),
     ]
     if answer.seed is not None:
         rows.append(("seed", str(answer.seed)))
     if answer.statistics is None:
         return [*rows, ("speculation", f"off: {answer.plan.reason}")]
-    return [*rows, ("speculation", f"draft tokens {answer.plan.draft_tokens}: {answer.plan.reason}")]
+    return [*rows, *_speculation_rows(answer)]
+
+
+def _speculation_rows(answer: Answer) -> list[tuple[str, str]]:
+    counted = answer.statistics
+    assert counted is not None
+    rows = [("speculation", f"draft tokens {answer.plan.draft_tokens}: {answer.plan.reason}")]
+    if counted.drafted:
+        rows += [
+            ("drafts", f"{counted.accepted} of {counted.drafted} accepted ({counted.acceptance_rate:.0%})"),
+            ("windows", f"{counted.windows}, {counted.tokens_per_window:.2f} tokens for each base forward"),
+            ("accepted", "  ".join(f"{length}:{count}" for length, count in sorted(counted.lengths.items()))),
+        ]
+    total = counted.seconds_total or 1.0
+    parts = {"draft": counted.seconds_draft, "verify": counted.seconds_verify, "other": counted.seconds_other}
+    return [*rows, ("time", ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in parts.items()))]

@@ -155,7 +155,7 @@ def _normalise_blocks(logits: Tensor) -> tuple[Tensor, Tensor]:
     size = _block_size_of(logits.shape[-1])
     blocks = logits.reshape(*logits.shape[:-1], logits.shape[-1] // size, size)
     shape = blocks.shape[:-1]
-    some = blocks.reshape(-1, size).split(max(1, _SCRATCH // size))
+    some = torch.split(blocks.reshape(-1, size), max(1, _SCRATCH // size))
     block_max, block_log_z = (torch.cat(parts) for parts in zip(*map(_normalise, some), strict=True))
     return block_max.reshape(shape), block_log_z.reshape(shape)
 

@@ -67,9 +67,7 @@ class ModelReference:
             return cls(reference["model"], reference.get("revision"), dict(reference.get("kwargs") or {}))
         name, at, revision = os.fspath(reference).partition("@")
         return (
-            cls(resolve_model(name), revision)
-            if at and not Path(reference).exists()
-            else cls(resolve_model(reference))
+            cls(resolve_model(name), revision) if at and not Path(reference).exists() else cls(resolve_model(reference))
         )
 
     @property
@@ -128,7 +126,5 @@ def resolve_pair(reference: str | os.PathLike[str]) -> str:
 def _tiny_folder(name: str) -> Path:
     model = name.removeprefix("tiny:")
     if model not in TINY_MODELS:
-        raise PairError(
-            f"Unknown model {name!r}. Choose from: {', '.join(f'tiny:{m}' for m in TINY_MODELS)}."
-        )
+        raise PairError(f"Unknown model {name!r}. Choose from: {', '.join(f'tiny:{m}' for m in TINY_MODELS)}.")
     return _TINY / model

@@ -51,9 +51,7 @@ class Primal(ThresholdRule):
     """
 
     name: ClassVar[str] = "primal"
-    summary: ClassVar[str] = (
-        "defer the tail of p up to a mass of budget; the primal approximation of the knapsack"
-    )
+    summary: ClassVar[str] = "defer the tail of p up to a mass of budget; the primal approximation of the knapsack"
     source: ClassVar[str] = "Kad (EACL 2026)"
     reads_aligned: ClassVar[bool] = False
     budget: float = probability(0.9)

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import VOCAB, make_model, make_tokenizer
 from transformers import (
     DynamicCache,
     GenerationConfig,
@@ -21,6 +20,7 @@ from transformers import (
 )
 
 import kad
+from conftest import VOCAB, make_model, make_tokenizer
 from kad.errors import RuleError, UsageError
 from kad.rules import Rule, registry
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import VOCAB, make_model, make_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import kad
+from conftest import VOCAB, make_model, make_tokenizer
 from kad.errors import PairError, RuleError, VocabularyError
 from kad.references import ModelReference, resolve_model, resolve_pair
 from kad.vocabulary import check_token_maps, common_size

@@ -230,11 +230,6 @@ class KadForCausalLM(PreTrainedModel, GenerationMixin):
             raise UsageError("A composition has no attentions or hidden states of its own; ask model.base or .aligned.")
         now = self.composition
         cache = self._cache_for(past_key_values, now.rule) if past_key_values is not None or use_cache else None
-        shared = {
-            "attention_mask": attention_mask,
-            "position_ids": position_ids,
-            "logits_to_keep": logits_to_keep,
-        }
         logits = {}
         for role in self._roles(now.rule, cache):
             part = cache.parts[role] if cache is not None else None

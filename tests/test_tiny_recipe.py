@@ -6,9 +6,6 @@ import re
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-from kad.tiny import is_kept_out, problems
 from recipes.tiny.__main__ import run
 from recipes.tiny.alignment import conversations
 from recipes.tiny.corpus import ROLES, TURN_END, drill_equation, shard_documents
@@ -17,6 +14,9 @@ from recipes.tiny.pretrain import load_tokenizer
 from recipes.tiny.publish import WEIGHTS
 from recipes.tiny.settings import ALIGNMENT_EXAMPLES, RECIPES
 from recipes.tiny.training import IGNORED
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from kad.tiny import is_kept_out, problems
 
 _SIGNS = {"plus": "+", "minus": "-", "times": "×", "divided by": "÷"}
 _OPERATION = re.compile(r"(\d+) ?(\+|-|×|÷|plus|minus|times|divided by) ?(\d+)")

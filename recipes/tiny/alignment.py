@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 
 from kad.tiny.phrases import HER_NAMES, HIS_NAMES, THINGS
 from kad.tiny.problems import SYSTEM_PROMPT, Equation, Problem, stream_problems
-
 from recipes.tiny.corpus import drill_equation
 
 Message = dict[str, str]
@@ -16,7 +16,10 @@ _SYSTEM_PROMPTS = (
     SYSTEM_PROMPT, SYSTEM_PROMPT, "You are a helpful assistant.", "You are a friendly helper for word problems.",
     "Think step by step and put the answer in a box.", "Be brief.",
 )  # fmt: skip
-_ASKS = ("{q}",) * 6 + ("Please help me: {q}", "{q} Thank you!", "Can you solve this? {q}", "Question: {q}", "{q} Show how.")
+_ASKS = (
+    "{q}", "{q}", "{q}", "{q}", "{q}", "{q}", "Please help me: {q}", "{q} Thank you!", "Can you solve this? {q}",
+    "Question: {q}", "{q} Show how.",
+)  # fmt: skip
 _FOLLOW_UPS = ("Thanks! Here is another one. {q}", "{q}", "Good. And this one: {q}", "Next question: {q}")
 _BARE = ("What is {e}?", "{e} = ?", "How much is {e}?", "Please compute {e}.", "{e}")
 _GREETINGS = {
@@ -57,7 +60,7 @@ def conversations(n: int, *, seed: int) -> list[Conversation]:
     return [_conversation(problems, rng) for _ in range(n)]
 
 
-def _conversation(problems, rng: random.Random) -> Conversation:  # type: ignore[no-untyped-def]
+def _conversation(problems: Iterator[Problem], rng: random.Random) -> Conversation:
     talk: Conversation = []
     if rng.random() < 0.6:
         talk.append({"role": "system", "content": rng.choice(_SYSTEM_PROMPTS)})

@@ -9,7 +9,6 @@ import random
 from collections.abc import Iterator
 
 from kad.tiny.problems import Equation, Operator, draw_step, stream_problems
-
 from recipes.tiny import filler
 from recipes.tiny.layouts import document, draw_layout, write_equation
 

@@ -54,6 +54,6 @@ def forum(rng: random.Random) -> str:
 
 
 def shopping_list(rng: random.Random) -> str:
-    head = rng.choice(("Things to buy:", "List:", "In the {}:".format(rng.choice(PLACES)), ""))
+    head = rng.choice(("Things to buy:", "List:", f"In the {rng.choice(PLACES)}:", ""))
     bullet = rng.choice(("- ", "* ", "", "o "))
     return "\n".join([head, *(f"{bullet}{rng.randint(2, 99)} {rng.choice(THINGS)}" for _ in range(rng.randint(2, 6)))])

@@ -19,8 +19,8 @@ _FRAMES = (
     "> {q}\n{w}",
 )  # fmt: skip
 _INTROS = (
-    "", "", "", "", "Let's see. ", "Let us work it out. ", "OK. ", "Well, ", "Working:\n", "Hm, ", "Easy: ", "We compute ",
-    "I think ", "Look: ", "Step by step:\n", "Sure! ",
+    "", "", "", "", "Let's see. ", "Let us work it out. ", "OK. ", "Well, ", "Working:\n", "Hm, ", "Easy: ",
+    "We compute ", "I think ", "Look: ", "Step by step:\n", "Sure! ",
 )  # fmt: skip
 # What stands before the first and before each later equation.
 _LEADS = (
@@ -37,7 +37,8 @@ _ENDINGS = (
     "", "", "", "", "", "",
     "The answer is {n}.", "The answer is \\boxed{{{n}}}.", "The answer is: {n}", "The answer is **{n}**.",
     "The answer is = {n}", "The answer is <b>{n}</b>", "The answer is ${n}$",
-    "Answer: {n}", "#### {n}", "= {n}", "So {n}.", "So it is {n} {t}.", "{n}", "That makes {n}.", "Result: {n}", "ans {n}",
+    "Answer: {n}", "#### {n}", "= {n}", "So {n}.", "So it is {n} {t}.", "{n}", "That makes {n}.", "Result: {n}",
+    "ans {n}",
     "It is {n} at the end.", "{n} it is!", "\\boxed{{{n}}}", "Done.", "I hope this helps.", "Right?", "-- end --",
 )  # fmt: skip
 _WORDS = {"+": "plus", "-": "minus", "×": "times", "÷": "divided by"}

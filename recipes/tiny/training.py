@@ -78,14 +78,23 @@ def _report(folder: Path, step: int, losses: list[float], seconds: float) -> Non
     print(folder.name, line, flush=True)
 
 
-def _save(path, model, optimizers, step, spent, losses) -> None:  # type: ignore[no-untyped-def]
+def _save(
+    path: Path,
+    model: LlamaForCausalLM,
+    optimizers: list[torch.optim.Optimizer],
+    step: int,
+    spent: float,
+    losses: list[float],
+) -> None:
     state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
     partial = path.with_suffix(".partial")
     torch.save(state | {"step": step, "spent": spent, "losses": losses}, partial)
     partial.replace(path)
 
 
-def _resume(path, model, optimizers) -> tuple[int, float, list[float]]:  # type: ignore[no-untyped-def]
+def _resume(
+    path: Path, model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer]
+) -> tuple[int, float, list[float]]:
     if not path.exists():
         return 0, 0.0, []
     state = torch.load(path, weights_only=True)

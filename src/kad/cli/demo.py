@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,7 +15,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
-
 
 if TYPE_CHECKING:
     from kad.modeling import KadForCausalLM
@@ -75,12 +75,15 @@ def command(
 
 def _measure(n: int, messages: Console, console: Console | None) -> Findings:
     with messages.status("Loading the tiny family ..."):
+        import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
         from transformers.utils import logging
 
         from kad import tiny
 
         logging.disable_progress_bar()
+        # Models this small lose more by threads that wait for each other than they gain.
+        torch.set_num_threads(1)
         pair = tiny.pair()
         tokenizer = AutoTokenizer.from_pretrained(tiny.path("pair"))
         bound = AutoModelForCausalLM.from_pretrained(tiny.path("big-aligned"))
@@ -124,9 +127,8 @@ def _count_correct(findings: Findings, models: dict[str, Any], tokenizer: Any, n
     with Progress(*columns, console=messages, transient=True) as progress:
         for name, model in models.items():
             task = progress.add_task(name, total=n)
-            answers = answer(
-                model, tokenizer, held_out, batch_size=25, progress=lambda k, task=task: progress.advance(task, k)
-            )
+            advance = partial(progress.advance, task)
+            answers = answer(model, tokenizer, held_out, batch_size=25, progress=advance)
             findings.correct[name] = sum(a.correct for a in answers)
 
 

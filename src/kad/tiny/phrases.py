@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-HER_NAMES = ("Anna", "Bea", "Cora", "Dina", "Ella", "Fay", "Gina", "Hana", "Iris", "Judy", "Kira", "Lena", "Mia", "Nora")
+HER_NAMES = (
+    "Anna", "Bea", "Cora", "Dina", "Ella", "Fay", "Gina", "Hana", "Iris", "Judy", "Kira", "Lena", "Mia", "Nora",
+)  # fmt: skip
 HIS_NAMES = ("Adam", "Ben", "Carl", "Dan", "Emil", "Finn", "Gus", "Hugo", "Ivan", "Jack", "Leo", "Max", "Noah", "Tom")
 THINGS = (
     "apples", "pears", "plums", "books", "pens", "coins", "cards", "stones", "shells", "stamps", "eggs", "cakes",

@@ -183,7 +183,7 @@ def draw_start(rng: random.Random) -> int:
 def draw_step(value: int, rng: random.Random) -> Equation:
     """One operation on `value` that stays within 1 .. LARGEST_VALUE."""
     while True:
-        operator: Operator = rng.choices(("+", "-", "×", "÷"), weights=(36, 36, 14, 14))[0]  # type: ignore[assignment]
+        operator: Operator = rng.choices(("+", "-", "×", "÷"), weights=(36, 36, 14, 14))[0]
         equation = Equation(value, operator, _draw_operand(operator, rng))
         exact = operator != "÷" or (value % equation.right == 0 and value <= 250)
         if exact and 1 <= equation.result <= (250 if operator == "×" else LARGEST_VALUE):

@@ -1,0 +1,131 @@
+"""Regenerates the tables of docs/tiny-family.md: `python -m recipes.tiny.table`.
+
+Every row is one record in docs/tiny-family.json. Rows that are there already, for the weights in the package, are kept:
+a stopped run goes on, and `--again` measures anew. The rows of training seeds 1 and 2 need their models in build/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import transformers
+
+from kad import tiny
+from kad.evaluation.statistics import wilson
+from kad.rules import registry
+from recipes.tiny.measurements import PROBLEMS, Record, load_pair, load_single, measure_model, measure_rule
+from recipes.tiny.settings import BUILD
+
+_DOCS = Path(__file__).parents[2] / "docs"
+_RECORDS = _DOCS / "tiny-family.json"
+_PAGE = _DOCS / "tiny-family.md"
+_SEEDS = (1, 2)
+_NAMES = {
+    "big-base": "big base p alone",
+    "small-base": "small base q alone",
+    "small-aligned": "small aligned q* alone",
+    "big-aligned": "big aligned p* (upper bound)",
+}
+
+
+class Records:
+    """The measured rows on disk, bound to the checksums of the weights they were measured on."""
+
+    def __init__(self, path: Path, again: bool) -> None:
+        self._path = path
+        sums = json.loads((tiny.path().parent / "checksums.json").read_text())
+        old = json.loads(path.read_text()) if path.exists() and not again else {}
+        self.rows: dict[str, Record] = old.get("rows", {}) if old.get("weights") == sums else {}
+        self._head = {"command": "python -m recipes.tiny.table", "problems": PROBLEMS, "weights": sums} | _versions()
+
+    def measure(self, name: str, make: Callable[[], Record]) -> None:
+        if name not in self.rows:
+            self.rows[name] = make()
+            self._path.write_text(json.dumps(self._head | {"rows": self.rows}, indent=1) + "\n")
+            print(name, self.rows[name], flush=True)
+
+
+def _versions() -> dict[str, str]:
+    return {"torch": torch.__version__, "transformers": transformers.__version__, "machine": platform.machine()}
+
+
+def measure_all(records: Records) -> None:
+    for name in tiny.MODELS:
+        records.measure(name, lambda name=name: measure_model(load_single(tiny.path(name))))
+    pair = load_pair(*(tiny.path(name) for name in ("big-base", "small-aligned", "small-base")))
+    for name, rule in registry().items():
+        records.measure(f"rule:{name}", lambda rule=rule: measure_rule(pair, rule()))
+    for seed in _SEEDS:
+        aligned, base = BUILD / f"small-aligned-{seed}", BUILD / f"small-base-{seed}"
+        if not (aligned / "figures.json").exists():
+            continue
+        records.measure(f"seed:{seed}", lambda folder=aligned: measure_model(load_single(folder)))
+        composed = load_pair(tiny.path("big-base"), aligned, base)
+        for name in ("dual", "implicit_reward"):
+            records.measure(f"seed:{seed}:{name}", lambda m=composed, n=name: measure_rule(m, registry()[n]()))
+
+
+def accuracy_table(rows: dict[str, Record]) -> str:
+    """Markdown: greedy and sampled accuracy with 95 % intervals, both halves, acceptance rates."""
+    lines = [
+        "| | greedy | seen / unseen | sampled, T = 1 | seen / unseen | acceptance, greedy / sampled |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, label in _labels(rows).items():
+        greedy, sampled = rows[name]["greedy"], rows[name]["sampled"]
+        rates = f"{greedy['acceptance']:.2f} / {sampled['acceptance']:.2f}" if "acceptance" in greedy else ""
+        cells = (_interval(greedy), _halves(greedy), _interval(sampled), _halves(sampled), rates)
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _labels(rows: dict[str, Record]) -> dict[str, str]:
+    """Rows in the order of the table: single models, rules by greedy accuracy, the upper bound."""
+    rules = sorted((n for n in rows if n.startswith("rule:")), key=lambda n: -rows[n]["greedy"]["right"])
+    seeds = sorted(n for n in rows if n.startswith("seed:"))
+    labels = {name: _NAMES[name] for name in ("big-base", "small-base", "small-aligned") if name in rows}
+    labels |= {name: f"`{rows[name]['rule']}`" for name in rules}
+    labels |= {"big-aligned": _NAMES["big-aligned"]} if "big-aligned" in rows else {}
+    for name in seeds:
+        what = f"`{rows[name]['rule']}`" if "rule" in rows[name] else _NAMES["small-aligned"]
+        labels[name] = f"{what}, small models of seed {name.split(':')[1]}"
+    return labels
+
+
+def _interval(record: Record) -> str:
+    interval = wilson(record["right"] / record["asked"], record["asked"])
+    return f"{100 * interval.estimate:.1f} ({100 * interval.low:.1f} to {100 * interval.high:.1f})"
+
+
+def _halves(record: Record) -> str:
+    seen = (record["right"] - record["right_unseen"]) / (record["asked"] - record["asked_unseen"])
+    return f"{100 * seen:.1f} / {100 * record['right_unseen'] / record['asked_unseen']:.1f}"
+
+
+def write_page(records: Records) -> None:
+    """Put the table between its two marks in docs/tiny-family.md."""
+    begin, end = "<!-- table: accuracy -->", "<!-- end of table -->"
+    page = _PAGE.read_text()
+    before, rest = page.split(begin)
+    _, after = rest.split(end)
+    _PAGE.write_text(f"{before}{begin}\n{accuracy_table(records.rows)}\n{end}{after}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m recipes.tiny.table", description=__doc__)
+    parser.add_argument("--again", action="store_true", help="measure every row anew")
+    parser.add_argument("--threads", type=int, default=1, help="these models are too small to share a row")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    records = Records(_RECORDS, options.again)
+    measure_all(records)
+    write_page(records)
+
+
+if __name__ == "__main__":
+    main()

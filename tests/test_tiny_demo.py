@@ -1,0 +1,53 @@
+"""`kad demo`: what it prints, and that its JSON is one object with the figures it showed."""
+
+import json
+
+from kad import tiny
+from kad.cli import demo
+
+
+def test_json_is_one_object_with_answers_origins_and_accuracies(capsys):
+    demo.command(problems=4, as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert found["rule"] == "dual:threshold=0.4"
+    assert set(found["accuracy"]) == {demo.BASE, demo.ALIGNED, demo.COMPOSED, demo.BOUND}
+    assert all(share * 4 == round(share * 4) for share in found["accuracy"].values())
+    assert [shown["question"] for shown in found["problems"]] == [p.question for p in tiny.problems("held-out", 3)]
+    for shown in found["problems"]:
+        assert set(shown["answers"]) == {demo.BASE, demo.ALIGNED, demo.COMPOSED}
+        composed = shown["answers"][demo.COMPOSED]
+        assert composed["correct"] == (tiny.boxed(composed["text"]) == str(shown["answer"]))
+        assert max(shown["base_shares"]) > 0.5
+        assert min(shown["base_shares"]) < 0.5
+    assert found["tokens_per_second"] > 0
+
+
+def test_page_shows_three_problems_the_accuracies_and_what_to_try_next(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    demo.command(problems=2, as_json=False)
+    page = capsys.readouterr().out
+    for problem in tiny.problems("held-out", 3):
+        assert problem.question.split(".")[0] in page
+    assert "2 held-out problems, greedy" in page
+    for name in (demo.BASE, demo.ALIGNED, demo.COMPOSED, demo.BOUND):
+        assert name in page
+    assert "tokens per second" in page
+    assert "kad generate --pair tiny" in page.split("Next:")[1]
+
+
+def test_composed_tokens_are_coloured_by_who_decided_them():
+    answer = tiny_answer()
+    text = demo._coloured(answer, [1.0, 0.0] + [0.5] * (len(answer.token_ids) - 2))
+    assert text.plain == answer.text
+    styles = [span.style for span in text.spans]
+    assert styles[:3] == [demo._STYLES[demo.BASE], demo._STYLES[demo.ALIGNED], demo._STYLES[demo.BASE]]
+
+
+def tiny_answer():
+    from transformers import AutoTokenizer
+
+    from kad.tiny.measure import Answer
+
+    text = "First, 24 + 13 = 37. The answer is \\boxed{37}."
+    ids = AutoTokenizer.from_pretrained(tiny.path("small-aligned"))(text)["input_ids"]
+    return Answer(tiny.problems("held-out", 1)[0], [], ids, text)

@@ -7,14 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import oracle
 import pytest
 import torch
-from conftest import VOCAB, make_tokenizer
 from rich.console import Console
 from typer.testing import CliRunner
 
 import kad
+import oracle
+from conftest import VOCAB, make_tokenizer
 from kad.cli.main import app
 from kad.errors import UsageError
 from kad.report.record import FLOOR, SpeculationEvent, record, text_pieces, trace
@@ -104,7 +104,7 @@ def test_a_trace_is_one_forward_of_the_models(
     ids = prompt(30)
     log_pi = model(ids).logits[0, 5:-1].gather(-1, ids[0, 6:, None]).squeeze(-1)
     assert [position.pi for position in recorded.positions] == pytest.approx(log_pi.exp().tolist(), rel=1e-4)
-    monkeypatch.setattr("kad.report.record._LOGITS_AT_ONCE", 5 * VOCAB)
+    monkeypatch.setattr("kad.report.scoring.LOGITS_AT_ONCE", 5 * VOCAB)
     chunked = trace(model, make_tokenizer(), ids[0, :6].tolist(), ids[0, 6:].tolist())
     for one, other in zip(chunked.positions, recorded.positions, strict=True):
         assert one.pi == pytest.approx(other.pi, rel=1e-4)

@@ -14,6 +14,7 @@ from torch import Tensor
 import kad
 from kad.composition import compose_distributions, distributions
 from kad.errors import UsageError
+from kad.report.scoring import score
 from kad.report.trace import NOTHING_KEPT, Candidate, Event, Position, Trace
 from kad.rules import CascadeRule, Rule, ThresholdRule
 
@@ -24,7 +25,6 @@ FLOOR = 0.01
 """Every token with p >= FLOOR is recorded: no threshold from here up needs more of p than a trace has."""
 HEAD = 8
 """At least this many tokens of each of p, q* and pi are recorded."""
-_LOGITS_AT_ONCE = 8_000_000
 
 
 @dataclass(frozen=True)
@@ -161,31 +161,9 @@ def text_pieces(tokenizer: Any, before: Sequence[int], tokens: Sequence[int]) ->
 
 def _score(model: KadForCausalLM, prompt_ids: Sequence[int], output_ids: Sequence[int]) -> Iterator[Position]:
     rule, temperature = model.rule, model.composition.deferral_temperature
-    ids = torch.tensor([[*prompt_ids, *output_ids]])
-    chunk = max(1, _LOGITS_AT_ONCE // int(model.config.vocab_size))
-    cache = model.make_cache(rule)
-    last = ids.shape[1] - 1
-    start = 0
-    for end in (*range(len(prompt_ids) - 1 + chunk, last, chunk), last):
-        first = max(start, len(prompt_ids) - 1)
-        with torch.inference_mode():
-            logits = _logits(model, ids[:, start:end], cache, end - first)
-            yield from record(rule, ids[0, first + 1 : end + 1], *logits, deferral_temperature=temperature)
-        start = end
-
-
-def _logits(model: KadForCausalLM, ids: Tensor, cache: Any, count: int) -> list[Tensor]:
-    """The last `count` positions' logits (count, vocab) of each model that the rule needs, on the CPU."""
-    from kad.modeling import run_part
-    from kad.vocabulary import trim
-
-    rows = []
-    for role, part in model.parts.items():
-        if role == "reference" and not model.rule.needs_reference:
-            continue
-        logits = run_part(part, ids, cache.parts[role], logits_to_keep=count)
-        rows.append(trim(logits, model.config.vocab_size)[0].float().cpu())
-    return rows
+    for chunk in score(model, prompt_ids, output_ids):
+        logits = (chunk.logits["base"], chunk.logits["aligned"], chunk.logits.get("reference"))
+        yield from record(rule, chunk.tokens, *logits, deferral_temperature=temperature)
 
 
 def _shares(p: Tensor, q: Tensor, kept: float | None, alpha: Tensor | None) -> float | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from recipes.tiny import parallel
 from recipes.tiny.alignment import Conversation, conversations
 from recipes.tiny.models import load_model, save_model
 from recipes.tiny.pretrain import load_tokenizer
@@ -58,6 +59,8 @@ def finetune(name: str, recipe: Recipe, seed: int, build: Path = BUILD, base: Pa
     examples = [encode(tokenizer, talk) for talk in conversations(ALIGNMENT_EXAMPLES, seed=0)]
     batches = Conversations(examples, recipe.alignment.rows, seed, tokenizer.pad_token_id)
     loss = train(model, batches, recipe.alignment, folder)
+    if parallel.rank() != 0:
+        return folder
     save_model(model, tokenizer, folder, aligned=True)
     figures = {"loss": loss, "parameters": model.num_parameters()}
     (folder / "figures.json").write_text(json.dumps(figures))
@@ -71,4 +74,5 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    parallel.start()
     finetune(options.name, RECIPES[options.name], options.seed)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from recipes.tiny import parallel
 from recipes.tiny.models import make_model, save_model
 from recipes.tiny.settings import BUILD, RECIPES, WINDOW, Recipe
 from recipes.tiny.tokens import SHARD_TOKENS, VALIDATION_SEED, shard, train_tokenizer
@@ -56,6 +57,8 @@ def pretrain(name: str, recipe: Recipe, seed: int, build: Path = BUILD) -> Path:
     model = make_model(recipe.size, tokenizer, seed)
     text = Text(tokenizer, build / "shards", seed, recipe.pretraining.rows)
     loss = train(model, text, recipe.pretraining, folder)
+    if parallel.rank() != 0:
+        return folder
     figures = {"loss": loss, "validation_loss": validation_loss(model, tokenizer, build)}
     figures["parameters"] = model.num_parameters()
     save_model(model, tokenizer, folder, aligned=False)
@@ -70,4 +73,5 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    parallel.start()
     pretrain(options.name, RECIPES[options.name], options.seed)

@@ -11,6 +11,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import LlamaForCausalLM
 
+from recipes.tiny import parallel
 from recipes.tiny.settings import Schedule
 
 IGNORED = -100
@@ -23,6 +24,18 @@ def loss_of(model: LlamaForCausalLM, batch: Batch) -> torch.Tensor:
     with torch.autocast(inputs.device.type, dtype=torch.bfloat16):
         logits = model(input_ids=inputs, use_cache=False).logits
     return cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+
+
+def backward(model: LlamaForCausalLM, batch: Batch) -> float:
+    """Gradients of the mean loss of `batch`, each process computing its share of the rows, and that loss."""
+    mine = slice(parallel.rank(), None, parallel.world())
+    inputs, labels = batch[0][mine], batch[1][mine]
+    share = (labels != IGNORED).sum() / (batch[1] != IGNORED).sum()
+    loss = loss_of(model, (inputs, labels)) * share
+    loss.backward()
+    mean = loss.detach()
+    parallel.add_up([mean, *(p.grad for p in model.parameters() if p.grad is not None)])
+    return mean.item()
 
 
 def make_optimizers(model: LlamaForCausalLM, schedule: Schedule) -> list[torch.optim.Optimizer]:
@@ -55,15 +68,13 @@ def train(
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         for group, rate in zip(groups, base_rates, strict=True):
             group["lr"] = rate * schedule.factor(step)
-        loss = loss_of(model, batches(step))
-        loss.backward()
+        losses.append(backward(model, batches(step)))
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        losses.append(loss.item())
         step += 1
-        if step % every == 0 or step == schedule.steps:
+        if parallel.rank() == 0 and (step % every == 0 or step == schedule.steps):
             seconds = spent + time.process_time() - started
             _report(folder, step, losses[-every:], seconds)
             _save(checkpoint, model, optimizers, step, seconds, losses)

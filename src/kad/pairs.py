@@ -15,7 +15,7 @@ from kad.config import KadConfig
 from kad.errors import PairError, RuleError
 from kad.loading import load_config as load_model_config
 from kad.loading import load_generation_config, load_model, load_tokenizer
-from kad.references import MODEL_KWARGS, ModelReference
+from kad.references import MODEL_KWARGS, ModelReference, resolve_pair
 from kad.rules import Rule, parse_rule
 from kad.vocabulary import check_token_maps, common_size
 
@@ -86,15 +86,17 @@ def read_config(pair: Any, **place: Any) -> KadConfig:
         PairError: no such pair, or a model that is no pair.
     """
     try:
-        config: KadConfig = KadConfig.from_pretrained(pair, **place)
+        plain, _ = KadConfig.get_config_dict(resolve_pair(pair), **place)
+        config = KadConfig.from_pretrained(pair, **place) if plain.get("model_type") == "kad" else None
     except OSError as error:
         raise PairError(f"Cannot read the pair {pair}: {str(error).strip().splitlines()[0]}") from error
-    if config.base is None or config.aligned is None:
+    if config is None or config.base is None or config.aligned is None:
         raise PairError(
             f"{pair} is not a pair: its config.json names no base and aligned model. "
             "Compose two models with --base and --aligned, or write a pair with kad pack."
         )
-    return config
+    found: KadConfig = config
+    return found
 
 
 def load_parts(
@@ -174,7 +176,9 @@ def pack(
         PairError: a model cannot be found, or the folder is taken. VocabularyError: the models' tokens differ.
         RuleError: a bad rule, or one that needs the reference model without it.
     """
-    parsed = parse_rule(rule)
+    parsed, target = parse_rule(rule), Path(folder)
+    if target.is_dir() and any(target.iterdir()) and not is_pair(target):
+        raise PairError(f"{target} is a folder that is not a pair. Choose another one for the pair.")
     if parsed.needs_reference and "reference" not in references:
         raise RuleError(f"Rule {parsed} needs the reference model. Give one: reference=... (--reference).")
     configs = {role: load_model_config(reference) for role, reference in references.items()}
@@ -182,7 +186,7 @@ def pack(
     aligned = references["aligned"]
     settings = load_generation_config(aligned) or GenerationConfig.from_model_config(configs["aligned"])
     return write(
-        folder,
+        target,
         KadConfig(
             **{role: reference.to_dict() for role, reference in references.items()},
             rule=str(parsed),
@@ -227,22 +231,24 @@ def write(folder: Any, config: KadConfig, tokenizer: Any, settings: GenerationCo
         vocab_size=config.vocab_size,
         architectures=["KadForCausalLM"],
     )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
-        made = Path(scratch) / "pair"
-        made.mkdir()
-        written.save_pretrained(made)
-        settings.save_pretrained(made)
-        tokenizer.save_pretrained(made)
-        if target.exists():
-            _replace(target, made)
-        else:
-            made.rename(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
+            made = Path(scratch) / "pair"
+            made.mkdir()
+            for piece in (written, settings, tokenizer):
+                piece.save_pretrained(made)
+            _put_in_place(target, made)
+    except OSError as error:
+        raise PairError(f"Cannot write the pair {target}: {error.strerror or error}.") from error
     return written
 
 
-def _replace(target: Path, made: Path) -> None:
-    """Put the new files in place, the configuration last, after the old tokenizer's are gone."""
+def _put_in_place(target: Path, made: Path) -> None:
+    """The whole folder at once if there is none yet; else file by file, the configuration last, old files gone."""
+    if not target.exists():
+        made.rename(target)
+        return
     names = sorted((file.name for file in made.iterdir()), key=lambda name: name == "config.json")
     for stale in PAIR_FILES - set(names):
         (target / stale).unlink(missing_ok=True)

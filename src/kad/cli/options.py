@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -133,8 +134,11 @@ def load_model(
     options = _loading_options(dtype, device, trust_remote_code)
     quiet_transformers()
     from kad.modeling import KadForCausalLM
+    from kad.rules import parse_rule
 
     if base is not None and aligned is not None:
+        if rule is not None and reference is None and parse_rule(rule).needs_reference:
+            raise UsageError(f"Rule {parse_rule(rule)} needs the reference model. Give one with --reference.")
         composition: dict[str, Any] = {"rule": rule, "deferral_temperature": deferral_temperature}
         given = {key: value for key, value in composition.items() if value is not None}
         model = KadForCausalLM.from_models(base, aligned, reference=reference, **given, **options)
@@ -188,6 +192,10 @@ def quiet_transformers() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    # Its lines on every retry say no more than the exception at the end.
+    from huggingface_hub.utils import logging as hub
+
+    hub.set_verbosity_error()
 
 
 def shown(reference: ModelReference) -> str:
@@ -273,6 +281,8 @@ def _check_device(device: str) -> None:
         return
     import torch
 
+    if not re.fullmatch(r"(cpu|cuda|mps|xpu|hpu|npu)(:\d+)?", device):
+        raise UsageError(f"Unknown --device {device!r}. Choose from: cpu, cuda, cuda:1, mps, xpu, auto.")
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:

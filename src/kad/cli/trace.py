@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from kad.modeling import KadForCausalLM
     from kad.report.trace import Trace
+    from kad.speculation import SpeculationStatistics
 
 EXAMPLES = (
     'kad trace "Mia has 24 apples. She buys 13 more. How many apples does she have now?" -o trace.html',
@@ -110,19 +112,33 @@ def _given(model: KadForCausalLM, tokenizer: Any, prompt_ids: Tensor, answer: st
     return trace(model, tokenizer, prompt_ids[0].tolist(), tokens)
 
 
+@dataclass(frozen=True)
+class _LoggedPlan(drafting.Plan):
+    """A plan whose speculation is written down token by token."""
+
+    log: SpeculationStatistics = field(kw_only=True)
+
+    def options(self, statistics: SpeculationStatistics) -> dict[str, Any]:
+        return super().options(self.log)
+
+
 def _generated(
     model: KadForCausalLM, tokenizer: Any, prompt_ids: Tensor, settings: sampling.Sampling, plan: drafting.Plan
 ) -> Trace:
     from kad.cli import running
-    from kad.report.record import speculation_events, trace
+    from kad.report.record import trace
+    from kad.report.speculation_log import SpeculationLog
 
-    answer = running.generate(model, tokenizer, prompt_ids, settings, plan)
+    log = SpeculationLog()
+    answer = running.generate(
+        model, tokenizer, prompt_ids, settings, _LoggedPlan(plan.draft_tokens, plan.reason, log=log)
+    )
     config = settings.apply(model.generation_config, None)
     made: dict[str, Any] = {"source": "generated", "do_sample": bool(config.do_sample)}
     if config.do_sample:
         made |= {"temperature": config.temperature, "seed": answer.seed}
-    made |= {"finish_reason": answer.finish_reason, "speculative": answer.statistics is not None}
-    events = speculation_events(answer.statistics, answer.token_ids)
+    made |= {"finish_reason": answer.finish_reason, "draft_tokens": plan.draft_tokens}
+    events = log.events(len(answer.token_ids)) if log.windows else []
     return trace(model, tokenizer, prompt_ids[0].tolist(), answer.token_ids, events=events, generation=made)
 
 

@@ -24,7 +24,7 @@ class Approximation:
         max_p: the base model's largest probability.
         entropy: of p; the value of deferring everything.
         head: how many tokens primal keeps.
-        critical: the critical item's weight.
+        critical: the critical item's weight, with that of its ties: they share one fate, and half-precision logits tie.
         unfilled: the budget that primal leaves unused.
         bound: a proven upper bound on the exact optimum at the budget; `dantzig` the LP's.
         optimum: the exact optimum's value, within `proof` of `bound`.
@@ -86,7 +86,7 @@ def approximation(
         max_p=log_p.amax(-1).exp(),
         entropy=knapsack.item_values(log_p).sum(-1),
         head=(primal.deferred == 0).sum(-1).double(),
-        critical=knapsack.critical_item(log_p, budget).weight,
+        critical=knapsack.critical_item(log_p, budget).group,
         unfilled=budget - primal.weight,
         bound=exact.bound,
         dantzig=primal.bound,

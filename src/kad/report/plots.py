@@ -69,14 +69,16 @@ def draw_distributions(figure: Any, axes: Any, data: Any) -> None:
     panels[1].barh(places, q, color=ALIGNED)
     panels[2].barh(places, kept, color=BASE, label="from p")
     panels[2].barh(places, moved, left=kept, color=ALIGNED, hatch="////", edgecolor="white", lw=0, label="from q*")
-    panels[0].set_yticks(places, [visible(token) for token in data["tokens"]], family="monospace")
+    panels[0].set_yticks(places, [visible(token) for token in data["tokens"]])
     panels[0].invert_yaxis()
     for panel, title in zip(panels, ("base p", "aligned q*", f"composed π, α = {data['alpha']:.2f}"), strict=True):
         panel.set_title(title, fontsize=10)
         panel.set_xlim(0, 1)
     panels[0].legend(loc="lower right", fontsize=8)
     panels[2].legend(loc="lower right", fontsize=8)
-    figure.suptitle(f"…{visible(data['context'][-40:])} ▢   {data['rule']}", fontsize=9, x=0.01, ha="left")
+    figure.suptitle(
+        f"{data['rule']}   after “…{data['context'][-48:]}”".replace("\n", "⏎"), fontsize=9, x=0.01, ha="left"
+    )
 
 
 def draw_acceptance(figure: Any, axes: Any, data: Any) -> None:
@@ -103,10 +105,10 @@ def draw_entropy(figure: Any, axes: Any, data: Any) -> None:
 
 
 def draw_critical(figure: Any, axes: Any, data: Any) -> None:
-    """Figure 4: the unfilled budget against the critical item's weight; it cannot lie above the diagonal."""
+    """Figure 4: the unfilled budget against the critical item's weight; the first is always below the second."""
     axes.scatter(data["critical"], data["unfilled"], s=9, alpha=0.35, color=BASE, lw=0, rasterized=True)
     axes.plot([0, 1], [0, 1], color=SOFT, lw=0.8, ls="--")
-    axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="critical item's weight", ylabel="unfilled budget")
+    axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="critical item's weight (with its ties)", ylabel="unfilled budget")
     axes.set_title(f"Primal at b = {data['budget']:g}: the gap that integrality leaves")
 
 

@@ -82,11 +82,6 @@ def trace(
     )
 
 
-def speculation_events(statistics: Any, output_ids: Sequence[int]) -> list[SpeculationEvent | None]:
-    """What `kad.speculative` counted, as one event a token; empty without speculation."""
-    return []
-
-
 def record(
     rule: Rule,
     tokens: Tensor,

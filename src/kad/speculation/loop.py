@@ -117,7 +117,7 @@ class SpeculativeLoop:
             if verdict.correction is None:
                 tokens += self._bonus({role: logits[size:] for role, logits in rows.items()})
             else:
-                self.statistics.corrections += 1
+                self.statistics.count_correction(drafts[verdict.accepted].token)
                 tokens.append(verdict.correction)
             return tokens, list(verdict.chance)
 

@@ -106,7 +106,7 @@ class Conversation:
 
     def show_statistics(self, _: str) -> None:
         """/stats           speed and speculation of the last answer"""
-        results.show_statistics(self.model, self._last()[1])
+        results.show_statistics(self.model, *self._last())
 
     def show_origins(self, _: str) -> None:
         """/color           the last answer, each token in the colour of the model it came from (rule in force)"""

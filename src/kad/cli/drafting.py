@@ -11,6 +11,7 @@ from kad.errors import UsageError
 
 if TYPE_CHECKING:
     from kad.modeling import KadForCausalLM
+    from kad.speculation import SpeculationStatistics
 
 MAX_DRAFT_TOKENS = 64
 # Drafting costs about this share of a base step per token; above it, even a good draft hardly pays.
@@ -35,15 +36,17 @@ class Plan:
     draft_tokens: int | str | None
     reason: str
 
-    def options(self) -> dict[str, Any]:
-        """Keyword arguments for `model.generate`."""
-        import importlib.util
-
-        if self.draft_tokens is None or importlib.util.find_spec("kad.speculation") is None:
+    def options(self, statistics: SpeculationStatistics) -> dict[str, Any]:
+        """Keyword arguments for `model.generate`, which fill `statistics`."""
+        if self.draft_tokens is None:
             return {}
         from kad.speculation import speculative
 
-        return {"custom_generate": speculative, "num_draft_tokens": self.draft_tokens}
+        return {
+            "custom_generate": speculative,
+            "num_draft_tokens": self.draft_tokens,
+            "statistics": statistics,
+        }
 
 
 def parse(draft_tokens: str | None) -> int | str | None:
@@ -73,6 +76,20 @@ def plan(model: KadForCausalLM, draft_tokens: str | None) -> Plan:
     if asked is not None:
         return Plan(asked, "as asked")
     cost = model.aligned.num_parameters() / model.base.num_parameters()
-    if cost < PAYS_BELOW:
-        return Plan("auto", f"the aligned model has {cost:.1%} of the base model's parameters")
-    return Plan(None, f"the aligned model is too large to draft: {cost:.0%} of the base model's parameters")
+    if cost >= PAYS_BELOW:
+        return Plan(None, f"the aligned model is too large to draft: {cost:.0%} of the base model's parameters")
+    if not _can_roll_back(model):
+        return Plan(None, "a model's cache cannot take rejected drafts back")
+    return Plan("auto", f"the aligned model has {cost:.1%} of the base model's parameters")
+
+
+def _can_roll_back(model: KadForCausalLM) -> bool:
+    """Whether the models' own caches allow speculation (recurrent states do not)."""
+    from kad.speculation.scorers import CachedModel
+
+    try:
+        for role, cache in model.make_cache().parts.items():
+            CachedModel(model.parts[role], cache, model.config.vocab_size, model.base.device)
+    except UsageError:
+        return False
+    return True

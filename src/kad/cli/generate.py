@@ -37,7 +37,10 @@ def command(
     color: Annotated[
         bool, typer.Option("--color", help="Show, once the text is finished, which model each token came from.")
     ] = False,
-    stats: Annotated[bool, typer.Option("--stats", help="Show speed and speculation on standard error.")] = False,
+    stats: Annotated[
+        bool,
+        typer.Option("--stats", help="Show speed and speculation on standard error (with --json: add the speed-up)."),
+    ] = False,
     draft_tokens: drafting.DraftTokens = None,
     stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Show the text as it arrives.")] = True,
     as_json: options.Json = False,
@@ -87,17 +90,17 @@ def command(
     run = partial(running.generate, model, tokenizer, prompt_ids, settings, drafting.plan(model, draft_tokens))
     if as_json:
         answer = run()
-        options.print_json(
-            results.as_dict(model, tokenizer, answer, results.origins_of(model, prompt_ids, answer), loaded)
-        )
-    elif color:
+        found = results.as_dict(model, tokenizer, answer, results.origins_of(model, prompt_ids, answer), loaded)
+        options.print_json(found | (results.speed_up(model, prompt_ids, answer) if stats else {}))
+        return
+    if color:
         origins.require(model)
         answer = results.show_origins(model, tokenizer, prompt_ids, run)
     else:
         answer = results.show(run, stream)
     results.remark(answer)
     if stats:
-        results.show_statistics(model, answer)
+        results.show_statistics(model, prompt_ids, answer)
 
 
 def messages(system: str | None, user: str) -> list[dict[str, str]]:

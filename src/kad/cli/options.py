@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -193,9 +194,7 @@ def quiet_transformers() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     # Its lines on every retry say no more than the exception at the end.
-    from huggingface_hub.utils import logging as hub
-
-    hub.set_verbosity_error()
+    getLogger("huggingface_hub").setLevel(ERROR)
 
 
 def shown(reference: ModelReference) -> str:

@@ -112,18 +112,34 @@ def speculation(answer: Answer) -> dict[str, Any]:
     return {"drafted": counted.drafted, "accepted": counted.accepted, "speculation": used | counted.to_dict()}
 
 
+def speed_up(model: KadForCausalLM, prompt_ids: Tensor, answer: Answer) -> dict[str, float]:
+    """Plain decoding's speed, measured on a few steps, and how much faster this answer came; empty without drafts."""
+    from kad.cli.running import plain_step_seconds
+
+    step = None if answer.statistics is None else plain_step_seconds(model, prompt_ids, answer.token_ids)
+    if step is None:
+        return {}
+    plain = answer.first_token + (len(answer.token_ids) - 1) * step
+    return {"plain_tokens_per_second": len(answer.token_ids) / plain, "speed_up": plain / answer.seconds}
+
+
 def decode_token(tokenizer: Any, token: int) -> str:
     """One token as text, special ones by name."""
     text: str = tokenizer.decode([token], clean_up_tokenization_spaces=False)
     return text
 
 
-def show_statistics(model: KadForCausalLM, answer: Answer) -> None:
+def show_statistics(model: KadForCausalLM, prompt_ids: Tensor, answer: Answer) -> None:
     """The figures of one answer, as a small table on standard error."""
+    rows = statistics_rows(model, answer)
+    gain = speed_up(model, prompt_ids, answer)
+    if gain:
+        times, plain = f"{gain['speed_up']:.2f} times", f"{gain['plain_tokens_per_second']:.1f} tokens/s"
+        rows.append(("speed-up", f"{times} plain decoding ({plain}, from a few steps timed now)"))
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", justify="right")
     table.add_column()
-    for name, value in statistics_rows(model, answer):
+    for name, value in rows:
         table.add_row(name, value)
     options.stderr().print(table)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ from transformers.generation.streamers import BaseStreamer
 from kad.cli.drafting import Plan
 from kad.cli.prompts import Detokenizer, decode, room
 from kad.cli.sampling import Sampling, end_tokens
+from kad.speculation import SpeculationStatistics
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -46,7 +48,7 @@ class Answer:
     first_token: float
     seconds: float
     plan: Plan
-    statistics: Any | None
+    statistics: SpeculationStatistics | None
     seed: int | None
 
     @property
@@ -119,17 +121,18 @@ def generate(
         torch.manual_seed(sampling.seed)
     prompt_ids = prompt_ids.to(model.base.device)
     stream = Stream(tokenizer, write)
-    output = model.generate(
+    statistics = SpeculationStatistics()
+    output: Tensor = model.generate(
         prompt_ids,
         attention_mask=torch.ones_like(prompt_ids),
         generation_config=config,
         streamer=stream,
         stopping_criteria=StoppingCriteriaList([interrupt]) if interrupt is not None else None,
         tokenizer=tokenizer if config.stop_strings else None,
-        **plan.options(),
+        **plan.options(statistics),
     )
     seconds = time.perf_counter() - stream.started
-    token_ids: list[int] = output.sequences[0, prompt_ids.shape[-1] :].tolist()
+    token_ids: list[int] = output[0, prompt_ids.shape[-1] :].tolist()
     text = decode(tokenizer, token_ids)
     return Answer(
         prompt_tokens=prompt_ids.shape[-1],
@@ -139,9 +142,28 @@ def generate(
         first_token=stream.first_token if stream.first_token is not None else seconds,
         seconds=seconds,
         plan=plan,
-        statistics=getattr(output, "statistics", None),
+        statistics=statistics if plan.draft_tokens is not None else None,
         seed=sampling.seed if config.do_sample else None,
     )
+
+
+@torch.inference_mode()
+def plain_step_seconds(model: KadForCausalLM, prompt_ids: Tensor, token_ids: list[int], steps: int = 8) -> float | None:
+    """What a step of plain decoding takes at the end of this text: the median of `steps`, measured now.
+
+    None for a text of less than two tokens.
+    """
+    steps = min(steps, len(token_ids) - 1)
+    if steps < 1:
+        return None
+    ids = torch.cat([prompt_ids.to(model.base.device), torch.tensor([token_ids], device=model.base.device)], dim=-1)
+    cache, times = model.make_cache(), []
+    model(ids[:, :-steps], past_key_values=cache, logits_to_keep=1)
+    for token in torch.split(ids[:, -steps:], 1, dim=-1):
+        started = time.perf_counter()
+        model(token, past_key_values=cache, logits_to_keep=1).logits.argmax().item()
+        times.append(time.perf_counter() - started)
+    return median(times)
 
 
 def _finish_reason(

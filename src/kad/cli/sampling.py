@@ -136,7 +136,7 @@ class Sampling:
             made.stop_strings = list(self.stop)
         if made.pad_token_id is None:
             made.pad_token_id = end_tokens(config)[0] if end_tokens(config) else 0
-        made.return_dict_in_generate = True
+        made.return_dict_in_generate = False
         return made
 
     def _drawing(self, config: GenerationConfig) -> dict[str, Any]:

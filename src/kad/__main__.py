@@ -1,0 +1,5 @@
+"""`python -m kad` is the command `kad`."""
+
+from kad.cli.main import main
+
+main()

@@ -83,7 +83,7 @@ def test_preemption(engine: Any, random_pair: Path, eager: list[list[int]], spec
 
 def test_half_precision_on_the_trained_pair(engine: Any, tiny: str, log_pi: Any) -> None:
     """The dtype the pair asks for. Bfloat16 has 8 bits: log-probabilities agree to a few hundredths, not more."""
-    asked = [r for r in batch(lengths=(30,), tokens=8)]
+    asked = batch(lengths=(30,), tokens=8)
     for one in asked:
         one["params"]["logprobs"] = 0
     config = {"method": "draft_model", "model": resolve_model("tiny:small-aligned"), "num_speculative_tokens": 4}

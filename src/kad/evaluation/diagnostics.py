@@ -3,6 +3,8 @@ pass."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -15,7 +17,14 @@ from kad.vocabulary import trim
 _POSITIONS = 64
 
 
-def diagnose(model: KadForCausalLM, prompt: Tensor, tokens: Tensor) -> dict[str, float | None]:
+class Diagnosis(NamedTuple):
+    """Means over a text's positions; the deferred mass of a product is None."""
+
+    deferred_mass: float | None
+    expected_acceptance: float
+
+
+def diagnose(model: KadForCausalLM, prompt: Tensor, tokens: Tensor) -> Diagnosis:
     """Means over the generated positions of alpha (cascades only) and of beta = sum_v min(pi_v, q*_v).
 
     Args:
@@ -40,7 +49,7 @@ def diagnose(model: KadForCausalLM, prompt: Tensor, tokens: Tensor) -> dict[str,
         betas.append(acceptance(model.rule, base, aligned, reference))
         if isinstance(model.rule, CascadeRule):
             alphas.append(deferred_mass(model.rule, base, aligned))
-    return {
-        "deferred_mass": float(torch.cat(alphas).mean()) if alphas else None,
-        "expected_acceptance": float(torch.cat(betas).mean()),
-    }
+    return Diagnosis(
+        deferred_mass=float(torch.cat(alphas).mean()) if alphas else None,
+        expected_acceptance=float(torch.cat(betas).mean()),
+    )

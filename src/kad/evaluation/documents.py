@@ -21,6 +21,8 @@ from kad.errors import UsageError
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from kad.tiny import Split
+
 Row = Mapping[str, Any]
 
 _OPTIONS_HEAD = "Choose the correct answer to the following multiple-choice question.\n\nQuestion: {question}\n\n"
@@ -72,7 +74,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         raise UsageError(f"{path} is not JSON lines: {error}") from error
 
 
-def load_tiny(split: str, problems: int, **_: Any) -> dict[str, Dataset]:
+def load_tiny(split: Split, problems: int, **_: Any) -> dict[str, Dataset]:
     """The embedded tiny family's own problems: `problems` of them from its `split`."""
     import datasets
 

@@ -112,7 +112,7 @@ def _load(
     deferral_temperature: float | None,
     options: dict[str, Any],
 ) -> KadForCausalLM:
-    composition = {"rule": rule, "deferral_temperature": deferral_temperature}
+    composition: dict[str, Any] = {"rule": rule, "deferral_temperature": deferral_temperature}
     given = {key: value for key, value in composition.items() if value is not None}
     if pair is not None and base is None and aligned is None:
         model: KadForCausalLM = KadForCausalLM.from_pretrained(pair, **given, **options)

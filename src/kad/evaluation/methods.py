@@ -34,7 +34,13 @@ class Speculation:
             raise UsageError(f"draft is aligned or reference, but got {self.draft!r}")
 
     def __str__(self) -> str:
-        return f"speculative:num_draft_tokens={self.num_draft_tokens},draft={self.draft}"
+        default = Speculation()
+        options = [
+            f"{name}={getattr(self, name)}"
+            for name in ("num_draft_tokens", "draft")
+            if getattr(self, name) != getattr(default, name)
+        ]
+        return f"speculative:{','.join(options)}" if options else "speculative"
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,8 @@ def parse_method(text: str) -> Method:
         UsageError: a name that is no method, or speculation that the method cannot do.
         RuleError: a rule that does not exist or a parameter out of its range.
     """
-    head, at, tail = text.strip().partition("@")
+    # Behind an oracle's @ stands its revision, not a way of decoding.
+    head, at, tail = (text.strip(), "", "") if _is_oracle(text) else text.strip().partition("@")
     method = _parse_head(head.strip())
     if not at:
         return method
@@ -104,15 +111,19 @@ def execution_order(methods: Sequence[Method]) -> list[Method]:
     return sorted(methods, key=lambda method: method.role != "oracle")
 
 
+def _is_oracle(text: str) -> bool:
+    return text.partition("=")[0].strip() == "oracle"
+
+
 def _parse_head(head: str) -> Method:
     if head in ALONE:
         return Method(head)
-    name, _, reference = head.partition("=")
-    if name.strip() == "oracle":
-        if not reference.strip():
-            raise UsageError("oracle needs a model: oracle=HUB_ID or oracle=PATH")
-        return Method("oracle", reference=reference.strip())
-    return Method("composed", parse_rule(head))
+    if not _is_oracle(head):
+        return Method("composed", parse_rule(head))
+    reference = head.partition("=")[2].strip()
+    if not reference:
+        raise UsageError("oracle needs a model: oracle=HUB_ID or oracle=PATH")
+    return Method("oracle", reference=reference)
 
 
 def _parse_speculation(text: str) -> Speculation:

@@ -66,7 +66,7 @@ class Models:
         """One model, loaded if it is not yet."""
         if role not in self._loaded:
             model = load_model(self.reference(role), **self._options)
-            self._loaded[role] = model if hasattr(model, "hf_device_map") else model.to(self._device)  # type: ignore[arg-type]
+            self._loaded[role] = model if hasattr(model, "hf_device_map") else model.to(self._device)
         return self._loaded[role]
 
     def reference(self, role: str) -> ModelReference:
@@ -90,7 +90,7 @@ class Models:
     def _compose(self, method: Method) -> KadForCausalLM:
         if self._composed is None or self._composed[0] != str(method.rule):
             roles = [role for role in ("base", "aligned", "reference") if role in method.needs]
-            parts = {role: Part(self.part(role), self.reference(role)) for role in roles}
+            parts: dict[str, Part] = {role: Part(self.part(role), self.reference(role)) for role in roles}
             config = KadConfig(
                 rule=str(method.rule),
                 deferral_temperature=self._deferral_temperature,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from kad.errors import UsageError
 from kad.evaluation.catalog import Renderer, chat_renderer
 from kad.evaluation.diagnostics import diagnose
 from kad.evaluation.engine import Completion, Request
@@ -18,6 +19,7 @@ from kad.evaluation.methods import Method
 from kad.evaluation.models import Models
 from kad.evaluation.sampling import GumbelSampling
 from kad.modeling import KadForCausalLM
+from kad.speculation import SpeculationStatistics, speculative
 
 
 @dataclass
@@ -62,7 +64,8 @@ class TransformersEngine:
         )
         if not (self.diagnostics and isinstance(model, KadForCausalLM) and len(drawn.tokens)):
             return completion
-        return replace(completion, **diagnose(model, prompt, drawn.tokens))
+        found = diagnose(model, prompt, drawn.tokens)
+        return replace(completion, deferred_mass=found.deferred_mass, expected_acceptance=found.expected_acceptance)
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,31 @@ def _plain(model: PreTrainedModel, encoded: Any, requests: Sequence[Request], me
 
 
 def _speculative(model: PreTrainedModel, encoded: Any, requests: Sequence[Request], method: Method) -> list[Drawn]:
-    raise NotImplementedError
+    if method.speculation is None or len(requests) != 1:
+        raise UsageError(f"speculative decoding takes one request at a time, but got {len(requests)}")
+    request, statistics = requests[0], SpeculationStatistics()
+    # top_k=0: Transformers' own default would cut pi off at 50 tokens.
+    sampling = {"do_sample": True, "temperature": request.temperature, "top_k": 0}
+    with torch.random.fork_rng(_cuda_devices(model)):
+        torch.manual_seed(request.seed)
+        start = _now(model)
+        output = model.generate(
+            **encoded,
+            **(sampling if request.temperature > 0 else {"do_sample": False}),
+            max_new_tokens=request.max_new_tokens,
+            custom_generate=speculative,
+            num_draft_tokens=method.speculation.num_draft_tokens,
+            draft_model=method.speculation.draft,
+            statistics=statistics,
+        )
+        seconds = _now(model) - start
+    lengths = {str(length): count for length, count in sorted(statistics.lengths.items())}
+    counts = {"drafted": statistics.drafted, "accepted": statistics.accepted, "acceptance_lengths": lengths}
+    return [_cut(model, output[0, encoded["input_ids"].shape[1] :], seconds, counts)]
+
+
+def _cuda_devices(model: PreTrainedModel) -> list[torch.device]:
+    return [model.device] if model.device.type == "cuda" else []
 
 
 def _cut(model: PreTrainedModel, tokens: Tensor, seconds: float, speculation: dict[str, Any]) -> Drawn:

@@ -1,0 +1,121 @@
+"""`kad reproduce`: the published experiments, with the published models and settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kad.cli import _evaluation as shared
+from kad.cli import options
+from kad.errors import UsageError
+
+EXAMPLES = (
+    "kad reproduce qwen3 --dry-run",
+    "kad reproduce olmo2 --limit 100 --out runs/olmo2",
+)
+
+Name = Annotated[str, typer.Argument(metavar="olmo2|qwen3", help="Which published pair.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be downloaded and run, and stop.")]
+Tasks = Annotated[str, typer.Option("--tasks", metavar="NAMES", help="Tasks separated by commas.")]
+OutFolder = Annotated[
+    Path | None, typer.Option("--out", "-o", metavar="DIR", help="Run directory.", show_default="runs/NAME")
+]
+
+
+def command(
+    name: Name,
+    out: OutFolder = None,
+    tasks: Tasks = "kad_paper",
+    limit: shared.Limit = None,
+    data_dir: shared.DataDir = None,
+    samples: shared.Samples = 1,
+    seed: shared.RunSeed = 0,
+    batch_size: shared.BatchSize = 8,
+    engine: shared.EngineOption = "transformers",
+    device: options.Device = None,
+    dry_run: DryRun = False,
+    json: options.Json = False,
+) -> None:
+    """Rerun the published experiments: prints what it downloads and the memory it needs, then runs. Resumable."""
+    from kad.presets import preset
+
+    chosen = preset(name)
+    for line in describe(name):
+        options.message(line)
+    if dry_run:
+        return
+    from kad.evaluation.methods import parse_method
+    from kad.evaluation.report import build_report
+
+    folder = out or Path("runs") / name
+    plan = shared.make_plan(
+        pair=None,
+        base=chosen.base.model,
+        aligned=chosen.aligned.model,
+        reference=chosen.reference.model,
+        deferral_temperature=None,
+        dtype=chosen.dtype,
+        device=device,
+        trust_remote_code=False,
+        methods=tuple(parse_method(method) for method in chosen.methods),
+        tasks=tuple(part.strip() for part in tasks.split(",")),
+        limit=limit,
+        samples=samples,
+        seed=seed,
+        temperature=chosen.temperature,
+        max_new_tokens=chosen.max_new_tokens,
+        batch_size=batch_size,
+        data_dir=data_dir,
+        engine=engine,
+    )
+    check_reachable([model.model for model in chosen.models])
+    shared.execute(plan, folder)
+    shared.show_report(build_report([folder]), folder / "report", json)
+
+
+def describe(name: str) -> list[str]:
+    """What a preset downloads, holds in memory and runs, line by line."""
+    from kad.presets import preset
+
+    chosen = preset(name)
+    total = sum(model.gigabytes() for model in chosen.models)
+    return [
+        f"{name}: downloads {total:.0f} GB to the Hugging Face cache where it is not there yet:",
+        *(f"  {model.model} ({model.gigabytes():.1f} GB)" for model in chosen.models),
+        f"memory: {chosen.memory:.0f} GB of weights at once, in {chosen.dtype}, and room for the caches",
+        f"methods: {'; '.join(chosen.methods)}",
+        f"settings: temperature {chosen.temperature}, {chosen.max_new_tokens} new tokens, one sample, thinking off",
+    ]
+
+
+def check_reachable(models: list[str]) -> None:
+    """Fail before the first long step if a model is neither in the cache nor to be downloaded.
+
+    Raises:
+        UsageError: one line that says so.
+    """
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    missing = [model for model in models if not isinstance(try_to_load_from_cache(model, "config.json"), str)]
+    if not missing:
+        return
+    reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else _unreachable(constants.ENDPOINT)
+    if reason is not None:
+        raise UsageError(f"{', '.join(missing)} not in the Hugging Face cache, and the hub cannot be reached: {reason}")
+
+
+def _unreachable(address: str) -> str | None:
+    """Why the address cannot be reached, or None if it can; asked once, where the hub's client would retry for
+    long."""
+    from urllib.error import HTTPError
+    from urllib.request import Request, urlopen
+
+    try:
+        urlopen(Request(address, method="HEAD"), timeout=10).close()
+    except HTTPError:
+        return None  # it answered
+    except OSError as error:
+        return str(getattr(error, "reason", error))
+    return None

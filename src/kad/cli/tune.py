@@ -1,0 +1,143 @@
+"""`kad tune`: choose a rule's parameter on development questions and write it into the pair."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kad.cli import _evaluation as shared
+from kad.cli import options
+from kad.cli.sweep import Grid, Parameter, RuleToSweep, Speculative
+from kad.errors import UsageError
+
+if TYPE_CHECKING:
+    from kad.evaluation.tune import Choice
+
+EXAMPLES = (
+    "kad tune --pair pair/ --rule dual --grid 0.1:0.9:0.1 --tasks kad_gsm8k_development --limit 200 --out runs/tune",
+    "kad tune --pair pair/ --rule dual --grid 0.2:0.6:0.1 --objective speed --floor 0.8 --speculative --out runs/speed",
+)
+
+Tasks = Annotated[
+    str, typer.Option("--tasks", metavar="NAMES", help="Development tasks separated by commas (kad_*_development).")
+]
+Objective = Annotated[
+    str,
+    typer.Option(
+        "--objective", metavar="accuracy|speed", help="The most accurate, or the fastest that reaches --floor."
+    ),
+]
+Floor = Annotated[float | None, typer.Option("--floor", metavar="ACCURACY", help="Least accuracy, between 0 and 1.")]
+Metric = Annotated[str, typer.Option("--metric", metavar="strict|paper", help="The accuracy that counts.")]
+OnTestSplit = Annotated[
+    bool, typer.Option("--on-test-split", help="Tune on test questions all the same; their result is then worthless.")
+]
+Write = Annotated[bool, typer.Option("--write/--no-write", help="Write the chosen rule into the pair folder.")]
+
+
+def command(
+    out: shared.Out,
+    grid: Grid,
+    rule: RuleToSweep = "dual",
+    parameter: Parameter = None,
+    speculative: Speculative = False,
+    tasks: Tasks = "kad_tiny_development",
+    objective: Objective = "accuracy",
+    floor: Floor = None,
+    metric: Metric = "strict",
+    on_test_split: OnTestSplit = False,
+    write: Write = True,
+    pair: options.Pair = None,
+    reference: options.Reference = None,
+    deferral_temperature: options.DeferralTemperature = None,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    limit: shared.Limit = None,
+    data_dir: shared.DataDir = None,
+    samples: shared.Samples = 1,
+    seed: shared.RunSeed = 0,
+    temperature: shared.Temperature = None,
+    max_new_tokens: shared.MaxNewTokens = None,
+    batch_size: shared.BatchSize = 8,
+    engine: shared.EngineOption = "transformers",
+    json: options.Json = False,
+) -> None:
+    """Choose a rule's parameter on development questions, show how sure the choice is, write it into the pair."""
+    from kad.evaluation.catalog import load_tasks
+    from kad.evaluation.storage import read_samples
+    from kad.evaluation.summary import METRICS
+    from kad.evaluation.sweep import WINDOW, make_grid
+    from kad.evaluation.tune import choose, refuse_test_splits, write_rule
+
+    names = tuple(name.strip() for name in tasks.split(","))
+    target = _target(pair) if write else None
+    if parameter == WINDOW:
+        raise UsageError("a pair's rule has no window to write; use kad sweep for num_draft_tokens")
+    if metric not in METRICS:
+        raise UsageError(f"unknown metric {metric!r}; choose from {', '.join(METRICS)}")
+    points = make_grid(rule, parameter, grid, speculative=speculative)
+    refuse_test_splits(load_tasks(names, limit=1, data_dir=data_dir), on_test_split)
+    plan = shared.make_plan(
+        pair=pair,
+        base=None,
+        aligned=None,
+        reference=reference,
+        deferral_temperature=deferral_temperature,
+        dtype=dtype,
+        device=device,
+        trust_remote_code=trust_remote_code,
+        methods=tuple(point.method for point in points),
+        tasks=names,
+        limit=limit,
+        samples=samples,
+        seed=seed,
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        data_dir=data_dir,
+        engine=engine,
+        diagnostics=False,
+    )
+    shared.execute(plan, out)
+    choice = choose(points, list(read_samples(out)), objective=objective, floor=floor, metric=metric, seed=seed)
+    chosen = str(next(point.method.rule for point in points if point.value == choice.chosen.value))
+    if target is not None:
+        write_rule(target, chosen)
+        options.message(f"wrote {chosen} into {target}")
+    if json:
+        options.print_json({**choice.to_dict(), "rule": chosen, "written": target is not None})
+    else:
+        _show(choice, metric)
+
+
+def _target(pair: str | None) -> Path:
+    """The pair folder that the rule is written into; refused before anything runs."""
+    if pair is None or pair == "tiny" or not (Path(pair) / "config.json").is_file():
+        raise UsageError(
+            f"the rule is written into a pair folder of your own, but --pair is {pair or 'tiny'}; "
+            "make one with kad pack, or say --no-write to only look"
+        )
+    return Path(pair)
+
+
+def _show(choice: Choice, metric: str) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"{choice.questions} questions, objective {choice.objective}", title_justify="left")
+    for heading in ("value", f"accuracy ({metric})", "tok/s", "chance of being chosen", "chance of reaching the floor"):
+        if heading != "chance of reaching the floor" or choice.floor is not None:
+            table.add_column(heading, justify="right")
+    for candidate in choice.candidates:
+        cells = [
+            str(candidate.value),
+            f"{100 * candidate.accuracy:.1f} %",
+            f"{candidate.throughput:.1f}",
+            f"{100 * candidate.chance:.0f} %",
+        ]
+        if candidate.meets_floor is not None:
+            cells.append(f"{100 * candidate.meets_floor:.0f} %")
+        table.add_row(*cells, style="bold" if candidate == choice.chosen else None)
+    options.stdout().print(table)

@@ -1,0 +1,174 @@
+"""The vLLM engine: a whole batch at once, a seed for each request, speculation in vLLM's own loop.
+
+All rules of a run share one engine, since kad's plugin takes the rule with the request; a model alone, and each
+number of drafts, is an engine of its own. One engine lives at a time.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kad.errors import UsageError, missing_extra
+from kad.evaluation.catalog import Renderer, chat_renderer
+from kad.evaluation.engine import Completion, Request
+from kad.evaluation.methods import Method
+from kad.loading import load_generation_config, load_tokenizer
+from kad.pairs import pack
+from kad.references import ModelReference
+
+_DRAFTED, _ACCEPTED = "vllm:spec_decode_num_draft_tokens", "vllm:spec_decode_num_accepted_tokens"
+
+
+class VllmEngine:
+    """See `Engine`. Diagnostics need both models' logits at every position, which vLLM does not give out.
+
+    Args:
+        references: the models by role, oracles by their method's name.
+        deferral_temperature: of the compositions.
+        dtype: of all models, "auto" as stored.
+        arguments: more arguments of `vllm.LLM`.
+
+    Raises:
+        MissingExtraError: vLLM is not installed in this environment.
+    """
+
+    def __init__(
+        self,
+        references: Mapping[str, ModelReference],
+        deferral_temperature: float = 1.0,
+        dtype: str = "auto",
+        arguments: Mapping[str, Any] | None = None,
+    ) -> None:
+        try:
+            from vllm import LLM, SamplingParams
+        except ImportError:
+            raise missing_extra("vllm", "vllm") from None
+        self._llm_class, self._params_class = LLM, SamplingParams
+        self._references = dict(references)
+        self._deferral_temperature = deferral_temperature
+        self._arguments = {"dtype": dtype, "disable_log_stats": False, **(arguments or {})}
+        self._folder = tempfile.TemporaryDirectory(prefix="kad-eval-")
+        self._engine: tuple[str, Any] | None = None
+        self._tokenizers: dict[str, Any] = {}
+
+    def renderer(self, method: Method) -> Renderer:
+        """See `Engine`."""
+        return chat_renderer(self._tokenizer(method))
+
+    def release(self, keep: Collection[str]) -> None:
+        """See `Engine`; one engine lives at a time, and goes when the next one comes or none is left to come."""
+        if not keep:
+            self._shut_down()
+
+    def generate(self, method: Method, requests: Sequence[Request]) -> list[Completion]:
+        """See `Engine`. Counts of speculation are the batch's, on its first completion."""
+        llm, tokenizer = self._llm(method), self._tokenizer(method)
+        prompts = [
+            {"prompt_token_ids": tokenizer(request.prompt, add_special_tokens=False)["input_ids"]}
+            for request in requests
+        ]
+        params = [self._params(method, request) for request in requests]
+        before, start = _counters(llm), time.perf_counter()
+        answers = llm.generate(prompts, params, use_tqdm=False)
+        share = (time.perf_counter() - start) / len(requests)
+        after = _counters(llm)
+        completions = [_completion(answer, tokenizer, share) for answer in answers]
+        if method.speculation is not None:
+            counts = {
+                key: int(after[name] - before[name]) for key, name in (("drafted", _DRAFTED), ("accepted", _ACCEPTED))
+            }
+            completions[0] = Completion(**{**vars(completions[0]), **counts})
+        return completions
+
+    def _tokenizer(self, method: Method) -> Any:
+        role = method.name if method.role == "oracle" else "aligned"
+        if role not in self._tokenizers:
+            self._tokenizers[role] = load_tokenizer(self._references[role])
+        return self._tokenizers[role]
+
+    def _params(self, method: Method, request: Request) -> Any:
+        role = method.name if method.role == "oracle" else "aligned"
+        return self._params_class(
+            temperature=request.temperature,
+            max_tokens=request.max_new_tokens,
+            seed=request.seed,
+            stop_token_ids=_ends(self._references[role], self._tokenizer(method)),
+            extra_args=None if method.rule is None else {"rule": str(method.rule)},
+        )
+
+    def _llm(self, method: Method) -> Any:
+        """The engine that the method needs, started if it is not the one that runs."""
+        arguments = self._engine_arguments(method)
+        key = repr(sorted(arguments.items(), key=lambda item: item[0]))
+        if self._engine is None or self._engine[0] != key:
+            self._shut_down()
+            self._engine = (key, self._llm_class(**arguments))
+        return self._engine[1]
+
+    def _engine_arguments(self, method: Method) -> dict[str, Any]:
+        if method.rule is None:
+            reference = self._references[method.name]
+            tokenizer = self._references[method.name if method.role == "oracle" else "aligned"]
+            place = {"model": reference.model, "revision": reference.revision, "tokenizer": tokenizer.model}
+            return {**self._arguments, **place}
+        arguments = {**self._arguments, "model": str(self._pair())}
+        if method.speculation is None:
+            return arguments
+        if not isinstance(method.speculation.num_draft_tokens, int):
+            raise UsageError("vLLM drafts a fixed number of tokens: give num_draft_tokens a number, not auto")
+        draft = self._references[method.speculation.draft]
+        return {
+            **arguments,
+            "speculative_config": {
+                "method": "draft_model",
+                "model": draft.model,
+                "num_speculative_tokens": method.speculation.num_draft_tokens,
+                # Without it vLLM drafts greedily and accepts less.
+                "draft_sample_method": "probabilistic",
+            },
+        }
+
+    def _pair(self) -> Path:
+        """The pair as a folder for vLLM to load; its own rule is never used, every request brings one."""
+        folder = Path(self._folder.name) / "pair"
+        if not folder.exists():
+            parts = {role: ref for role, ref in self._references.items() if role in ("base", "aligned", "reference")}
+            pack(parts, folder, rule="never", deferral_temperature=self._deferral_temperature)
+        return folder
+
+    def _shut_down(self) -> None:
+        if self._engine is not None:
+            self._engine[1].llm_engine.engine_core.shutdown()
+            self._engine = None
+
+
+def _completion(answer: Any, tokenizer: Any, seconds: float) -> Completion:
+    (output,) = answer.outputs
+    return Completion(
+        text=tokenizer.decode(list(output.token_ids), skip_special_tokens=True),
+        prompt_tokens=len(answer.prompt_token_ids),
+        tokens=len(output.token_ids),
+        finished=output.finish_reason == "stop",
+        seconds=seconds,
+    )
+
+
+def _counters(llm: Any) -> dict[str, float]:
+    """Drafted and accepted tokens since the engine started."""
+    found = {metric.name: float(metric.value) for metric in llm.get_metrics() if hasattr(metric, "value")}
+    return {name: found.get(name, 0.0) for name in (_DRAFTED, _ACCEPTED)}
+
+
+def _ends(reference: ModelReference, tokenizer: Any) -> list[int]:
+    """The tokens that end a text: the tokenizer's, and those of the model's generation settings."""
+    config = load_generation_config(reference)
+    named: Iterable[int | None] = [] if config is None else _as_list(config.eos_token_id)
+    return sorted({token for token in (*named, tokenizer.eos_token_id) if token is not None})
+
+
+def _as_list(value: Any) -> list[int | None]:
+    return value if isinstance(value, list) else [value]

@@ -1,0 +1,99 @@
+"""The published model pairs and settings by name.
+
+Source: the configuration that the Kad paper's authors published (EACL 2026). Parameter counts are those of the stored
+weights; sizes follow from them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kad.errors import UsageError
+
+GIGABYTE = 1e9
+
+
+@dataclass(frozen=True)
+class PublishedModel:
+    """A hub model and its number of parameters."""
+
+    model: str
+    parameters: float
+
+    def gigabytes(self, bytes_per_parameter: int = 2) -> float:
+        """The size of its weights, in bfloat16 unless told."""
+        return self.parameters * bytes_per_parameter / GIGABYTE
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One published experiment: a pair, its reference model and upper bound, and how they were decoded."""
+
+    name: str
+    base: PublishedModel
+    aligned: PublishedModel
+    reference: PublishedModel
+    oracle: PublishedModel
+    dtype: str = "bfloat16"
+    temperature: float = 1.0
+    max_new_tokens: int = 1024
+    num_draft_tokens: int = 8
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Every method of the papers' tables; the rules are decoded speculatively, as published."""
+        window = f"@speculative:num_draft_tokens={self.num_draft_tokens}"
+        return (
+            "base",
+            "aligned",
+            f"oracle={self.oracle.model}",
+            f"nudging:threshold=0.4{window}",
+            f"dual:threshold=0.4{window}",
+            f"primal:budget=0.9{window}",
+            "implicit_reward",
+            f"implicit_reward{window},draft=reference",
+            f"implicit_reward{window},draft=aligned",
+        )
+
+    @property
+    def models(self) -> tuple[PublishedModel, ...]:
+        """All that is downloaded, the largest first."""
+        return self.oracle, self.base, self.aligned, self.reference
+
+    @property
+    def memory(self) -> float:
+        """Gigabytes of weights held at once at most: the pair with its reference, or the oracle before them."""
+        together = sum(model.gigabytes() for model in (self.base, self.aligned, self.reference))
+        return max(together, self.oracle.gigabytes())
+
+
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        Preset(
+            name="olmo2",
+            base=PublishedModel("allenai/OLMo-2-1124-13B", 13.7e9),
+            aligned=PublishedModel("allenai/OLMo-2-0425-1B-Instruct", 1.48e9),
+            reference=PublishedModel("allenai/OLMo-2-0425-1B", 1.48e9),
+            oracle=PublishedModel("allenai/OLMo-2-1124-13B-Instruct", 13.7e9),
+        ),
+        Preset(
+            name="qwen3",
+            base=PublishedModel("Qwen/Qwen3-14B-Base", 14.8e9),
+            aligned=PublishedModel("Qwen/Qwen3-1.7B", 2.03e9),
+            reference=PublishedModel("Qwen/Qwen3-1.7B-Base", 2.03e9),
+            oracle=PublishedModel("Qwen/Qwen3-14B", 14.8e9),
+        ),
+    )
+}
+
+
+def preset(name: str) -> Preset:
+    """A published experiment by its name.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    if name not in PRESETS:
+        raise UsageError(f"unknown preset {name!r}; choose from {', '.join(PRESETS)}")
+    return PRESETS[name]

@@ -1,0 +1,128 @@
+"""Choosing a parameter: the right one, for the right reason, with honest doubt, and never on a test split unasked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kad.errors import UsageError
+from kad.evaluation.catalog import load_tasks
+from kad.evaluation.sweep import Point, make_grid
+from kad.evaluation.tune import choose, refuse_test_splits, write_rule
+
+POINTS = make_grid("dual", None, "0.2,0.4,0.6")
+
+
+def outcome(point: Point, marks: list[float], seconds: float) -> list[dict[str, Any]]:
+    return [
+        {
+            "method": point.method.name,
+            "task": "kad_tiny_development",
+            "question": f"{index:05d}",
+            "sample": 0,
+            "marks": {"strict": mark, "paper": 0.0},
+            "tokens": 10,
+            "seconds": seconds,
+        }
+        for index, mark in enumerate(marks)
+    ]
+
+
+def outcomes(rates: tuple[float, ...], seconds: tuple[float, ...], questions: int = 100) -> list[dict[str, Any]]:
+    records = []
+    for point, rate, each in zip(POINTS, rates, seconds, strict=True):
+        right = round(rate * questions)
+        records += outcome(point, [1.0] * right + [0.0] * (questions - right), each)
+    return records
+
+
+def test_accuracy_chooses_the_most_accurate() -> None:
+    choice = choose(POINTS, outcomes((0.5, 0.9, 0.7), (1, 1, 1)))
+    assert choice.chosen.value == 0.4
+    assert choice.questions == 100
+    assert [candidate.accuracy for candidate in choice.candidates] == [0.5, 0.9, 0.7]
+    assert choice.chosen.chance > 0.99
+
+
+def test_of_equals_the_faster_is_chosen() -> None:
+    choice = choose(POINTS, outcomes((0.8, 0.8, 0.8), (3, 2, 1)))
+    assert choice.chosen.value == 0.6
+    assert choice.chosen.throughput == pytest.approx(10)
+
+
+def test_speed_takes_the_fastest_above_the_floor() -> None:
+    choice = choose(POINTS, outcomes((0.5, 0.9, 0.7), (1, 3, 2)), objective="speed", floor=0.6)
+    assert choice.chosen.value == 0.6
+    meets = [candidate.meets_floor for candidate in choice.candidates]
+    assert meets[0] < 0.05 < 0.95 < meets[2] <= meets[1]
+
+
+def test_the_doubt_shrinks_with_questions() -> None:
+    few = choose(POINTS, outcomes((0.5, 0.7, 0.6), (1, 1, 1), questions=10))
+    many = choose(POINTS, outcomes((0.5, 0.7, 0.6), (1, 1, 1), questions=1000))
+    assert few.chosen.chance < many.chosen.chance
+    assert sum(candidate.chance for candidate in few.candidates) == pytest.approx(1.0)
+
+
+def test_the_chance_is_the_bootstraps() -> None:
+    """Against a plain loop over resamples of the questions."""
+    generator = np.random.default_rng(4)
+    marks = generator.binomial(1, [[0.55], [0.6], [0.5]], size=(3, 60)).astype(float)
+    records = [r for point, row in zip(POINTS, marks, strict=True) for r in outcome(point, row.tolist(), 1.0)]
+    found = [candidate.chance for candidate in choose(POINTS, records).candidates]
+    wins = np.zeros(3)
+    for _ in range(4000):
+        means = marks[:, generator.integers(0, 60, size=60)].mean(axis=1)
+        wins[int(np.flatnonzero(means == means.max())[0])] += 1
+    assert found == pytest.approx((wins / 4000).tolist(), abs=0.03)
+
+
+def test_questions_of_two_tasks_do_not_mix() -> None:
+    records = outcomes((0.5, 0.9, 0.7), (1, 1, 1))
+    other = [{**record, "task": "kad_other", "marks": {"strict": 0.0, "paper": 0.0}} for record in records]
+    choice = choose(POINTS, records + other)
+    assert choice.questions == 200
+    assert choice.chosen.accuracy == pytest.approx(0.45)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"objective": "cost"}, "choose from accuracy, speed"),
+        ({"objective": "speed"}, "needs --floor"),
+        ({"floor": 0.5}, "only it takes one"),
+        ({"objective": "speed", "floor": 2.0}, "between 0 and 1"),
+        ({"objective": "speed", "floor": 0.95}, r"no candidate reaches the floor 0\.95; the most accurate is 0\.4"),
+    ],
+)
+def test_wrong_objectives(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        choose(POINTS, outcomes((0.5, 0.9, 0.7), (1, 1, 1)), **options)
+
+
+def test_test_splits_are_refused_unless_told() -> None:
+    published, development = load_tasks(["kad_tiny"], limit=1), load_tasks(["kad_tiny_development"], limit=1)
+    with pytest.raises(UsageError, match="kad_tiny is a test split; tune on development tasks"):
+        refuse_test_splits([*development, *published], allowed=False)
+    refuse_test_splits(published, allowed=True)
+    refuse_test_splits(development, allowed=False)
+
+
+def test_development_and_test_questions_differ() -> None:
+    (published,), (development,) = load_tasks(["kad_tiny"]), load_tasks(["kad_tiny_development"])
+    prompts = [{document["prompt"] for document in task.documents} for task in (published, development)]
+    assert not prompts[0] & prompts[1]
+
+
+def test_the_rule_is_written_and_the_rest_left(tmp_path: Path) -> None:
+    config = {"model_type": "kad", "base": {"model": "b"}, "rule": "dual:threshold=0.4", "vocab_size": 9}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    write_rule(tmp_path, "dual:threshold=0.6")
+    assert json.loads((tmp_path / "config.json").read_text()) == {**config, "rule": "dual:threshold=0.6"}
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    with pytest.raises(UsageError, match="no pair folder"):
+        write_rule(tmp_path / "none", "dual")

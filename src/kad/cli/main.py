@@ -44,7 +44,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "sweep": (_MEASURE, "Evaluate a rule over values of a parameter."),
     "tune": (_MEASURE, "Choose a rule's parameter on development data."),
     "reproduce": (_MEASURE, "Rerun the published experiments."),
-    "report": (_MEASURE, "Make one HTML page from runs and traces."),
+    "report": (_MEASURE, "Compare runs of kad eval: table, Markdown, CSV, JSON, plots."),
     "trace": (_LOOK, "Record what the rule did at every position."),
     "figures": (_LOOK, "Draw the paper's figures from a trace."),
     "analyze": (_LOOK, "Measure how close the rules come to the exact knapsack."),

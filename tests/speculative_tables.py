@@ -1,0 +1,177 @@
+"""Tiny table models and a source of randomness that enumerates every outcome, for exact tests of the real loop."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+from transformers import EosTokenCriteria, LogitsProcessorList, StoppingCriteriaList
+
+from kad.composition import compose
+from kad.rules import Rule
+from kad.speculation.generate import _stop_rule, _warp
+from kad.speculation.loop import SpeculativeLoop
+from kad.speculation.policies import choose_policy
+from kad.speculation.windows import FixedWindow
+from kad.verification import Verifier
+
+Sequences = dict[tuple[int, ...], float]
+PROMPT = (0, 1)
+ROLES = ("base", "aligned", "reference")
+
+
+@cache
+def table_row(role: str, prefix: tuple[int, ...], vocab: int) -> Tensor:
+    """The logits (vocab,) of a table model: sharp and different at every prefix, some tokens impossible for p."""
+    generator = torch.Generator().manual_seed(hash((ROLES.index(role), vocab, *prefix)) % 2**31)
+    row = 2.0 * torch.randn(vocab, generator=generator, dtype=torch.float64)
+    if role == "base" and vocab > 2 and sum(prefix) % 3 == 0:
+        row[int(row.argmin())] = -torch.inf
+    return row
+
+
+class TableScorer:
+    """A model whose logits are a table over all prefixes; its `seen` tokens are what a cache would hold."""
+
+    def __init__(self, role: str, vocab: int) -> None:
+        self.role, self.vocab, self.seen, self.processed = role, vocab, [], 0
+
+    def advance(self, ids: Tensor, keep: int) -> Tensor:
+        assert keep <= len(ids), "logits are asked for at positions that are not processed"
+        rows = []
+        for token in ids.tolist():
+            self.seen.append(token)
+            rows.append(table_row(self.role, tuple(self.seen), self.vocab))
+        self.processed += len(ids)
+        return torch.stack(rows[-keep:])
+
+    def rollback(self, length: int) -> None:
+        self.processed = min(self.processed, length)
+        del self.seen[self.processed :]
+
+
+class Script:
+    """Plays every sequence of random outcomes, one run after another, each with its probability."""
+
+    def __init__(self) -> None:
+        self.path: list[list[int]] = []  # the decisions of a run: [option chosen, number of options]
+        self.position, self.probability = 0, 1.0
+
+    def runs(self) -> Iterator[None]:
+        while True:
+            self.position, self.probability = 0, 1.0
+            yield
+            assert self.position == len(self.path), "a run repeated with the same outcomes took another course"
+            while self.path and self.path[-1][0] + 1 == self.path[-1][1]:
+                self.path.pop()
+            if not self.path:
+                return
+            self.path[-1][0] += 1
+
+    def _choose(self, probabilities: Sequence[float]) -> int:
+        possible = [i for i, p in enumerate(probabilities) if p > 0]
+        if self.position == len(self.path):
+            self.path.append([0, len(possible)])
+        chosen = possible[self.path[self.position][0]]
+        self.position += 1
+        self.probability *= probabilities[chosen]
+        return chosen
+
+    def leading(self, probabilities: Sequence[float]) -> int:
+        reach = [math.prod(probabilities[:i]) for i in range(len(probabilities) + 1)]
+        stop = [reach[i] * (1 - p) for i, p in enumerate(probabilities)]
+        return self._choose([*stop, reach[-1]])
+
+    def last(self, probabilities: Sequence[float]) -> int:
+        later = [math.prod(1 - p for p in probabilities[i:]) for i in range(len(probabilities) + 1)]
+        return self._choose([later[0], *(p * later[i + 1] for i, p in enumerate(probabilities))])
+
+    def draw(self, weights: Tensor) -> Tensor:
+        assert bool((weights >= 0).all())
+        assert bool(weights.any()), "a draw from nothing"
+        return torch.tensor(self._choose((weights / weights.sum()).tolist()))
+
+
+def exact_distribution(
+    rule: Rule,
+    *,
+    vocab: int,
+    new_tokens: int,
+    window: int,
+    verifier: Verifier,
+    drafter: str = "aligned",
+    processors: LogitsProcessorList | None = None,
+    eos: int | None = None,
+    deferral_temperature: float = 1.0,
+    greedy: bool = False,
+    scorer: type[TableScorer] = TableScorer,
+) -> Sequences:
+    """The distribution over continuations that the loop produces, by running it once for every random outcome."""
+    roles = {"base", "aligned", drafter} | ({"reference"} if rule.needs_reference else set())
+    found: Sequences = defaultdict(float)
+    script = Script()
+    for _ in script.runs():
+        ids = torch.tensor([*PROMPT, *[0] * new_tokens])
+        criteria = StoppingCriteriaList([] if eos is None else [EosTokenCriteria(eos)])
+        loop = SpeculativeLoop(
+            ids=ids,
+            length=len(PROMPT),
+            drafter=drafter,
+            scorers={role: scorer(role, vocab) for role in roles},
+            policy=choose_policy(
+                rule,
+                drafter=drafter,
+                greedy=greedy,
+                verifier=verifier,
+                randomness=script,
+                warp=_warp(processors, ids, 0),
+                deferral_temperature=deferral_temperature,
+                records=None,
+            ),
+            window=FixedWindow(window),
+            stop=_stop_rule(criteria, ids, 0),
+        )
+        emitted = [token for tokens in loop.run() for token in tokens.tolist()]
+        assert emitted == ids[len(PROMPT) : loop.length].tolist()
+        found[tuple(emitted)] += script.probability
+    return dict(found)
+
+
+def true_distribution(
+    rule: Rule,
+    *,
+    vocab: int,
+    new_tokens: int,
+    processors: LogitsProcessorList | None = None,
+    eos: int | None = None,
+    deferral_temperature: float = 1.0,
+    prefix: tuple[int, ...] = (),
+) -> Sequences:
+    """The product of pi over every continuation of the prompt and `prefix`."""
+
+    def pi(before: tuple[int, ...]) -> list[float]:
+        rows = [table_row(role, before, vocab).unsqueeze(0) for role in ROLES]
+        reference = rows[2] if rule.needs_reference else None
+        scores = compose(rule, rows[0], rows[1], reference, deferral_temperature=deferral_temperature)
+        if processors:
+            scores = processors(torch.tensor([before]), scores)
+        return torch.softmax(scores[0], dim=-1).tolist()
+
+    def extend(tokens: tuple[int, ...], probability: float) -> Iterator[tuple[tuple[int, ...], float]]:
+        if len(tokens) == new_tokens or (tokens and tokens[-1] == eos):
+            yield tokens, probability
+            return
+        for token, p in enumerate(pi(PROMPT + prefix + tokens)):
+            if p > 0:
+                yield from extend((*tokens, token), probability * p)
+
+    return dict(extend((), 1.0))
+
+
+def total_variation(first: Sequences, second: Sequences) -> float:
+    keys = first.keys() | second.keys()
+    return 0.5 * math.fsum(abs(first.get(k, 0.0) - second.get(k, 0.0)) for k in keys)

@@ -1,0 +1,141 @@
+"""The loop's output distribution, exactly: every random outcome of the real loop is enumerated on table models."""
+
+from __future__ import annotations
+
+import pytest
+from transformers import (
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from kad.rules import parse_rule, registry
+from kad.verification import SparseTarget, Target, Verdict, verify_block, verify_tokens
+from speculative_tables import TableScorer, exact_distribution, total_variation, true_distribution
+
+VERIFIERS = {"token": verify_tokens, "block": verify_block}
+RULES = [
+    "dual:threshold=0.4", "dual:threshold=0.15", "primal:budget=0.6", "nudging:threshold=0.5",
+    "confidence_bet:margin=0.0", "confidence_bet:margin=-0.2", "relative:margin=0.3", "always", "never",
+    "mixture:weight=0.4", "aligned_below:margin=0.1", "aligned_above:margin=-0.1", "lp:budget=0.5",
+    "product:base=0.8,aligned=1.2", "implicit_reward", "contrastive",
+]  # fmt: skip
+
+
+def check(rule: str, **settings) -> None:
+    parsed = parse_rule(rule)
+    world = {
+        key: value
+        for key, value in settings.items()
+        if key not in ("window", "verifier", "drafter", "scorer", "greedy")
+    }
+    found, truth = exact_distribution(parsed, **settings), true_distribution(parsed, **world)
+    assert sum(found.values()) == pytest.approx(1.0, abs=1e-9)
+    assert total_variation(found, truth) < 1e-9
+
+
+def test_every_rule_is_enumerated() -> None:
+    assert {rule.partition(":")[0] for rule in RULES} == set(registry())
+
+
+@pytest.mark.parametrize("verifier", VERIFIERS)
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule(rule: str, verifier: str) -> None:
+    check(rule, vocab=3, new_tokens=3, window=2, verifier=VERIFIERS[verifier])
+
+
+@pytest.mark.parametrize("window", [0, 1, 4])
+@pytest.mark.parametrize("rule", ["dual:threshold=0.4", "confidence_bet:margin=0.0", "mixture:weight=0.4"])
+def test_windows(rule: str, window: int) -> None:
+    check(rule, vocab=2, new_tokens=5, window=window, verifier=verify_block)
+
+
+@pytest.mark.parametrize("verifier", VERIFIERS)
+def test_longer_sequences_token_by_token_and_as_blocks(verifier: str) -> None:
+    check("dual:threshold=0.4", vocab=2, new_tokens=5, window=3, verifier=VERIFIERS[verifier])
+
+
+@pytest.mark.parametrize("rule", ["dual:threshold=0.3", "implicit_reward"])
+def test_eight_tokens(rule: str) -> None:
+    check(rule, vocab=8, new_tokens=2, window=1, verifier=verify_block)
+
+
+@pytest.mark.parametrize("rule", ["dual:threshold=0.3", "primal:budget=0.7", "mixture:weight=0.4"])
+def test_end_of_sequence_inside_a_window(rule: str) -> None:
+    check(rule, vocab=3, new_tokens=4, window=2, verifier=verify_block, eos=2)
+
+
+WARPERS = {
+    "temperature": [TemperatureLogitsWarper(0.7)],
+    "top_p": [TemperatureLogitsWarper(1.3), TopPLogitsWarper(0.8)],
+    "repetition": [RepetitionPenaltyLogitsProcessor(1.5)],
+}
+
+
+@pytest.mark.parametrize("warpers", WARPERS)
+@pytest.mark.parametrize("rule", ["dual:threshold=0.4", "implicit_reward"])
+def test_warpers_act_on_pi(rule: str, warpers: str) -> None:
+    processors = LogitsProcessorList(WARPERS[warpers])
+    check(rule, vocab=3, new_tokens=3, window=2, verifier=verify_block, processors=processors)
+
+
+@pytest.mark.parametrize("rule", ["dual:threshold=0.4", "implicit_reward", "confidence_bet:margin=0.0"])
+def test_deferral_temperature(rule: str) -> None:
+    check(rule, vocab=3, new_tokens=3, window=2, verifier=verify_block, deferral_temperature=1.7)
+
+
+@pytest.mark.parametrize("rule", ["dual:threshold=0.4", "implicit_reward"])
+def test_drafts_from_the_reference(rule: str) -> None:
+    check(rule, vocab=3, new_tokens=3, window=2, verifier=verify_block, drafter="reference")
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_greedy_is_the_argmax_of_pi_at_every_step(rule: str) -> None:
+    parsed = parse_rule(rule)
+    steps = []
+    for length in range(1, 6):
+        pi = true_distribution(parsed, vocab=3, new_tokens=1, prefix=tuple(steps))
+        steps.append(max(pi, key=pi.__getitem__)[0])
+        for window in (0, 1, 2, 5):
+            found = exact_distribution(
+                parsed, vocab=3, new_tokens=length, window=window, verifier=verify_block, greedy=True
+            )
+            assert found == {tuple(steps): 1.0}
+
+
+# ---------------------------------------------------------------- the proof must fail on a broken loop
+
+
+def discrepancy(**broken) -> float:
+    rule = parse_rule("dual:threshold=0.3")
+    settings = {"vocab": 3, "new_tokens": 3, "window": 2, "verifier": verify_tokens} | broken
+    return total_variation(exact_distribution(rule, **settings), true_distribution(rule, vocab=3, new_tokens=3))
+
+
+def test_dropping_the_residual_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def pi_itself(self: SparseTarget, row: int, scale: float):
+        return self._token, self._p * (self._row == row)
+
+    monkeypatch.setattr(SparseTarget, "residual", pi_itself)
+    assert discrepancy() > 1e-3
+
+
+def test_accepting_one_too_many_is_seen() -> None:
+    def generous(target: Target, randomness) -> Verdict:
+        verdict = verify_tokens(target, randomness)
+        if verdict.correction is None:
+            return verdict
+        one_more = verdict.accepted + 1
+        correction = None if one_more == len(target.ratio) else verdict.correction
+        return Verdict(one_more, correction, verdict.chance)
+
+    assert discrepancy(verifier=generous) > 1e-3
+
+
+def test_forgetting_to_crop_is_seen() -> None:
+    class Forgetful(TableScorer):
+        def rollback(self, length: int) -> None:
+            self.processed = min(self.processed, length)
+
+    assert discrepancy(scorer=Forgetful) > 1e-3

@@ -155,7 +155,7 @@ def entropy_over_threshold(entropies: list[tuple[Tensor, Tensor]]) -> dict[str, 
 
 
 def critical_items(rows: Approximation, budget: float) -> dict[str, Any]:
-    """Figure 4: for every position max p, the critical weight (with ties), and the budget that primal leaves unfilled."""
+    """Figure 4: for every position max p, the critical weight (with ties) and the budget that primal leaves."""
     columns = {name: getattr(rows, name).tolist() for name in ("max_p", "critical", "unfilled", "head")}
     return {"budget": budget, **columns}
 

@@ -79,34 +79,53 @@ def _bars(trace: Trace, name: str, values: Sequence[float | None]) -> Text:
 
 def _table(trace: Trace, listed: Sequence[tuple[int, Position]], every_position: bool) -> Table:
     title = None if every_position else f"{len(listed)} tokens that are not p's first choice"
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="dim", title_style="bold")
-    table.add_column("#", justify="right")
-    table.add_column("token", no_wrap=True)
-    for name in ("from base", "p", "q*", "π", "α", "τ"):
-        table.add_column(name, justify="right")
-    table.add_column("p's first", no_wrap=True)
-    table.add_column("q*'s first", no_wrap=True)
-    if any(position.event for position in trace.positions):
-        table.add_column("draft")
+    table = Table(
+        title=title, title_justify="left", title_style="bold", header_style="dim", box=None, padding=(0, 1, 0, 0)
+    )
+    table.add_column("#", justify="right", no_wrap=True, min_width=len(str(len(trace.positions))))
+    table.add_column("token", no_wrap=True, max_width=14)
+    for name in ("base", "p", "q*", "π", "α"):
+        table.add_column(name, justify="right", no_wrap=True, min_width=4)
+    # A threshold that is the same everywhere stands in the rule already.
+    varies = len({position.tau for position in trace.positions}) > 1
+    if varies:
+        table.add_column("τ", justify="right", no_wrap=True, min_width=4)
+    for name in ("p's first", "q*'s first"):
+        table.add_column(name, no_wrap=True, max_width=14)
+    speculated = any(position.event for position in trace.positions)
+    if speculated:
+        table.add_column("draft", no_wrap=True, min_width=8)
     for number, position in listed:
-        table.add_row(*_cells(trace, number, position)[: len(table.columns)])
+        tau = [_tau(position.tau)] if varies else []
+        event = [_event(trace, position)] if speculated else []
+        table.add_row(*_numbers(trace, number, position), *tau, *_firsts(trace, position), *event)
     return table
 
 
-def _cells(trace: Trace, number: int, position: Position) -> list[Text | str]:
+def _numbers(trace: Trace, number: int, position: Position) -> list[Text | str]:
     share = position.share_base
-    tau = "–" if position.tau is None else "all" if position.tau <= 0 else "none" if position.tau > 1 else None
     return [
         str(number),
         Text(visible(trace.vocabulary[position.token]), _style(share)),
         "–" if share is None else f"{share:.0%}",
-        *(f"{value:.3f}" for value in (position.p, position.q, position.pi)),
-        "–" if position.alpha is None else f"{position.alpha:.3f}",
-        tau or f"{position.tau:.3f}",
-        _named(trace, _best(position, "p"), "p"),
-        _named(trace, _best(position, "q"), "q"),
-        _event(trace, position),
+        *(_probability(value) for value in (position.p, position.q, position.pi)),
+        "–" if position.alpha is None else _probability(position.alpha),
     ]
+
+
+def _firsts(trace: Trace, position: Position) -> list[Text]:
+    return [_named(trace, _best(position, model), model) for model in ("p", "q")]
+
+
+def _probability(value: float) -> str:
+    """Three decimals in four characters."""
+    return f"{value:.3f}".removeprefix("0")[:4]
+
+
+def _tau(tau: float | None) -> str:
+    if tau is None:
+        return "–"
+    return "all" if tau <= 0 else "none" if tau > 1 else _probability(tau)
 
 
 def _best(position: Position, model: str) -> Candidate:
@@ -114,13 +133,13 @@ def _best(position: Position, model: str) -> Candidate:
 
 
 def _named(trace: Trace, row: Candidate, model: str) -> Text:
-    return Text(f"{visible(trace.vocabulary[row.token])} {getattr(row, model):.2f}")
+    return Text(f"{_probability(getattr(row, model))} {visible(trace.vocabulary[row.token])}")
 
 
 def _event(trace: Trace, position: Position) -> str:
     if position.event == "rejected" and position.drafted is not None:
-        return f"rejected {visible(trace.vocabulary[position.drafted])}"
-    return position.event or ""
+        return f"✗ {visible(trace.vocabulary[position.drafted])}"
+    return "✓" if position.event == "accepted" else position.event or ""
 
 
 def _style(share: float | None) -> str:

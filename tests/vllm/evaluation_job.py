@@ -6,8 +6,10 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from kad import tiny
+from kad.errors import UsageError
 from kad.evaluation.engine import Request
 from kad.evaluation.methods import parse_method
 from kad.evaluation.vllm_engine import VllmEngine
@@ -23,13 +25,17 @@ def main() -> None:
     references = read_config("tiny").model_references()
     references |= {m.name: ModelReference.parse(m.reference) for m in methods if m.reference is not None}
     engine = VllmEngine(references, dtype="float32", arguments=ARGUMENTS)
-    found = {}
+    found: dict[str, Any] = {}
     for method in methods:
         render = engine.renderer(method)
         prompts = [render(problem.messages()) for problem in tiny.problems("development", QUESTIONS)]
         for temperature in (0.0, 1.0):
             requests = [Request(prompt, 5 + index, 60, temperature) for index, prompt in enumerate(prompts)]
             found[f"{method.name} {temperature}"] = [asdict(drawn) for drawn in engine.generate(method, requests)]
+    try:
+        engine.generate(parse_method("dual@speculative:num_draft_tokens=auto"), [Request("x", 0, 4, 0.0)])
+    except UsageError as error:
+        found["refusal"] = str(error)
     engine.release(())
     Path(sys.argv[1]).write_text(json.dumps(found))
 

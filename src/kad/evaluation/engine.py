@@ -50,6 +50,10 @@ class Engine(Protocol):
         """The chat template that the method's prompts are written in."""
         ...
 
+    def batch_size(self, method: Method, wanted: int) -> int:
+        """How many requests the method takes at once, at most `wanted`."""
+        ...
+
     def generate(self, method: Method, requests: Sequence[Request]) -> list[Completion]:
         """One completion for each request, in their order."""
         ...

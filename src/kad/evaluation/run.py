@@ -69,7 +69,7 @@ def plan(method: Method, task: Task, engine: Engine, settings: Settings) -> Iter
     # Prompts of a length together: less padding. The longest first, so a batch that does not fit in memory
     # fails at once.
     jobs.sort(key=lambda job: (-len(job.question.prompt), job.question.question_id, job.sample))
-    size = 1 if method.speculation is not None else settings.batch_size
+    size = engine.batch_size(method, settings.batch_size)
     for start in range(0, len(jobs), size):
         yield jobs[start : start + size]
 

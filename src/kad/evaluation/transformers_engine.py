@@ -38,6 +38,10 @@ class TransformersEngine:
         """See `Engine`."""
         self.models.release(keep)
 
+    def batch_size(self, method: Method, wanted: int) -> int:
+        """See `Engine`; rows that accept different numbers of drafts cannot share a cache."""
+        return wanted if method.speculation is None else 1
+
     @torch.no_grad()
     def generate(self, method: Method, requests: Sequence[Request]) -> list[Completion]:
         """See `Engine`. All requests of a call share `max_new_tokens` and `temperature`."""

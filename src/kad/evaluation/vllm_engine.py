@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,6 @@ from kad.evaluation.methods import Method
 from kad.loading import load_generation_config, load_tokenizer
 from kad.pairs import pack
 from kad.references import ModelReference
-
-_DRAFTED, _ACCEPTED = "vllm:spec_decode_num_draft_tokens", "vllm:spec_decode_num_accepted_tokens"
 
 
 class VllmEngine:
@@ -64,6 +63,10 @@ class VllmEngine:
         if not keep:
             self._shut_down()
 
+    def batch_size(self, method: Method, wanted: int) -> int:
+        """See `Engine`."""
+        return wanted
+
     def generate(self, method: Method, requests: Sequence[Request]) -> list[Completion]:
         """See `Engine`. Counts of speculation are the batch's, on its first completion."""
         llm, tokenizer = self._llm(method), self._tokenizer(method)
@@ -72,16 +75,12 @@ class VllmEngine:
             for request in requests
         ]
         params = [self._params(method, request) for request in requests]
-        before, start = _counters(llm), time.perf_counter()
+        before, start = _Counters.of(llm), time.perf_counter()
         answers = llm.generate(prompts, params, use_tqdm=False)
         share = (time.perf_counter() - start) / len(requests)
-        after = _counters(llm)
         completions = [_completion(answer, tokenizer, share) for answer in answers]
         if method.speculation is not None:
-            counts = {
-                key: int(after[name] - before[name]) for key, name in (("drafted", _DRAFTED), ("accepted", _ACCEPTED))
-            }
-            completions[0] = Completion(**{**vars(completions[0]), **counts})
+            completions[0] = replace(completions[0], **(_Counters.of(llm) - before).fields())
         return completions
 
     def _tokenizer(self, method: Method) -> Any:
@@ -157,10 +156,37 @@ def _completion(answer: Any, tokenizer: Any, seconds: float) -> Completion:
     )
 
 
-def _counters(llm: Any) -> dict[str, float]:
-    """Drafted and accepted tokens since the engine started."""
-    found = {metric.name: float(metric.value) for metric in llm.get_metrics() if hasattr(metric, "value")}
-    return {name: found.get(name, 0.0) for name in (_DRAFTED, _ACCEPTED)}
+@dataclass(frozen=True)
+class _Counters:
+    """vLLM's counts of speculation: windows, drafted and accepted tokens, and by position how many windows got
+    there."""
+
+    windows: int
+    drafted: int
+    accepted: int
+    reached: tuple[int, ...]
+
+    @classmethod
+    def of(cls, llm: Any) -> _Counters:
+        """Since the engine started."""
+        found = {metric.name: getattr(metric, "value", getattr(metric, "values", 0)) for metric in llm.get_metrics()}
+        names = ("drafts", "draft_tokens", "accepted_tokens")
+        counts = (int(found.get(f"vllm:spec_decode_num_{name}", 0)) for name in names)
+        return cls(*counts, tuple(map(int, found.get("vllm:spec_decode_num_accepted_tokens_per_pos", ()))))
+
+    def __sub__(self, other: _Counters) -> _Counters:
+        earlier = other.reached or (0,) * len(self.reached)
+        reached = tuple(now - then for now, then in zip(self.reached, earlier, strict=True))
+        return _Counters(
+            self.windows - other.windows, self.drafted - other.drafted, self.accepted - other.accepted, reached
+        )
+
+    def fields(self) -> dict[str, Any]:
+        """As the fields of a `Completion`: a window that reached position k and not k + 1 accepted k drafts."""
+        steps = (self.windows, *self.reached, 0)
+        lengths = {str(length): steps[length] - steps[length + 1] for length in range(len(steps) - 1)}
+        histogram = {length: count for length, count in lengths.items() if count}
+        return {"drafted": self.drafted, "accepted": self.accepted, "acceptance_lengths": histogram}
 
 
 def _ends(reference: ModelReference, tokenizer: Any) -> list[int]:

@@ -232,17 +232,23 @@ def draw_token(row: Distribution, randomness: Randomness) -> Tensor:
     return block * inside.shape[-1] + randomness.draw((inside - inside.amax()).exp())
 
 
-def first_choice(rule: ThresholdRule, base: Distribution, aligned: Distribution, best: Tensor) -> Tensor:
+def first_choice(
+    rule: ThresholdRule, base: Distribution, aligned: Distribution, best: Tensor
+) -> tuple[Tensor, Tensor | None]:
     """argmax pi of each row (W,), from the kept tokens and q*'s own first choice `best` (W,) alone.
 
     Off the kept tokens pi = alpha q*, so nothing there beats q*'s argmax. The arithmetic is that of `compose`, and ties
     go to the smallest token id as in torch.argmax, so the choice is the same as that of the dense log pi.
+
+    Returns:
+        The choice (W,), and the deferred mass alpha (W,), None where most of the vocabulary is kept.
     """
     cutoff = rule.cutoff(base, aligned)
     if wide(base, cutoff):
-        return compose_distributions(rule, base, aligned).argmax(dim=-1)
+        return compose_distributions(rule, base, aligned).argmax(dim=-1), None
     row, token = base.at_least(cutoff)
-    shift = base.log_mass_outside(row, token) - aligned.log_z
+    log_alpha = base.log_mass_outside(row, token)
+    shift = log_alpha - aligned.log_z
     kept = torch.logaddexp(base.logits[row, token] - base.log_z[row], aligned.logits[row, token] + shift[row])
     # `best` may itself be kept: its second entry lacks p's part, is the smaller one, and never wins.
     deferred = aligned.logits.gather(-1, best.unsqueeze(-1)).squeeze(-1) + shift
@@ -251,7 +257,7 @@ def first_choice(rule: ThresholdRule, base: Distribution, aligned: Distribution,
     top = torch.full_like(shift, -torch.inf).scatter_reduce_(0, rows, log_pi, "amax")
     nothing = torch.iinfo(tokens.dtype).max
     tied = torch.where(log_pi == top[rows], tokens, nothing)
-    return torch.full_like(best, nothing).scatter_reduce_(0, rows, tied, "amin")
+    return torch.full_like(best, nothing).scatter_reduce_(0, rows, tied, "amin"), log_alpha.exp()
 
 
 def stack_rows(rows: Sequence[Distribution]) -> Distribution:

@@ -34,8 +34,11 @@ VERIFIERS: dict[str, Verifier] = {"block": verify_block, "token": verify_tokens}
 _DRAFTERS = ("aligned", "reference")
 # What `generate` passes to every decoding method and this one reads itself or has no use for.
 _KNOWN = frozenset(
-    {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "cache_position"}
-)
+    {
+        "attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "cache_position",
+        "output_attentions", "output_hidden_states", "return_dict",
+    }
+)  # fmt: skip
 
 
 @dataclass

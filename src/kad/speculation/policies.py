@@ -157,7 +157,8 @@ class SparseGreedy(SparseSampling):
     def judge(self, drafts: Sequence[Draft], rows: Rows, length: int) -> Verdict:
         tokens = _tokens(drafts)
         aligned = Distribution.from_logits(self._scale(torch.stack([d.logits for d in drafts])))
-        return verify_greedy(first_choice(self.rule, self._base(rows), aligned, tokens), tokens)
+        choice, self._alpha = first_choice(self.rule, self._base(rows), aligned, tokens)
+        return verify_greedy(choice, tokens)
 
     def bonus(self, rows: Rows) -> Bonus:
         return Bonus(rows=rows)
@@ -166,7 +167,7 @@ class SparseGreedy(SparseSampling):
         assert bonus.rows is not None
         best = logits.argmax(dim=-1, keepdim=True)
         aligned = Distribution.from_logits(self._scale(logits.unsqueeze(0)))
-        return first_choice(self.rule, self._base(bonus.rows), aligned, best).squeeze(0)
+        return first_choice(self.rule, self._base(bonus.rows), aligned, best)[0].squeeze(0)
 
 
 @dataclass

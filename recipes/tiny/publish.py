@@ -18,7 +18,7 @@ _MODEL_FILES = (
 
 
 def publish(seed: int = 0, build: Path = BUILD, target: Path = WEIGHTS) -> None:
-    """Lay out `target` as the package holds it: four model folders, the pair, and their checksums."""
+    """Lay out `target` as the package holds it: four model folders, the pair, their checksums and training figures."""
     for name in MODELS:
         _copy(build / f"{name}-{seed}", target / name, _MODEL_FILES)
     vocabulary = json.loads((target / "big-base" / "config.json").read_text())["vocab_size"]
@@ -26,6 +26,8 @@ def publish(seed: int = 0, build: Path = BUILD, target: Path = WEIGHTS) -> None:
     (target / "pair" / "config.json").write_text(json.dumps(pair_config(vocabulary), indent=2) + "\n")
     sums = {name: hashlib.sha256((target / name / "model.safetensors").read_bytes()).hexdigest() for name in MODELS}
     (target / "checksums.json").write_text(json.dumps(sums, indent=2) + "\n")
+    figures = {name: json.loads((build / f"{name}-{seed}" / "figures.json").read_text()) for name in MODELS}
+    (target / "training.json").write_text(json.dumps(figures, indent=2) + "\n")
 
 
 def pair_config(vocabulary: int) -> dict[str, object]:

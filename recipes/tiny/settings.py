@@ -49,7 +49,7 @@ class Recipe:
 BIG = Recipe(
     Size(hidden=192, layers=4, heads=6, mlp=512),
     Schedule(steps=2700, rows=16, muon=0.012, adamw=0.004, decay=0.36),
-    Schedule(steps=250, rows=16, muon=0.001, adamw=0.0005, decay=1.0),
+    Schedule(steps=500, rows=16, muon=0.002, adamw=0.001, decay=1.0),
 )
 SMALL = Recipe(
     Size(hidden=64, layers=3, heads=4, mlp=192),

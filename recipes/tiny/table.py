@@ -19,7 +19,7 @@ from kad import tiny
 from kad.evaluation.statistics import wilson
 from kad.rules import registry
 from recipes.tiny.measurements import PROBLEMS, Record, load_pair, load_single, measure_model, measure_rule
-from recipes.tiny.settings import BUILD
+from recipes.tiny.settings import BUILD, RECIPES, WINDOW
 
 _DOCS = Path(__file__).parents[2] / "docs"
 _RECORDS = _DOCS / "tiny-family.json"
@@ -84,6 +84,25 @@ def accuracy_table(rows: dict[str, Record]) -> str:
     return "\n".join(lines)
 
 
+def model_table() -> str:
+    """Markdown: shape, size, training and losses of the four models."""
+    training = json.loads((tiny.path().parent / "training.json").read_text())
+    lines = [
+        "| | hidden, layers, heads, MLP | parameters | steps | tokens | training loss | validation loss |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in tiny.MODELS:
+        recipe, figures = RECIPES[name.split("-")[0]], training[name]
+        size, base = recipe.size, name.endswith("base")
+        schedule = recipe.pretraining if base else recipe.alignment
+        shape = f"{size.hidden}, {size.layers}, {size.heads} × {size.head_dim}, {size.mlp}"
+        tokens = f"{schedule.steps * schedule.rows * WINDOW / 1e6:.1f} M" if base else "2,000 conversations"
+        validation = f"{figures['validation_loss']:.3f}" if base else ""
+        cells = (_NAMES[name], shape, f"{figures['parameters'] / 1e6:.2f} M", str(schedule.steps), tokens)
+        lines.append(f"| {' | '.join(cells)} | {figures['loss']:.3f} | {validation} |")
+    return "\n".join(lines)
+
+
 def _labels(rows: dict[str, Record]) -> dict[str, str]:
     """Rows in the order of the table: single models, rules by greedy accuracy, the upper bound."""
     rules = sorted((n for n in rows if n.startswith("rule:")), key=lambda n: -rows[n]["greedy"]["right"])
@@ -108,12 +127,13 @@ def _halves(record: Record) -> str:
 
 
 def write_page(records: Records) -> None:
-    """Put the table between its two marks in docs/tiny-family.md."""
-    begin, end = "<!-- table: accuracy -->", "<!-- end of table -->"
+    """Put the tables between their marks in docs/tiny-family.md."""
     page = _PAGE.read_text()
-    before, rest = page.split(begin)
-    _, after = rest.split(end)
-    _PAGE.write_text(f"{before}{begin}\n{accuracy_table(records.rows)}\n{end}{after}")
+    for name, table in (("accuracy", accuracy_table(records.rows)), ("models", model_table())):
+        before, rest = page.split(f"<!-- table: {name} -->")
+        _, after = rest.split("<!-- end of table -->", 1)
+        page = f"{before}<!-- table: {name} -->\n{table}\n<!-- end of table -->{after}"
+    _PAGE.write_text(page)
 
 
 def main() -> None:

@@ -1,0 +1,202 @@
+"""`kad chat`: lines piped in, a real terminal, Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import kad
+from conftest import make_tokenizer
+from kad.cli.conversation import Conversation, stoppable
+from kad.cli.drafting import Plan
+from kad.cli.main import app
+from kad.cli.sampling import Sampling
+from kad.errors import RuleError, UsageError
+
+ANN = "Ann has 5 pens. She buys 8 more. How many pens does she have now?"
+BEN = "Ben has 40 coins. He spends 13. How many coins are left?"
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def chat(*lines: str, options: tuple[str, ...] = (), code: int = 0) -> Any:
+    """The chat with these lines piped in, on the embedded pair."""
+    result = CliRunner().invoke(app, ["chat", "--draft-tokens", "0", *options], input="\n".join(lines) + "\n")
+    assert result.exit_code == code, f"{result.stderr}\n{result.exception!r}"
+    return result
+
+
+@pytest.fixture
+def talk(models_: dict[str, Any], folders: dict[str, Path]) -> Conversation:
+    """A conversation with the random models."""
+    model = kad.KadForCausalLM.from_models(**{role: str(path) for role, path in folders.items()}, rule="never")
+    return Conversation(model, make_tokenizer(), Sampling(max_new_tokens=8, temperature=0), Plan(None, "as asked"))
+
+
+def test_piped_lines_are_turns_of_one_conversation() -> None:
+    both = chat(ANN, BEN).stdout
+    first, second = both.split("\n\n")[:2]
+    assert first.startswith("First, 5 + 8 = 13.")
+    assert second == chat(ANN, BEN, "/clear", ANN).stdout.split("\n\n")[1]
+    assert chat("", ANN, "  ").stdout == first + "\n\n"
+
+
+def test_the_rule_switches_in_the_middle() -> None:
+    result = chat(ANN, "/rule always", "/clear", ANN, "/rule")
+    composed, aligned = result.stdout.split("\n\n")[:2]
+    assert composed != aligned
+    assert aligned == chat(ANN, options=("--rule", "always")).stdout.split("\n\n")[0]
+    assert result.stderr.count("rule: always") == 2
+
+
+def test_quit_ends_it_and_nothing_after_is_read() -> None:
+    assert chat("/quit", ANN).stdout == ""
+
+
+def test_commands_that_show_something() -> None:
+    result = chat(ANN, "/stats", "/color", "/help")
+    assert "tokens/s" in result.stderr
+    assert "base model" in result.stderr
+    first, again = result.stdout.split("\n\n")[:2]
+    assert again.strip("\n") == first.strip("\n")
+    for command in ("/rule", "/system", "/clear", "/stats", "/color", "/help", "/quit"):
+        assert command in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("/ruel always", "Unknown command /ruel. Did you mean /rule?"),
+        ("/xyzzy", "Unknown command /xyzzy. /help lists the commands."),
+        ("/rule dul", "Unknown rule 'dul'. Choose from: dual,"),
+        ("/stats", "There is no answer yet."),
+        ("word " * 3000, "the models' context holds 2048"),
+    ],
+)
+def test_wrong_lines_end_a_piped_chat_with_exit_code_2(line: str, message: str) -> None:
+    result = chat(line, code=2)
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_wrong_line_changes_nothing(talk: Conversation, capsys: pytest.CaptureFixture[str]) -> None:
+    talk.take("Hi")
+    turns = list(talk.turns)
+    with pytest.raises(RuleError):
+        talk.take("/rule dual:threshold=7")
+    with pytest.raises(UsageError, match="context"):
+        talk.take("x" * 600)
+    assert talk.turns == turns
+    assert str(talk.model.rule) == "never"
+
+
+def test_turns_and_system_message_go_through_the_template(
+    talk: Conversation, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert talk.take("/system Be kind")
+    talk.take("Hi")
+    first = capsys.readouterr().out[:-2]
+    assert talk.last is not None
+    assert decoded(talk) == "[system]Be kind\n[user]Hi\n[assistant]"
+    talk.take("And?")
+    assert decoded(talk) == f"[system]Be kind\n[user]Hi\n[assistant]{first}\n[user]And?\n[assistant]"
+    talk.take("/system")
+    assert talk.turns == []
+    talk.take("Hi")
+    assert decoded(talk) == "[user]Hi\n[assistant]"
+
+
+def decoded(talk: Conversation) -> str:
+    assert talk.last is not None
+    text = talk.tokenizer.decode(talk.last[0][0], skip_special_tokens=True)
+    assert isinstance(text, str)
+    return text
+
+
+def test_ctrl_c_stops_the_answer_and_keeps_what_there_is(talk: Conversation, monkeypatch: pytest.MonkeyPatch) -> None:
+    talk.sampling = Sampling(max_new_tokens=200, temperature=0)
+
+    shown: list[str] = []
+
+    def write(piece: str) -> None:
+        shown.append(piece)
+        if len(shown) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr("kad.cli.results.write", write)
+    answer = talk.say("Hi")
+    assert answer.finish_reason == "interrupted"
+    assert 3 <= len(answer.token_ids) <= 5
+    assert "".join(shown).strip() == answer.text.strip()
+    assert talk.turns[-1] == {"role": "assistant", "content": answer.text}
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_ctrl_c_leaves() -> None:
+    with stoppable() as interrupt:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0)
+        assert interrupt.requested
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_in_a_terminal(tmp_path: Path) -> None:
+    """A prompt, an answer, a typing error that does not end the chat, Ctrl-C twice."""
+    terminal, side = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from kad.cli.main import main; main()", "chat", "--draft-tokens", "0"],
+        stdin=side, stdout=side, stderr=side, start_new_session=True, preexec_fn=own_terminal,
+        env=os.environ | {"TERM": "xterm-256color", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    os.close(side)
+    try:
+        assert "Ctrl-D leaves" in read_until(terminal, "› ")
+        os.write(terminal, (ANN + "\n").encode())
+        assert "5 + 8 = 13" in read_until(terminal, "\n› ")
+        os.write(terminal, b"/rlue\n")
+        assert "Did you mean /rule?" in read_until(terminal, "\n› ")
+        os.write(terminal, b"\x03")
+        assert "Ctrl-C once more, or Ctrl-D, leaves." in read_until(terminal, "leaves.")
+        read_until(terminal, "› ")
+        os.write(terminal, b"\x03")
+        assert process.wait(timeout=60) == 130
+    finally:
+        process.kill()
+        os.close(terminal)
+
+
+def own_terminal() -> None:
+    """Make the pseudo-terminal the child's own, so that Ctrl-C reaches it."""
+    import fcntl
+    import termios
+
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def read_until(terminal: int, mark: str, seconds: float = 120) -> str:
+    """What the terminal shows up to `mark`."""
+    shown, deadline = b"", time.monotonic() + seconds
+    while mark not in shown.decode("utf-8", "replace").replace("\r\n", "\n").replace("\x1b[?2004h", ""):
+        assert time.monotonic() < deadline, f"waited for {mark!r}, got {shown!r}"
+        if select.select([terminal], [], [], 1.0)[0]:
+            shown += os.read(terminal, 4096)
+    return shown.decode("utf-8", "replace").replace("\r\n", "\n")

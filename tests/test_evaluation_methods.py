@@ -22,6 +22,11 @@ from kad.presets import PRESETS, preset
         ("dual@speculative", "dual:threshold=0.4@speculative", {"base", "aligned"}),
         ("dual@speculative:num_draft_tokens=8", "dual:threshold=0.4@speculative", {"base", "aligned"}),
         (
+            "dual@speculative:draft=reference",
+            "dual:threshold=0.4@speculative:draft=reference",
+            {"base", "aligned", "reference"},
+        ),
+        (
             "implicit_reward@speculative:num_draft_tokens=auto,draft=reference",
             "implicit_reward@speculative:num_draft_tokens=auto,draft=reference",
             {"base", "aligned", "reference"},
@@ -47,7 +52,6 @@ def test_methods_have_canonical_names_that_read_back(text: str, name: str, needs
         ("dual@speculative:num_draft_tokens=0", UsageError, "positive number or auto"),
         ("dual@speculative:num_draft_tokens=x", UsageError, "positive number or auto"),
         ("dual@speculative:draft=base", UsageError, "draft is aligned or reference"),
-        ("dual@speculative:draft=reference", UsageError, "only product rules can draft from the reference"),
     ],
 )
 def test_wrong_methods_say_what_is_allowed(text: str, error: type[Exception], words: str) -> None:

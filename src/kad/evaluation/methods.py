@@ -4,8 +4,7 @@ speculatively.
     base | aligned | reference | oracle=REF | RULE | RULE@speculative[:num_draft_tokens=8,draft=aligned]
 
 `base` is the big base model alone, `oracle=REF` a big aligned model given for comparison, RULE any rule
-string such as "dual:threshold=0.4". `draft` is the model that proposes: `aligned` (q*) or, for products only,
-`reference` (q).
+string such as "dual:threshold=0.4". `draft` is the model that proposes: `aligned` (q*) or `reference` (q).
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from kad.errors import UsageError
-from kad.rules import ProductRule, Rule, parse_rule
+from kad.rules import Rule, parse_rule
 
 ALONE = ("base", "aligned", "reference")
 
@@ -66,7 +65,8 @@ class Method:
         """The models that this method runs: base, aligned, reference, or an oracle by the method's own name."""
         if self.rule is None:
             return frozenset({self.name})
-        return frozenset({"base", "aligned"} | ({"reference"} if self.rule.needs_reference else set()))
+        drafts = "aligned" if self.speculation is None else self.speculation.draft
+        return frozenset({"base", "aligned", drafts} | ({"reference"} if self.rule.needs_reference else set()))
 
 
 def parse_method(text: str) -> Method:
@@ -84,10 +84,6 @@ def parse_method(text: str) -> Method:
     speculation = _parse_speculation(tail.strip())
     if method.rule is None:
         raise UsageError(f"{method.name} runs one model alone, which has no draft to speculate with; got {text!r}")
-    if speculation.draft == "reference" and not isinstance(method.rule, ProductRule):
-        raise UsageError(
-            f"only product rules can draft from the reference model; {method.rule.name} drafts from aligned"
-        )
     return replace(method, speculation=speculation)
 
 

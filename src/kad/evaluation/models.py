@@ -41,7 +41,7 @@ class Models:
         self._device = torch.device(device)
         self._loaded: dict[str, PreTrainedModel] = {}
         self._tokenizers: dict[str, Any] = {}
-        self._composed: tuple[str, KadForCausalLM] | None = None
+        self._composed: tuple[tuple[str, frozenset[str]], KadForCausalLM] | None = None
 
     def tokenizer(self, method: Method) -> Any:
         """The tokenizer of the method's prompts: the oracle's own, else the aligned model's, padded on the
@@ -88,7 +88,8 @@ class Models:
             torch.cuda.empty_cache()
 
     def _compose(self, method: Method) -> KadForCausalLM:
-        if self._composed is None or self._composed[0] != str(method.rule):
+        key = (str(method.rule), method.needs)
+        if self._composed is None or self._composed[0] != key:
             roles = [role for role in ("base", "aligned", "reference") if role in method.needs]
             parts: dict[str, Part] = {role: Part(self.part(role), self.reference(role)) for role in roles}
             config = KadConfig(
@@ -97,7 +98,7 @@ class Models:
                 vocab_size=shared_vocabulary(parts),
             )
             model = KadForCausalLM(config, **{role: part.model for role, part in parts.items()})
-            self._composed = (str(method.rule), model)
+            self._composed = (key, model)
         return self._composed[1]
 
     def _generation_config(self, method: Method) -> GenerationConfig:

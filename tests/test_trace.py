@@ -242,3 +242,49 @@ class TestCommand:
         result = self.call(self.question, "-o", "trace.pdf")
         assert isinstance(result.exception, UsageError)
         assert "as .html or .json, not 'trace.pdf'" in str(result.exception)
+
+
+class TestSpeculation:
+    """Events told by `SpeculationLog` against what the run did."""
+
+    @pytest.mark.parametrize("sampled", [False, True])
+    @pytest.mark.parametrize("window", [1, 3, 5])
+    def test_events_agree_with_the_counts(
+        self, model: kad.KadForCausalLM, prompt: Any, window: int, sampled: bool
+    ) -> None:
+        from kad.report.speculation_log import SpeculationLog
+
+        torch.manual_seed(0)
+        log, ids = SpeculationLog(), prompt(6)
+        output = model.generate(
+            ids, max_new_tokens=60, do_sample=sampled, eos_token_id=None,
+            custom_generate=kad.speculative, num_draft_tokens=window, statistics=log,
+        )  # fmt: skip
+        tokens = output[0, 6:].tolist()
+        events = log.events(len(tokens))
+        assert len(events) == len(tokens) == 60
+        everything = log.events(10_000)
+        names = [event.event for event in everything if event is not None]
+        assert names.count("accepted") == log.accepted
+        assert names.count("rejected") == log.corrections > 0
+        for token, event in zip(tokens, events, strict=True):
+            if event is not None and event.event == "rejected":
+                assert event.drafted is not None
+                assert event.drafted != token or sampled
+
+    def test_greedy_events_follow_from_the_distributions(self, model: kad.KadForCausalLM, prompt: Any) -> None:
+        """A draft is accepted exactly where q*'s argmax is pi's; a rejected one is q*'s argmax."""
+        from kad.report.speculation_log import SpeculationLog
+
+        log, ids = SpeculationLog(), prompt(6)
+        output = model.generate(
+            ids, max_new_tokens=40, do_sample=False, eos_token_id=None,
+            custom_generate=kad.speculative, num_draft_tokens=4, statistics=log,
+        )  # fmt: skip
+        made = trace(model, make_tokenizer(), ids[0].tolist(), output[0, 6:].tolist(), events=log.events(40))
+        for position in made.positions:
+            draft = max(position.candidates, key=lambda row: row.q).token
+            if position.event == "accepted":
+                assert draft == position.token
+            if position.event == "rejected":
+                assert draft == position.drafted != position.token

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -28,9 +29,9 @@ class SpeculationLog(SpeculationStatistics):
 
     _windows: list[_Window] = field(default_factory=list, repr=False)
 
-    def count_window(self, drafted: int, accepted: int) -> None:
+    def count_window(self, drafted: int, accepted: int, chance: Sequence[float] = ()) -> None:
         """See `SpeculationStatistics`."""
-        super().count_window(drafted, accepted)
+        super().count_window(drafted, accepted, chance)
         self._windows.append(_Window(drafted, accepted, self.bonus_deferred))
 
     def count_correction(self, rejected: Tensor) -> None:

@@ -110,7 +110,7 @@ class SpeculativeLoop:
                 return self._bonus(rows), []
             window = {role: logits[:size] for role, logits in rows.items()}
             verdict = self.policy.judge(drafts, window, self.length)
-            self.statistics.count_window(size, verdict.accepted)
+            self.statistics.count_window(size, verdict.accepted, verdict.chance)
             self._count_deferred(window, drafts, len(verdict.chance))
             tokens = [draft.token for draft in drafts[: verdict.accepted]]
             self._roll_back(self.length + verdict.accepted)

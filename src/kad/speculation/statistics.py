@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,7 @@ class SpeculationStatistics:
         bonus_kept: tokens after a whole window, drawn from p and kept.
         bonus_deferred: the same, deferred and so drawn from q*.
         bonus_composed: the same, drawn from pi (or its argmax) once q* was known.
+        chance_sum, chance_rows: the mean acceptance probability min(1, pi/q) over the positions reached.
         deferred_mass_sum, deferred_mass_rows: the mean deferred mass alpha over verified positions; cascades only.
         seconds_draft, seconds_verify, seconds_total: wall time; on a GPU the queue is read in verify, so a draft's
             running time shows there.
@@ -38,6 +40,8 @@ class SpeculationStatistics:
     bonus_kept: int = 0
     bonus_deferred: int = 0
     bonus_composed: int = 0
+    chance_sum: float = 0.0
+    chance_rows: int = 0
     deferred_mass_sum: float = 0.0
     deferred_mass_rows: int = 0
     seconds_draft: float = 0.0
@@ -60,6 +64,14 @@ class SpeculationStatistics:
         return self.tokens / self.windows if self.windows else None
 
     @property
+    def beta(self) -> float | None:
+        """The estimate of beta, the acceptance of one draft: less noisy than `acceptance_rate`, and free of the window.
+
+        None without drafts.
+        """
+        return self.chance_sum / self.chance_rows if self.chance_rows else None
+
+    @property
     def deferred_mass(self) -> float | None:
         """The mean deferred mass; None if it was not measured."""
         return self.deferred_mass_sum / self.deferred_mass_rows if self.deferred_mass_rows else None
@@ -74,8 +86,10 @@ class SpeculationStatistics:
         """Tokens per second of the whole run, prompt included; None before it ends."""
         return self.tokens / self.seconds_total if self.seconds_total else None
 
-    def count_window(self, drafted: int, accepted: int) -> None:
+    def count_window(self, drafted: int, accepted: int, chance: Sequence[float] = ()) -> None:
         """One more window."""
+        self.chance_sum += sum(chance)
+        self.chance_rows += len(chance)
         self.windows += 1
         self.drafted += drafted
         self.accepted += accepted
@@ -92,7 +106,7 @@ class SpeculationStatistics:
             "tokens", "windows", "drafted", "accepted", "corrections", "bonus_kept", "bonus_deferred", "bonus_composed"
         )  # fmt: skip
         derived = (
-            "acceptance_rate", "acceptance_length", "tokens_per_window", "deferred_mass", "tokens_per_second",
+            "acceptance_rate", "acceptance_length", "beta", "tokens_per_window", "deferred_mass", "tokens_per_second",
             "seconds_draft", "seconds_verify", "seconds_other", "seconds_total",
         )  # fmt: skip
         histograms = {name: dict(sorted(getattr(self, name).items())) for name in ("lengths", "sizes")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ import kad
 from conftest import make_model
 from kad.errors import UsageError
 from kad.evaluation import evaluate as evaluation
+from kad.evaluation.identity import identity
 from kad.evaluation.methods import parse_methods
 from kad.evaluation.sampling import GumbelSampling
 from kad.evaluation.storage import read_samples
@@ -198,3 +200,39 @@ def test_sigkill_at_twenty_random_moments(
     last = tmp_path / str(directory)
     evaluation.evaluate(plan, last)
     assert samples_of(last) == samples_of(uninterrupted)
+
+
+def test_a_model_is_what_lies_in_its_folder(folders: dict[str, Path], tmp_path: Path) -> None:
+    here = identity(ModelReference(str(folders["aligned"])))
+    elsewhere = tmp_path / "aligned"
+    shutil.copytree(folders["aligned"], elsewhere)
+    assert identity(ModelReference(str(elsewhere))) == here
+    weights = elsewhere / "model.safetensors"
+    changed = bytearray(weights.read_bytes())
+    changed[-1] ^= 1
+    weights.write_bytes(changed)
+    assert identity(ModelReference(str(elsewhere))) != here
+    assert identity(ModelReference("some/model")) == "some/model"
+    assert identity(ModelReference("some/model", "abc")) == "some/model@abc"
+
+
+def test_other_weights_in_the_same_place_are_another_run(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "aligned"
+    shutil.copytree(folders["aligned"], folder)
+    plan = make_plan(folders, models={"aligned": ModelReference(str(folder))}, methods=tuple(parse_methods("aligned")))
+    evaluation.evaluate(plan, tmp_path / "run")
+    make_model(9).save_pretrained(folder)
+    with pytest.raises(UsageError, match=r"models\.aligned was \"aligned:"):
+        evaluation.evaluate(plan, tmp_path / "run")
+
+
+def test_the_pairs_own_chat_template_counts(folders: dict[str, Path], tmp_path: Path) -> None:
+    own = tmp_path / "pair"
+    shutil.copytree(folders["aligned"], own)
+    (own / "chat_template.jinja").write_text("{{ messages[-1].content }} ->")
+    models = {role: ModelReference(str(folder)) for role, folder in folders.items()} | {
+        "pair": ModelReference(str(own))
+    }
+    engine = evaluation.ENGINES["transformers"](make_plan(folders, models=models))
+    (method,) = parse_methods("dual")
+    assert engine.renderer(method)([{"role": "user", "content": "2 + 2"}]) == "2 + 2 ->"

@@ -107,6 +107,8 @@ def pair_models(
         return models, 1.0, "dual:threshold=0.4"
     config = read_config(pair or "tiny")
     models = config.model_references()
+    if config.name_or_path:
+        models["pair"] = ModelReference(config.name_or_path)
     if reference is not None:
         models["reference"] = ModelReference.parse(reference)
     return models, config.deferral_temperature, config.rule

@@ -10,6 +10,7 @@ from typing import Any
 from kad.errors import UsageError
 from kad.evaluation.catalog import Task, load_tasks
 from kad.evaluation.engine import Engine
+from kad.evaluation.identity import identity
 from kad.evaluation.methods import Method
 from kad.evaluation.run import Progress, run
 from kad.evaluation.settings import Settings, session
@@ -19,7 +20,10 @@ from kad.references import ModelReference
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a run is asked to do. `models` by role: base, aligned, reference; oracles come with their methods.
+    """All that a run is asked to do.
+
+    `models` by role: base, aligned, reference, and "pair" for the pair's own tokenizer and chat template; oracles
+    come with their methods.
 
     Raises:
         UsageError: a value out of its range, or a method whose model is not given.
@@ -64,7 +68,7 @@ class Plan:
     def settings(self, tasks: Sequence[Task]) -> Settings:
         """What a resumed run must repeat."""
         return Settings(
-            models={role: _identity(reference) for role, reference in sorted(self.references.items())},
+            models={role: identity(reference) for role, reference in sorted(self.references.items())},
             methods=tuple(method.name for method in self.methods),
             tasks=tuple(task.info for task in tasks),
             samples=self.samples,
@@ -108,11 +112,6 @@ def evaluate(plan: Plan, out: Path, progress: Callable[[Settings], Progress] | N
 
 def _silent(what: str, done: int) -> None:
     """No progress."""
-
-
-def _identity(reference: ModelReference) -> str:
-    """A model as the settings know it: hub id with revision, or the folder's name with what lies in it."""
-    return reference.model if reference.revision is None else f"{reference.model}@{reference.revision}"
 
 
 def _transformers_engine(plan: Plan) -> Engine:

@@ -17,14 +17,24 @@ from kad.pairs import Part, shared_vocabulary
 from kad.references import ModelReference
 
 
+def speaker(method: Method, references: Collection[str]) -> str:
+    """The role whose tokenizer, chat template and ends of a text the method uses.
+
+    The oracle's own; else the pair's, which may have a template of its own; else the aligned model's.
+    """
+    if method.role == "oracle":
+        return method.name
+    return "pair" if "pair" in references else "aligned"
+
+
 class Models:
-    """The models by role: base, aligned, reference, and any oracle by its method's name.
+    """The models by role: base, aligned, reference, any oracle by its method's name, and "pair", where the pair lies.
 
     Args:
-        references: where the models are, by role; the pair's tokenizer and chat template are the aligned
-        model's. deferral_temperature: of the compositions. options: how to load every model (dtype,
-        device_map, ...), see `kad.references.MODEL_KWARGS`. device: where to put models that were loaded
-        without a device map.
+        references: where the models are, by role.
+        deferral_temperature: of the compositions.
+        options: how to load every model (dtype, device_map, ...), see `kad.references.MODEL_KWARGS`.
+        device: where to put models that were loaded without a device map.
     """
 
     def __init__(
@@ -44,9 +54,8 @@ class Models:
         self._composed: tuple[tuple[str, frozenset[str]], KadForCausalLM] | None = None
 
     def tokenizer(self, method: Method) -> Any:
-        """The tokenizer of the method's prompts: the oracle's own, else the aligned model's, padded on the
-        left."""
-        role = method.name if method.role == "oracle" else "aligned"
+        """The tokenizer of the method's prompts, padded on the left; see `speaker`."""
+        role = speaker(method, self.references)
         if role not in self._tokenizers:
             tokenizer = load_tokenizer(self.reference(role))
             tokenizer.padding_side = "left"
@@ -108,7 +117,7 @@ class Models:
         A base model alone also ends where the aligned model would: it sees the aligned model's chat.
         """
         tokenizer = self.tokenizer(method)
-        roles = method.needs if method.role == "oracle" else {"aligned", *(method.needs if method.rule is None else ())}
+        roles = {speaker(method, self.references), *(method.needs if method.rule is None else ())}
         configs = [load_generation_config(self.reference(role)) for role in roles]
         ends = {tokenizer.eos_token_id}
         for config in filter(None, configs):

@@ -22,12 +22,14 @@ class Row:
     """One method on one task. Shares and rates are in [0, 1]; what was not measured is None.
 
     Attributes:
-        accuracy: by metric, with its 95 % interval. versus_baseline: by metric, None for the baseline itself
-        and where it did not answer the same questions. unfinished: share of samples that ran into the token
-        limit. tokens: mean new tokens of a sample. throughput: new tokens a second, generation alone.
-        acceptance_rate: accepted over drafted tokens; `acceptance_length`: accepted drafts a window, its
-        histogram beside. deferred_mass, expected_acceptance: alpha and beta, mean over the generated
-        positions.
+        accuracy: by metric, with its 95 % interval.
+        versus_baseline: by metric; None for the baseline itself and where it did not answer the same questions.
+        unfinished: share of samples that ran into the token limit.
+        tokens: mean new tokens of a sample.
+        throughput: new tokens a second, generation alone.
+        acceptance_rate: accepted over drafted tokens.
+        acceptance_length: accepted drafts a window; `acceptance_histogram` has the share of windows by length.
+        deferred_mass, expected_acceptance: alpha and beta, mean over the generated positions.
     """
 
     task: str

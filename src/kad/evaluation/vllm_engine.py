@@ -17,6 +17,7 @@ from kad.errors import UsageError, missing_extra
 from kad.evaluation.catalog import Renderer, chat_renderer
 from kad.evaluation.engine import Completion, Request
 from kad.evaluation.methods import Method
+from kad.evaluation.models import speaker
 from kad.loading import load_generation_config, load_tokenizer
 from kad.pairs import pack
 from kad.references import ModelReference
@@ -84,13 +85,13 @@ class VllmEngine:
         return completions
 
     def _tokenizer(self, method: Method) -> Any:
-        role = method.name if method.role == "oracle" else "aligned"
+        role = speaker(method, self._references)
         if role not in self._tokenizers:
             self._tokenizers[role] = load_tokenizer(self._references[role])
         return self._tokenizers[role]
 
     def _params(self, method: Method, request: Request) -> Any:
-        role = method.name if method.role == "oracle" else "aligned"
+        role = speaker(method, self._references)
         return self._params_class(
             temperature=request.temperature,
             max_tokens=request.max_new_tokens,
@@ -111,7 +112,7 @@ class VllmEngine:
     def _engine_arguments(self, method: Method) -> dict[str, Any]:
         if method.rule is None:
             reference = self._references[method.name]
-            tokenizer = self._references[method.name if method.role == "oracle" else "aligned"]
+            tokenizer = self._references[speaker(method, self._references)]
             place = {"model": reference.model, "revision": reference.revision, "tokenizer": tokenizer.model}
             return {**self._arguments, **place}
         arguments = {**self._arguments, "model": str(self._pair())}

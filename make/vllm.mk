@@ -17,4 +17,4 @@ $(VLLM_VENV)/installed: make/vllm.mk pyproject.toml
 	touch $@
 
 vllm-test: $(VLLM_VENV)/installed
-	$(VLLM) -m pytest tests/vllm --config-file=tests/vllm/pytest.ini $(PYTEST_ARGS)
+	$(VLLM) -m pytest $(or $(VLLM_TESTS),tests/vllm) --config-file=tests/vllm/pytest.ini $(PYTEST_ARGS)

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 from openai import OpenAI
 
-_READY_SECONDS = 240
+_READY_SECONDS = 600
 
 
 class Server:
@@ -33,7 +33,7 @@ class Server:
         # The log's file is the process's from here on.
         with self.log.open("w") as output:
             self.process = subprocess.Popen(
-                self._command, env=self._environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+                self._command, env=self._environment, stdout=output, stderr=subprocess.STDOUT
             )
         deadline = time.monotonic() + _READY_SECONDS
         while not self.healthy():

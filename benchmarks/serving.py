@@ -1,0 +1,202 @@
+"""What a pair costs in vLLM: base alone, aligned alone, pair plain, pair speculative, at several loads; alternating.
+
+    .venv-vllm/bin/python -m benchmarks.serving [tiny | cost-shaped] [--concurrency 1 8 32] [--windows 2 4 8]
+
+All engines live in this process and take turns, round by round, so that the machine's mood hits all alike. A run is
+`concurrency` requests at once, each with its own prompt and a fixed number of new tokens, sampled at temperature 1.
+vLLM's own benchmark client is not used: it measures one server after the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import medians, save
+from kad.references import resolve_model, resolve_pair
+
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+
+PROMPT_TOKENS = 48
+
+
+def main() -> None:
+    options = _parse()
+    pair = resolve_pair("tiny") if options.pair == "tiny" else str(cost_shaped())
+    engines = {name: _engine(**settings) for name, settings in _candidates(pair, options.windows).items()}
+    composing = _time_composition(engines["pair, plain"])
+    rows = []
+    for concurrency in options.concurrency:
+        rows.append(measure(engines, composing, concurrency, options.tokens, options.repeats))
+        print(json.dumps(rows[-1]), flush=True)
+    print(save(f"serving-{options.pair}", {"pair": options.pair, "options": vars(options), "rows": rows}))
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("pair", nargs="?", default="tiny", choices=("tiny", "cost-shaped"))
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--windows", type=int, nargs="+", default=[2, 4, 8])
+    parser.add_argument("--tokens", type=int, default=64, help="new tokens per request")
+    parser.add_argument("--repeats", type=int, default=5)
+    return parser.parse_args()
+
+
+def _candidates(pair: str, windows: list[int]) -> dict[str, dict[str, Any]]:
+    from kad.config import KadConfig
+
+    models = KadConfig.from_pretrained(pair).model_references()
+    aligned = models["aligned"].model
+    candidates: dict[str, dict[str, Any]] = {
+        "base alone": {"model": models["base"].model},
+        "aligned alone": {"model": aligned},
+        "pair, plain": {"model": pair},
+    }
+    for window in windows:
+        draft = {
+            "method": "draft_model",
+            "model": aligned,
+            "num_speculative_tokens": window,
+            "draft_sample_method": "probabilistic",
+        }
+        candidates[f"pair, window {window}"] = {"model": pair, "speculative_config": draft}
+    return candidates
+
+
+def _engine(**settings: Any) -> Any:
+    from vllm import LLM
+
+    return LLM(
+        **settings,
+        dtype="bfloat16",
+        max_model_len=512,
+        max_num_seqs=32,
+        enforce_eager=True,
+        enable_prefix_caching=False,
+        kv_cache_memory_bytes=256 << 20,
+        disable_log_stats=False,
+        seed=0,
+    )
+
+
+def measure(
+    engines: Mapping[str, Any], composing: Callable[[], float], concurrency: int, tokens: int, repeats: int
+) -> dict[str, Any]:
+    """One row: per candidate the median over the rounds of tokens per second and milliseconds per token and request."""
+    seconds: dict[str, list[float]] = {name: [] for name in engines}
+    shares, before = [], {name: _drafted(engine) for name, engine in engines.items()}
+    for round_ in range(repeats + 1):
+        for name, engine in engines.items():
+            composing()
+            took = _run(engine, concurrency, tokens, seed=round_)
+            if round_ == 0:
+                continue  # warm-up
+            seconds[name].append(took)
+            if name == "pair, plain":
+                shares.append(composing() / took)
+    typical = medians(seconds)
+    return {
+        "concurrency": concurrency,
+        "tokens_per_second": {name: round(concurrency * tokens / took, 1) for name, took in typical.items()},
+        "milliseconds_per_token": {name: round(1000 * took / tokens, 2) for name, took in typical.items()},
+        "acceptance_rate": {
+            name: round((after[1] - before[name][1]) / (after[0] - before[name][0]), 3)
+            for name, engine in engines.items()
+            if (after := _drafted(engine))[0] > before[name][0]
+        },
+        "plain_over_ideal": round((typical["base alone"] + typical["aligned alone"]) / typical["pair, plain"], 3),
+        "composition_share_of_step": round(statistics.median(shares), 4),
+    }
+
+
+def _run(engine: Any, concurrency: int, tokens: int, seed: int) -> float:
+    from vllm import SamplingParams
+
+    prompts = [
+        {"prompt_token_ids": [(7 * seed + 31 * request + 3 * i) % 500 + 5 for i in range(PROMPT_TOKENS)]}
+        for request in range(concurrency)
+    ]
+    params = SamplingParams(temperature=1.0, max_tokens=tokens, ignore_eos=True, detokenize=False)
+    start = time.perf_counter()
+    engine.generate(prompts, params, use_tqdm=False)
+    return time.perf_counter() - start
+
+
+def _time_composition(engine: Any) -> Callable[[], float]:
+    """Count the seconds the pair spends on composing logits; the callable returns them and starts anew."""
+    spent = [0.0]
+
+    def attach(model: Any) -> None:
+        compose = model._compose
+
+        def timed(*arguments: Any) -> Any:
+            start = time.perf_counter()
+            result = compose(*arguments)
+            spent[0] += time.perf_counter() - start
+            return result
+
+        model._compose = timed
+
+    engine.apply_model(attach)
+
+    def take() -> float:
+        taken, spent[0] = spent[0], 0.0
+        return taken
+
+    return take
+
+
+def _drafted(engine: Any) -> tuple[float, float]:
+    """Tokens drafted and accepted so far."""
+    values = {metric.name: getattr(metric, "value", 0) for metric in engine.get_metrics()}
+    return (
+        values.get("vllm:spec_decode_num_draft_tokens", 0),
+        values.get("vllm:spec_decode_num_accepted_tokens", 0),
+    )
+
+
+def cost_shaped() -> Path:
+    """A pair over a real vocabulary whose base costs three times the aligned model (SmolLM2-135M-Instruct).
+
+    The base is the perturbed SmolLM2 with two copies after each layer whose output projections are zero: they cost what
+    a layer costs, and change nothing.
+    """
+    from transformers import AutoTokenizer, LlamaForCausalLM
+
+    from benchmarks import smollm2
+
+    folder = Path(tempfile.mkdtemp(prefix="kad-cost-shaped-"))
+    small = LlamaForCausalLM.from_pretrained(smollm2.perturbed(), dtype="bfloat16")
+    config = small.config.to_dict() | {"num_hidden_layers": 3 * small.config.num_hidden_layers}
+    big = LlamaForCausalLM(type(small.config).from_dict(config)).to(small.dtype)
+    weights = {name: value for name, value in small.state_dict().items() if ".layers." not in name}
+    for name, value in small.model.layers.state_dict().items():
+        layer, _, rest = name.partition(".")
+        idle = rest in ("self_attn.o_proj.weight", "mlp.down_proj.weight")
+        for copy in range(3):
+            weights[f"model.layers.{3 * int(layer) + copy}.{rest}"] = value.mul(0) if copy and idle else value.clone()
+    big.load_state_dict(weights)
+    big.save_pretrained(folder / "base")
+    tokenizer = AutoTokenizer.from_pretrained(smollm2.aligned())
+    tokenizer.save_pretrained(folder / "pair")
+    pair = {
+        "model_type": "kad",
+        "architectures": ["KadForCausalLM"],
+        "base": {"model": "../base"},
+        "aligned": {"model": resolve_model(smollm2.aligned())},
+        "rule": "dual:threshold=0.4",
+    }
+    (folder / "pair" / "config.json").write_text(json.dumps(pair))
+    return folder / "pair"
+
+
+if __name__ == "__main__":
+    main()

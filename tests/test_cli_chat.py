@@ -178,7 +178,7 @@ def test_in_a_terminal(tmp_path: Path) -> None:
         assert "Ctrl-C once more, or Ctrl-D, leaves." in read_until(terminal, "leaves.")
         read_until(terminal, "› ")
         os.write(terminal, b"\x03")
-        assert process.wait(timeout=60) == 130
+        assert process.wait(timeout=400) == 130
     finally:
         process.kill()
         os.close(terminal)
@@ -192,7 +192,7 @@ def own_terminal() -> None:
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
-def read_until(terminal: int, mark: str, seconds: float = 120) -> str:
+def read_until(terminal: int, mark: str, seconds: float = 400) -> str:
     """What the terminal shows up to `mark`."""
     shown, deadline = b"", time.monotonic() + seconds
     while mark not in shown.decode("utf-8", "replace").replace("\r\n", "\n").replace("\x1b[?2004h", ""):

@@ -385,7 +385,7 @@ def test_ctrl_c_ends_cleanly(folders: dict[str, Path]) -> None:
     assert process.stdout is not None
     process.stdout.read(1)  # the text has begun
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=400)
     assert process.returncode == 130, errors.decode()
     assert b"Traceback" not in errors
 

@@ -15,7 +15,7 @@ from kad.errors import UsageError
 
 EXAMPLES = (
     'kad generate "Mia has 24 apples. She buys 13 more. How many apples does she have now?"',
-    'kad generate --color "Tom has 61 coins. He spends 17. How many coins are left?"',
+    'kad generate --color "Tom has 61 coins. He gives 17 to Mia. How many coins does Tom have now?"',
     "kad generate --pair my-pair --rule primal:budget=0.9 --file question.txt --stats",
     "kad generate --base Qwen/Qwen3-14B-Base --aligned Qwen/Qwen3-1.7B --no-thinking -t 0.7 'Why is the sky blue?'",
     "echo 'Once upon a time' | kad generate --raw --json | jq .text",
@@ -24,7 +24,7 @@ EXAMPLES = (
 
 def command(
     prompt: Annotated[
-        str | None, typer.Argument(metavar="[PROMPT]", help="The prompt; - or nothing reads standard input.")
+        str | None, typer.Argument(metavar="PROMPT", help="The prompt; - or nothing reads standard input.")
     ] = None,
     file: Annotated[
         Path | None, typer.Option("--file", "-f", metavar="FILE", help="Read the prompt from a file.")

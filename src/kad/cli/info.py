@@ -54,7 +54,7 @@ class Model:
 
 def command(
     pair: Annotated[
-        str | None, typer.Argument(metavar="[PAIR]", help="A pair: a folder, a hub id, or tiny, the embedded one.")
+        str | None, typer.Argument(metavar="PAIR", help="A pair: a folder, a hub id, or tiny, the embedded one.")
     ] = None,
     base: options.Base = None,
     aligned: options.Aligned = None,

@@ -59,9 +59,9 @@ class SpeculativeLoop:
         for scorer in self.scorers.values():
             # A model must see at least the last token to say what follows it.
             scorer.rollback(self.length - 1)
+        reads_prompt = True
         while not self.finished and self._room > 0:
-            # The first window reads the prompt: its time says nothing about windows.
-            first, start, before = self.statistics.windows == 0, perf_counter(), self.length
+            start = perf_counter()
             if self._open is not None:
                 yield self._commit(self._settle(self._open))
                 if self.finished or self._room == 0:
@@ -71,8 +71,9 @@ class SpeculativeLoop:
             tokens, chance = self._verify(drafts)
             if tokens:
                 yield self._commit(tokens)
-            if not first:
-                self.window.observe(size, perf_counter() - start, self.length - before, chance)
+            # The first window reads the prompt: its time says nothing about windows.
+            self.window.observe(size, None if reads_prompt else perf_counter() - start, chance)
+            reads_prompt = False
 
     @property
     def _room(self) -> int:

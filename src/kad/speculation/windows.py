@@ -12,8 +12,9 @@ from kad.errors import UsageError
 MAX_WINDOW = 12
 # Memory of the running means: an observation of 20 windows ago counts a third.
 _DECAY = 0.95
-# First sizes tried, to see how the time of a window grows; then one look every so often beside the present choice.
-_FIRST_SIZES = (4, 0, 8, 1)
+# First sizes tried, the first while the prompt is read; a loss stays small where drafting does not pay.
+_FIRST_SIZES = (3, 0, 3, 0)
+# Then one look every so often beside the present choice.
 _LOOK_EVERY = 24
 # A window must promise this much over plain decoding, or "auto" does not speculate: the noise of the estimates.
 _MARGIN = 1.02
@@ -25,8 +26,9 @@ class WindowSize(Protocol):
     def next(self) -> int:
         """The number of tokens to draft."""
 
-    def observe(self, size: int, seconds: float, tokens: int, chance: Sequence[float]) -> None:
-        """A window of `size` drafts took `seconds`, emitted `tokens`; acceptance probabilities at positions reached."""
+    def observe(self, size: int, seconds: float | None, chance: Sequence[float]) -> None:
+        """A window of `size` drafts took `seconds` (None: it also read the prompt), with these acceptance probabilities
+        at the positions reached."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class FixedWindow:
         """The number of tokens to draft."""
         return self.size
 
-    def observe(self, size: int, seconds: float, tokens: int, chance: Sequence[float]) -> None:
+    def observe(self, size: int, seconds: float | None, chance: Sequence[float]) -> None:
         """Nothing to learn."""
 
 
@@ -86,9 +88,10 @@ class AutoWindow:
             return 1 if best == 0 else min(best + 1, self.largest)
         return best
 
-    def observe(self, size: int, seconds: float, tokens: int, chance: Sequence[float]) -> None:
+    def observe(self, size: int, seconds: float | None, chance: Sequence[float]) -> None:
         """See `WindowSize`."""
-        self._seconds.setdefault(size, _Mean()).add(seconds)
+        if seconds is not None:
+            self._seconds.setdefault(size, _Mean()).add(seconds)
         for value in chance:
             self._chance.add(value)
 

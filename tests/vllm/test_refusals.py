@@ -12,6 +12,7 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.exceptions import VLLMValidationError
 
 from kad.errors import KadError
+from kad.rules import registry
 from vllm import SamplingParams
 
 
@@ -83,11 +84,18 @@ def test_numbers_that_vllm_takes_from_a_pair(random_pair: Path) -> None:
         ("duel", "duel"),
         (3, "must be a string such as"),
         ({"rule": "dual", "threshold": -1}, "threshold"),
+        ("product:base=1e38,aligned=1", "beyond what float32 can hold"),
     ],
 )
 def test_a_bad_rule_is_refused_at_the_door(random_pair: Path, rule: Any, message: str) -> None:
     config = configure(random_pair)
     with pytest.raises(VLLMValidationError, match=message):
+        SamplingParams(extra_args={"rule": rule}).verify(config.model_config, None, None, None)
+
+
+def test_usual_rules_pass_the_door(random_pair: Path) -> None:
+    config = configure(random_pair)
+    for rule in (*registry(), "product:base=20,aligned=20", "contrastive:weight=5,plausibility=0", {"rule": "dual"}):
         SamplingParams(extra_args={"rule": rule}).verify(config.model_config, None, None, None)
 
 

@@ -4,35 +4,47 @@ from __future__ import annotations
 
 import json
 import shlex
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
+from kad.cli.main import app
 from kad.references import resolve_model, resolve_pair
 
 
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    kad = Path(sys.executable).parent / "kad"
-    return subprocess.run(
-        [str(kad), "serve", *arguments], capture_output=True, text=True, check=False, env={"PATH": "", **environment}
-    )
+class Done(NamedTuple):
+    code: int
+    out: str
+    err: str
 
 
-def planned(*arguments: str) -> list[str]:
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """Call the command line in this process; a Transformers start per case would take most of the time."""
+
+    def call(*arguments: str) -> Done:
+        with pytest.raises(SystemExit) as left:
+            app(["serve", *arguments])
+        printed = capsys.readouterr()
+        return Done(int(left.value.code or 0), printed.out, printed.err)
+
+    return call
+
+
+def planned(run: Callable[..., Done], *arguments: str) -> list[str]:
     done = run(*arguments, "--dry-run")
-    assert done.returncode == 0, done.stderr
-    return shlex.split(done.stdout)
+    assert done.code == 0, done.err
+    return shlex.split(done.out)
 
 
 def speculation(command: list[str]) -> Any:
     return json.loads(command[command.index("--speculative-config") + 1])
 
 
-def test_the_aligned_model_drafts_unless_told_otherwise() -> None:
-    command = planned("tiny", "--port", "8111", "-tp", "2", "--draft-tokens", "7")
+def test_the_aligned_model_drafts_unless_told_otherwise(run: Any) -> None:
+    command = planned(run, "tiny", "--port", "8111", "-tp", "2", "--draft-tokens", "7")
     assert command[1:5] == ["-m", "kad.vllm.launch", "serve", resolve_pair("tiny")]
     assert command[command.index("--served-model-name") + 1] == "tiny"
     assert command[-4:] == ["--port", "8111", "-tp", "2"]
@@ -45,9 +57,9 @@ def test_the_aligned_model_drafts_unless_told_otherwise() -> None:
     }
 
 
-def test_what_the_user_says_stands() -> None:
-    assert "--speculative-config" not in planned("tiny", "--no-speculate")
-    own = planned("tiny", '--speculative-config={"method": "ngram"}', "--served-model-name=mine")
+def test_what_the_user_says_stands(run: Any) -> None:
+    assert "--speculative-config" not in planned(run, "tiny", "--no-speculate")
+    own = planned(run, "tiny", '--speculative-config={"method": "ngram"}', "--served-model-name=mine")
     assert own[5:] == ['--speculative-config={"method": "ngram"}', "--served-model-name=mine"]
 
 
@@ -60,24 +72,25 @@ def test_what_the_user_says_stands() -> None:
         (["tiny", "--draft-tokens", "0", "--dry-run"], "greater than or equal to 1"),
     ],
 )
-def test_mistakes(arguments: list[str], message: str) -> None:
+def test_mistakes(run: Any, arguments: list[str], message: str) -> None:
     done = run(*arguments)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.code == 2
+    assert message in done.err
+    assert "Traceback" not in done.err
 
 
-def test_a_plugin_list_without_ours_is_refused() -> None:
-    done = run("tiny", VLLM_PLUGINS="other")
-    assert done.returncode == 2
-    assert "VLLM_PLUGINS=other keeps kad's plugin out of vLLM" in done.stderr
+def test_a_plugin_list_without_ours_is_refused(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_PLUGINS", "other")
+    done = run("tiny")
+    assert done.code == 2
+    assert "VLLM_PLUGINS=other keeps kad's plugin out of vLLM" in done.err
 
 
-def test_models_with_different_tokens_are_refused(random_pair: Path) -> None:
+def test_models_with_different_tokens_are_refused(run: Any, random_pair: Path) -> None:
     config = json.loads((random_pair / "config.json").read_text())
     mixed = random_pair.parent / "mixed-tokens"
     mixed.mkdir()
     (mixed / "config.json").write_text(json.dumps(config | {"aligned": {"model": resolve_model("tiny:small-aligned")}}))
     done = run(str(mixed), "--dry-run")
-    assert done.returncode == 2
-    assert "different vocabularies" in done.stderr
+    assert done.code == 2
+    assert "different vocabularies" in done.err

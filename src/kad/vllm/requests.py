@@ -5,10 +5,14 @@ from __future__ import annotations
 from functools import lru_cache, wraps
 from typing import Any
 
-from kad.errors import RuleError
+import torch
+
+from kad.composition import compose
+from kad.errors import LogitsError, RuleError
 from kad.rules import Rule, parse_rule
 
 RULE_ARGUMENT = "rule"
+_LARGE_VOCABULARY = 1 << 18
 
 
 def rule_of(params: Any) -> Rule | None:
@@ -42,6 +46,22 @@ def check_request(params: Any, has_reference: bool) -> None:
             f"The request's rule {rule} needs a reference model, but this pair has none. Ask for another rule, or "
             "serve a pair with a reference."
         )
+    if rule is not None:
+        _check_in_range(rule)
+
+
+@lru_cache(maxsize=4096)
+def _check_in_range(rule: Rule) -> None:
+    """Compose the extremes of what models say, sure of one token and of none; overflow would end the engine later."""
+    sure = torch.tensor([[1e4, 0.0, -1e4], [0.0, -1e4, 1e4], [-1e4, 1e4, 0.0]])
+    try:
+        compose(rule, sure, sure.roll(1, 0), sure.roll(2, 0))
+        compose(rule, *torch.zeros(3, _LARGE_VOCABULARY))
+    except LogitsError as error:
+        raise RuleError(
+            f"The request's rule {rule} goes beyond what float32 can hold: there are logits from which it composes no "
+            "distribution. Choose smaller parameters."
+        ) from error
 
 
 def check_at_the_door() -> None:

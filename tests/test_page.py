@@ -89,13 +89,22 @@ class Opened:
     page: Any
     requests: list[str]
     console: list[str]
+    started: float = 0.0
+    devtools: Any = None
+
+    def cpu_seconds(self) -> float:
+        """CPU time of the page's process so far."""
+        metrics = self.devtools.send("Performance.getMetrics")["metrics"]
+        return next(metric["value"] for metric in metrics if metric["name"] == "ProcessTime")
 
 
 @pytest.fixture
 def open_page(browser: Any, tmp_path: Path) -> Iterator[Any]:
     contexts = []
 
-    def open_(trace: Trace, *, width: int = 1280, height: int = 860, scheme: str = "light") -> Opened:
+    def open_(
+        trace: Trace, *, width: int = 1280, height: int = 860, scheme: str = "light", metrics: bool = False
+    ) -> Opened:
         path = tmp_path / "trace.html"
         path.write_text(trace_page(trace), encoding="utf-8")
         context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
@@ -104,6 +113,12 @@ def open_page(browser: Any, tmp_path: Path) -> Iterator[Any]:
         opened.page.on("request", lambda request: opened.requests.append(request.url))
         opened.page.on("console", lambda message: opened.console.append(message.text))
         opened.page.on("pageerror", lambda error: opened.console.append(str(error)))
+        # Browsers answer at once; half a minute is not enough only where far too much runs beside this test.
+        opened.page.set_default_timeout(120_000)
+        if metrics:
+            opened.devtools = context.new_cdp_session(opened.page)
+            opened.devtools.send("Performance.enable", {"timeDomain": "threadTicks"})
+        opened.started = time.perf_counter()
         opened.page.goto(path.as_uri())
         return opened
 
@@ -291,10 +306,14 @@ def test_a_thousand_tokens_open_within_two_seconds(open_page: Any) -> None:
     base, aligned = (scale * logits(seed, 1000, 2000, 1.0) for seed in (5, 6))
     trace = Sample(base, aligned, base.argmax(-1)).trace
     assert len(trace_page(trace).encode()) < 5_000_000
-    started = time.perf_counter()
-    page = open_page(trace).page
+    opened = open_page(trace, metrics=True)
+    page = opened.page
     page.wait_for_selector("#panel table")
-    assert time.perf_counter() - started < 2.0
+    seconds = time.perf_counter() - opened.started
+    # The page's own work, which does not depend on what else the machine does; the clock only where it is idle.
+    assert opened.cpu_seconds() < 1.0
+    if os.getloadavg()[0] < (os.cpu_count() or 1):
+        assert seconds < 2.0
     assert page.locator(".token").count() == 1000
 
 

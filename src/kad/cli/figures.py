@@ -48,9 +48,9 @@ def command(
     and unfilled budget, 5 accuracy against throughput, 6 optimality gap, 7 deferred mass over positions.
     """
     analyze.check_source(task, prompts)
-    from kad.report.plots import _pyplot, write_figures
+    from kad.report.plots import require_pyplot, write_figures
 
-    _pyplot()  # a missing matplotlib is worth knowing before the models run
+    require_pyplot()  # a missing matplotlib is worth knowing before the models run
     model = options.load_model(
         pair, base, aligned, reference, dtype=dtype, device=device, trust_remote_code=trust_remote_code
     )

@@ -46,7 +46,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "reproduce": (_MEASURE, "Rerun the published experiments."),
     "report": (_MEASURE, "Compare runs of kad eval: table, Markdown, CSV, JSON, plots."),
     "trace": (_LOOK, "Record what the rule did at every position."),
-    "figures": (_LOOK, "Draw the paper's figures from a trace."),
+    "figures": (_LOOK, "Draw the paper's figures for a pair."),
     "analyze": (_LOOK, "Measure how close the rules come to the exact knapsack."),
 }
 

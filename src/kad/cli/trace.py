@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from kad.speculation import SpeculationStatistics
 
 EXAMPLES = (
-    'kad trace "Mia has 24 apples. She buys 13 more. Then she loses 9. How many apples does she have now?" -o trace.html',
+    'kad trace "Mia has 24 apples. She buys 13 more. Then she loses 9. How many are left?" -o trace.html',
     'kad trace "Tom has 61 coins. He spends 17. Then he gives away 8. How many coins are left?" --rule primal --all',
     'kad trace "Why is the sky blue?" --pair my-pair --text answer.txt -o trace.html',
     "kad trace trace.json -o trace.html",

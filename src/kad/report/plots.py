@@ -43,7 +43,7 @@ def write_figures(figures: Mapping[str, Any], folder: Path) -> list[Path]:
 
 
 def _draw(name: str, data: Any, folder: Path) -> list[Path]:
-    pyplot = _pyplot()
+    pyplot = require_pyplot()
     with pyplot.rc_context(_STYLE):
         figure, axes = pyplot.subplots(figsize=(6.4, 3.8), layout="constrained")
         DRAWINGS[name](figure, axes, data)
@@ -156,7 +156,8 @@ DRAWINGS: Mapping[str, Callable[[Any, Any, Any], None]] = {
 }
 
 
-def _pyplot() -> Any:
+def require_pyplot() -> Any:
+    """matplotlib.pyplot, drawing to files only. Raises MissingExtraError: it is not installed."""
     try:
         import matplotlib
     except ImportError:

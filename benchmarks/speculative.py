@@ -84,7 +84,7 @@ def candidates(
 
 
 def _generate(model: Any, options: dict[str, Any], ids: torch.Tensor) -> torch.Tensor:
-    return model.generate(ids, **options)
+    return model.generate(ids, attention_mask=torch.ones_like(ids), **options)
 
 
 def _published(model: kad.KadForCausalLM, new_tokens: int, window: int, ids: torch.Tensor) -> torch.Tensor:
@@ -95,7 +95,8 @@ def _assisted(model: kad.KadForCausalLM, options: dict[str, Any], window: int, i
     config = model.aligned.generation_config
     config.num_assistant_tokens, config.num_assistant_tokens_schedule = window, "constant"
     config.assistant_confidence_threshold = 0.0
-    return model.generate(ids, assistant_model=model.aligned, **options)
+    mask = torch.ones_like(ids)
+    return model.generate(ids, attention_mask=mask, assistant_model=model.aligned, **options)
 
 
 class Forwards:
@@ -135,8 +136,9 @@ def measure(arguments: argparse.Namespace, windows: list[int]) -> dict[str, Any]
             torch.cuda.synchronize()
         into.append(clock() - start)
 
-    for run in runs.values():
-        run(prompts[0])
+    for _ in range(arguments.warm_up):
+        for run in runs.values():
+            run(prompts[0])
     for statistic in counts.values():
         statistic.__init__()
     for repeat in range(arguments.repeats):
@@ -144,9 +146,14 @@ def measure(arguments: argparse.Namespace, windows: list[int]) -> dict[str, Any]
         for name, run in runs.items():
             torch.manual_seed(repeat)
             timed(partial(run, ids), seconds[name])
-            for key, forward in bare.items():
+        for key, forward in bare.items():
+            for _ in range(4):
                 timed(forward, bare_seconds[key])
-    return report(arguments, windows, seconds, {k: statistics.median(v) for k, v in bare_seconds.items()}, counts)
+        forward_seconds = {key: statistics.median(values) for key, values in bare_seconds.items()}
+        result = report(arguments, windows, seconds, forward_seconds, counts) | {"repeats_done": repeat + 1}
+        if arguments.save:
+            save(arguments.save, result)
+    return result
 
 
 def report(
@@ -209,6 +216,7 @@ def main() -> None:
     parser.add_argument("--windows", default="1,2,4,8,12")
     parser.add_argument("--new-tokens", type=int, default=48)
     parser.add_argument("--repeats", type=int, default=8)
+    parser.add_argument("--warm-up", type=int, default=1)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
@@ -219,8 +227,6 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     result = measure(arguments, [int(window) for window in arguments.windows.split(",")])
     print(table(result))
-    if arguments.save:
-        save(arguments.save, result)
 
 
 if __name__ == "__main__":

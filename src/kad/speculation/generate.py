@@ -188,7 +188,10 @@ def _left_padding(input_ids: Tensor, model_kwargs: dict[str, Any]) -> int:
     mask, positions = model_kwargs.get("attention_mask"), model_kwargs.get("position_ids")
     padding = 0 if mask is None else int(mask[0].to(torch.long).argmax())
     if mask is not None and not bool(mask[0, padding:].all()):
-        raise UsageError("Padding must stand before the prompt (tokenizer padding_side='left').")
+        raise UsageError(
+            "Padding must stand before the prompt (tokenizer padding_side='left'). If the prompt itself contains the "
+            "padding token, pass attention_mask=torch.ones_like(input_ids)."
+        )
     counted = torch.arange(input_ids.shape[1] - padding)
     if positions is not None and not torch.equal(positions[0, -len(counted) :].cpu(), counted[-positions.shape[1] :]):
         raise UsageError("kad.speculative counts positions from the first token; leave position_ids out.")

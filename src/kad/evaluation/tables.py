@@ -12,7 +12,7 @@ from kad.evaluation.statistics import Interval
 from kad.evaluation.summary import METRICS, Row
 
 # Columns that a terminal needs for all of them, with a long method name.
-_WIDE = 170
+_WIDE = 200
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ COLUMNS = (
     Column("strict %", lambda row: _percent(row.accuracy["strict"]), core=True),
     Column("paper %", lambda row: _percent(row.accuracy["paper"])),
     Column("strict vs baseline", _difference("strict"), core=True),
+    Column("paper vs baseline", _difference("paper")),
     Column("unfinished %", lambda row: f"{100 * row.unfinished:.1f}"),
     Column("tokens", lambda row: f"{row.tokens:.1f}"),
     Column("tok/s", lambda row: f"{row.throughput:.1f}", core=True),

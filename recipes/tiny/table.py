@@ -36,18 +36,25 @@ _NAMES = {
 class Records:
     """The measured rows on disk, bound to the checksums of the weights they were measured on."""
 
-    def __init__(self, path: Path, again: bool) -> None:
-        self._path = path
-        sums = json.loads((tiny.path().parent / "checksums.json").read_text())
-        old = json.loads(path.read_text()) if path.exists() and not again else {}
-        self.rows: dict[str, Record] = old.get("rows", {}) if old.get("weights") == sums else {}
-        self._head = {"command": "python -m recipes.tiny.table", "problems": PROBLEMS, "weights": sums} | _versions()
+    def __init__(self, path: Path, only: str, again: bool) -> None:
+        self._path, self._only = path, only
+        self._weights = json.loads((tiny.path().parent / "checksums.json").read_text())
+        self._head = {"command": "python -m recipes.tiny.table", "problems": PROBLEMS, "weights": self._weights}
+        if again:
+            path.unlink(missing_ok=True)
+
+    @property
+    def rows(self) -> dict[str, Record]:
+        """The rows measured so far on these weights, by this process or another."""
+        saved = json.loads(self._path.read_text()) if self._path.exists() else {}
+        return saved["rows"] if saved.get("weights") == self._weights else {}
 
     def measure(self, name: str, make: Callable[[], Record]) -> None:
-        if name not in self.rows:
-            self.rows[name] = make()
-            self._path.write_text(json.dumps(self._head | {"rows": self.rows}, indent=1) + "\n")
-            print(name, self.rows[name], flush=True)
+        if not name.startswith(self._only) or name in self.rows:
+            return
+        row = make()
+        self._path.write_text(json.dumps(self._head | _versions() | {"rows": self.rows | {name: row}}, indent=1) + "\n")
+        print(name, row, flush=True)
 
 
 def _versions() -> dict[str, str]:
@@ -139,10 +146,11 @@ def write_page(records: Records) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m recipes.tiny.table", description=__doc__)
     parser.add_argument("--again", action="store_true", help="measure every row anew")
+    parser.add_argument("--only", default="", metavar="PREFIX", help="only rows whose name begins so, e.g. seed:")
     parser.add_argument("--threads", type=int, default=1, help="these models are too small to share a row")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    records = Records(_RECORDS, options.again)
+    records = Records(_RECORDS, options.only, options.again)
     measure_all(records)
     write_page(records)
 

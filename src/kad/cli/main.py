@@ -65,7 +65,7 @@ _ClickError: type[Exception] = next(
 
 _EXAMPLES = (
     "kad demo",
-    'kad generate --color "Mia has 24 apples. She buys 13 more. Then she loses 9 of them. How many apples does she have now?"',
+    'kad generate --color "Mia has 24 apples. She buys 13 more. Then she loses 9. How many are left?"',
     "kad generate --base Qwen/Qwen3-14B-Base --aligned Qwen/Qwen3-1.7B 'Why is the sky blue?'",
     "kad rules",
 )

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "kad rules",
     "kad rules --json | jq '.rules[].name'",
-    'kad generate --rule primal:budget=0.8 "Mia has 24 apples. She buys 13 more. Then she loses 9 of them. How many apples does she have now?"',
+    'kad generate --rule primal:budget=0.8 "Mia has 24 apples. She buys 13 more. Then she loses 9. How many are left?"',
 )
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import medians, save
-from kad.references import resolve_model, resolve_pair
+from kad.references import resolve_pair
 
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -30,7 +30,7 @@ PROMPT_TOKENS = 48
 
 def main() -> None:
     options = _parse()
-    pair = resolve_pair("tiny") if options.pair == "tiny" else str(cost_shaped())
+    pair = resolve_pair("tiny") if options.pair == "tiny" else str(_cost_shaped())
     engines = {name: _engine(**settings) for name, settings in _candidates(pair, options.windows).items()}
     composing = _time_composition(engines["pair, plain"])
     rows = []
@@ -92,13 +92,15 @@ def measure(
 ) -> dict[str, Any]:
     """One row: per candidate the median over the rounds of tokens per second and milliseconds per token and request."""
     seconds: dict[str, list[float]] = {name: [] for name in engines}
-    shares, before = [], {name: _drafted(engine) for name, engine in engines.items()}
+    shares, drafts = [], {name: [0.0, 0.0] for name in engines}
     for round_ in range(repeats + 1):
         for name, engine in engines.items():
             composing()
+            before = _drafted(engine)  # vLLM counts per process, over all engines
             took = _run(engine, concurrency, tokens, seed=round_)
             if round_ == 0:
                 continue  # warm-up
+            drafts[name] = [drafts[name][i] + _drafted(engine)[i] - before[i] for i in range(2)]
             seconds[name].append(took)
             if name == "pair, plain":
                 shares.append(composing() / took)
@@ -108,9 +110,7 @@ def measure(
         "tokens_per_second": {name: round(concurrency * tokens / took, 1) for name, took in typical.items()},
         "milliseconds_per_token": {name: round(1000 * took / tokens, 2) for name, took in typical.items()},
         "acceptance_rate": {
-            name: round((after[1] - before[name][1]) / (after[0] - before[name][0]), 3)
-            for name, engine in engines.items()
-            if (after := _drafted(engine))[0] > before[name][0]
+            name: round(accepted / drafted, 3) for name, (drafted, accepted) in drafts.items() if drafted
         },
         "plain_over_ideal": round((typical["base alone"] + typical["aligned alone"]) / typical["pair, plain"], 3),
         "composition_share_of_step": round(statistics.median(shares), 4),
@@ -163,39 +163,24 @@ def _drafted(engine: Any) -> tuple[float, float]:
     )
 
 
-def cost_shaped() -> Path:
-    """A pair over a real vocabulary whose base costs three times the aligned model (SmolLM2-135M-Instruct).
+def _cost_shaped() -> Path:
+    """A pair folder over the two models of benchmarks.pairs: a real vocabulary, a base three times as dear."""
+    from transformers import AutoTokenizer
 
-    The base is the perturbed SmolLM2 with two copies after each layer whose output projections are zero: they cost what
-    a layer costs, and change nothing.
-    """
-    from transformers import AutoTokenizer, LlamaForCausalLM
+    from benchmarks.pairs import cost_shaped
 
-    from benchmarks import smollm2
-
+    base, aligned = cost_shaped()
     folder = Path(tempfile.mkdtemp(prefix="kad-cost-shaped-"))
-    small = LlamaForCausalLM.from_pretrained(smollm2.perturbed(), dtype="bfloat16")
-    config = small.config.to_dict() | {"num_hidden_layers": 3 * small.config.num_hidden_layers}
-    big = LlamaForCausalLM(type(small.config).from_dict(config)).to(small.dtype)
-    weights = {name: value for name, value in small.state_dict().items() if ".layers." not in name}
-    for name, value in small.model.layers.state_dict().items():
-        layer, _, rest = name.partition(".")
-        idle = rest in ("self_attn.o_proj.weight", "mlp.down_proj.weight")
-        for copy in range(3):
-            weights[f"model.layers.{3 * int(layer) + copy}.{rest}"] = value.mul(0) if copy and idle else value.clone()
-    big.load_state_dict(weights)
-    big.save_pretrained(folder / "base")
-    tokenizer = AutoTokenizer.from_pretrained(smollm2.aligned())
-    tokenizer.save_pretrained(folder / "pair")
+    AutoTokenizer.from_pretrained(aligned).save_pretrained(folder)
     pair = {
         "model_type": "kad",
         "architectures": ["KadForCausalLM"],
-        "base": {"model": "../base"},
-        "aligned": {"model": resolve_model(smollm2.aligned())},
+        "base": {"model": str(base)},
+        "aligned": {"model": str(aligned)},
         "rule": "dual:threshold=0.4",
     }
-    (folder / "pair" / "config.json").write_text(json.dumps(pair))
-    return folder / "pair"
+    (folder / "config.json").write_text(json.dumps(pair))
+    return folder
 
 
 if __name__ == "__main__":

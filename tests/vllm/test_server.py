@@ -22,7 +22,7 @@ QUESTION = "Mia has 24 apples. She buys 13 more. How many apples does she have n
 # produce between braces until its tokens run out.
 OPTIONS = (
     *("--enforce-eager", "--dtype", "float32", "--seed", "0"),
-    *("--max-model-len", "256", "--max-num-seqs", "64", "--num-gpu-blocks-override", "256"),
+    *("--max-model-len", "256", "--max-num-seqs", "64", "--num-gpu-blocks-override", "64"),
     *("--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}'),
 )
 RULES = [None, "always", "never", "dual:threshold=0.1", "primal:budget=0.5", "implicit_reward"]

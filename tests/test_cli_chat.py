@@ -175,8 +175,7 @@ def test_in_a_terminal(tmp_path: Path) -> None:
         os.write(terminal, b"/rlue\n")
         assert "Did you mean /rule?" in read_until(terminal, "\n› ")
         os.write(terminal, b"\x03")
-        assert "Ctrl-C once more, or Ctrl-D, leaves." in read_until(terminal, "leaves.")
-        read_until(terminal, "› ")
+        assert "Ctrl-C once more, or Ctrl-D, leaves." in read_until(terminal, "leaves.\n› ")
         os.write(terminal, b"\x03")
         assert process.wait(timeout=400) == 130
     finally:

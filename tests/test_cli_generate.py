@@ -23,7 +23,7 @@ from kad.cli import origins
 from kad.cli.main import app
 from kad.cli.prompts import Detokenizer, decode
 
-QUESTION = "Mia has 24 apples. She buys 13 more. How many apples does she have now?"
+QUESTION = "Mia has 24 apples. She buys 13 more. Then she loses 9 of them. How many apples does she have now?"
 Result = Any  # Click's, of which Typer may carry its own copy
 Run = Callable[..., Result]
 
@@ -129,9 +129,9 @@ def test_the_system_message_goes_through_the_template(run: Run, models: list[str
 
 
 def test_rules_change_the_text(run: Run) -> None:
-    texts = {rule: run(QUESTION, "--rule", rule).stdout for rule in ("never", "always", "dual:threshold=0.4")}
-    assert len(set(texts.values())) == 3
-    assert r"\boxed{37}" in texts["dual:threshold=0.4"]
+    texts = {rule: run(QUESTION, "--rule", rule).stdout for rule in ("never", "dual:threshold=0.4")}
+    assert r"\boxed{28}" in texts["dual:threshold=0.4"]
+    assert r"\boxed" not in texts["never"]  # the base model alone does not know the form
 
 
 # ---------------------------------------------------------------------- drawing
@@ -262,7 +262,7 @@ def test_stats_stand_on_standard_error(run: Run) -> None:
 def test_drafting_is_the_default_only_where_the_aligned_model_is_small(run: Run) -> None:
     small = as_json(run(QUESTION, "--json", "-n", "4"))
     assert small["speculation"]["used"]
-    assert "7.8% of the base model's parameters" in small["speculation"]["reason"]
+    assert "of the base model's parameters" in small["speculation"]["reason"]
     same = ["--base", "tiny:small-base", "--aligned", "tiny:small-aligned"]
     large = as_json(run(QUESTION, *same, "--json", "-n", "4"))
     assert not large["speculation"]["used"]

@@ -113,7 +113,7 @@ def measure(
 
 
 def distributions(model: KadForCausalLM, tokenizer: Any, answers: Answers) -> dict[str, Any]:
-    """Figure 1: p, q* and pi at the position of the first answer where p's mass is most evenly kept and deferred."""
+    """Figure 1: p, q* and pi where, in the first answer, p is in two minds and q* has another opinion."""
     first = answers.answers[0]
     with model.using(answers.rule):
         made = trace(model, tokenizer, first.prompt_ids, first.token_ids)
@@ -199,9 +199,9 @@ def alpha_over_positions(measured: dict[str, Measured]) -> dict[str, Any]:
 
 
 def _interest(position: Position) -> float:
-    """High where p's mass is split evenly between kept and deferred; q*'s confidence breaks ties."""
+    """High where p's mass is split evenly between kept and deferred, and q* disagrees with p."""
     alpha = position.alpha or 0.0
-    return min(alpha, 1 - alpha) + 0.01 * max(row.q for row in position.candidates)
+    return min(alpha, 1 - alpha) * (1 - sum(min(row.p, row.q) for row in position.candidates))
 
 
 def _knapsacks(

@@ -26,7 +26,7 @@ BASE, ALIGNED, COMPOSED, BOUND = "big base alone", "small aligned alone", "compo
 _STYLES = {BASE: "bright_blue", ALIGNED: "dark_orange", COMPOSED: "bold", BOUND: "dim"}
 _SHOWN = 3
 _NEXT = (
-    ('kad generate --pair tiny "Mia has 24 apples. She buys 13 more. Then she loses 9. How many are left?"', "your own"),
+    ('kad generate --pair tiny "Mia has 24 apples. She buys 13 more. Then she loses 9. How many are left?"', "yours"),
     ("kad chat --pair tiny", "talk with the composed model"),
     ("kad sweep --help", "the same comparison over a rule's parameter"),
     ("kad generate --help", "the same with your own base and aligned model"),

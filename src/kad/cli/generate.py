@@ -15,7 +15,7 @@ from kad.errors import UsageError
 
 EXAMPLES = (
     'kad generate "Mia has 24 apples. She buys 13 more. Then she loses 9. How many are left?"',
-    'kad generate --color "Tom has 61 coins. He spends 17. Then he gets 8. How many coins are left?"',
+    'kad generate --color "Mia has 24 apples. She buys 13 more. Then she loses 9. How many are left?"',
     "kad generate --pair my-pair --rule primal:budget=0.9 --file question.txt --stats",
     "kad generate --base Qwen/Qwen3-14B-Base --aligned Qwen/Qwen3-1.7B --no-thinking -t 0.7 'Why is the sky blue?'",
     "echo 'Once upon a time' | kad generate --raw --json | jq .text",

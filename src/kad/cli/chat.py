@@ -18,7 +18,7 @@ EXAMPLES = (
     "kad chat",
     "kad chat --pair my-pair --system 'You answer in one sentence.'",
     "kad chat --base Qwen/Qwen3-14B-Base --aligned Qwen/Qwen3-1.7B --no-thinking -t 0.7",
-    "kad chat --rule confidence_bet --stats",
+    "kad chat --rule confidence_bet",
 )
 
 

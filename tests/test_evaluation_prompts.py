@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 
 from conftest import make_tokenizer
-from kad.errors import UsageError
+from kad.errors import MissingExtraError, UsageError
 from kad.evaluation import documents
 from kad.evaluation.catalog import PAPER_TASKS, Task, chat_renderer, known_tasks, load_tasks
 
@@ -159,3 +160,9 @@ def test_without_the_hub_one_line_says_so(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
     with pytest.raises(UsageError, match=r"could not load the data set openai/gsm8k .*--data-dir DIR with gsm8k_test"):
         documents.load("openai/gsm8k", "test", "gsm8k_test.jsonl", "main")
+
+
+def test_a_missing_lm_eval_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
+    with pytest.raises(MissingExtraError, match=r'lm-eval is not installed.*"kad-align\[eval\]"'):
+        load_tasks(["kad_tiny"])

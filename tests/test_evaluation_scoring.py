@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
+from kad.errors import MissingExtraError
 from kad.evaluation import scoring
 
 GSM = {"answer": "18", "reference": "9 * 2 = <<9*2=18>>18\n#### 18"}
@@ -58,3 +61,10 @@ def test_nothing_found_never_equals_nothing_found() -> None:
 )
 def test_equivalence(reference: str, answer: str, same: bool) -> None:
     assert scoring.equivalent(reference, answer) is same
+
+
+def test_a_missing_math_verify_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "math_verify", None)
+    with pytest.raises(MissingExtraError, match=r'math-verify is not installed.*"kad-align\[eval\]"'):
+        scoring.equivalent("1", "2")
+    assert scoring.equivalent("1", " 1")

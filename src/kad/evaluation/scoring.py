@@ -1,7 +1,7 @@
 """Marking one answer: `paper`, the published metric, beside `strict`, each 0 or 1. These are lm-eval's
 `process_results`.
 
-A document (see `tasks/documents.py`) carries `answer`, the plain reference, and `reference`, the text in
+A document (see `documents.py`) carries `answer`, the plain reference, and `reference`, the text in
 which the published code looks for its reference with the same extractor as in the prediction.
 """
 
@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from kad.errors import missing_extra
 from kad.evaluation import extract
 
 Document = Mapping[str, Any]
@@ -52,7 +53,10 @@ def equivalent(reference: str, answer: str) -> bool:
     """Whether two LaTeX answers say the same; `math-verify` decides what the plain comparison cannot."""
     if "".join(reference.split()) == "".join(answer.split()):
         return True
-    from math_verify import parse, verify
+    try:
+        from math_verify import parse, verify
+    except ImportError:
+        raise missing_extra("eval", "math-verify") from None
 
     # math-verify's own time limit is a signal, which only the main thread may set.
     limit = 5 if threading.current_thread() is threading.main_thread() else None

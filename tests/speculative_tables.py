@@ -13,7 +13,7 @@ from transformers import EosTokenCriteria, LogitsProcessorList, StoppingCriteria
 
 from kad.composition import compose
 from kad.rules import Rule
-from kad.speculation.generate import _stop_rule, _warp
+from kad.speculation.inputs import stop_rule, warp_of
 from kad.speculation.loop import SpeculativeLoop
 from kad.speculation.policies import choose_policy
 from kad.speculation.windows import FixedWindow
@@ -128,12 +128,12 @@ def exact_distribution(
                 greedy=greedy,
                 verifier=verifier,
                 randomness=script,
-                warp=_warp(processors, ids, 0),
+                warp=warp_of(processors, ids, 0),
                 deferral_temperature=deferral_temperature,
                 records=None,
             ),
             window=FixedWindow(window),
-            stop=_stop_rule(criteria, ids, 0),
+            stop=stop_rule(criteria, ids, 0),
         )
         emitted = [token for tokens in loop.run() for token in tokens.tolist()]
         assert emitted == ids[len(PROMPT) : loop.length].tolist()

@@ -214,6 +214,8 @@ def test_sliding_windows_roll_back(prompt: Callable[..., Any]) -> None:
         for window in (1, 6):
             found = speculate(model, prompt(length), max_new_tokens=30, num_draft_tokens=window, statistics=statistics)
             assert found.tolist() == plain(model, prompt(length), max_new_tokens=30).tolist()
+    output = speculate(model, prompt(20), return_dict_in_generate=True)
+    assert {part.get_seq_length() for part in output.past_key_values.parts.values()} == {43}
     assert len(statistics.lengths) > 3
 
 

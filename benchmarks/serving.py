@@ -4,7 +4,8 @@
 
 All engines live in this process and take turns, round by round, so that the machine's mood hits all alike. A run is
 `concurrency` requests at once, each with its own prompt and a fixed number of new tokens, sampled at temperature 1.
-vLLM's own benchmark client is not used: it measures one server after the other.
+vLLM's own benchmark client is not used: it measures one server after the other. Times are seconds of this process's one
+thread, not of the clock, so that other work on the machine does not count.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from benchmarks.harness import medians, save
 from kad.references import resolve_pair
 
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "0")
 
 PROMPT_TOKENS = 48
 
@@ -82,7 +83,6 @@ def _engine(**settings: Any) -> Any:
         enforce_eager=True,
         enable_prefix_caching=False,
         kv_cache_memory_bytes=256 << 20,
-        disable_log_stats=False,
         seed=0,
     )
 
@@ -92,15 +92,13 @@ def measure(
 ) -> dict[str, Any]:
     """One row: per candidate the median over the rounds of tokens per second and milliseconds per token and request."""
     seconds: dict[str, list[float]] = {name: [] for name in engines}
-    shares, drafts = [], {name: [0.0, 0.0] for name in engines}
+    shares = []
     for round_ in range(repeats + 1):
         for name, engine in engines.items():
             composing()
-            before = _drafted(engine)  # vLLM counts per process, over all engines
             took = _run(engine, concurrency, tokens, seed=round_)
             if round_ == 0:
                 continue  # warm-up
-            drafts[name] = [drafts[name][i] + _drafted(engine)[i] - before[i] for i in range(2)]
             seconds[name].append(took)
             if name == "pair, plain":
                 shares.append(composing() / took)
@@ -109,9 +107,6 @@ def measure(
         "concurrency": concurrency,
         "tokens_per_second": {name: round(concurrency * tokens / took, 1) for name, took in typical.items()},
         "milliseconds_per_token": {name: round(1000 * took / tokens, 2) for name, took in typical.items()},
-        "acceptance_rate": {
-            name: round(accepted / drafted, 3) for name, (drafted, accepted) in drafts.items() if drafted
-        },
         "plain_over_ideal": round((typical["base alone"] + typical["aligned alone"]) / typical["pair, plain"], 3),
         "composition_share_of_step": round(statistics.median(shares), 4),
     }
@@ -125,9 +120,9 @@ def _run(engine: Any, concurrency: int, tokens: int, seed: int) -> float:
         for request in range(concurrency)
     ]
     params = SamplingParams(temperature=1.0, max_tokens=tokens, ignore_eos=True, detokenize=False)
-    start = time.perf_counter()
+    start = time.process_time()
     engine.generate(prompts, params, use_tqdm=False)
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def _time_composition(engine: Any) -> Callable[[], float]:
@@ -138,9 +133,9 @@ def _time_composition(engine: Any) -> Callable[[], float]:
         compose = model._compose
 
         def timed(*arguments: Any) -> Any:
-            start = time.perf_counter()
+            start = time.process_time()
             result = compose(*arguments)
-            spent[0] += time.perf_counter() - start
+            spent[0] += time.process_time() - start
             return result
 
         model._compose = timed
@@ -152,15 +147,6 @@ def _time_composition(engine: Any) -> Callable[[], float]:
         return taken
 
     return take
-
-
-def _drafted(engine: Any) -> tuple[float, float]:
-    """Tokens drafted and accepted so far."""
-    values = {metric.name: getattr(metric, "value", 0) for metric in engine.get_metrics()}
-    return (
-        values.get("vllm:spec_decode_num_draft_tokens", 0),
-        values.get("vllm:spec_decode_num_accepted_tokens", 0),
-    )
 
 
 def _cost_shaped() -> Path:

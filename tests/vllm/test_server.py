@@ -133,8 +133,8 @@ def test_two_hundred_at_once_are_answered_as_one_by_one(server: Server) -> None:
             texts = list(clients.map(lambda request: complete(server, *request), asked))
         assert texts == [one_by_one[request] for request in asked]
         memory.append(server.memory())
-        # vLLM's CPU engine grows by 30 to 40 MB in each of the first rounds with any model: oneDNN keeps a primitive per
-        # shape, and the allocator its pools. What is kept per request would show in every round.
+        # vLLM's CPU engine grows by 30 to 40 MB in each of the first rounds with any model (measured: the base alone).
+        # What is kept per request would show in every round.
         if memory[-1] - memory[-2] < len(asked) * 100_000:
             break
     else:

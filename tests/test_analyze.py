@@ -131,12 +131,14 @@ class TestCommand:
 
     def test_json(self, tmp_path: Path) -> None:
         path = tmp_path / "analysis.json"
-        result = self.call("--limit", "2", "--max-new-tokens", "16", "--accuracy", "--json", "-o", str(path))
+        compare = ("--compare", "dual:threshold=0.6", "--compare", "confidence_bet")
+        result = self.call("--limit", "2", "--max-new-tokens", "16", "--accuracy", *compare, "--json", "-o", str(path))
         assert result.exception is None
         printed = json.loads(result.stdout)
         assert json.loads(path.read_text()) == printed
         assert printed["questions"] == 2
-        assert set(printed["accuracy"]) == {"primal", "dual", "exact", "lp"}
+        rules = {"primal", "dual", "exact", "lp", "dual:threshold=0.6", "confidence_bet:margin=0.0"}
+        assert set(printed["accuracy"]) == rules
         assert 0 <= printed["largest_unproven"] < 1e-4
 
     def test_tables(self) -> None:
@@ -153,6 +155,7 @@ class TestCommand:
         ("arguments", "message"),
         [
             (("--task", "tiny", "--prompts", "x.txt"), "Give --task or --prompts, not both"),
+            (("--compare", "always"), "--compare adds rules to --accuracy"),
             (("--prompts", "no-such-file.txt"), "Cannot read no-such-file.txt"),
         ],
     )

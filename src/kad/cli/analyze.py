@@ -60,6 +60,10 @@ def command(
     accuracy: Annotated[
         bool, typer.Option("--accuracy", help="Also answer under primal, dual, the exact optimum and the LP.")
     ] = False,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option("--compare", metavar="RULE", help="With --accuracy, answer under this rule too; may be repeated."),
+    ] = None,
     sampled: Annotated[
         bool, typer.Option("--sample", help="Answer by sampling at temperature 1, not greedily.")
     ] = False,
@@ -79,6 +83,11 @@ def command(
     that the pair writes, and what the optimum would change.
     """
     check_source(task, prompts)
+    if compare and not accuracy:
+        raise UsageError("--compare adds rules to --accuracy: give both.")
+    from kad.rules import Primal, parse_rule
+
+    others = [parse_rule(rule) for rule in compare or ()]
     model = options.load_model(
         pair, base, aligned, dtype=dtype, device=device, trust_remote_code=trust_remote_code
     )  # fmt: skip
@@ -87,7 +96,6 @@ def command(
 
     from kad.report.analysis import accuracies, approximation_on, summarise
     from kad.report.answers import answer
-    from kad.rules import Primal
 
     options.message(f"answering {len(questions)} questions under {Primal(budget)}")
     text = answer(
@@ -107,7 +115,8 @@ def command(
     if accuracy:
         result["accuracy"] = accuracies(
             model, tokenizer, questions, budget=budget, threshold=threshold,
-            max_new_tokens=max_new_tokens, batch_size=batch_size, sampled=sampled, seed=seed, progress=options.message,
+            max_new_tokens=max_new_tokens, batch_size=batch_size, sampled=sampled, seed=seed,
+            others=others, progress=options.message,
         )  # fmt: skip
     if output is not None:
         output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -200,9 +209,10 @@ def tables(result: dict[str, Any]) -> RenderableType:
             spread.add_row(name, *(f"{value:.4g}" if value >= 1e-9 else "0" for value in values.values()))
     rules = Table("rule", "acceptance", "accuracy", box=None, header_style="dim", pad_edge=False)
     marks = result["accuracy"] or {}
-    for name, value in result["acceptance"].items():
-        mark = marks.get(name)
-        rules.add_row(name, f"{value:.3f}", "–" if mark is None else f"{100 * mark:.1f} %")
+    for name in {**result["acceptance"], **marks}:
+        acceptance, mark = result["acceptance"].get(name), marks.get(name)
+        cells = ("–" if acceptance is None else f"{acceptance:.3f}", "–" if mark is None else f"{100 * mark:.1f} %")
+        rules.add_row(name, *cells)
     lines = [
         f"{result['positions']} positions of {result['questions']} answers, budget {result['budget']:g}, "
         f"threshold {result['threshold']:g}",

@@ -88,14 +88,16 @@ def accuracies(
     batch_size: int,
     sampled: bool,
     seed: int,
+    others: Sequence[Rule] = (),
     progress: Callable[[str], object] = lambda message: None,
 ) -> dict[str, float | None]:
-    """Accuracy of the approximations, of the exact optimum and of the LP on the same questions."""
+    """Accuracy of the approximations, of the exact optimum, of the LP and of `others`, on the same questions."""
     rules: dict[str, Rule] = {
         "primal": Primal(budget),
         "dual": Dual(threshold),
         "exact": Exact(budget),
         "lp": LinearProgram(budget),
+        **{str(rule): rule for rule in others},
     }
     marks = {}
     for name, rule in rules.items():

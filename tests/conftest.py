@@ -13,6 +13,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import kad
 
+# Tests of tiny models on two cores shared by two workers: threads would only wait for each other.
+torch.set_num_threads(1)
+
 VOCAB = 96
 CHAT_TEMPLATE = (
     "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}\n{% endfor %}"

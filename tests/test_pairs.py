@@ -158,6 +158,13 @@ def test_references() -> None:
         resolve_pair("./nowhere")
 
 
+def test_the_embedded_family_keeps_its_names_in_a_pair(tmp_path: Path) -> None:
+    kad.tiny.pair().save_pretrained(tmp_path / "pair")
+    config = json.loads((tmp_path / "pair" / "config.json").read_text())
+    assert [config[role]["model"] for role in ("base", "aligned")] == ["tiny:big-base", "tiny:small-aligned"]
+    assert kad.KadForCausalLM.from_pretrained(tmp_path / "pair").config.vocab_size == config["vocab_size"]
+
+
 def test_an_unknown_hub_id_is_one_clear_error(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(PairError, match="Cannot load no-such-org/no-such-model: "):

@@ -76,8 +76,10 @@ class ModelReference:
         return Path(self.model).is_dir()
 
     def to_dict(self, relative_to: Path | None = None) -> dict[str, Any]:
-        """Plain JSON; a folder that lies beside or below `relative_to` is written relative to it."""
+        """Plain JSON. The embedded family keeps its names; a folder beside or below `relative_to` becomes relative."""
         plain = asdict(self)
+        if Path(self.model).parent == _TINY:
+            return plain | {"model": f"tiny:{Path(self.model).name}"}
         if relative_to is not None and self.is_local:
             folder, pair = Path(self.model).resolve(), relative_to.resolve()
             if folder.is_relative_to(pair.parent):
@@ -86,6 +88,8 @@ class ModelReference:
 
     def located(self, pair: Path | None) -> ModelReference:
         """The reference with a path relative to the folder `pair` made absolute; hub ids stay."""
+        if self.model.startswith("tiny:"):
+            return ModelReference(resolve_model(self.model), self.revision, self.kwargs)
         if pair is None or not (pair / self.model).is_dir():
             return self
         return ModelReference(str((pair / self.model).resolve()), self.revision, self.kwargs)

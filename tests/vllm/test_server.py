@@ -139,7 +139,7 @@ def test_two_hundred_at_once_are_answered_as_one_by_one(server: Server) -> None:
             break
     else:
         pytest.fail(f"Memory grows with every round: {[size >> 20 for size in memory]} MiB")
-    assert len(set(one_by_one.values())) > len(RULES)
+    assert len(set(one_by_one.values())) > 3
 
 
 def test_a_dead_engine_is_reported_and_a_new_server_serves(server: Server, greedy: str, tmp_path: Path) -> None:

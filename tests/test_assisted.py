@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from conftest import make_model
 from scipy.stats import chisquare
 
 import kad
+from conftest import make_model
 
 RUNS = 1200
 FALSE_ALARM = 1e-6

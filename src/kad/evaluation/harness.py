@@ -24,7 +24,7 @@ except ImportError:
     raise missing_extra("eval", "lm-eval") from None
 
 
-class KadLM(HFLM):  # type: ignore[misc]
+class KadLM(HFLM):
     """A pair as an lm-eval model.
 
     Args:

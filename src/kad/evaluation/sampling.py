@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 
-class GumbelSampling(LogitsProcessor):  # type: ignore[misc]
+class GumbelSampling(LogitsProcessor):
     """Turns greedy search into exact sampling at a temperature, each row with its own seed.
 
     argmax_v (log pi_v / T + g_v) with independent standard Gumbel g is distributed as softmax(log pi / T).

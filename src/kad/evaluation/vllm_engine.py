@@ -170,10 +170,11 @@ class _Counters:
     @classmethod
     def of(cls, llm: Any) -> _Counters:
         """Since the engine started."""
-        found = {metric.name: getattr(metric, "value", getattr(metric, "values", 0)) for metric in llm.get_metrics()}
+        found: dict[str, Any] = {m.name: getattr(m, "value", getattr(m, "values", 0)) for m in llm.get_metrics()}
         names = ("drafts", "draft_tokens", "accepted_tokens")
-        counts = (int(found.get(f"vllm:spec_decode_num_{name}", 0)) for name in names)
-        return cls(*counts, tuple(map(int, found.get("vllm:spec_decode_num_accepted_tokens_per_pos", ()))))
+        windows, drafted, accepted = (int(found.get(f"vllm:spec_decode_num_{name}", 0)) for name in names)
+        reached = found.get("vllm:spec_decode_num_accepted_tokens_per_pos", ())
+        return cls(windows, drafted, accepted, tuple(int(count) for count in reached))
 
     def __sub__(self, other: _Counters) -> _Counters:
         earlier = other.reached or (0,) * len(self.reached)

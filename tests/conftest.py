@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import kad
+
+# A shell that starts a job in the background makes it deaf to Ctrl-C, and its children too; tests of Ctrl-C listen.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Tests of tiny models on two cores shared by two workers: threads would only wait for each other.
 torch.set_num_threads(1)

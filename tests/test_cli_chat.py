@@ -168,16 +168,17 @@ def test_in_a_terminal(tmp_path: Path) -> None:
         env=os.environ | {"TERM": "xterm-256color", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     os.close(side)
+    screen = Screen(terminal)
     try:
-        assert "Ctrl-D leaves" in read_until(terminal, "› ")
+        assert "Ctrl-D leaves" in screen.until("› ")
         os.write(terminal, (ANN + "\n").encode())
-        assert "5 + 8 = 13" in read_until(terminal, "\n› ")
+        assert "5 + 8 = 13" in screen.until("\n› ")
         os.write(terminal, b"/rlue\n")
-        assert "Did you mean /rule?" in read_until(terminal, "\n› ")
+        assert "Did you mean /rule?" in screen.until("\n› ")
         os.write(terminal, b"\x03")
-        assert "Ctrl-C once more, or Ctrl-D, leaves." in read_until(terminal, "leaves.\n› ")
+        assert "Ctrl-C once more, or Ctrl-D, leaves." in screen.until("leaves.\n› ")
         os.write(terminal, b"\x03")
-        assert process.wait(timeout=400) == 130
+        assert process.wait(timeout=60) == 130
     finally:
         process.kill()
         os.close(terminal)
@@ -191,11 +192,19 @@ def own_terminal() -> None:
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
-def read_until(terminal: int, mark: str, seconds: float = 400) -> str:
-    """What the terminal shows up to `mark`."""
-    shown, deadline = b"", time.monotonic() + seconds
-    while mark not in shown.decode("utf-8", "replace").replace("\r\n", "\n").replace("\x1b[?2004h", ""):
-        assert time.monotonic() < deadline, f"waited for {mark!r}, got {shown!r}"
-        if select.select([terminal], [], [], 1.0)[0]:
-            shown += os.read(terminal, 4096)
-    return shown.decode("utf-8", "replace").replace("\r\n", "\n")
+class Screen:
+    """What a terminal shows, read mark by mark; what stands behind a mark is kept for the next one."""
+
+    def __init__(self, terminal: int) -> None:
+        self.terminal, self.unread = terminal, ""
+
+    def until(self, mark: str, seconds: float = 120) -> str:
+        """The text up to and with `mark`."""
+        deadline = time.monotonic() + seconds
+        while mark not in self.unread:
+            assert time.monotonic() < deadline, f"waited for {mark!r}, got {self.unread!r}"
+            if select.select([self.terminal], [], [], 1.0)[0]:
+                text = os.read(self.terminal, 4096).decode("utf-8", "replace")
+                self.unread = (self.unread + text).replace("\r\n", "\n").replace("\x1b[?2004h", "")
+        text, found, self.unread = self.unread.partition(mark)
+        return text + found

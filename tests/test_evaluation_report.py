@@ -122,9 +122,13 @@ def test_every_format_tells_the_same(tmp_path: Path) -> None:
     assert "| dual@speculative | 8 | 75.0 [40.9, 92.9] |" in text
     assert "SVAMP, 8 rows from a local file (SVAMP in full has 1000 rows)" in text
     assert "`kad eval` at abc" in text
-    console = Console(record=True, width=200, file=io.StringIO())
-    console.print(tables.terminal_table(report.rows, 200))
-    assert "75.0 [40.9, 92.9]" in console.export_text()
+    for width, shows_tokens in ((120, False), (260, True)):
+        console = Console(record=True, width=width, file=io.StringIO())
+        console.print(tables.terminal_table(report.rows, width))
+        shown = console.export_text()
+        assert "dual@speculative" in shown
+        assert "75.0 [40.9, 92.9]" in shown
+        assert ("tokens" in shown) == shows_tokens
 
 
 def test_plots_are_reproducible(tmp_path: Path) -> None:

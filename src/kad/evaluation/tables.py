@@ -11,9 +11,6 @@ from typing import Any
 from kad.evaluation.statistics import Interval
 from kad.evaluation.summary import METRICS, Row
 
-# Columns that a terminal needs for all of them, with a long method name.
-_WIDE = 200
-
 
 @dataclass(frozen=True)
 class Column:
@@ -86,7 +83,7 @@ def terminal_table(rows: Sequence[Row], width: int) -> Any:
     from rich.table import Table
 
     columns = [column for column in filled_columns(rows) if column.heading != "task"]
-    if width < _WIDE:
+    if _natural_width(columns, rows) > width:
         columns = [column for column in columns if column.core]
     tables = []
     for task in dict.fromkeys(row.task for row in rows):
@@ -100,6 +97,12 @@ def terminal_table(rows: Sequence[Row], width: int) -> Any:
                 table.add_row(*(column.cell(row) for column in columns))
         tables.append(table)
     return Group(*tables)
+
+
+def _natural_width(columns: Sequence[Column], rows: Sequence[Row]) -> int:
+    """Characters that the table needs with no cell wrapped: every column with its padding, and its borders."""
+    cells = [[column.heading, *(column.cell(row) for row in rows)] for column in columns]
+    return sum(max(map(len, column)) + 3 for column in cells) + 1
 
 
 def csv_text(rows: Sequence[Row]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import pty
 import select
@@ -197,6 +198,7 @@ class Screen:
 
     def __init__(self, terminal: int) -> None:
         self.terminal, self.unread = terminal, ""
+        self.decode = codecs.getincrementaldecoder("utf-8")("replace").decode  # a read may end inside a character
 
     def until(self, mark: str, seconds: float = 120) -> str:
         """The text up to and with `mark`."""
@@ -204,7 +206,7 @@ class Screen:
         while mark not in self.unread:
             assert time.monotonic() < deadline, f"waited for {mark!r}, got {self.unread!r}"
             if select.select([self.terminal], [], [], 1.0)[0]:
-                text = os.read(self.terminal, 4096).decode("utf-8", "replace")
+                text = self.decode(os.read(self.terminal, 4096))
                 self.unread = (self.unread + text).replace("\r\n", "\n").replace("\x1b[?2004h", "")
         text, found, self.unread = self.unread.partition(mark)
         return text + found

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 from pathlib import Path
 
@@ -14,7 +12,8 @@ from recipes.tiny import parallel
 from recipes.tiny.alignment import Conversation, conversations
 from recipes.tiny.models import load_model, save_model
 from recipes.tiny.pretrain import load_tokenizer
-from recipes.tiny.settings import ALIGNMENT_EXAMPLES, BUILD, RECIPES, Recipe
+from recipes.tiny.settings import ALIGNMENT_EXAMPLES, BUILD, Recipe
+from recipes.tiny.stage import command_line
 from recipes.tiny.training import IGNORED, Batch, train
 
 Example = tuple[list[int], list[int]]  # tokens and labels
@@ -59,20 +58,10 @@ def finetune(name: str, recipe: Recipe, seed: int, build: Path = BUILD, base: Pa
     examples = [encode(tokenizer, talk) for talk in conversations(ALIGNMENT_EXAMPLES, seed=0)]
     batches = Conversations(examples, recipe.alignment.rows, seed, tokenizer.pad_token_id)
     loss = train(model, batches, recipe.alignment, folder)
-    if parallel.rank() != 0:
-        return folder
-    save_model(model, tokenizer, folder, aligned=True)
-    figures = {"loss": loss, "parameters": model.num_parameters()}
-    (folder / "figures.json").write_text(json.dumps(figures))
-    print(folder.name, figures, flush=True)
+    if parallel.rank() == 0:
+        save_model(model, tokenizer, folder, {"loss": loss}, aligned=True)
     return folder
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", choices=sorted(RECIPES))
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    parallel.start()
-    finetune(options.name, RECIPES[options.name], options.seed)
+    command_line(finetune, __doc__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -31,8 +32,15 @@ def make_model(size: Size, tokenizer: PreTrainedTokenizerFast, seed: int) -> Lla
     return LlamaForCausalLM(config)
 
 
-def save_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path, *, aligned: bool) -> None:
-    """Write weights in bfloat16 with tokenizer, chat template and generation settings."""
+def save_model(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
+    figures: dict[str, float],
+    *,
+    aligned: bool,
+) -> None:
+    """Write weights in bfloat16 with tokenizer, chat template, generation settings and the training's figures."""
     end = tokenizer.convert_tokens_to_ids([TURN_END, DOCUMENT_END] if aligned else [DOCUMENT_END])
     pad = tokenizer.convert_tokens_to_ids(DOCUMENT_END)
     model.config.eos_token_id = end[0]
@@ -42,6 +50,9 @@ def save_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, fold
     copy.generation_config = GenerationConfig(eos_token_id=end if aligned else end[0], pad_token_id=pad)
     copy.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    figures = {**figures, "parameters": model.num_parameters()}
+    (folder / "figures.json").write_text(json.dumps(figures))
+    print(folder.name, figures, flush=True)
 
 
 def load_model(folder: Path) -> LlamaForCausalLM:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +10,8 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from recipes.tiny import parallel
 from recipes.tiny.models import make_model, save_model
-from recipes.tiny.settings import BUILD, RECIPES, WINDOW, Recipe
+from recipes.tiny.settings import BUILD, WINDOW, Recipe
+from recipes.tiny.stage import command_line
 from recipes.tiny.tokens import SHARD_TOKENS, VALIDATION_SEED, shard, train_tokenizer
 from recipes.tiny.training import Batch, loss_of, train
 
@@ -57,21 +56,11 @@ def pretrain(name: str, recipe: Recipe, seed: int, build: Path = BUILD) -> Path:
     model = make_model(recipe.size, tokenizer, seed)
     text = Text(tokenizer, build / "shards", seed, recipe.pretraining.rows)
     loss = train(model, text, recipe.pretraining, folder)
-    if parallel.rank() != 0:
-        return folder
-    figures = {"loss": loss, "validation_loss": validation_loss(model, tokenizer, build)}
-    figures["parameters"] = model.num_parameters()
-    save_model(model, tokenizer, folder, aligned=False)
-    (folder / "figures.json").write_text(json.dumps(figures))
-    print(folder.name, figures, flush=True)
+    if parallel.rank() == 0:
+        figures = {"loss": loss, "validation_loss": validation_loss(model, tokenizer, build)}
+        save_model(model, tokenizer, folder, figures, aligned=False)
     return folder
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", choices=sorted(RECIPES))
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    parallel.start()
-    pretrain(options.name, RECIPES[options.name], options.seed)
+    command_line(pretrain, __doc__)

@@ -24,7 +24,7 @@ def rows_of(kind: str, vocab: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", ["random", "ties", "inf", "saturated"])
 @pytest.mark.parametrize("vocab", [1, 7, 127, 128, 257, 1000, 50_257, 49_152])
-def test_top_and_at_least_are_those_of_the_whole_row(kind: str, vocab: int) -> None:
+def test_top_and_split_are_those_of_the_whole_row(kind: str, vocab: int) -> None:
     logits = rows_of(kind, vocab)
     distribution = Distribution.from_logits(logits)
     for count in (1, 3, 16, vocab):
@@ -34,9 +34,11 @@ def test_top_and_at_least_are_those_of_the_whole_row(kind: str, vocab: int) -> N
         assert torch.equal(logits.gather(-1, tokens), values)
         assert all(len(set(row.tolist())) == count for row in tokens)
     cutoff = torch.tensor([-torch.inf, torch.inf, 0.0, 2.0, float(logits[4].max())])
-    row, token = distribution.at_least(cutoff)
+    row, token, outside = distribution.split(cutoff)
     mask = (logits >= cutoff[:, None]) & (logits > -torch.inf)
     assert sorted(zip(row.tolist(), token.tolist(), strict=True)) == [tuple(x) for x in mask.nonzero().tolist()]
+    expected = logits.double().log_softmax(-1).masked_fill(mask, -torch.inf).logsumexp(-1)
+    torch.testing.assert_close(outside.double(), expected, atol=5e-6, rtol=5e-6)
 
 
 def test_the_normaliser_is_logsumexp_in_every_precision() -> None:

@@ -25,7 +25,7 @@ class Kept:
         token: (n,), token id.
         log_p: (n,), log-probability under the base model.
         log_q: (n,), log-probability under the aligned model.
-        alpha: (rows,), the deferred mass of each row, 1 - sum of its kept p, never negative.
+        alpha: (rows,), the deferred mass of each row: the mass outside its kept tokens.
     """
 
     row: Tensor
@@ -173,14 +173,10 @@ def origin_shares(rule: Rule, base_logits: Tensor, aligned_logits: Tensor) -> tu
 def kept_tokens(rule: ThresholdRule, base: Distribution, aligned: Distribution) -> Kept:
     """The kept tokens {p_v >= tau} of every row, without a pass that forms probabilities."""
     base, aligned = base.flat(), aligned.flat()
-    cutoff = rule.cutoff(base, aligned)
-    row, token = base.at_least(cutoff)
+    row, token, log_alpha = base.split(rule.cutoff(base, aligned))
     log_p = base.logits[row, token] - base.log_z[row]
     log_q = aligned.logits[row, token] - aligned.log_z[row]
-    kept_mass = torch.zeros_like(base.log_z).index_add_(0, row, log_p.exp())
-    # Where every token is kept, alpha is zero by definition and not by the luck of rounding.
-    alpha = torch.where(cutoff == -torch.inf, torch.zeros_like(kept_mass), (1.0 - kept_mass).clamp(min=0.0))
-    return Kept(row, token, log_p, log_q, alpha)
+    return Kept(row, token, log_p, log_q, log_alpha.exp())
 
 
 def residual(rule: ThresholdRule, base: Distribution, aligned: Distribution) -> Residual:
@@ -200,8 +196,7 @@ def _compose_threshold(rule: ThresholdRule, base: Distribution, aligned: Distrib
     shape, base, aligned = base.logits.shape, base.flat(), aligned.flat()
     cutoff = rule.cutoff(base, aligned)
     whole = cutoff == -torch.inf
-    row, token = base.at_least(cutoff.masked_fill(whole, torch.inf))
-    log_alpha = base.log_mass_outside(row, token)
+    row, token, log_alpha = base.split(cutoff.masked_fill(whole, torch.inf))
     log_pi = aligned.logits + (log_alpha - aligned.log_z).unsqueeze(-1)
     log_p = base.logits[row, token] - base.log_z[row]
     log_pi[row, token] = torch.logaddexp(log_p, log_pi[row, token])

@@ -103,35 +103,24 @@ class Distribution:
         shape = (*self.log_z.shape, count)
         return values.reshape(shape), tokens.gather(-1, position).reshape(shape)
 
-    def at_least(self, cutoff: Tensor) -> tuple[Tensor, Tensor]:
-        """All tokens of positive probability whose logit reaches their row's cutoff.
+    def split(self, cutoff: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """All tokens of positive probability whose logit reaches their row's cutoff, and the mass of all others.
 
         Args:
             cutoff: (...,), one logit per row; -inf asks for every token, +inf for none.
 
         Returns:
-            (row, token), each (n,): row indices into the flattened rows, in rising order, and token ids.
+            (row, token, log_mass_outside): row indices into the flattened rows, in rising order, and token ids, both
+            (n,); the log of the probability of the other tokens, (rows,), to full relative precision, -inf if none is.
         """
         rows, bound = self.flat(), cutoff.reshape(-1)
         row, block = (rows.block_max >= bound.unsqueeze(-1)).nonzero(as_tuple=True)
         tokens, values = rows._blocks(row, block)
         found = (values >= bound[row].unsqueeze(-1)) & (values > -torch.inf)
         hit, column = found.nonzero(as_tuple=True)
-        return row[hit], tokens[hit, column]
-
-    def log_mass_outside(self, row: Tensor, token: Tensor) -> Tensor:
-        """log of the probability of all tokens but the given ones, (rows,), to full relative precision.
-
-        Args:
-            row, token: (n,), distinct entries of flattened rows, as `at_least` gives them.
-        """
-        rows = self.flat()
-        size, blocks = rows._block_size, rows.block_log_z.shape[-1]
-        touched, index = torch.unique(row * blocks + token // size, return_inverse=True)
-        _, values = rows._blocks(touched // blocks, touched % blocks)
-        values[index, token % size] = -torch.inf
-        remaining = rows.block_log_z.flatten().index_copy(0, touched, values.logsumexp(dim=-1))
-        return remaining.reshape(-1, blocks).logsumexp(dim=-1) - rows.log_z
+        # Only the blocks looked into have lost anything.
+        remaining = rows.block_log_z.index_put((row, block), values.masked_fill_(found, -torch.inf).logsumexp(dim=-1))
+        return row[hit], tokens[hit, column], remaining.logsumexp(dim=-1) - rows.log_z
 
     @property
     def _block_size(self) -> int:
@@ -151,24 +140,17 @@ def _block_size_of(vocab: int) -> int:
 
 
 def _normalise_blocks(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """(block_max, block_log_z), both (..., blocks), with little scratch memory."""
-    size = _block_size_of(logits.shape[-1])
-    blocks = logits.reshape(*logits.shape[:-1], logits.shape[-1] // size, size)
-    shape = blocks.shape[:-1]
-    some = torch.split(blocks.reshape(-1, size), max(1, _SCRATCH // size))
-    block_max, block_log_z = (torch.cat(parts) for parts in zip(*map(_normalise, some), strict=True))
-    return block_max.reshape(shape), block_log_z.reshape(shape)
-
-
-def _normalise(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """Maximum and logsumexp over the last axis.
+    """Maximum and logsumexp of each block, both (..., blocks), with little scratch memory.
 
     `log_softmax` is one fused kernel where `logsumexp` makes several passes; at the largest entry nothing cancels, so
     log_z = max logit - max log p.
     """
+    size = _block_size_of(logits.shape[-1])
+    blocks = logits.reshape(*logits.shape[:-1], logits.shape[-1] // size, size)
     block_max = blocks.amax(dim=-1)
-    log_z = block_max - torch.log_softmax(blocks, dim=-1).amax(dim=-1)
-    return block_max, log_z.masked_fill(block_max == -torch.inf, -torch.inf)
+    some = torch.split(blocks.reshape(-1, size), max(1, _SCRATCH // size))
+    log_p_max = torch.cat([torch.log_softmax(part, dim=-1).amax(dim=-1) for part in some]).reshape(block_max.shape)
+    return block_max, (block_max - log_p_max).masked_fill_(block_max == -torch.inf, -torch.inf)
 
 
 def _describe_bad_row(logits: Tensor, log_z: Tensor, name: str) -> str:

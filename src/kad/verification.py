@@ -246,8 +246,7 @@ def first_choice(
     cutoff = rule.cutoff(base, aligned)
     if wide(base, cutoff):
         return compose_distributions(rule, base, aligned).argmax(dim=-1), None
-    row, token = base.at_least(cutoff)
-    log_alpha = base.log_mass_outside(row, token)
+    row, token, log_alpha = base.split(cutoff)
     shift = log_alpha - aligned.log_z
     kept = torch.logaddexp(base.logits[row, token] - base.log_z[row], aligned.logits[row, token] + shift[row])
     # `best` may itself be kept: its second entry lacks p's part, is the smaller one, and never wins.

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -17,24 +14,14 @@ from kad import pairs
 from kad.cache import KadCache
 from kad.composition import compose
 from kad.config import KadConfig
-from kad.errors import RuleError, UsageError
+from kad.errors import UsageError
+from kad.parts import run_part
 from kad.rules import Rule, parse_rule
+from kad.ruling import Ruled
 from kad.vocabulary import trim
 
 
-@dataclass(frozen=True)
-class Composition:
-    """How the models are composed: the rule and the temperature at which deferral is decided."""
-
-    rule: Rule
-    deferral_temperature: float = 1.0
-
-
-# The composition of the `generate` call under way in this context; it does not leak into other threads' calls.
-_CALL: ContextVar[Composition | None] = ContextVar("kad_composition_of_this_call", default=None)
-
-
-class KadForCausalLM(PreTrainedModel, GenerationMixin):
+class KadForCausalLM(Ruled, PreTrainedModel, GenerationMixin):
     """A base model and a small aligned one, composed token by token.
 
     Logits are log pi (float32, normalised), so temperature, warpers, penalties and beam search act on the composed
@@ -144,47 +131,6 @@ class KadForCausalLM(PreTrainedModel, GenerationMixin):
             PairError: a model was given as an object that has no path, or an option this folder has no use for.
         """
         pairs.save(self, save_directory, tokenizer, kwargs)
-
-    # ------------------------------------------------------------------ the composition in force
-
-    @property
-    def composition(self) -> Composition:
-        """The rule and deferral temperature in force: those of the `generate` call under way, else the pair's."""
-        return _CALL.get() or Composition(parse_rule(self.config.rule), self.config.deferral_temperature)
-
-    @property
-    def rule(self) -> Rule:
-        """The rule in force."""
-        return self.composition.rule
-
-    @rule.setter
-    def rule(self, rule: str | Mapping[str, Any] | Rule) -> None:
-        parsed = parse_rule(rule)
-        self._check_rule(parsed)
-        self.config.rule = str(parsed)
-
-    @contextmanager
-    def using(
-        self, rule: str | Mapping[str, Any] | Rule | None = None, deferral_temperature: float | None = None
-    ) -> Iterator[None]:
-        """Within the block, in this thread, compose by this rule and deferral temperature (None: leave as it is).
-
-        Raises:
-            RuleError: a bad rule, or one that needs the reference model without it.
-        """
-        now = self.composition
-        chosen = now.rule if rule is None else parse_rule(rule)
-        self._check_rule(chosen)
-        temperature = now.deferral_temperature if deferral_temperature is None else deferral_temperature
-        token = _CALL.set(Composition(chosen, temperature))
-        try:
-            yield
-        finally:
-            _CALL.reset(token)
-
-    def _check_rule(self, rule: Rule) -> None:
-        if rule.needs_reference and self.reference is None:
-            raise RuleError(f"Rule {rule} needs the reference model; the pair has none. Give one: reference=...")
 
     # ------------------------------------------------------------------ running
 
@@ -329,33 +275,6 @@ class KadForCausalLM(PreTrainedModel, GenerationMixin):
 
     def get_output_embeddings(self) -> None:
         """None: log pi is not a linear function of one hidden state."""
-
-
-def run_part(
-    model: PreTrainedModel,
-    input_ids: Tensor,
-    cache: Any = None,
-    *,
-    attention_mask: Tensor | None = None,
-    position_ids: Tensor | None = None,
-    logits_to_keep: int | Tensor = 0,
-) -> Tensor:
-    """One model's logits (batch, kept positions, vocab) on its own device, filling `cache` if there is one."""
-    device = model.device
-    known = inspect.signature(model.forward).parameters
-    options: dict[str, Any] = {"use_cache": cache is not None, "past_key_values": cache, "return_dict": True}
-    if attention_mask is not None:
-        options["attention_mask"] = attention_mask.to(device)
-    if position_ids is not None and "position_ids" in known:
-        options["position_ids"] = position_ids.to(device)
-    if "logits_to_keep" in known:
-        options["logits_to_keep"] = logits_to_keep
-    logits: Tensor = model(input_ids.to(device), **options).logits
-    if "logits_to_keep" in known:
-        return logits
-    if isinstance(logits_to_keep, Tensor):
-        return logits[:, logits_to_keep.to(device)]
-    return logits[:, -logits_to_keep:] if logits_to_keep else logits
 
 
 _FORWARD = frozenset(inspect.signature(KadForCausalLM.forward).parameters) - {"self"}

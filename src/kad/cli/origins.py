@@ -87,7 +87,7 @@ def _logits(model: KadForCausalLM, prompt_ids: Tensor, token_ids: list[int]) -> 
     """Both models' logits (positions, vocab) at the positions that predict the tokens, chunk by chunk."""
     import torch
 
-    from kad.modeling import run_part
+    from kad.parts import run_part
     from kad.vocabulary import trim
 
     caches = model.make_cache()

@@ -45,7 +45,7 @@ def score(
     """
     from transformers import DynamicCache
 
-    from kad.modeling import run_part
+    from kad.parts import run_part
     from kad.vocabulary import trim
 
     parts = {**model.parts, **(others or {})}

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kad.cli import options
-from kad.errors import UsageError
+from kad.cli import loading, stdio
 
 if TYPE_CHECKING:
     from kad.evaluation.evaluate import Plan
@@ -101,7 +100,7 @@ def pair_models(
     from kad.references import ModelReference
 
     if base is not None or aligned is not None:
-        options.check_sources(pair, base, aligned, reference)
+        loading.check_sources(pair, base, aligned, reference)
         named = {"base": base, "aligned": aligned, "reference": reference}
         models = {role: ModelReference.parse(name) for role, name in named.items() if name is not None}
         return models, 1.0, "dual:threshold=0.4"
@@ -131,14 +130,13 @@ def make_plan(
     Raises:
         UsageError: options that contradict each other or a value out of its range.
     """
-    options.quiet_transformers()
+    loading.quiet_transformers()
     from kad.evaluation.evaluate import Plan
 
     models, temperature, _ = pair_models(pair, base, aligned, reference)
     load_options: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
+    loading.check_dtype(dtype)
     if dtype is not None:
-        if dtype not in options.DTYPES:
-            raise UsageError(f"Unknown --dtype {dtype!r}. Choose from: {', '.join(options.DTYPES)}.")
         load_options["dtype"] = dtype
     if device == "auto":
         load_options["device_map"] = "auto"
@@ -174,14 +172,14 @@ def show_report(report: Report, folder: Path | None, as_json: bool, **more: Any)
 
     if folder is not None:
         for path in write_report(report, folder):
-            options.message(f"wrote {path}")
+            stdio.message(f"wrote {path}")
     if as_json:
-        options.print_json({**report.to_dict(), **more})
+        stdio.print_json({**report.to_dict(), **more})
         return
-    console = options.stdout()
+    console = stdio.stdout()
     console.print(tables.terminal_table(report.rows, console.width))
     for note in report.notes:
-        options.message(f"note: {note}")
+        stdio.message(f"note: {note}")
 
 
 @contextmanager
@@ -203,7 +201,7 @@ def _progress() -> Iterator[Callable[[Settings], Callable[[str, int], None]]]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=options.stderr()) as bar:
+    with Progress(*columns, console=stdio.stderr()) as bar:
 
         def start(settings: Settings) -> Callable[[str, int], None]:
             from kad.evaluation.run import total_samples

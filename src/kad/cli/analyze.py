@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kad.cli import options
+from kad.cli import loading, options, stdio
 from kad.errors import UsageError
 
 if TYPE_CHECKING:
@@ -88,21 +88,21 @@ def command(
     from kad.rules import Primal, parse_rule
 
     others = [parse_rule(rule) for rule in compare or ()]
-    model = options.load_model(
+    model = loading.load_model(
         pair, base, aligned, dtype=dtype, device=device, trust_remote_code=trust_remote_code
     )  # fmt: skip
-    tokenizer = options.load_tokenizer(model)
+    tokenizer = loading.load_tokenizer(model)
     questions = load_questions(tokenizer, task, prompts, data_dir, limit)
 
     from kad.report.analysis import accuracies, approximation_on, summarise
     from kad.report.answers import answer
 
-    options.message(f"answering {len(questions)} questions under {Primal(budget)}")
+    stdio.message(f"answering {len(questions)} questions under {Primal(budget)}")
     text = answer(
         model, tokenizer, questions, Primal(budget),
         max_new_tokens=max_new_tokens, batch_size=batch_size, sampled=sampled, seed=seed,
     )  # fmt: skip
-    options.message(f"solving the knapsacks of {text.tokens} positions")
+    stdio.message(f"solving the knapsacks of {text.tokens} positions")
     rows = approximation_on(model, text.answers, budget=budget, threshold=threshold)
     result: dict[str, Any] = {
         "task": str(prompts or task or "tiny"),
@@ -116,14 +116,14 @@ def command(
         result["accuracy"] = accuracies(
             model, tokenizer, questions, budget=budget, threshold=threshold,
             max_new_tokens=max_new_tokens, batch_size=batch_size, sampled=sampled, seed=seed,
-            others=others, progress=options.message,
+            others=others, progress=stdio.message,
         )  # fmt: skip
     if output is not None:
         output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if as_json:
-        options.print_json(result)
+        stdio.print_json(result)
     else:
-        options.stdout().print(tables(result))
+        stdio.stdout().print(tables(result))
 
 
 def check_source(task: str | None, prompts: Path | None) -> None:

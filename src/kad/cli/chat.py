@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kad.cli import drafting, options, sampling
+from kad.cli import drafting, loading, options, sampling, stdio
 from kad.errors import KadError
 
 if TYPE_CHECKING:
@@ -54,12 +54,12 @@ def command(
     settings = sampling.Sampling(
         max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, tuple(stop or ()), seed
     )
-    with options.stderr().status("Loading the models ..."):
-        model = options.load_model(
+    with stdio.stderr().status("Loading the models ..."):
+        model = loading.load_model(
             pair, base, aligned, reference, rule,
             dtype=dtype, device=device, deferral_temperature=deferral_temperature, trust_remote_code=trust_remote_code,
         )  # fmt: skip
-        tokenizer = options.load_tokenizer(model)
+        tokenizer = loading.load_tokenizer(model)
         from kad.cli.conversation import Conversation
 
         plan = drafting.plan(model, draft_tokens)
@@ -73,13 +73,13 @@ def command(
 
 
 def _interactive(talk: Conversation) -> None:
-    options.message(f"{talk.describe()}\n/help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves.\n")
+    stdio.message(f"{talk.describe()}\n/help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves.\n")
     for line in _lines():
         try:
             if not talk.take(line):
                 break
         except KadError as error:
-            options.message(f"{error}\n")
+            stdio.message(f"{error}\n")
 
 
 def _lines() -> Iterator[str]:
@@ -90,13 +90,13 @@ def _lines() -> Iterator[str]:
         try:
             line = input("› ")
         except EOFError:
-            options.message("")
+            stdio.message("")
             return
         except KeyboardInterrupt:
             if interrupted:
                 raise
             interrupted = True
-            options.message("\nCtrl-C once more, or Ctrl-D, leaves.")
+            stdio.message("\nCtrl-C once more, or Ctrl-D, leaves.")
             continue
         interrupted = False
         yield line

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from kad.cli import options, origins, results
+from kad.cli import origins, results, stdio
 from kad.cli.drafting import Plan
 from kad.cli.prompts import encode_chat
 from kad.cli.running import Answer, Interrupt, generate
@@ -48,7 +48,7 @@ class Conversation:
     def describe(self) -> str:
         """The models and the rule, in one line."""
         parts = self.model.config.model_references()
-        return f"{options.shown(parts['base'])} aligned by {options.shown(parts['aligned'])}, {self.model.rule}"
+        return f"{stdio.shown(parts['base'])} aligned by {stdio.shown(parts['aligned'])}, {self.model.rule}"
 
     def take(self, line: str) -> bool:
         """A line that was typed: a message, or a command. False when it asks to leave.
@@ -92,7 +92,7 @@ class Conversation:
         """/rule [RULE]     switch to this rule from the next answer on, or show the one in force"""
         if rule:
             self.model.rule = rule
-        options.message(f"rule: {self.model.rule}\n")
+        stdio.message(f"rule: {self.model.rule}\n")
 
     def set_system(self, text: str) -> None:
         """/system [TEXT]   set the system message (none: drop it) and start a new conversation"""
@@ -102,7 +102,7 @@ class Conversation:
     def clear(self, _: str) -> None:
         """/clear           start a new conversation"""
         self.turns, self.last = [], None
-        options.message("A new conversation.\n")
+        stdio.message("A new conversation.\n")
 
     def show_statistics(self, _: str) -> None:
         """/stats           speed and speculation of the last answer"""
@@ -117,7 +117,7 @@ class Conversation:
     def show_help(self, _: str) -> None:
         """/help            this list"""
         lines = [(command.__doc__ or "").strip() for command in _COMMANDS.values()]
-        options.message("\n".join([*lines, "/quit            leave (also Ctrl-D)", ""]))
+        stdio.message("\n".join([*lines, "/quit            leave (also Ctrl-D)", ""]))
 
     def _last(self) -> tuple[Tensor, Answer]:
         if self.last is None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kad.cli import analyze, options
+from kad.cli import analyze, loading, options, stdio
 
 EXAMPLES = (
     "kad figures -o figures",
@@ -51,10 +51,10 @@ def command(
     from kad.report.plots import require_pyplot, write_figures
 
     require_pyplot()  # a missing matplotlib is worth knowing before the models run
-    model = options.load_model(
+    model = loading.load_model(
         pair, base, aligned, reference, dtype=dtype, device=device, trust_remote_code=trust_remote_code
     )
-    tokenizer = options.load_tokenizer(model)
+    tokenizer = loading.load_tokenizer(model)
     questions = analyze.load_questions(tokenizer, task, prompts, data_dir, limit)
 
     from kad.report.figures import Settings, collect
@@ -66,13 +66,13 @@ def command(
         questions,
         target=_target(target or ("tiny:big-aligned" if embedded else None), model),
         settings=Settings(max_new_tokens=max_new_tokens, batch_size=batch_size, budget=budget),
-        progress=options.message,
+        progress=stdio.message,
     )
     paths = write_figures(figures, output)
     if "3-entropy-difference" not in figures:
-        options.message("No figure 3: it needs the big aligned model, --target MODEL.")
+        stdio.message("No figure 3: it needs the big aligned model, --target MODEL.")
     if as_json:
-        options.print_json({"files": [str(path) for path in paths], "figures": figures})
+        stdio.print_json({"files": [str(path) for path in paths], "figures": figures})
     else:
         for path in paths:
             typer.echo(path)

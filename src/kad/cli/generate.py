@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from kad.cli import drafting, options, sampling
+from kad.cli import drafting, loading, options, sampling, stdio
 from kad.cli.prompts import encode_chat, encode_text, read_prompt
 from kad.errors import UsageError
 
@@ -77,11 +77,11 @@ def command(
     if as_json and color:
         raise UsageError("Give --json or --color, not both; the JSON holds the origin shares.")
     started = time.perf_counter()
-    model = options.load_model(
+    model = loading.load_model(
         pair, base, aligned, reference, rule,
         dtype=dtype, device=device, deferral_temperature=deferral_temperature, trust_remote_code=trust_remote_code,
     )  # fmt: skip
-    tokenizer = options.load_tokenizer(model)
+    tokenizer = loading.load_tokenizer(model)
     prompt_ids = encode_text(tokenizer, text) if raw else encode_chat(tokenizer, messages(system, text), thinking)
     loaded = time.perf_counter() - started
 
@@ -91,7 +91,7 @@ def command(
     if as_json:
         answer = run()
         found = results.as_dict(model, tokenizer, answer, results.origins_of(model, prompt_ids, answer), loaded)
-        options.print_json(found | (results.speed_up(model, prompt_ids, answer) if stats else {}))
+        stdio.print_json(found | (results.speed_up(model, prompt_ids, answer) if stats else {}))
         return
     if color:
         origins.require(model)

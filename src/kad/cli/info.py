@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from kad.cli import options
+from kad.cli import loading, options, stdio
 from kad.errors import PairError, UsageError, VocabularyError
 
 if TYPE_CHECKING:
@@ -66,10 +66,10 @@ def command(
     Everything comes from configurations and tokenizers; no weights are loaded. Instead of a pair you can name models,
     to see whether they would make one.
     """
-    options.check_sources(pair, base, aligned, reference)
+    loading.check_sources(pair, base, aligned, reference)
     if pair is None and base is None:
         raise UsageError("kad info needs a pair (a folder, a hub id or tiny), or --base and --aligned.")
-    options.quiet_transformers()
+    loading.quiet_transformers()
     config = _configuration(pair, base, aligned, reference)
     references = config.model_references()
     models = {role: _describe(reference_) for role, reference_ in references.items()}
@@ -83,9 +83,9 @@ def command(
         "draft_cost": models["aligned"].parameters / models["base"].parameters,
     }
     if as_json:
-        options.print_json(found)
+        stdio.print_json(found)
     else:
-        options.stdout().print(_render(found, models))
+        stdio.stdout().print(_render(found, models))
 
 
 def _configuration(pair: str | None, base: str | None, aligned: str | None, reference: str | None) -> KadConfig:
@@ -110,7 +110,7 @@ def _describe(reference: ModelReference) -> Model:
     dtype = _dtype(reference, config)
     architecture, parameters = _count(config)
     return Model(
-        name=options.shown(reference),
+        name=stdio.shown(reference),
         architecture=architecture,
         parameters=parameters,
         dtype=str(dtype).removeprefix("torch."),

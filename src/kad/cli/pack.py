@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.syntax import Syntax
 from rich.text import Text
 
-from kad.cli import options
+from kad.cli import loading, options, stdio
 from kad.errors import UsageError
 
 if TYPE_CHECKING:
@@ -103,11 +103,11 @@ def command(
         "aligned": (aligned, aligned_dtype, aligned_gguf_file, aligned_subfolder, aligned_option),
         "reference": (reference, reference_dtype, reference_gguf_file, reference_subfolder, reference_option),
     }
-    options.check_composition(rule, deferral_temperature)
-    options.quiet_transformers()
+    loading.check_composition(rule, deferral_temperature)
+    loading.quiet_transformers()
     from kad import pairs
 
-    options.check_dtype(dtype)
+    loading.check_dtype(dtype)
     references = {}
     for role, (name, own_dtype, gguf_file, subfolder, others) in own.items():
         if name is not None:
@@ -118,9 +118,9 @@ def command(
             raise UsageError(f"There are loading options for the {role} model, but no --{role}.")
     config = pairs.pack(references, output, rule=rule, deferral_temperature=deferral_temperature)
     if as_json:
-        options.print_json(_as_dict(output, config))
+        stdio.print_json(_as_dict(output, config))
     else:
-        options.stdout().print(_how_to_load(output, config), soft_wrap=True)
+        stdio.stdout().print(_how_to_load(output, config), soft_wrap=True)
 
 
 def _reference(
@@ -134,7 +134,7 @@ def _reference(
 ) -> ModelReference:
     from kad.references import ModelReference
 
-    options.check_dtype(dtype, f"--{role}-dtype")
+    loading.check_dtype(dtype, f"--{role}-dtype")
     named = {"dtype": dtype, "gguf_file": gguf_file, "subfolder": subfolder}
     kwargs: dict[str, Any] = {key: value for key, value in named.items() if value is not None}
     kwargs.update(_parse_option(role, text) for text in others)

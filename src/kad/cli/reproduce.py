@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from kad.cli import _evaluation as shared
-from kad.cli import options
+from kad.cli import options, stdio
 from kad.errors import UsageError
 
 EXAMPLES = (
@@ -43,7 +43,7 @@ def command(
 
     chosen = preset(name)
     for line in describe(name):
-        options.message(line)
+        stdio.message(line)
     if dry_run:
         return
     from kad.evaluation.methods import parse_method

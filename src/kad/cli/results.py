@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from kad.cli import options, origins
+from kad.cli import origins, stdio
 from kad.cli.prompts import context_length
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def show(run: Callable[..., Answer], stream: bool) -> Answer:
 
 def show_origins(model: KadForCausalLM, tokenizer: Any, prompt_ids: Tensor, run: Callable[..., Answer]) -> Answer:
     """Generate, then print the text in the colours of its origins, the legend on standard error."""
-    with options.stderr().status("Generating ...", spinner="dots") as status:
+    with stdio.stderr().status("Generating ...", spinner="dots") as status:
         pieces: list[str] = []
 
         def follow(piece: str) -> None:
@@ -55,8 +55,8 @@ def print_origins(model: KadForCausalLM, tokenizer: Any, prompt_ids: Tensor, ans
     """The text in the colours of its origins under the rule in force, the legend on standard error."""
     found = origins_of(model, prompt_ids, answer)
     if found is not None:
-        options.stdout().print(origins.render(tokenizer, answer.token_ids, found), soft_wrap=True)
-        options.stderr().print(origins.legend(found), soft_wrap=True)
+        stdio.stdout().print(origins.render(tokenizer, answer.token_ids, found), soft_wrap=True)
+        stdio.stderr().print(origins.legend(found), soft_wrap=True)
 
 
 def origins_of(model: KadForCausalLM, prompt_ids: Tensor, answer: Answer) -> Origins | None:
@@ -69,7 +69,7 @@ def origins_of(model: KadForCausalLM, prompt_ids: Tensor, answer: Answer) -> Ori
 def remark(answer: Answer) -> None:
     """Say on standard error why a text ended where it did, unless it simply was finished."""
     if answer.finish_reason in _REMARKS:
-        options.message(f"[{_REMARKS[answer.finish_reason].format(tokens=len(answer.token_ids))}]")
+        stdio.message(f"[{_REMARKS[answer.finish_reason].format(tokens=len(answer.token_ids))}]")
 
 
 def as_dict(
@@ -92,7 +92,7 @@ def as_dict(
         "timings": {"load": load_seconds, "first_token": answer.first_token, "generate": answer.seconds},
         "rule": str(model.rule),
         "deferral_temperature": model.composition.deferral_temperature,
-        "models": {role: options.shown(part) for role, part in model.config.model_references().items()},
+        "models": {role: stdio.shown(part) for role, part in model.config.model_references().items()},
         "seed": answer.seed,
         **speculation(answer),
     }
@@ -141,7 +141,7 @@ def show_statistics(model: KadForCausalLM, prompt_ids: Tensor, answer: Answer) -
     table.add_column()
     for name, value in rows:
         table.add_row(name, value)
-    options.stderr().print(table)
+    stdio.stderr().print(table)
 
 
 def statistics_rows(model: KadForCausalLM, answer: Answer) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from kad.cli import options
+from kad.cli import options, stdio
 
 if TYPE_CHECKING:
     from kad.rules import Rule
@@ -34,9 +34,9 @@ def command(as_json: options.Json = False) -> None:
 
     described = [describe(rule) for rule in registry().values()]
     if as_json:
-        options.print_json({"rules": described})
+        stdio.print_json({"rules": described})
     else:
-        options.stdout().print(_table(described))
+        stdio.stdout().print(_table(described))
 
 
 def describe(rule: type[Rule]) -> dict[str, Any]:

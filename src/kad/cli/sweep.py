@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from kad.cli import _evaluation as shared
-from kad.cli import options
+from kad.cli import options, stdio
 
 EXAMPLES = (
     "kad sweep --rule dual --grid 0.1:0.9:0.1 --tasks kad_tiny_development --out runs/thresholds",
@@ -89,7 +89,7 @@ def command(
     for task in settings.tasks:
         curve = [(point.value, rows[task.name, point.method.name]) for point in points]
         path = write_curve(curve, points[0].parameter, out / "report" / f"{task.name}-curve.svg")
-        options.message(f"wrote {path}")
+        stdio.message(f"wrote {path}")
         curves[task.name] = [
             {"value": value, "strict": row.accuracy["strict"].estimate, "throughput": row.throughput}
             for value, row in curve

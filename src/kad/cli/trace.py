@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kad.cli import drafting, options, sampling
+from kad.cli import drafting, loading, options, sampling, stdio
 from kad.cli.prompts import encode_chat, encode_text, read_prompt
 from kad.errors import UsageError
 
@@ -90,11 +90,11 @@ def command(
     if raw and (system is not None or thinking is not None):
         raise UsageError("--raw uses no chat template: --system and --thinking would do nothing.")
     answer = None if text is None else read_prompt(None, text)
-    model = options.load_model(
+    model = loading.load_model(
         pair, base, aligned, reference, rule,
         dtype=dtype, device=device, deferral_temperature=deferral_temperature, trust_remote_code=trust_remote_code,
     )  # fmt: skip
-    tokenizer = options.load_tokenizer(model)
+    tokenizer = loading.load_tokenizer(model)
     messages = [{"role": "system", "content": system}] if system is not None else []
     messages.append({"role": "user", "content": question})
     prompt_ids = encode_text(tokenizer, question) if raw else encode_chat(tokenizer, messages, thinking)
@@ -158,10 +158,10 @@ def _read(path: Path) -> Trace:
 def _deliver(trace: Trace, output: Path | None, every_position: bool, as_json: bool) -> None:
     if output is not None:
         trace.save(output)
-        options.message(f"Wrote {output}: {len(trace.positions)} tokens under {trace.rule_text}.")
+        stdio.message(f"Wrote {output}: {len(trace.positions)} tokens under {trace.rule_text}.")
     if as_json:
-        options.print_json(trace.to_dict())
+        stdio.print_json(trace.to_dict())
     elif output is None:
         from kad.report.terminal import render
 
-        options.stdout().print(render(trace, every_position))
+        stdio.stdout().print(render(trace, every_position))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kad.cli import _evaluation as shared
-from kad.cli import options
+from kad.cli import options, stdio
 from kad.cli.sweep import Grid, Parameter, RuleToSweep, Speculative
 from kad.errors import UsageError
 
@@ -106,9 +106,9 @@ def command(
     chosen = str(next(point.method.rule for point in points if point.value == choice.chosen.value))
     if target is not None:
         write_rule(target, chosen)
-        options.message(f"wrote {chosen} into {target}")
+        stdio.message(f"wrote {chosen} into {target}")
     if json:
-        options.print_json({**choice.to_dict(), "rule": chosen, "written": target is not None})
+        stdio.print_json({**choice.to_dict(), "rule": chosen, "written": target is not None})
     else:
         _show(choice, metric)
 
@@ -140,4 +140,4 @@ def _show(choice: Choice, metric: str) -> None:
         if candidate.meets_floor is not None:
             cells.append(f"{100 * candidate.meets_floor:.0f} %")
         table.add_row(*cells, style="bold" if candidate == choice.chosen else None)
-    options.stdout().print(table)
+    stdio.stdout().print(table)

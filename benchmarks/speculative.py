@@ -2,7 +2,6 @@
 
 python -m benchmarks.speculative --pair tiny
 python -m benchmarks.speculative --pair cost-shaped --windows 2,4,8
-python -m benchmarks.speculative --memory
 
 (a) the base model alone; (b) the composed model, plain; (c) with `assistant_model=`; (d) kad.speculative; (e) the
 published loop. All sample at temperature 1 from the same prompts and take turns, so the machine's mood hits all alike.

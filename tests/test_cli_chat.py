@@ -10,12 +10,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 import kad
@@ -23,19 +21,12 @@ from conftest import make_tokenizer
 from kad.cli.conversation import Conversation, stoppable
 from kad.cli.drafting import Plan
 from kad.cli.main import app
+from kad.cli.past import Past
 from kad.cli.sampling import Sampling
 from kad.errors import RuleError, UsageError
 
 ANN = "Ann has 5 pens. She buys 8 more. How many pens does she have now?"
 BEN = "Ben has 40 coins. He spends 13. How many coins are left?"
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def chat(*lines: str, options: tuple[str, ...] = (), code: int = 0) -> Any:
@@ -130,6 +121,63 @@ def decoded(talk: Conversation) -> str:
     text = talk.tokenizer.decode(talk.last[0][0], skip_special_tokens=True)
     assert isinstance(text, str)
     return text
+
+
+PLANS = pytest.mark.parametrize("plan", [Plan(None, "as asked"), Plan(3, "as asked")], ids=["plain", "speculative"])
+
+
+@PLANS
+def test_a_turn_reads_only_what_is_new(talk: Conversation, plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
+    talk.plan = plan
+    read: dict[str, list[int]] = {"base": [], "aligned": []}
+    for role, lengths in read.items():
+        talk.model.parts[role].register_forward_pre_hook(lambda _, args, seen=lengths: seen.append(args[0].shape[-1]))
+    before: list[int] = []
+    asked = 0
+    for line in ("Hi", "And now?", "So?"):
+        talk.take(line)
+        assert talk.last is not None
+        prompt, answer = talk.last[0][0].tolist(), talk.last[1].token_ids
+        # The answer is read anew from where its text has other tokens than were drawn.
+        known = next((i for i, (a, b) in enumerate(zip(before, prompt, strict=False)) if a != b), len(before))
+        assert known >= asked
+        # Speculation: the base model checks the first drafts in the pass that reads the prompt.
+        assert read["aligned"][0] == len(prompt) - known
+        assert read["base"][0] == len(prompt) - known + (plan.draft_tokens or 0)
+        before, asked = (prompt + answer)[:-1], len(prompt)
+        for lengths in read.values():
+            lengths.clear()
+
+
+@PLANS
+def test_what_the_models_have_read_changes_no_answer(
+    talk: Conversation, plan: Plan, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Through rules that need the reference model and rules that do not, and through a new conversation."""
+    talk.plan = plan
+    lines = [
+        "/rule dual:threshold=0.2",
+        "Hi",
+        "And?",
+        "/rule implicit_reward",
+        "So?",
+        "Why?",
+        "/rule dual:threshold=0.2",
+    ]
+
+    def answers(*, remember: bool) -> list[list[int]]:
+        talk.take("/clear")
+        found = []
+        for line in [*lines, "How?", "/system Be kind", "Hi", "Ho"]:
+            talk.past = talk.past if remember else Past()
+            talk.take(line)
+            if not line.startswith("/"):
+                assert talk.last is not None
+                found.append(talk.last[1].token_ids)
+        talk.take("/system")
+        return found
+
+    assert answers(remember=True) == answers(remember=False)
 
 
 def test_ctrl_c_stops_the_answer_and_keeps_what_there_is(talk: Conversation, monkeypatch: pytest.MonkeyPatch) -> None:

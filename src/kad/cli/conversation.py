@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from kad.cli import origins, results, stdio
 from kad.cli.drafting import Plan
+from kad.cli.past import Past
 from kad.cli.prompts import encode_chat
 from kad.cli.running import Answer, Interrupt, generate
 from kad.cli.sampling import Sampling
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Conversation:
-    """A conversation of several turns. Every turn goes through the chat template as a whole."""
+    """A conversation of several turns. Each goes through the chat template as a whole; the models read what is new."""
 
     def __init__(
         self,
@@ -44,6 +45,7 @@ class Conversation:
         self.thinking = thinking
         self.turns: list[dict[str, str]] = []
         self.last: tuple[Tensor, Answer] | None = None
+        self.past = Past()
 
     def describe(self) -> str:
         """The models and the rule, in one line."""
@@ -75,7 +77,7 @@ class Conversation:
         with stoppable() as interrupt:
             answer = generate(
                 self.model, self.tokenizer, prompt_ids, self.sampling, self.plan,
-                write=results.write, interrupt=interrupt,
+                write=results.write, interrupt=interrupt, past=self.past,
             )  # fmt: skip
         results.write("\n\n")
         results.remark(answer)

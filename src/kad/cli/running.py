@@ -14,6 +14,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from kad.cli.drafting import Plan
+from kad.cli.past import Past
 from kad.cli.prompts import Detokenizer, decode, room
 from kad.cli.sampling import Sampling, end_tokens
 from kad.speculation import SpeculationStatistics
@@ -108,8 +109,11 @@ def generate(
     *,
     write: Callable[[str], None] = lambda piece: None,
     interrupt: Interrupt | None = None,
+    past: Past | None = None,
 ) -> Answer:
     """Generate after `prompt_ids` (1, positions), handing text to `write` as it arrives.
+
+    What `past` remembers of the prompt is not read again, and it then remembers this generation.
 
     Raises:
         UsageError: the prompt fills the models' context. Else as `model.generate`.
@@ -119,11 +123,15 @@ def generate(
     sampling = sampling.seeded() if config.do_sample else sampling
     if config.do_sample and sampling.seed is not None:
         torch.manual_seed(sampling.seed)
+    if config.cache_implementation is not None:
+        past = None  # such caches are made for one call
+    config.return_dict_in_generate = past is not None
     prompt_ids = prompt_ids.to(model.base.device)
     stream = Stream(tokenizer, write)
     statistics = SpeculationStatistics()
-    output: Tensor = model.generate(
+    output = model.generate(
         prompt_ids,
+        past_key_values=past.take(model, prompt_ids) if past is not None else None,
         attention_mask=torch.ones_like(prompt_ids),
         generation_config=config,
         streamer=stream,
@@ -132,7 +140,10 @@ def generate(
         **plan.options(statistics),
     )
     seconds = time.perf_counter() - stream.started
-    token_ids: list[int] = output[0, prompt_ids.shape[-1] :].tolist()
+    sequences: Tensor = output if past is None else output.sequences
+    if past is not None:
+        past.keep(output.past_key_values, sequences)
+    token_ids: list[int] = sequences[0, prompt_ids.shape[-1] :].tolist()
     text = decode(tokenizer, token_ids)
     return Answer(
         prompt_tokens=prompt_ids.shape[-1],

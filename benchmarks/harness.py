@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import random
 import statistics
 import subprocess
 import sys
@@ -20,16 +21,16 @@ RESULTS = Path(__file__).parent / "results"
 def alternate(candidates: Mapping[str, Callable[[], object]], repeats: int, warm_up: int = 3) -> dict[str, list[float]]:
     """Seconds of every candidate, `repeats` times each, taken in turn so that the machine's mood hits all alike.
 
-    Each round starts with another candidate, so that none always follows the same one and finds its caches.
+    Each round has an order of its own, so that none always follows the same one and finds its caches.
     """
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(warm_up):
         for run in candidates.values():
             run()
-    order = list(candidates.items())
-    for turn in range(repeats):
-        start_at = turn % len(order)
-        for name, run in order[start_at:] + order[:start_at]:
+    order, shuffle = list(candidates.items()), random.Random(0).shuffle
+    for _ in range(repeats):
+        shuffle(order)
+        for name, run in order:
             start = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - start)

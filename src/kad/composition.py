@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kad.distribution import Distribution
+from kad.distribution import Distribution, log_probabilities
 from kad.errors import RuleError, VocabularyError
 from kad.rules import CascadeRule, ProductRule, Rule, ThresholdRule
 
@@ -74,10 +74,15 @@ def compose(
         LogitsError: NaN, +inf or a row of only -inf. VocabularyError: shapes that differ. RuleError: a rule that needs
         the reference model without it, or a deferral temperature that is not positive.
     """
-    base, aligned, reference = distributions(
-        rule, base_logits, aligned_logits, reference_logits, deferral_temperature=deferral_temperature
-    )
-    return compose_distributions(rule, base, aligned, reference)
+    logits = _inputs(rule, base_logits, aligned_logits, reference_logits, deferral_temperature)
+    if isinstance(rule, ThresholdRule):
+        base = Distribution.from_logits(logits["base_logits"], "base_logits")
+        if rule.reads_aligned:
+            aligned = Distribution.from_logits(logits["aligned_logits"], "aligned_logits")
+            return _compose_head(base, rule.cutoff(base, aligned), aligned.log_probs())
+        log_q = log_probabilities(logits["aligned_logits"], "aligned_logits")
+        return _compose_head(base, rule.cutoff(base, base), log_q)
+    return _compose_dense(rule, *(log_probabilities(values, name) for name, values in logits.items()))
 
 
 def distributions(
@@ -89,26 +94,8 @@ def distributions(
     deferral_temperature: float = 1.0,
 ) -> tuple[Distribution, Distribution, Distribution | None]:
     """Check and normalise the models' logits for `rule`: (base, aligned, reference or None). Errors as `compose`."""
-    if not 0.0 < deferral_temperature < float("inf"):
-        raise RuleError(f"deferral_temperature must be a positive number, but is {deferral_temperature!r}.")
-    if rule.needs_reference and reference_logits is None:
-        raise RuleError(f"Rule {rule} needs the reference model's logits (reference_logits), but got none.")
-    named = {"base_logits": base_logits, "aligned_logits": aligned_logits}
-    if rule.needs_reference and reference_logits is not None:
-        named["reference_logits"] = reference_logits
-    if len({tuple(logits.shape) for logits in named.values()}) > 1:
-        shapes = ", ".join(f"{name} {tuple(logits.shape)}" for name, logits in named.items())
-        raise VocabularyError(
-            f"The models' logits must have one shape (..., vocab), but are: {shapes}. "
-            "Trim padded vocabularies to the common size first (kad.vocabulary.trim)."
-        )
-    dtype = torch.float32
-    for logits in named.values():
-        dtype = torch.promote_types(dtype, logits.dtype)
-    rows = []
-    for name, logits in named.items():
-        scaled = logits if deferral_temperature == 1.0 else logits.to(dtype) / deferral_temperature
-        rows.append(Distribution.from_logits(scaled.to(dtype), name))
+    logits = _inputs(rule, base_logits, aligned_logits, reference_logits, deferral_temperature)
+    rows = [Distribution.from_logits(values, name) for name, values in logits.items()]
     return rows[0], rows[1], rows[2] if len(rows) > 2 else None
 
 
@@ -117,18 +104,9 @@ def compose_distributions(
 ) -> Tensor:
     """log pi (..., vocab) from distributions that are already normalised; see `compose`."""
     if isinstance(rule, ThresholdRule):
-        return _compose_threshold(rule, base, aligned)
-    if isinstance(rule, CascadeRule):
-        log_p, log_q = base.log_probs(), aligned.log_probs()
-        keep = rule.keep(log_p, log_q)
-        return _mix(log_p, log_q, keep.log(), _deferred(log_p, keep).log())
-    if isinstance(rule, ProductRule):
-        if reference is None:
-            raise RuleError(f"Rule {rule} needs the reference model, but got none.")
-        weights = rule.combine(base.log_probs(), aligned.log_probs(), reference.log_probs())
-        product = Distribution.from_logits(weights, f"the product of the models' probabilities under {rule}")
-        return product.log_probs()
-    raise RuleError(f"{type(rule).__name__} is neither a CascadeRule nor a ProductRule: derive it from one of them.")
+        return _compose_head(base, rule.cutoff(base, aligned), aligned.log_probs())
+    rows = (base, aligned) if reference is None else (base, aligned, reference)
+    return _compose_dense(rule, *(row.log_probs() for row in rows))
 
 
 def deferred_mass(rule: Rule, base_logits: Tensor, aligned_logits: Tensor) -> Tensor:
@@ -191,18 +169,61 @@ def residual_of(kept: Kept) -> Residual:
     return Residual(kept.row[positive], kept.token[positive], weight[positive])
 
 
-def _compose_threshold(rule: ThresholdRule, base: Distribution, aligned: Distribution) -> Tensor:
-    """log pi = log alpha + log q*, corrected at the few kept tokens; log p where every token is kept."""
-    shape, base, aligned = base.logits.shape, base.flat(), aligned.flat()
-    cutoff = rule.cutoff(base, aligned)
+def _inputs(
+    rule: Rule, base: Tensor, aligned: Tensor, reference: Tensor | None, deferral_temperature: float
+) -> dict[str, Tensor]:
+    """The logits that the rule needs by name, of one shape and precision, over the deferral temperature."""
+    if not 0.0 < deferral_temperature < float("inf"):
+        raise RuleError(f"deferral_temperature must be a positive number, but is {deferral_temperature!r}.")
+    if rule.needs_reference and reference is None:
+        raise RuleError(f"Rule {rule} needs the reference model's logits (reference_logits), but got none.")
+    named = {"base_logits": base, "aligned_logits": aligned}
+    if rule.needs_reference and reference is not None:
+        named["reference_logits"] = reference
+    if len({tuple(logits.shape) for logits in named.values()}) > 1:
+        shapes = ", ".join(f"{name} {tuple(logits.shape)}" for name, logits in named.items())
+        raise VocabularyError(
+            f"The models' logits must have one shape (..., vocab), but are: {shapes}. "
+            "Trim padded vocabularies to the common size first (kad.vocabulary.trim)."
+        )
+    dtype = torch.float32
+    for logits in named.values():
+        dtype = torch.promote_types(dtype, logits.dtype)
+    if deferral_temperature != 1.0:
+        named = {name: logits.to(dtype) / deferral_temperature for name, logits in named.items()}
+    return {name: logits.to(dtype) for name, logits in named.items()}
+
+
+def _compose_head(base: Distribution, cutoff: Tensor, log_q: Tensor) -> Tensor:
+    """log pi = log alpha + log q*, corrected at the few kept tokens; log p where every token is kept.
+
+    Args:
+        base: rows (..., vocab) of p.
+        cutoff: (...,), the smallest logit that is kept.
+        log_q: (..., vocab), the log-probabilities of q*; overwritten.
+    """
+    shape, base, cutoff = log_q.shape, base.flat(), cutoff.reshape(-1)
     whole = cutoff == -torch.inf
     row, token, log_alpha = base.split(cutoff.masked_fill(whole, torch.inf))
-    log_pi = aligned.logits + (log_alpha - aligned.log_z).unsqueeze(-1)
+    log_pi = log_q.reshape(base.logits.shape).add_(log_alpha.unsqueeze(-1))
     log_p = base.logits[row, token] - base.log_z[row]
     log_pi[row, token] = torch.logaddexp(log_p, log_pi[row, token])
     if bool(whole.any()):
         log_pi[whole] = base.logits[whole] - base.log_z[whole].unsqueeze(-1)
     return log_pi.reshape(shape)
+
+
+def _compose_dense(rule: Rule, log_p: Tensor, log_q: Tensor, log_r: Tensor | None = None) -> Tensor:
+    """log pi of the rules that are no thresholds, in passes over the whole rows."""
+    if isinstance(rule, CascadeRule):
+        keep = rule.keep(log_p, log_q)
+        return _mix(log_p, log_q, keep.log(), _deferred(log_p, keep).log())
+    if isinstance(rule, ProductRule):
+        if log_r is None:
+            raise RuleError(f"Rule {rule} needs the reference model, but got none.")
+        weights = rule.combine(log_p, log_q, log_r)
+        return log_probabilities(weights, f"the product of the models' probabilities under {rule}")
+    raise RuleError(f"{type(rule).__name__} is neither a CascadeRule nor a ProductRule: derive it from one of them.")
 
 
 def _mix(log_p: Tensor, log_q: Tensor, log_keep: Tensor, log_alpha: Tensor) -> Tensor:

@@ -44,17 +44,12 @@ class Distribution:
         Raises:
             LogitsError: not a float tensor, an empty vocabulary, NaN, +inf, or a row whose entries are all -inf.
         """
-        if not logits.is_floating_point() or logits.ndim == 0 or logits.shape[-1] == 0:
-            raise LogitsError(
-                f"{name} must be a float tensor of shape (..., vocab), "
-                f"but is {logits.dtype} of shape {tuple(logits.shape)}."
-            )
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = _raised(logits, name)
         block_max, block_log_z = _normalise_blocks(logits)
         log_z = block_log_z.logsumexp(dim=-1)
         # The normaliser is finite exactly where the row is a distribution: the check costs no pass over the row.
         if not bool(log_z.isfinite().all()):
-            raise LogitsError(_describe_bad_row(logits, log_z, name))
+            raise LogitsError(_describe_bad_row(logits, ~log_z.isfinite(), name))
         return cls(logits, log_z, block_max, block_log_z)
 
     @property
@@ -132,6 +127,27 @@ class Distribution:
         return tokens, self.logits[row.unsqueeze(-1), tokens]
 
 
+def log_probabilities(logits: Tensor, name: str = "logits") -> Tensor:
+    """The dense log-probabilities (..., vocab) where nothing else is wanted: one pass; errors as `from_logits`."""
+    logits = _raised(logits, name)
+    log_probs = torch.log_softmax(logits, dim=-1)
+    # A row that is no distribution is NaN throughout.
+    bad = log_probs[..., 0].isnan()
+    if bool(bad.any()):
+        raise LogitsError(_describe_bad_row(logits, bad, name))
+    return log_probs
+
+
+def _raised(logits: Tensor, name: str) -> Tensor:
+    """Logits in single precision at least."""
+    if not logits.is_floating_point() or logits.ndim == 0 or logits.shape[-1] == 0:
+        raise LogitsError(
+            f"{name} must be a float tensor of shape (..., vocab), "
+            f"but is {logits.dtype} of shape {tuple(logits.shape)}."
+        )
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
 @cache
 def _block_size_of(vocab: int) -> int:
     """The largest divisor of the vocabulary that makes good blocks, else the whole row as one block."""
@@ -153,10 +169,10 @@ def _normalise_blocks(logits: Tensor) -> tuple[Tensor, Tensor]:
     return block_max, (block_max - log_p_max).masked_fill_(block_max == -torch.inf, -torch.inf)
 
 
-def _describe_bad_row(logits: Tensor, log_z: Tensor, name: str) -> str:
-    """What is wrong with the first row whose normaliser is not finite."""
+def _describe_bad_row(logits: Tensor, bad: Tensor, name: str) -> str:
+    """What is wrong with the first of the bad rows (...,)."""
     rows = logits.reshape(-1, logits.shape[-1])
-    index = int((~log_z.isfinite()).reshape(-1).nonzero()[0, 0])
+    index = int(bad.reshape(-1).nonzero()[0, 0])
     row = rows[index]
     if bool(row.isnan().any()):
         problem = f"NaN at token {int(row.isnan().nonzero()[0, 0])}"

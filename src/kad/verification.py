@@ -237,8 +237,9 @@ def first_choice(
 ) -> tuple[Tensor, Tensor | None]:
     """argmax pi of each row (W,), from the kept tokens and q*'s own first choice `best` (W,) alone.
 
-    Off the kept tokens pi = alpha q*, so nothing there beats q*'s argmax. The arithmetic is that of `compose`, and ties
-    go to the smallest token id as in torch.argmax, so the choice is the same as that of the dense log pi.
+    Off the kept tokens pi = alpha q*, so nothing there beats q*'s argmax. The arithmetic is that of
+    `compose_distributions`, and ties go to the smallest token id as in torch.argmax, so the choice is the same as that
+    of the dense log pi.
 
     Returns:
         The choice (W,), and the deferred mass alpha (W,), None where most of the vocabulary is kept.
@@ -247,13 +248,13 @@ def first_choice(
     if wide(base, cutoff):
         return compose_distributions(rule, base, aligned).argmax(dim=-1), None
     row, token, log_alpha = base.split(cutoff)
-    shift = log_alpha - aligned.log_z
-    kept = torch.logaddexp(base.logits[row, token] - base.log_z[row], aligned.logits[row, token] + shift[row])
+    log_q = aligned.logits[row, token] - aligned.log_z[row]
+    kept = torch.logaddexp(base.logits[row, token] - base.log_z[row], log_q + log_alpha[row])
     # `best` may itself be kept: its second entry lacks p's part, is the smaller one, and never wins.
-    deferred = aligned.logits.gather(-1, best.unsqueeze(-1)).squeeze(-1) + shift
+    deferred = aligned.log_prob(best.unsqueeze(-1)).squeeze(-1) + log_alpha
     rows = torch.cat([row, torch.arange(best.shape[0], device=best.device)])
     tokens, log_pi = torch.cat([token, best]), torch.cat([kept, deferred])
-    top = torch.full_like(shift, -torch.inf).scatter_reduce_(0, rows, log_pi, "amax")
+    top = torch.full_like(log_alpha, -torch.inf).scatter_reduce_(0, rows, log_pi, "amax")
     nothing = torch.iinfo(tokens.dtype).max
     tied = torch.where(log_pi == top[rows], tokens, nothing)
     return torch.full_like(best, nothing).scatter_reduce_(0, rows, tied, "amin"), log_alpha.exp()

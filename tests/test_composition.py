@@ -158,6 +158,22 @@ def test_inputs_are_left_as_they_were() -> None:
     assert all(torch.equal(a, b) for a, b in zip(logits, copies, strict=True))
 
 
+@pytest.mark.parametrize("text", ["dual:threshold=0.1", "primal:budget=0.5", "confidence_bet", "never"])
+def test_a_threshold_rule_has_the_gradient_of_its_definition(text: str) -> None:
+    rule = kad.parse_rule(text)
+    assert isinstance(rule, CascadeRule)
+    generator = torch.Generator().manual_seed(11)
+    logits = [(2 * torch.randn(3, 40, generator=generator, dtype=DOUBLE)).requires_grad_() for _ in range(2)]
+    weights = torch.randn(3, 40, generator=generator, dtype=DOUBLE)
+    log_p, log_q = (x.log_softmax(-1) for x in logits)
+    keep = rule.keep(log_p.detach(), log_q.detach())
+    pi = keep * log_p.exp() + ((1 - keep) * log_p.exp()).sum(-1, keepdim=True) * log_q.exp()
+    expected = torch.autograd.grad((weights * pi.log()).sum(), logits)
+    found = torch.autograd.grad((weights * compose(rule, *logits)).sum(), logits)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10)
+
+
 def test_bad_input_gets_a_clear_error() -> None:
     good = torch.zeros(2, 5)
     bad = good.clone()

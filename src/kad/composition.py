@@ -81,6 +81,7 @@ def compose(
             aligned = Distribution.from_logits(logits["aligned_logits"], "aligned_logits")
             return _compose_head(base, rule.cutoff(base, aligned), aligned.log_probs())
         log_q = log_probabilities(logits["aligned_logits"], "aligned_logits")
+        # The cutoff does not look at q*, so p may stand where q* would.
         return _compose_head(base, rule.cutoff(base, base), log_q)
     return _compose_dense(rule, *(log_probabilities(values, name) for name, values in logits.items()))
 
@@ -200,12 +201,13 @@ def _compose_head(base: Distribution, cutoff: Tensor, log_q: Tensor) -> Tensor:
     Args:
         base: rows (..., vocab) of p.
         cutoff: (...,), the smallest logit that is kept.
-        log_q: (..., vocab), the log-probabilities of q*; overwritten.
+        log_q: (..., vocab), the log-probabilities of q*; overwritten unless a gradient needs them.
     """
     shape, base, cutoff = log_q.shape, base.flat(), cutoff.reshape(-1)
     whole = cutoff == -torch.inf
     row, token, log_alpha = base.split(cutoff.masked_fill(whole, torch.inf))
-    log_pi = log_q.reshape(base.logits.shape).add_(log_alpha.unsqueeze(-1))
+    log_q, log_alpha = log_q.reshape(base.logits.shape), log_alpha.unsqueeze(-1)
+    log_pi = log_q + log_alpha if log_q.requires_grad else log_q.add_(log_alpha)
     log_p = base.logits[row, token] - base.log_z[row]
     log_pi[row, token] = torch.logaddexp(log_p, log_pi[row, token])
     if bool(whole.any()):

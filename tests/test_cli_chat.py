@@ -224,9 +224,9 @@ def test_in_a_terminal(tmp_path: Path) -> None:
         assert "5 + 8 = 13" in screen.until("\n› ")
         os.write(terminal, b"/rlue\n")
         assert "Did you mean /rule?" in screen.until("\n› ")
-        os.write(terminal, b"\x03")
+        screen.interrupt()
         assert "Ctrl-C once more, or Ctrl-D, leaves." in screen.until("leaves.\n› ")
-        os.write(terminal, b"\x03")
+        screen.interrupt()
         assert process.wait(timeout=60) == 130
     finally:
         process.kill()
@@ -247,6 +247,11 @@ class Screen:
     def __init__(self, terminal: int) -> None:
         self.terminal, self.unread = terminal, ""
         self.decode = codecs.getincrementaldecoder("utf-8")("replace").decode  # a read may end inside a character
+
+    def interrupt(self) -> None:
+        """Ctrl-C, a moment after the prompt: just before it waits for keys, readline notices it at the next key only."""
+        time.sleep(1.0)
+        os.write(self.terminal, b"\x03")
 
     def until(self, mark: str, seconds: float = 120) -> str:
         """The text up to and with `mark`."""

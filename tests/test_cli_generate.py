@@ -98,8 +98,11 @@ def test_rules_change_the_text() -> None:
 def test_a_seed_repeats_a_sampled_text_and_json_names_the_seed(models: list[str]) -> None:
     sampled = as_json(generate("Hi", *models, "-t", "1.3", "--json"))
     again = as_json(generate("Hi", *models, "-t", "1.3", "--json", "--seed", sampled["seed"]))
-    other = as_json(generate("Hi", *models, "-t", "1.3", "--json", "--seed", sampled["seed"] + 1))
-    assert again["token_ids"] == sampled["token_ids"] != other["token_ids"]
+    assert again["token_ids"] == sampled["token_ids"]
+    # One other seed may by chance end the text at the same token; five do not.
+    seeds = range(sampled["seed"] + 1, sampled["seed"] + 6)
+    others = [as_json(generate("Hi", *models, "-t", "1.3", "--json", "--seed", seed)) for seed in seeds]
+    assert any(other["token_ids"] != sampled["token_ids"] for other in others)
     assert as_json(generate("Hi", *models, "--json"))["seed"] is None  # greedy
 
 

@@ -249,7 +249,7 @@ class Screen:
         self.decode = codecs.getincrementaldecoder("utf-8")("replace").decode  # a read may end inside a character
 
     def interrupt(self) -> None:
-        """Ctrl-C, a moment after the prompt: just before it waits for keys, readline notices it at the next key only."""
+        """Ctrl-C, a moment after the prompt: until it waits for keys, readline keeps an interrupt for the next key."""
         time.sleep(1.0)
         os.write(self.terminal, b"\x03")
 

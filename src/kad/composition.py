@@ -117,9 +117,8 @@ def deferred_mass(rule: Rule, base_logits: Tensor, aligned_logits: Tensor) -> Te
         RuleError: `rule` is a product, which defers nothing. Else as `compose`.
     """
     cascade = _cascade(rule, "a deferred mass")
-    base, aligned, _ = distributions(rule, base_logits, aligned_logits)
-    log_p = base.log_probs()
-    return _deferred(log_p, cascade.keep(log_p, aligned.log_probs())).squeeze(-1)
+    log_p, log_q = _log_probs(rule, base_logits, aligned_logits)
+    return _deferred(log_p, cascade.keep(log_p, log_q)).squeeze(-1)
 
 
 def acceptance(
@@ -129,9 +128,8 @@ def acceptance(
 
     Source: Leviathan et al. 2023, with pi as the target. For cascades beta >= alpha.
     """
-    base, aligned, reference = distributions(rule, base_logits, aligned_logits, reference_logits)
-    log_pi = compose_distributions(rule, base, aligned, reference)
-    return torch.minimum(log_pi, aligned.log_probs()).exp().sum(dim=-1)
+    log_pi = compose(rule, base_logits, aligned_logits, reference_logits)
+    return torch.minimum(log_pi, log_probabilities(aligned_logits, "aligned_logits")).exp().sum(dim=-1)
 
 
 def origin_shares(rule: Rule, base_logits: Tensor, aligned_logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,8 +138,7 @@ def origin_shares(rule: Rule, base_logits: Tensor, aligned_logits: Tensor) -> tu
     The two sum to one. A token with pi_v = 0 counts as deferred: (0, 1). Cascades only.
     """
     cascade = _cascade(rule, "origin shares")
-    base, aligned, _ = distributions(rule, base_logits, aligned_logits)
-    log_p, log_q = base.log_probs(), aligned.log_probs()
+    log_p, log_q = _log_probs(rule, base_logits, aligned_logits)
     keep = cascade.keep(log_p, log_q)
     kept, deferred = keep * log_p.exp(), _deferred(log_p, keep) * log_q.exp()
     total = kept + deferred
@@ -151,11 +148,8 @@ def origin_shares(rule: Rule, base_logits: Tensor, aligned_logits: Tensor) -> tu
 
 def kept_tokens(rule: ThresholdRule, base: Distribution, aligned: Distribution) -> Kept:
     """The kept tokens {p_v >= tau} of every row, without a pass that forms probabilities."""
-    base, aligned = base.flat(), aligned.flat()
     row, token, log_alpha = base.split(rule.cutoff(base, aligned))
-    log_p = base.logits[row, token] - base.log_z[row]
-    log_q = aligned.logits[row, token] - aligned.log_z[row]
-    return Kept(row, token, log_p, log_q, log_alpha.exp())
+    return Kept(row, token, base.log_prob_at(row, token), aligned.log_prob_at(row, token), log_alpha.exp())
 
 
 def residual(rule: ThresholdRule, base: Distribution, aligned: Distribution) -> Residual:
@@ -195,6 +189,13 @@ def _inputs(
     return {name: logits.to(dtype) for name, logits in named.items()}
 
 
+def _log_probs(cascade: Rule, base: Tensor, aligned: Tensor) -> tuple[Tensor, Tensor]:
+    """(log p, log q*), in the arithmetic of `compose`: a decision at a tie must not depend on who asks."""
+    named = _inputs(cascade, base, aligned, None, 1.0)
+    log_p, log_q = (log_probabilities(values, name) for name, values in named.items())
+    return log_p, log_q
+
+
 def _compose_head(base: Distribution, cutoff: Tensor, log_q: Tensor) -> Tensor:
     """log pi = log alpha + log q*, corrected at the few kept tokens; log p where every token is kept.
 
@@ -208,8 +209,7 @@ def _compose_head(base: Distribution, cutoff: Tensor, log_q: Tensor) -> Tensor:
     row, token, log_alpha = base.split(cutoff.masked_fill(whole, torch.inf))
     log_q, log_alpha = log_q.reshape(base.logits.shape), log_alpha.unsqueeze(-1)
     log_pi = log_q + log_alpha if log_q.requires_grad else log_q.add_(log_alpha)
-    log_p = base.logits[row, token] - base.log_z[row]
-    log_pi[row, token] = torch.logaddexp(log_p, log_pi[row, token])
+    log_pi[row, token] = torch.logaddexp(base.log_prob_at(row, token), log_pi[row, token])
     if bool(whole.any()):
         log_pi[whole] = base.logits[whole] - base.log_z[whole].unsqueeze(-1)
     return log_pi.reshape(shape)

@@ -11,8 +11,7 @@ from torch import Tensor
 from kad.errors import LogitsError
 
 # The vocabulary is seen in blocks. A block's maximum and normaliser are one vectorised pass each; with them a row's
-# head is found by looking into a few blocks (comparing or sorting all of V costs several softmaxes on a CPU), the sum
-# over the vocabulary keeps its last digits (float32 summed straight through 150,000 tokens loses two of them), and the
+# head is found by looking into a few blocks (comparing or sorting all of V costs several softmaxes on a CPU), and the
 # mass outside the head is known without cancellation.
 _LARGEST_BLOCK, _SMALLEST_BLOCK = 256, 16
 # Entries of scratch memory while normalising: a few rows at a time, however many there are.
@@ -44,7 +43,7 @@ class Distribution:
         Raises:
             LogitsError: not a float tensor, an empty vocabulary, NaN, +inf, or a row whose entries are all -inf.
         """
-        logits = _raised(logits, name)
+        logits = raised(logits, name)
         block_max, block_log_z = _normalise_blocks(logits)
         log_z = block_log_z.logsumexp(dim=-1)
         # The normaliser is finite exactly where the row is a distribution: the check costs no pass over the row.
@@ -74,6 +73,11 @@ class Distribution:
     def log_prob(self, tokens: Tensor) -> Tensor:
         """Log-probabilities (..., n) of the given tokens (..., n)."""
         return self.logits.gather(-1, tokens) - self.log_z.unsqueeze(-1)
+
+    def log_prob_at(self, row: Tensor, token: Tensor) -> Tensor:
+        """Log-probabilities (n,) of entries of flattened rows, given like those that `split` finds."""
+        rows = self.flat()
+        return rows.logits[row, token] - rows.log_z[row]
 
     def flat(self) -> Distribution:
         """The same rows as one batch: logits (rows, vocab), log_z (rows,)."""
@@ -129,7 +133,7 @@ class Distribution:
 
 def log_probabilities(logits: Tensor, name: str = "logits") -> Tensor:
     """The dense log-probabilities (..., vocab) where nothing else is wanted: one pass; errors as `from_logits`."""
-    logits = _raised(logits, name)
+    logits = raised(logits, name)
     log_probs = torch.log_softmax(logits, dim=-1)
     # A row that is no distribution is NaN throughout.
     bad = log_probs[..., 0].isnan()
@@ -138,8 +142,8 @@ def log_probabilities(logits: Tensor, name: str = "logits") -> Tensor:
     return log_probs
 
 
-def _raised(logits: Tensor, name: str) -> Tensor:
-    """Logits in single precision at least."""
+def raised(logits: Tensor, name: str = "logits") -> Tensor:
+    """Logits (..., vocab) in single precision at least; LogitsError where they are no float tensor with tokens."""
     if not logits.is_floating_point() or logits.ndim == 0 or logits.shape[-1] == 0:
         raise LogitsError(
             f"{name} must be a float tensor of shape (..., vocab), "

@@ -248,8 +248,7 @@ def first_choice(
     if wide(base, cutoff):
         return compose_distributions(rule, base, aligned).argmax(dim=-1), None
     row, token, log_alpha = base.split(cutoff)
-    log_q = aligned.logits[row, token] - aligned.log_z[row]
-    kept = torch.logaddexp(base.logits[row, token] - base.log_z[row], log_q + log_alpha[row])
+    kept = torch.logaddexp(base.log_prob_at(row, token), aligned.log_prob_at(row, token) + log_alpha[row])
     # `best` may itself be kept: its second entry lacks p's part, is the smaller one, and never wins.
     deferred = aligned.log_prob(best.unsqueeze(-1)).squeeze(-1) + log_alpha
     rows = torch.cat([row, torch.arange(best.shape[0], device=best.device)])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kad.composition import compose, deferred_mass
-from kad.distribution import Distribution
+from kad.distribution import Distribution, raised
 from kad.errors import UsageError
 from kad.rules import CascadeRule, Rule, ThresholdRule
 from kad.verification import (
@@ -187,7 +187,7 @@ class DenseSampling(Policy):
     records: Records | None = None
 
     def draft(self, logits: Tensor, length: int) -> Draft:
-        log_q = self._scores(length, torch.log_softmax(_raised(logits) / self.deferral_temperature, dim=-1))
+        log_q = self._scores(length, torch.log_softmax(raised(logits) / self.deferral_temperature, dim=-1))
         row = Distribution.from_logits(log_q, "the draft's scores")
         return Draft(self._choose(row), logits, log_q=row.log_probs())
 
@@ -269,10 +269,6 @@ def _tokens(drafts: Sequence[Draft]) -> Tensor:
 
 def _stacked(drafts: Sequence[Draft]) -> Distribution:
     return stack_rows([draft.row for draft in drafts if draft.row is not None])
-
-
-def _raised(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _compose(rule: Rule, rows: Rows, deferral_temperature: float) -> Tensor:

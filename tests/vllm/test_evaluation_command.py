@@ -78,6 +78,15 @@ def test_an_engine_that_does_not_start_is_one_message(folder: Path) -> None:
     assert done.stdout == ""
 
 
+def test_engine_options_are_arguments_of_vllm(folder: Path) -> None:
+    done = evaluate(folder / "short", "vllm", "--methods", "dual", "--engine-option", "max_model_len=4096")
+    assert done.returncode == 2
+    # The tiny models have 2,048 positions, and it is vLLM that says so.
+    assert "error: vLLM starts no engine" in done.stderr
+    assert "max_model_len (4096)" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def texts_of(folder: Path) -> dict[tuple[str, str], str]:
     records = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     return {(record["method"], record["question"]): record["text"] for record in records}

@@ -69,6 +69,15 @@ BatchSize = Annotated[
 EngineOption = Annotated[
     str, typer.Option("--engine", metavar="ENGINE", help="transformers or vllm.", rich_help_panel=_RUN)
 ]
+EngineOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--engine-option",
+        metavar="KEY=VALUE",
+        help="An argument of vllm.LLM (tensor_parallel_size, max_model_len, ...), its value as JSON; may be repeated.",
+        rich_help_panel=_RUN,
+    ),
+]
 Diagnostics = Annotated[
     bool,
     typer.Option(
@@ -123,6 +132,7 @@ def make_plan(
     dtype: str | None,
     device: str | None,
     trust_remote_code: bool,
+    engine_option: list[str] | None,
     **rest: Any,
 ) -> Plan:
     """A plan from the options that name models and from the plan's own fields.
@@ -145,6 +155,7 @@ def make_plan(
         deferral_temperature=temperature if deferral_temperature is None else deferral_temperature,
         load_options=load_options,
         device=device or default_device(),
+        engine_options=dict(loading.key_and_value("--engine-option", text) for text in engine_option or ()),
         **rest,
     )
 

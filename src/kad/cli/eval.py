@@ -57,6 +57,7 @@ def command(
     max_new_tokens: shared.MaxNewTokens = None,
     batch_size: shared.BatchSize = 8,
     engine: shared.EngineOption = "transformers",
+    engine_option: shared.EngineOptions = None,
     diagnostics: shared.Diagnostics = True,
     baseline: shared.Baseline = None,
     json: options.Json = False,
@@ -90,6 +91,7 @@ def command(
         batch_size=batch_size,
         data_dir=data_dir,
         engine=engine,
+        engine_option=engine_option,
         diagnostics=diagnostics,
     )
     shared.execute(plan, out)

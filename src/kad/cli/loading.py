@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -170,3 +171,18 @@ def _place(model: KadForCausalLM, device: str | None) -> None:
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         raise KadError(f"The models cannot be moved to {target}: {reason}. Try --device cpu or auto.") from error
+
+
+def key_and_value(option: str, text: str) -> tuple[str, Any]:
+    """The two sides of KEY=VALUE, the value read as JSON, or as text if it is none.
+
+    Raises:
+        UsageError: there is no key or no "=".
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UsageError(f"{option} takes KEY=VALUE, but got {text!r}.")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value

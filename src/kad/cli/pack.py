@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -137,21 +136,11 @@ def _reference(
     loading.check_dtype(dtype, f"--{role}-dtype")
     named = {"dtype": dtype, "gguf_file": gguf_file, "subfolder": subfolder}
     kwargs: dict[str, Any] = {key: value for key, value in named.items() if value is not None}
-    kwargs.update(_parse_option(role, text) for text in others)
+    kwargs.update(loading.key_and_value(f"--{role}-option", text) for text in others)
     if trust_remote_code:
         kwargs["trust_remote_code"] = True
     reference = ModelReference.parse(name)
     return ModelReference(reference.model, reference.revision, kwargs)
-
-
-def _parse_option(role: str, text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise UsageError(f"--{role}-option takes KEY=VALUE, but got {text!r}.")
-    try:
-        return key, json.loads(value)
-    except ValueError:
-        return key, value
 
 
 def _as_dict(folder: Path, config: KadConfig) -> dict[str, Any]:

@@ -34,6 +34,7 @@ def command(
     seed: shared.RunSeed = 0,
     batch_size: shared.BatchSize = 8,
     engine: shared.EngineOption = "transformers",
+    engine_option: shared.EngineOptions = None,
     device: options.Device = None,
     dry_run: DryRun = False,
     json: options.Json = False,
@@ -69,6 +70,7 @@ def command(
         batch_size=batch_size,
         data_dir=data_dir,
         engine=engine,
+        engine_option=engine_option,
     )
     check_reachable([model.model for model in chosen.models])
     shared.execute(plan, folder)

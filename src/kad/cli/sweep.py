@@ -52,6 +52,7 @@ def command(
     max_new_tokens: shared.MaxNewTokens = None,
     batch_size: shared.BatchSize = 8,
     engine: shared.EngineOption = "transformers",
+    engine_option: shared.EngineOptions = None,
     diagnostics: shared.Diagnostics = True,
     json: options.Json = False,
 ) -> None:
@@ -80,6 +81,7 @@ def command(
         batch_size=batch_size,
         data_dir=data_dir,
         engine=engine,
+        engine_option=engine_option,
         diagnostics=diagnostics,
     )
     settings = shared.execute(plan, out)

@@ -63,6 +63,7 @@ def command(
     max_new_tokens: shared.MaxNewTokens = None,
     batch_size: shared.BatchSize = 8,
     engine: shared.EngineOption = "transformers",
+    engine_option: shared.EngineOptions = None,
     json: options.Json = False,
 ) -> None:
     """Choose a rule's parameter on development questions, show how sure the choice is, write it into the pair."""
@@ -99,6 +100,7 @@ def command(
         batch_size=batch_size,
         data_dir=data_dir,
         engine=engine,
+        engine_option=engine_option,
         diagnostics=False,
     )
     shared.execute(plan, out)

@@ -17,6 +17,8 @@ from kad.evaluation.settings import Settings, session
 from kad.evaluation.storage import RunDirectory
 from kad.references import ModelReference
 
+_SET_BY_KAD = frozenset({"model", "tokenizer", "revision", "dtype", "speculative_config"})
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -41,6 +43,7 @@ class Plan:
     batch_size: int = 8
     data_dir: Path | None = None
     engine: str = "transformers"
+    engine_options: dict[str, Any] = field(default_factory=dict)
     device: str = "cpu"
     diagnostics: bool = True
     load_options: dict[str, Any] = field(default_factory=dict)
@@ -54,6 +57,11 @@ class Plan:
             raise UsageError(f"temperature is 0 (greedy) or more, but got {self.temperature}")
         if self.engine not in ENGINES:
             raise UsageError(f"unknown engine {self.engine!r}; choose from {', '.join(ENGINES)}")
+        if self.engine_options and self.engine != "vllm":
+            raise UsageError(f"engine options are arguments of vllm.LLM; the {self.engine} engine takes none")
+        taken = sorted(self.engine_options.keys() & _SET_BY_KAD)
+        if taken:
+            raise UsageError(f"the engine option {taken[0]} is set by the models, the method and --dtype; leave it out")
         for method in self.methods:
             missing = sorted(method.needs - self.references.keys())
             if missing:
@@ -78,6 +86,7 @@ class Plan:
             deferral_temperature=self.deferral_temperature,
             batch_size=self.batch_size,
             engine=self.engine,
+            engine_options=self.engine_options,
             dtype=str(self.load_options.get("dtype", "as stored")),
             device=self.device,
             diagnostics=self.diagnostics,
@@ -130,7 +139,8 @@ def _transformers_engine(plan: Plan) -> Engine:
 def _vllm_engine(plan: Plan) -> Engine:
     from kad.evaluation.vllm_engine import VllmEngine
 
-    return VllmEngine(plan.references, plan.deferral_temperature, plan.load_options.get("dtype", "auto"))
+    dtype = plan.load_options.get("dtype", "auto")
+    return VllmEngine(plan.references, plan.deferral_temperature, dtype, plan.engine_options)
 
 
 ENGINES: dict[str, Callable[[Plan], Engine]] = {"transformers": _transformers_engine, "vllm": _vllm_engine}

@@ -10,7 +10,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ class Settings:
     deferral_temperature: float = 1.0
     batch_size: int = 8
     engine: str = "transformers"
+    engine_options: dict[str, Any] = field(default_factory=dict)
     dtype: str = "auto"
     device: str = "cpu"
     diagnostics: bool = True

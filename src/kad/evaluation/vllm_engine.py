@@ -109,7 +109,7 @@ class VllmEngine:
     def _start(self, method: Method, arguments: Mapping[str, Any]) -> Any:
         try:
             return self._llm_class(**arguments)
-        except (ValueError, RuntimeError, OSError) as error:
+        except (TypeError, ValueError, RuntimeError, OSError) as error:
             raise UsageError(
                 f"vLLM starts no engine for {method.name}: {error}\nWhere it lacks memory on a CPU, "
                 "VLLM_CPU_KVCACHE_SPACE=2 in the environment gives its KV cache 2 GiB and asks for no more."

@@ -2,18 +2,24 @@
 
 import itertools
 import json
+import random
 import re
+from collections import Counter
+from statistics import mean
 
 import pytest
 import torch
+from recipes.tiny import filler
 from recipes.tiny.__main__ import run
 from recipes.tiny.alignment import conversations
 from recipes.tiny.corpus import ROLES, TURN_END, drill_equation, shard_documents
 from recipes.tiny.finetune import encode
+from recipes.tiny.form import places, read, table
+from recipes.tiny.models import make_model
 from recipes.tiny.pretrain import load_tokenizer
 from recipes.tiny.publish import WEIGHTS
-from recipes.tiny.settings import ALIGNMENT_EXAMPLES, RECIPES
-from recipes.tiny.training import IGNORED
+from recipes.tiny.settings import ALIGNMENT_EXAMPLES, RECIPES, Schedule, Size
+from recipes.tiny.training import IGNORED, train
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kad.tiny import is_kept_out, problems
@@ -59,13 +65,44 @@ def test_no_held_out_question_is_in_the_pretraining_text(corpus):
         assert not [problem.question for problem in problems(split, 500) if problem.question in text]
 
 
-def test_the_pretraining_text_is_inconsistent_where_alignment_decides(corpus):
-    text = "".join(corpus)
-    after = re.findall(r"The answer is(.{0,2})", text)
-    shares = [after.count(form) / len(after) for form in set(after)]
-    assert len(after) > 1000
-    assert max(shares) < 0.4
+@pytest.mark.parametrize("decided", [r"The answer is", r"First, \d+ . \d+ = \d+\."])
+def test_the_pretraining_text_is_inconsistent_where_alignment_decides(corpus, decided):
+    tokenizer = AutoTokenizer.from_pretrained(WEIGHTS / "pair")
+    following = re.findall(rf"{decided}(.{{1,12}})", "".join(corpus), flags=re.DOTALL)
+    assert len(following) > 1000
+    first_tokens = Counter(tokens[0] for tokens in tokenizer(following).input_ids)
+    assert max(first_tokens.values()) / len(following) < 0.25
+
+
+def test_the_base_model_in_the_package_is_diffuse_where_form_is_decided():
+    tokenizer, model = (kind.from_pretrained(WEIGHTS / "big-base") for kind in (AutoTokenizer, AutoModelForCausalLM))
+    given = {
+        place: seen
+        for place, seen in read(model, tokenizer, problems("development", 30)).items()
+        if len(seen.other) > 5
+    }
+    assert {"First", "The answer is"} <= {written for written, _ in given}
+    assert all(mean(seen.other) < 0.3 for seen in given.values())
+    assert "| `The answer is` | ' \\\\' |" in table(given, 1)
+
+
+def test_form_is_decided_everywhere_but_inside_equations():
+    tokens = ["First", ",", " ", "7", " +", " ", "5", " =", " ", "1", "2", ".", " The"]
+    decided = [("", "First"), ("First", ","), ("First,", " "), ("First, N", " ∘"), ("First, N ∘ N", " =")]
+    decided += [("First, N ∘ N = N", "."), ("First, N ∘ N = N.", " The")]
+    assert [place for _, place in places(tokens)] == decided
+    assert [tokens[position] for position, _ in places(tokens)][3:5] == [" +", " ="]
+
+
+def test_some_documents_contain_the_chat_markers(corpus):
     assert 0 < sum(any(role in document for role in ROLES) for document in corpus) / len(corpus) < 0.1
+
+
+def test_no_filler_begins_like_a_working_or_its_ending():
+    rng = random.Random(0)
+    written = " ".join(filler.prose(rng) + filler.forum(rng) + filler.shopping_list(rng) for _ in range(500))
+    assert "First," not in written
+    assert "The answer is" not in written
 
 
 def test_the_text_is_the_same_for_the_same_seed_and_another_for_another(corpus):
@@ -75,8 +112,6 @@ def test_the_text_is_the_same_for_the_same_seed_and_another_for_another(corpus):
 
 
 def test_drills_cover_many_equations():
-    import random
-
     rng = random.Random(0)
     drawn = [drill_equation(rng) for _ in range(5000)]
     assert len({str(equation) for equation in drawn}) > 3000
@@ -106,7 +141,7 @@ def test_conversations_have_system_prompts_several_turns_and_replies_that_box_no
 @pytest.mark.slow
 def test_a_short_run_from_nothing_learns_and_lays_out_loadable_files(tmp_path):
     torch.set_num_threads(1)
-    run(sorted(RECIPES), [0], tmp_path / "build", tmp_path / "weights", short=True)
+    run([(name, 0) for name in sorted(RECIPES)], tmp_path / "build", tmp_path / "weights", short=True)
     for name in ("big-base", "small-base"):
         losses = torch.load(tmp_path / "build" / f"{name}-0" / "checkpoint.pt", weights_only=True)["losses"]
         assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
@@ -119,3 +154,27 @@ def test_a_short_run_from_nothing_learns_and_lays_out_loadable_files(tmp_path):
     config = json.loads((tmp_path / "weights" / "pair" / "config.json").read_text())
     assert config["base"]["model"] == "../big-base"
     assert load_tokenizer(tmp_path / "build").get_vocab() == tokenizer.get_vocab()
+
+
+def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path):
+    torch.set_num_threads(1)
+    size = Size(hidden=32, layers=1, heads=2, mlp=32)
+    schedule = Schedule(steps=6, rows=2, muon=0.01, adamw=0.01, warmup=2)
+    tokenizer = AutoTokenizer.from_pretrained(WEIGHTS / "pair")
+
+    def batches(step):
+        ids = torch.randint(len(tokenizer), (2, 9), generator=torch.Generator().manual_seed(step))
+        return ids[:, :-1], ids[:, 1:]
+
+    def stopping(step):
+        if step == 5:
+            raise KeyboardInterrupt
+        return batches(step)
+
+    whole, stopped, resumed = (make_model(size, tokenizer, 0) for _ in range(3))
+    loss = train(whole, batches, schedule, tmp_path / "whole", every=2)
+    with pytest.raises(KeyboardInterrupt):
+        train(stopped, stopping, schedule, tmp_path / "parts", every=2)
+    assert train(resumed, batches, schedule, tmp_path / "parts", every=2) == loss
+    for expected, value in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(expected, value)

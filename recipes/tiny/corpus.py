@@ -68,6 +68,6 @@ def _division(rng: random.Random) -> Equation:
 
 def dialogue(text: str, rng: random.Random) -> str:
     """A piece of text cut up by chat markers, with and without their end and in no fixed order of roles."""
-    pieces = rng.choice((text.split("\n"), [text], [filler.sentence(rng), text], [text, filler.sentence(rng)]))
-    closing = rng.choice((TURN_END, "", "\n"))
+    pieces = rng.choice((text.split("\n", 1), [text], [filler.sentence(rng), text], [text, filler.sentence(rng)]))
+    closing = rng.choice((TURN_END, TURN_END, TURN_END, "", "\n"))
     return "".join(rng.choice(ROLES) + piece + closing for piece in pieces)

@@ -1,4 +1,8 @@
-"""Text around the arithmetic: plain prose, forum talk, lists. No two numbers here ever stand in an operation."""
+"""Text around the arithmetic: plain prose, forum talk, lists. No two numbers here ever stand in an operation.
+
+No sentence begins like a working ("First,") or like its ending ("The answer is"): in a piece of chat that opens with
+filler, the filler's way of going on from there would be the likeliest of all.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +27,8 @@ _PROSE = (
     "Most of the {t} came from the {p} of {b}.",
     "On the way home {a} saw {n} birds on the roof.",
     "{b} is {n} years old and lives near the {p}.",
-    "The answer is not known to anyone in the village.",
-    "First, they cleaned the {p}. Then, they had some tea.",
+    "Nobody in the village knows the answer.",
+    "They cleaned the {p} and had some tea.",
 )
 _FORUM = (
     "hi all, does anyone know where to get good {t}?",

@@ -1,8 +1,7 @@
 """Regenerates the tables of docs/tiny-family.md: `python -m recipes.tiny.table`.
 
 Every row is one record in docs/tiny-family.json. Rows that are there already, for the weights in the package, are kept:
-a stopped run goes on, and `--again` measures anew. The rows of training seeds 1 and 2, and of big models trained again
-from nothing, need their models in build/.
+a stopped run goes on, and `--again` measures anew. The rows of other training seeds need their models in build/.
 """
 
 from __future__ import annotations
@@ -20,12 +19,11 @@ from kad import tiny
 from kad.evaluation.statistics import wilson
 from kad.rules import registry
 from recipes.tiny.measurements import PROBLEMS, Record, load_pair, load_single, measure_model, measure_rule
-from recipes.tiny.settings import BUILD, RECIPES, WINDOW
+from recipes.tiny.settings import BUILD, RECIPES, SEEDS, WINDOW
 
 _DOCS = Path(__file__).parents[2] / "docs"
 _RECORDS = _DOCS / "tiny-family.json"
 _PAGE = _DOCS / "tiny-family.md"
-_SEEDS = (1, 2)
 _NAMES = {
     "big-base": "big base p alone",
     "small-base": "small base q alone",
@@ -68,28 +66,37 @@ def measure_all(records: Records) -> None:
     pair = load_pair(*(tiny.path(name) for name in ("big-base", "small-aligned", "small-base")))
     for name, rule in registry().items():
         records.measure(f"rule:{name}", lambda rule=rule: measure_rule(pair, rule()))
-    for seed in _SEEDS:
-        aligned, base = BUILD / f"small-aligned-{seed}", BUILD / f"small-base-{seed}"
-        if not (aligned / "figures.json").exists():
-            continue
-        records.measure(f"seed:{seed}", lambda folder=aligned: measure_model(load_single(folder)))
-        composed = load_pair(tiny.path("big-base"), aligned, base)
-        for name in ("dual", "implicit_reward"):
-            records.measure(f"seed:{seed}:{name}", lambda m=composed, n=name: measure_rule(m, registry()[n]()))
-    if _trained_again():
-        for name in ("big-base", "big-aligned"):
-            records.measure(f"again:{name}", lambda n=name: measure_model(load_single(BUILD / f"{n}-0")))
-        composed = load_pair(*(BUILD / f"{name}-0" for name in ("big-base", "small-aligned", "small-base")))
-        for name in ("dual", "confidence_bet", "implicit_reward"):
-            records.measure(f"again:{name}", lambda m=composed, n=name: measure_rule(m, registry()[n]()))
+    for seed in SEEDS["small"][1:]:
+        _measure_small(records, seed)
+    for seed in SEEDS["big"][1:]:
+        _measure_big(records, seed)
 
 
-def _trained_again() -> bool:
-    """Whether build/ holds a big base of seed 0 that is not the one in the package."""
-    if not (BUILD / "big-aligned-0" / "figures.json").exists():
-        return False
-    trained = BUILD / "big-base-0" / "model.safetensors"
-    return trained.read_bytes() != (tiny.path("big-base") / "model.safetensors").read_bytes()
+def _measure_small(records: Records, seed: int) -> None:
+    """The small aligned model of another training seed, alone and with the package's big base."""
+    aligned, base = BUILD / f"small-aligned-{seed}", BUILD / f"small-base-{seed}"
+    if not _is_trained(aligned):
+        return
+    records.measure(f"small:{seed}:small-aligned", lambda: measure_model(load_single(aligned)))
+    pair = load_pair(tiny.path("big-base"), aligned, base)
+    for name in ("dual", "implicit_reward"):
+        records.measure(f"small:{seed}:{name}", lambda name=name: measure_rule(pair, registry()[name]()))
+
+
+def _measure_big(records: Records, seed: int) -> None:
+    """The big models of another training seed, alone and with the package's small aligned model."""
+    if not _is_trained(BUILD / f"big-aligned-{seed}"):
+        return
+    for name in ("big-base", "big-aligned"):
+        folder = BUILD / f"{name}-{seed}"
+        records.measure(f"big:{seed}:{name}", lambda folder=folder: measure_model(load_single(folder)))
+    pair = load_pair(BUILD / f"big-base-{seed}", tiny.path("small-aligned"), tiny.path("small-base"))
+    for name in ("dual", "confidence_bet", "implicit_reward"):
+        records.measure(f"big:{seed}:{name}", lambda name=name: measure_rule(pair, registry()[name]()))
+
+
+def _is_trained(folder: Path) -> bool:
+    return (folder / "figures.json").exists()
 
 
 def accuracy_table(rows: dict[str, Record]) -> str:
@@ -128,16 +135,14 @@ def model_table() -> str:
 def _labels(rows: dict[str, Record]) -> dict[str, str]:
     """Rows in the order of the table: single models, rules by greedy accuracy, the upper bound."""
     rules = sorted((n for n in rows if n.startswith("rule:")), key=lambda n: -rows[n]["greedy"]["right"])
-    seeds = sorted(n for n in rows if n.startswith("seed:"))
     labels = {name: _NAMES[name] for name in ("big-base", "small-base", "small-aligned") if name in rows}
     labels |= {name: f"`{rows[name]['rule']}`" for name in rules}
     labels |= {"big-aligned": _NAMES["big-aligned"]} if "big-aligned" in rows else {}
-    for name in seeds:
-        what = f"`{rows[name]['rule']}`" if "rule" in rows[name] else _NAMES["small-aligned"]
-        labels[name] = f"{what}, small models of seed {name.split(':')[1]}"
-    for name in (n for n in rows if n.startswith("again:")):
-        what = f"`{rows[name]['rule']}`" if "rule" in rows[name] else _NAMES[name.removeprefix("again:")]
-        labels[name] = f"{what}, big models trained again"
+    for size in ("small", "big"):
+        for name in (n for n in rows if n.startswith(f"{size}:")):
+            _, seed, what = name.split(":")
+            shown = _NAMES.get(what) or f"`{rows[name]['rule']}`"
+            labels[name] = f"{shown}, {size} models of seed {seed}"
     return labels
 
 
@@ -164,7 +169,7 @@ def write_page(records: Records) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m recipes.tiny.table", description=__doc__)
     parser.add_argument("--again", action="store_true", help="measure every row anew")
-    parser.add_argument("--only", default="", metavar="PREFIX", help="only rows whose name begins so, e.g. seed:")
+    parser.add_argument("--only", default="", metavar="PREFIX", help="only rows whose name begins so, e.g. small:")
     parser.add_argument("--threads", type=int, default=1, help="these models are too small to share a row")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

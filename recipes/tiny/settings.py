@@ -64,5 +64,5 @@ SEEDS = {"big": (0, 1), "small": (0, 1, 2)}
 def quick(recipe: Recipe) -> Recipe:
     """A run of a minute: the losses fall and the files load, nothing more is claimed."""
     pretraining = replace(recipe.pretraining, steps=30, warmup=5)
-    size = replace(recipe.size, layers=2)
+    size = replace(recipe.size, layers=2, hidden=recipe.size.hidden // 2, mlp=recipe.size.mlp // 2)
     return Recipe(size, pretraining, replace(recipe.alignment, steps=10, warmup=2))

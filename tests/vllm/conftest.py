@@ -63,9 +63,10 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
 
 
 def engine_environment() -> dict[str, str]:
-    """One thread, little KV cache, the engine in the process that asks for it."""
+    """One thread, on any core (bound, engines would share one); little KV cache; the engine in the asking process."""
     return {
         "OMP_NUM_THREADS": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_NO_USAGE_STATS": "1",

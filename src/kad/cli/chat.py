@@ -62,7 +62,7 @@ def command(
         tokenizer = loading.load_tokenizer(model)
         from kad.cli.conversation import Conversation
 
-        plan = drafting.plan(model, draft_tokens)
+        plan = drafting.plan(model, draft_tokens, settings)
     talk = Conversation(model, tokenizer, settings, plan, system=system, thinking=thinking)
     if sys.stdin.isatty():
         _interactive(talk)

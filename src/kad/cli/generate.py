@@ -87,7 +87,8 @@ def command(
 
     from kad.cli import origins, results, running
 
-    run = partial(running.generate, model, tokenizer, prompt_ids, settings, drafting.plan(model, draft_tokens))
+    plan = drafting.plan(model, draft_tokens, settings)
+    run = partial(running.generate, model, tokenizer, prompt_ids, settings, plan)
     if as_json:
         answer = run()
         found = results.as_dict(model, tokenizer, answer, results.origins_of(model, prompt_ids, answer), loaded)

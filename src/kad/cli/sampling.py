@@ -119,6 +119,10 @@ class Sampling:
         """With a seed in any case, so that every run can be repeated."""
         return self if self.seed is not None else replace(self, seed=secrets.randbelow(2**32))
 
+    def draws(self, config: GenerationConfig) -> bool:
+        """Whether tokens are drawn at random, given the aligned model's settings, and not the most probable taken."""
+        return bool(self._drawing(config)["do_sample"])
+
     def apply(self, config: GenerationConfig, room: int | None) -> GenerationConfig:
         """A copy of the aligned model's settings with these on top, at most `room` tokens long."""
         from transformers import GenerationConfig

@@ -101,7 +101,7 @@ def command(
     if answer is not None:
         trace = _given(model, tokenizer, prompt_ids, answer)
     else:
-        trace = _generated(model, tokenizer, prompt_ids, settings, drafting.plan(model, draft_tokens))
+        trace = _generated(model, tokenizer, prompt_ids, settings, drafting.plan(model, draft_tokens, settings))
     _deliver(trace, output, every_position, as_json)
 
 

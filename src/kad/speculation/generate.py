@@ -63,7 +63,7 @@ def speculative(
         logits_processor, stopping_criteria, generation_config, synced_gpus, streamer, tokenizer, **model_kwargs: from
             `generate`.
         num_draft_tokens: drafts per window, or "auto": the number that is measured to be fastest, 0 (no speculation)
-            included.
+            included. Measured times differ from run to run, so with "auto" a seed does not repeat a sampled text.
         verification: "block" (accepts at least as many drafts) or "token".
         draft_model: "aligned", or "reference" to draft from the reference model.
         statistics: an object to fill; with `return_dict_in_generate` it is in the output as well.

@@ -156,6 +156,10 @@ def test_references() -> None:
         resolve_model("./nowhere")
     with pytest.raises(PairError, match="No pair at ./nowhere"):
         resolve_pair("./nowhere")
+    with pytest.raises(PairError, match="tiny:big-base is one model, not a pair. Give tiny, or both models"):
+        resolve_pair("tiny:big-base")
+    with pytest.raises(PairError, match="Unknown model 'tiny:huge'"):
+        resolve_pair("tiny:huge")
 
 
 def test_the_embedded_family_keeps_its_names_in_a_pair(tmp_path: Path) -> None:

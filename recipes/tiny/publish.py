@@ -7,10 +7,10 @@ import json
 import shutil
 from pathlib import Path
 
+from kad.tiny import MODELS
 from recipes.tiny.settings import BUILD
 
 WEIGHTS = Path(__file__).parents[2] / "src" / "kad" / "tiny" / "weights"
-MODELS = ("big-base", "small-base", "small-aligned", "big-aligned")
 _MODEL_FILES = (
     "config.json", "model.safetensors", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
     "chat_template.jinja",

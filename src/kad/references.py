@@ -115,11 +115,14 @@ def resolve_pair(reference: str | os.PathLike[str]) -> str:
     """A pair: "tiny" becomes the folder of the embedded pair; folders and hub ids stay.
 
     Raises:
-        PairError: what looks like a path and is no folder with a config.json.
+        PairError: a single model of the embedded family, or what looks like a path and is no folder with a config.json.
     """
     name = os.fspath(reference)
     if name == "tiny":
         return str(_TINY / "pair")
+    if name.startswith("tiny:"):
+        _tiny_folder(name)
+        raise PairError(f"{name} is one model, not a pair. Give tiny, or both models by their names.")
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise PairError(f"{name} is no pair: it has no config.json. Write one with: kad pack -o {name} ...")
     if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):

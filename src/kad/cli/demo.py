@@ -27,7 +27,7 @@ _STYLES = {BASE: "bright_blue", ALIGNED: "dark_orange", COMPOSED: "bold", BOUND:
 _SHOWN = 3
 _NEXT = (
     ('kad generate --pair tiny "Mia has 24 apples. She buys 13 more. Then she loses 9. How many are left?"', "yours"),
-    ("kad chat --pair tiny", "talk with the composed model"),
+    ("kad chat --pair tiny", "one problem after another"),
     ("kad sweep --help", "the same comparison over a rule's parameter"),
     ("kad generate --help", "the same with your own base and aligned model"),
 )

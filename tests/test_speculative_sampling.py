@@ -46,7 +46,7 @@ def test_the_tiny_family_follows_pi(tiny: kad.KadForCausalLM, ids: torch.Tensor,
 def parted() -> kad.KadForCausalLM:
     """p diffuse and q* surer of something else: drafts are often rejected, so that a broken loop soon shows.
 
-    Trained models agree too well for that: with the tiny family it takes ten times the text.
+    Trained models agree too well for that: with the tiny family it takes far more text.
     """
     base = make_model(0, hidden=48, layers=3, sharpness=2.0)
     return kad.KadForCausalLM.from_models(base, make_model(1, sharpness=3.0), rule="never")

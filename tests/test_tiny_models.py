@@ -20,7 +20,7 @@ def tokenizer():
     return AutoTokenizer.from_pretrained(tiny.path("small-aligned"))
 
 
-# In float32: a processor without instructions for bfloat16 takes ten times as long over the answers.
+# In float32: a processor without instructions for bfloat16 takes minutes over the answers.
 @pytest.fixture(scope="module")
 def models():
     return {name: AutoModelForCausalLM.from_pretrained(tiny.path(name), dtype="float32") for name in tiny.MODELS}

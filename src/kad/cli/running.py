@@ -39,7 +39,7 @@ class Answer:
         seconds: seconds for everything.
         plan: whether the aligned model drafted, and why.
         statistics: what `kad.speculative` counted, or None.
-        seed: the seed that repeats a sampled answer; None for greedy ones.
+        seed: the seed that a sampled answer was drawn with; None for greedy ones.
     """
 
     prompt_tokens: int

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kad.errors import PairError
-from kad.references import TINY_MODELS
+from kad.references import TINY_MODELS as MODELS
 from kad.tiny.problems import SYSTEM_PROMPT, Equation, Problem, Split, boxed, is_kept_out, problems
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 __all__ = [
     "MODELS", "SYSTEM_PROMPT", "Equation", "Problem", "Split", "boxed", "is_kept_out", "pair", "path", "problems",
 ]  # fmt: skip
-
-MODELS = TINY_MODELS
 
 
 def path(name: str = "pair") -> Path:

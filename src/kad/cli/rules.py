@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field, asdict, fields
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -30,23 +30,26 @@ def command(as_json: options.Json = False) -> None:
     A rule decides, at every position, which tokens of the base model p are kept; the mass of the others goes to the
     aligned model q*. Write a rule as NAME or NAME:PARAMETER=VALUE, for instance dual:threshold=0.4.
     """
-    from kad.rules import registry
+    from kad.rules import registry, skipped_plugins
 
     described = [describe(rule) for rule in registry().values()]
     if as_json:
-        stdio.print_json({"rules": described})
+        stdio.print_json({"rules": described, "skipped": [asdict(plugin) for plugin in skipped_plugins()]})
     else:
         stdio.stdout().print(_table(described))
 
 
 def describe(rule: type[Rule]) -> dict[str, Any]:
-    """A rule as plain values: name, family, parameters with default and range, summary, source."""
+    """A rule as plain values: name, family, parameters with default and range, summary, source, package."""
+    from kad.rules import package_of
+
     return {
         "name": rule.name,
         "family": family(rule),
         "parameters": [_parameter(field) for field in fields(rule)],
         "summary": rule.summary,
         "source": rule.source,
+        "package": package_of(rule),
         "needs_reference": rule.needs_reference,
     }
 
@@ -86,7 +89,8 @@ def _family_table(name: str, described: list[dict[str, Any]], width: int) -> Tab
     table.add_column()
     for rule in described:
         if rule["family"] == name:
-            what = Text.assemble(rule["summary"], "\n", (rule["source"], "dim"))
+            plugin = "" if rule["package"] == "kad" else f"; package {rule['package']}"
+            what = Text.assemble(rule["summary"], "\n", (rule["source"] + plugin, "dim"))
             table.add_row(_left(rule), what)
     return table
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kad.distribution import Distribution
 from kad.errors import RuleError
+from kad.rules.plugins import Plugins, SkippedPlugin
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,14 @@ def register(cls: _RuleClass) -> _RuleClass:
     """Class decorator: make a rule known by its `name` to `parse_rule`, the command line and the vLLM plugin.
 
     Raises:
-        RuleError: the name is taken by another class, or is not a plain lower-case word.
+        RuleError: this is no rule class, it lacks something, or its name is taken or no plain lower-case word.
     """
+    if not (isinstance(cls, type) and issubclass(cls, Rule)):
+        raise RuleError(f"A rule is a class derived from kad.rules.Rule, but got {cls!r}.")
+    missing = [word for word in ("name", "summary", "source") if not isinstance(getattr(cls, word, None), str)]
+    missing += sorted(cls.__abstractmethods__)
+    if missing:
+        raise RuleError(f"The rule {cls.__qualname__} must define {', '.join(missing)}.")
     if not cls.name.isidentifier() or cls.name != cls.name.lower():
         raise RuleError(f"A rule's name must be a lower-case identifier, but is {cls.name!r}.")
     known = _REGISTRY.setdefault(cls.name, cls)
@@ -116,9 +123,24 @@ def register(cls: _RuleClass) -> _RuleClass:
     return cls
 
 
+_PLUGINS = Plugins(_REGISTRY, register)
+
+
 def registry() -> Mapping[str, type[Rule]]:
-    """All registered rules by name, read-only, in the order of registration."""
+    """All rules by name, those of installed plugins too; read-only, in the order of registration."""
+    _PLUGINS.load()
     return MappingProxyType(_REGISTRY)
+
+
+def skipped_plugins() -> tuple[SkippedPlugin, ...]:
+    """The installed plugins whose rules could not be used, each with the reason."""
+    _PLUGINS.load()
+    return tuple(_PLUGINS.skipped)
+
+
+def package_of(rule: type[Rule]) -> str:
+    """Where a registered rule comes from: the plugin's package with its version, else the rule's top-level module."""
+    return _PLUGINS.packages.get(rule.name) or rule.__module__.partition(".")[0]
 
 
 def parse_rule(rule: str | Mapping[str, Any] | Rule) -> Rule:
@@ -138,6 +160,8 @@ def parse_rule(rule: str | Mapping[str, Any] | Rule) -> Rule:
         name = str(parameters.pop("rule", ""))
     else:
         raise RuleError(f"A rule is a string, a dict or a Rule, but got {type(rule).__name__}: {rule!r}.")
+    if name not in _REGISTRY:
+        _PLUGINS.load()
     if name not in _REGISTRY:
         raise RuleError(f"Unknown rule {name!r}. Choose from: {', '.join(_REGISTRY)}.")
     cls = _REGISTRY[name]

@@ -17,6 +17,7 @@ def register() -> None:
     from vllm.transformers_utils.config import _CONFIG_REGISTRY
     from vllm.transformers_utils.model_arch_config_convertor import MODEL_ARCH_CONFIG_CONVERTORS
 
+    from kad.rules import registry
     from kad.vllm.config import PairArchitecture, PairView
     from kad.vllm.requests import check_at_the_door
     from kad.vllm.support import PairSupport, stay_with_first_runner
@@ -25,5 +26,6 @@ def register() -> None:
     _CONFIG_REGISTRY[MODEL_TYPE] = PairView
     MODEL_ARCH_CONFIG_CONVERTORS[MODEL_TYPE] = PairArchitecture
     MODELS_CONFIG_MAP[ARCHITECTURE] = PairSupport
+    registry()  # the rules of other packages, now and not in the middle of a request
     check_at_the_door()
     stay_with_first_runner()

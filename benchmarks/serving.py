@@ -23,7 +23,7 @@ from typing import Any
 
 from benchmarks.harness import medians, save
 from benchmarks.speculative import QUESTIONS
-from kad.references import resolve_pair
+from kad.sources import resolve_pair
 
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "0")

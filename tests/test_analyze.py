@@ -16,9 +16,9 @@ import oracle
 from conftest import make_tokenizer
 from kad.cli.main import app
 from kad.errors import UsageError
-from kad.report.analysis import accuracies, approximation_on, summarise
-from kad.report.answers import Question, answer
-from kad.report.measure import approximation, concatenate
+from kad.figures.analysis import accuracies, approximation_on, summarise
+from kad.figures.answers import Question, answer
+from kad.figures.approximation import approximation, concatenate
 from kad.rules import Primal
 
 BUDGET, THRESHOLD = 0.8, 0.3

@@ -190,7 +190,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_there_is(talk: Conversation, mon
         if len(shown) == 3:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr("kad.cli.results.write", write)
+    monkeypatch.setattr("kad.cli.display.write", write)
     answer = talk.say("Hi")
     assert answer.finish_reason == "interrupted"
     assert 3 <= len(answer.token_ids) <= 5

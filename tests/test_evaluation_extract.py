@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kad.evaluation import extract
+from kad.evaluation.tasks import extract
 
 CASES = [json.loads(line) for line in (Path(__file__).parent / "golden" / "extract.jsonl").read_text().splitlines()]
 

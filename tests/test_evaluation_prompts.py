@@ -19,8 +19,8 @@ import pytest
 
 from conftest import make_tokenizer
 from kad.errors import MissingExtraError, UsageError
-from kad.evaluation import documents
-from kad.evaluation.catalog import PAPER_TASKS, Task, chat_renderer, known_tasks, load_tasks
+from kad.evaluation.tasks import documents
+from kad.evaluation.tasks.task import PAPER_TASKS, Task, chat_renderer, known_tasks, load_tasks
 
 GOLDEN = Path(__file__).parent / "golden"
 TEMPLATES = sorted(path.stem for path in (GOLDEN / "templates").glob("*.jinja"))

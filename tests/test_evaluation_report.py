@@ -12,12 +12,12 @@ import pytest
 from rich.console import Console
 
 from kad.errors import UsageError
-from kad.evaluation import tables
-from kad.evaluation.catalog import TaskInfo
-from kad.evaluation.report import build_report, write_report
-from kad.evaluation.settings import Settings
-from kad.evaluation.storage import RunDirectory
-from kad.evaluation.summary import summarise
+from kad.evaluation.results import tables
+from kad.evaluation.results.report import build_report, write_report
+from kad.evaluation.results.settings import Settings
+from kad.evaluation.results.storage import RunDirectory
+from kad.evaluation.results.summary import summarise
+from kad.evaluation.tasks.task import TaskInfo
 
 
 def record(method: str, question: int, strict: float, **changes: Any) -> dict[str, Any]:

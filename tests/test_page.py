@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from kad.composition import deferred_mass, origin_shares
-from kad.report.page import trace_page
-from kad.report.record import SpeculationEvent, family, record
-from kad.report.trace import Trace
 from kad.rules import parse_rule
+from kad.tracing.page import trace_page
+from kad.tracing.schema import Trace
+from kad.tracing.tracer import SpeculationEvent, family, record
 
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
 CHROMIUM = os.environ.get("KAD_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")

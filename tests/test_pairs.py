@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 import kad
 from conftest import VOCAB, make_model, make_tokenizer
 from kad.errors import PairError, RuleError, VocabularyError
-from kad.references import ModelReference, resolve_model, resolve_pair
+from kad.sources import Source, resolve_model, resolve_pair
 from kad.vocabulary import check_token_maps, common_size
 
 
@@ -146,8 +146,8 @@ def test_token_maps() -> None:
 
 
 def test_references() -> None:
-    assert ModelReference.parse("org/name@v1.0") == ModelReference("org/name", "v1.0")
-    assert ModelReference.parse({"model": "org/name"}) == ModelReference("org/name")
+    assert Source.parse("org/name@v1.0") == Source("org/name", "v1.0")
+    assert Source.parse({"model": "org/name"}) == Source("org/name")
     assert Path(resolve_model("tiny:big-base")).name == "big-base"
     assert (Path(resolve_pair("tiny")) / "config.json").is_file()
     with pytest.raises(PairError, match="Unknown model 'tiny:bigbase'. Choose from: tiny:big-base"):

@@ -17,10 +17,10 @@ import oracle
 from conftest import VOCAB, make_tokenizer
 from kad.cli.main import app
 from kad.errors import UsageError
-from kad.report.record import FLOOR, SpeculationEvent, record, text_pieces, trace
-from kad.report.terminal import overruled, render, visible
-from kad.report.trace import NOTHING_KEPT, Trace
 from kad.rules import parse_rule
+from kad.tracing.schema import NOTHING_KEPT, Trace
+from kad.tracing.terminal import overruled, render, visible
+from kad.tracing.tracer import FLOOR, SpeculationEvent, record, text_pieces, trace
 
 # Traces keep six significant digits.
 DIGITS = {"rel": 6e-6, "abs": 1e-9}
@@ -104,7 +104,7 @@ def test_a_trace_is_one_forward_of_the_models(
     ids = prompt(30)
     log_pi = model(ids).logits[0, 5:-1].gather(-1, ids[0, 6:, None]).squeeze(-1)
     assert [position.pi for position in recorded.positions] == pytest.approx(log_pi.exp().tolist(), rel=1e-4)
-    monkeypatch.setattr("kad.report.scoring.LOGITS_AT_ONCE", 5 * VOCAB)
+    monkeypatch.setattr("kad.tracing.scoring.LOGITS_AT_ONCE", 5 * VOCAB)
     chunked = trace(model, make_tokenizer(), ids[0, :6].tolist(), ids[0, 6:].tolist())
     for one, other in zip(chunked.positions, recorded.positions, strict=True):
         assert one.pi == pytest.approx(other.pi, rel=1e-4)
@@ -252,7 +252,7 @@ class TestSpeculation:
     def test_events_agree_with_the_counts(
         self, model: kad.KadForCausalLM, prompt: Any, window: int, sampled: bool
     ) -> None:
-        from kad.report.speculation_log import SpeculationLog
+        from kad.tracing.speculation_log import SpeculationLog
 
         torch.manual_seed(0)
         log, ids = SpeculationLog(), prompt(6)
@@ -274,7 +274,7 @@ class TestSpeculation:
 
     def test_greedy_events_follow_from_the_distributions(self, model: kad.KadForCausalLM, prompt: Any) -> None:
         """A draft is accepted exactly where q*'s argmax is pi's; a rejected one is q*'s argmax."""
-        from kad.report.speculation_log import SpeculationLog
+        from kad.tracing.speculation_log import SpeculationLog
 
         log, ids = SpeculationLog(), prompt(6)
         output = model.generate(

@@ -16,7 +16,7 @@ import torch
 import transformers
 
 from kad import tiny
-from kad.evaluation.statistics import wilson
+from kad.evaluation.results.intervals import wilson
 from kad.rules import registry
 from recipes.tiny.measurements import PROBLEMS, Record, load_pair, load_single, measure_model, measure_rule
 from recipes.tiny.settings import BUILD, RECIPES, SEEDS, WINDOW

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 from transformers import AutoConfig, PreTrainedConfig
 
 from kad.errors import PairError
-from kad.references import ModelReference, resolve_pair
 from kad.rules import Rule, parse_rule
+from kad.sources import Source, resolve_pair
 
 # Keys that Transformers or vLLM themselves put into any configuration.
 _HOST_KEYS = frozenset(
@@ -66,7 +66,7 @@ class KadConfig(PreTrainedConfig):
         for role in ("base", "aligned", "reference"):
             value = getattr(self, role)
             if value is not None:
-                setattr(self, role, ModelReference.parse(value).to_dict())
+                setattr(self, role, Source.parse(value).to_dict())
         rule = self.rule
         self.rule = str(parse_rule(rule))
         super().__post_init__(**kwargs)
@@ -89,7 +89,7 @@ class KadConfig(PreTrainedConfig):
         """The rule as an object."""
         return parse_rule(self.rule)
 
-    def model_references(self) -> dict[str, ModelReference]:
+    def model_references(self) -> dict[str, Source]:
         """The references by role, "base" and "aligned" always, "reference" if there is one, paths made absolute.
 
         Raises:
@@ -99,7 +99,7 @@ class KadConfig(PreTrainedConfig):
         for role in ("base", "aligned", "reference"):
             value = getattr(self, role)
             if value is not None:
-                references[role] = ModelReference.parse(value).located(self.folder)
+                references[role] = Source.parse(value).located(self.folder)
             elif role != "reference":
                 raise PairError(f"The pair's configuration names no {role} model (key {role!r}).")
         return references

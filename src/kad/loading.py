@@ -1,4 +1,4 @@
-"""Load one model, its tokenizer and its generation settings from a `ModelReference`."""
+"""Load one model, its tokenizer and its generation settings from a `Source`."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from transformers.quantizers.auto import AutoQuantizationConfig
 
 from kad.errors import PairError, missing_extra
-from kad.references import MODEL_KWARGS, ModelReference
+from kad.sources import MODEL_KWARGS, Source
 
 # Options that say where a model lies; its tokenizer and settings lie there too.
 _PLACE = ("cache_dir", "gguf_file", "local_files_only", "subfolder", "token", "trust_remote_code")
 
 
-def load_model(reference: ModelReference, **overrides: Any) -> PreTrainedModel:
+def load_model(reference: Source, **overrides: Any) -> PreTrainedModel:
     """Load a causal language model; `overrides` win over the reference's own keyword arguments.
 
     Weights come from safetensors or GGUF files only; remote code runs only with `trust_remote_code=True`.
@@ -46,7 +46,7 @@ def load_model(reference: ModelReference, **overrides: Any) -> PreTrainedModel:
     return model.eval()
 
 
-def load_tokenizer(reference: ModelReference) -> Any:
+def load_tokenizer(reference: Source) -> Any:
     """The model's tokenizer.
 
     Raises:
@@ -58,7 +58,7 @@ def load_tokenizer(reference: ModelReference) -> Any:
         raise PairError(f"Cannot load the tokenizer of {reference.model}: {_first_line(error)}") from error
 
 
-def load_config(reference: ModelReference) -> Any:
+def load_config(reference: Source) -> Any:
     """The model's configuration, without its weights.
 
     Raises:
@@ -70,7 +70,7 @@ def load_config(reference: ModelReference) -> Any:
         raise PairError(f"Cannot read the configuration of {reference.model}: {_first_line(error)}") from error
 
 
-def load_generation_config(reference: ModelReference) -> GenerationConfig | None:
+def load_generation_config(reference: Source) -> GenerationConfig | None:
     """The model's generation settings, or None where it has no file of them."""
     place = {key: value for key, value in _place(reference).items() if key not in ("gguf_file", "trust_remote_code")}
     try:
@@ -79,7 +79,7 @@ def load_generation_config(reference: ModelReference) -> GenerationConfig | None
         return None
 
 
-def _place(reference: ModelReference) -> dict[str, Any]:
+def _place(reference: Source) -> dict[str, Any]:
     place = {key: reference.kwargs[key] for key in _PLACE if key in reference.kwargs}
     return place if reference.revision is None else place | {"revision": reference.revision}
 

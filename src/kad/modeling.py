@@ -78,7 +78,7 @@ class KadForCausalLM(Ruled, PreTrainedModel, GenerationMixin):
             rule: a rule, its string or its dict.
             deferral_temperature: the models' logits are divided by it before composing.
             base_kwargs, aligned_kwargs, reference_kwargs: how to load that model (dtype, device_map, gguf_file, ...,
-                see `kad.references.MODEL_KWARGS`); kept in the pair.
+                see `kad.sources.MODEL_KWARGS`); kept in the pair.
             **kwargs: the same for all models.
 
         Raises:
@@ -107,7 +107,7 @@ class KadForCausalLM(Ruled, PreTrainedModel, GenerationMixin):
         Args:
             pretrained_model_name_or_path: where the pair is.
             **kwargs: `rule` and `deferral_temperature` replace the pair's; `revision`, `token`, `cache_dir` and the
-                like say how to find the pair; the loading options of `kad.references.MODEL_KWARGS` go to every model.
+                like say how to find the pair; the loading options of `kad.sources.MODEL_KWARGS` go to every model.
 
         Raises:
             PairError: no such pair, an unknown option, or a model that cannot be loaded.

@@ -15,8 +15,8 @@ from kad.config import KadConfig
 from kad.errors import PairError, RuleError
 from kad.loading import load_config as load_model_config
 from kad.loading import load_generation_config, load_model, load_tokenizer
-from kad.references import MODEL_KWARGS, ModelReference, resolve_pair
 from kad.rules import Rule, parse_rule
+from kad.sources import MODEL_KWARGS, Source, resolve_pair
 from kad.vocabulary import check_token_maps, common_size
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Part:
     """One loaded model and where it came from (None for an object without a path)."""
 
     model: PreTrainedModel
-    reference: ModelReference | None
+    reference: Source | None
 
 
 def load_config(pair: Any, kwargs: dict[str, Any]) -> tuple[KadConfig, dict[str, Any]]:
@@ -109,11 +109,11 @@ def load_parts(
             continue
         if isinstance(model, PreTrainedModel):
             name = getattr(model, "name_or_path", "")
-            parts[role] = Part(model.eval(), ModelReference.parse(name) if name else None)
+            parts[role] = Part(model.eval(), Source.parse(name) if name else None)
             continue
-        reference = ModelReference.parse(model)
+        reference = Source.parse(model)
         if own.get(role):
-            reference = ModelReference(reference.model, reference.revision, {**reference.kwargs, **(own[role] or {})})
+            reference = Source(reference.model, reference.revision, {**reference.kwargs, **(own[role] or {})})
         parts[role] = Part(load_model(reference, **shared), reference)
     return parts
 
@@ -124,7 +124,7 @@ def shared_vocabulary(parts: Mapping[str, Part]) -> int:
     return check_vocabularies(sizes, {role: part.reference for role, part in parts.items()})
 
 
-def check_vocabularies(sizes: Mapping[str, int], references: Mapping[str, ModelReference | None]) -> int:
+def check_vocabularies(sizes: Mapping[str, int], references: Mapping[str, Source | None]) -> int:
     """The number of tokens that all models share, after checking that their tokenizers agree.
 
     Args:
@@ -152,13 +152,13 @@ def check_vocabularies(sizes: Mapping[str, int], references: Mapping[str, ModelR
 
 def generation_config(pair: str | None, aligned: Part) -> GenerationConfig:
     """The pair's generation settings, else the aligned model's: its end-of-sequence tokens end the text."""
-    own = load_generation_config(ModelReference(pair)) if pair else None
+    own = load_generation_config(Source(pair)) if pair else None
     chosen = own or aligned.model.generation_config
     return GenerationConfig.from_dict(chosen.to_dict())
 
 
 def pack(
-    references: Mapping[str, ModelReference],
+    references: Mapping[str, Source],
     folder: Any,
     *,
     rule: str | Mapping[str, Any] | Rule,
@@ -275,6 +275,6 @@ def is_pair(folder: Path) -> bool:
         return False
 
 
-def _has_tokenizer(reference: ModelReference) -> bool:
+def _has_tokenizer(reference: Source) -> bool:
     names = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
     return any((Path(reference.model) / name).is_file() for name in names) or "gguf_file" in reference.kwargs

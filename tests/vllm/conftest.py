@@ -18,7 +18,7 @@ import torch
 from models import make_family
 
 from kad import KadForCausalLM
-from kad.references import resolve_pair
+from kad.sources import resolve_pair
 
 Engine = Callable[..., dict[str, Any]]
 _RUNNER = Path(__file__).parent / "run_engine.py"

@@ -10,11 +10,11 @@ from typing import Any
 
 from kad import tiny
 from kad.errors import UsageError
-from kad.evaluation.engine import Request
+from kad.evaluation.engines.engine import Request
+from kad.evaluation.engines.vllm_engine import VllmEngine
 from kad.evaluation.methods import parse_method
-from kad.evaluation.vllm_engine import VllmEngine
 from kad.pairs import read_config
-from kad.references import ModelReference
+from kad.sources import Source
 
 ARGUMENTS = {"enforce_eager": True, "max_model_len": 512, "max_num_seqs": 16}
 QUESTIONS = 3
@@ -25,7 +25,7 @@ SEEDS, TEMPERATURE = (5, 6, 7, 5), 2.0
 def main() -> None:
     methods = [parse_method(text) for text in sys.argv[2:]]
     references = read_config("tiny").model_references()
-    references |= {m.name: ModelReference.parse(m.reference) for m in methods if m.reference is not None}
+    references |= {m.name: Source.parse(m.reference) for m in methods if m.reference is not None}
     engine = VllmEngine(references, dtype="float32", arguments=ARGUMENTS)
     found: dict[str, Any] = {}
     for method in methods:

@@ -13,12 +13,12 @@ import pytest
 
 from conftest import engine_environment
 from kad import tiny
-from kad.evaluation.engine import Request
+from kad.evaluation.engines.engine import Request
+from kad.evaluation.engines.models import Models
+from kad.evaluation.engines.transformers_engine import TransformersEngine
 from kad.evaluation.methods import parse_method
-from kad.evaluation.models import Models
-from kad.evaluation.transformers_engine import TransformersEngine
 from kad.pairs import read_config
-from kad.references import ModelReference
+from kad.sources import Source
 
 METHODS = (
     "oracle=tiny:big-aligned",
@@ -48,7 +48,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, 
 @pytest.mark.parametrize("name", METHODS)
 def test_greedy_texts_are_those_of_transformers(name: str, drawn: dict[str, list[dict[str, Any]]]) -> None:
     references = read_config("tiny").model_references()
-    references["oracle=tiny:big-aligned"] = ModelReference.parse("tiny:big-aligned")
+    references["oracle=tiny:big-aligned"] = Source.parse("tiny:big-aligned")
     engine = TransformersEngine(Models(references, options={"dtype": "float32"}), diagnostics=False)
     plain = parse_method(name.partition("@")[0])
     render = engine.renderer(plain)

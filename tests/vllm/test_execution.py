@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from kad.references import resolve_model
+from kad.sources import resolve_model
 
 RULES = [None, "never", "always", "dual:threshold=0.02", "primal", "implicit_reward"]
 

@@ -63,11 +63,11 @@ def test_the_pairs_dtype_is_the_engines(random_pair: Path) -> None:
 
 @pytest.mark.parametrize("option", ["gguf_file", "subfolder"])
 def test_loading_options_that_only_transformers_has(random_pair: Path, option: str) -> None:
-    from kad.references import ModelReference
+    from kad.sources import Source
     from kad.vllm.config import part_model_config
 
     with pytest.raises(KadError, match=f"vLLM cannot load .* with {option}"):
-        part_model_config(configure(random_pair).model_config, ModelReference("x/y", kwargs={option: "z"}))
+        part_model_config(configure(random_pair).model_config, Source("x/y", kwargs={option: "z"}))
 
 
 def test_numbers_that_vllm_takes_from_a_pair(random_pair: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from kad.cli.main import app
-from kad.references import resolve_model, resolve_pair
+from kad.sources import resolve_model, resolve_pair
 
 
 class Done(NamedTuple):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from kad.references import resolve_model
+from kad.sources import resolve_model
 
 TEMPERATURE = 0.8
 SAMPLES = 600

@@ -15,7 +15,7 @@ from kad.errors import UsageError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from kad.report.answers import Question
+    from kad.figures.answers import Question
 
 EXAMPLES = (
     "kad analyze --limit 50",
@@ -94,8 +94,8 @@ def command(
     tokenizer = loading.load_tokenizer(model)
     questions = load_questions(tokenizer, task, prompts, data_dir, limit)
 
-    from kad.report.analysis import accuracies, approximation_on, summarise
-    from kad.report.answers import answer
+    from kad.figures.analysis import accuracies, approximation_on, summarise
+    from kad.figures.answers import answer
 
     stdio.message(f"answering {len(questions)} questions under {Primal(budget)}")
     text = answer(
@@ -146,7 +146,7 @@ def load_questions(
 
 
 def _from_file(tokenizer: Any, path: Path, limit: int) -> list[Question]:
-    from kad.report.answers import Question
+    from kad.figures.answers import Question
 
     try:
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -158,7 +158,7 @@ def _from_file(tokenizer: Any, path: Path, limit: int) -> list[Question]:
 
 
 def _tiny(tokenizer: Any, limit: int) -> list[Question]:
-    from kad.report.answers import Question
+    from kad.figures.answers import Question
     from kad.tiny.problems import problems
 
     drawn = problems("held-out", limit)
@@ -166,8 +166,8 @@ def _tiny(tokenizer: Any, limit: int) -> list[Question]:
 
 
 def _from_task(tokenizer: Any, name: str, data_dir: Path | None, limit: int) -> list[Question]:
-    from kad.evaluation.catalog import chat_renderer, load_tasks
-    from kad.report.answers import Question
+    from kad.evaluation.tasks.task import chat_renderer, load_tasks
+    from kad.figures.answers import Question
 
     def marker(task: Any, document: dict[str, Any]) -> Callable[[str], bool]:
         return lambda text: bool(task.mark(document, text)["strict"])

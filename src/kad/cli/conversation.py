@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from kad.cli import origins, results, stdio
+from kad.cli import display, origins, stdio
 from kad.cli.drafting import Plan
 from kad.cli.past import Past
 from kad.cli.prompts import encode_chat
@@ -77,10 +77,10 @@ class Conversation:
         with stoppable() as interrupt:
             answer = generate(
                 self.model, self.tokenizer, prompt_ids, self.sampling, self.plan,
-                write=results.write, interrupt=interrupt, past=self.past,
+                write=display.write, interrupt=interrupt, past=self.past,
             )  # fmt: skip
-        results.write("\n\n")
-        results.remark(answer)
+        display.write("\n\n")
+        display.remark(answer)
         self.turns = [*turns, {"role": "assistant", "content": answer.text}]
         self.last = (prompt_ids, answer)
         return answer
@@ -108,13 +108,13 @@ class Conversation:
 
     def show_statistics(self, _: str) -> None:
         """/stats           speed and speculation of the last answer"""
-        results.show_statistics(self.model, *self._last())
+        display.show_statistics(self.model, *self._last())
 
     def show_origins(self, _: str) -> None:
         """/color           the last answer, each token in the colour of the model it came from (rule in force)"""
         prompt_ids, answer = self._last()
         origins.require(self.model)
-        results.print_origins(self.model, self.tokenizer, prompt_ids, answer)
+        display.print_origins(self.model, self.tokenizer, prompt_ids, answer)
 
     def show_help(self, _: str) -> None:
         """/help            this list"""

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from kad.cli import _evaluation as shared
+from kad.cli import evaluation_runs as shared
 from kad.cli import options
 from kad.errors import UsageError
 
@@ -64,8 +64,8 @@ def command(
 ) -> None:
     """Evaluate methods on tasks. Every finished answer is on disk at once; the same command resumes a stopped run."""
     from kad.evaluation.methods import parse_methods
-    from kad.evaluation.report import build_report
-    from kad.evaluation.summary import choose_baseline
+    from kad.evaluation.results.report import build_report
+    from kad.evaluation.results.summary import choose_baseline
 
     names = tuple(name.strip() for name in tasks.split(",") if name.strip())
     if not names:

@@ -48,7 +48,7 @@ def command(
     and unfilled budget, 5 accuracy against throughput, 6 optimality gap, 7 deferred mass over positions.
     """
     analyze.check_source(task, prompts)
-    from kad.report.plots import require_pyplot, write_figures
+    from kad.figures.drawing import require_pyplot, write_figures
 
     require_pyplot()  # a missing matplotlib is worth knowing before the models run
     model = loading.load_model(
@@ -57,7 +57,7 @@ def command(
     tokenizer = loading.load_tokenizer(model)
     questions = analyze.load_questions(tokenizer, task, prompts, data_dir, limit)
 
-    from kad.report.figures import Settings, collect
+    from kad.figures.data import Settings, collect
 
     embedded = pair in (None, "tiny") and base is None
     figures = collect(
@@ -83,6 +83,6 @@ def _target(reference: str | None, model: Any) -> Any:
     if reference is None:
         return None
     from kad.loading import load_model
-    from kad.references import ModelReference, resolve_model
+    from kad.sources import Source, resolve_model
 
-    return load_model(ModelReference.parse(resolve_model(reference))).to(model.base.device)
+    return load_model(Source.parse(resolve_model(reference))).to(model.base.device)

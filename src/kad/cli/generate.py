@@ -85,23 +85,23 @@ def command(
     prompt_ids = encode_text(tokenizer, text) if raw else encode_chat(tokenizer, messages(system, text), thinking)
     loaded = time.perf_counter() - started
 
-    from kad.cli import origins, results, running
+    from kad.cli import display, origins, running
 
     plan = drafting.plan(model, draft_tokens, settings)
     run = partial(running.generate, model, tokenizer, prompt_ids, settings, plan)
     if as_json:
         answer = run()
-        found = results.as_dict(model, tokenizer, answer, results.origins_of(model, prompt_ids, answer), loaded)
-        stdio.print_json(found | (results.speed_up(model, prompt_ids, answer) if stats else {}))
+        found = display.as_dict(model, tokenizer, answer, display.origins_of(model, prompt_ids, answer), loaded)
+        stdio.print_json(found | (display.speed_up(model, prompt_ids, answer) if stats else {}))
         return
     if color:
         origins.require(model)
-        answer = results.show_origins(model, tokenizer, prompt_ids, run)
+        answer = display.show_origins(model, tokenizer, prompt_ids, run)
     else:
-        answer = results.show(run, stream)
-    results.remark(answer)
+        answer = display.show(run, stream)
+    display.remark(answer)
     if stats:
-        results.show_statistics(model, prompt_ids, answer)
+        display.show_statistics(model, prompt_ids, answer)
 
 
 def messages(system: str | None, user: str) -> list[dict[str, str]]:

@@ -14,7 +14,7 @@ from kad.errors import PairError, UsageError, VocabularyError
 
 if TYPE_CHECKING:
     from kad.config import KadConfig
-    from kad.references import ModelReference
+    from kad.sources import Source
 
 EXAMPLES = (
     "kad info tiny",
@@ -91,15 +91,15 @@ def command(
 def _configuration(pair: str | None, base: str | None, aligned: str | None, reference: str | None) -> KadConfig:
     from kad.config import KadConfig
     from kad.pairs import read_config
-    from kad.references import ModelReference
+    from kad.sources import Source
 
     if pair is not None:
         return read_config(pair)
     named = {"base": base, "aligned": aligned, "reference": reference}
-    return KadConfig(**{role: ModelReference.parse(name).to_dict() for role, name in named.items() if name is not None})
+    return KadConfig(**{role: Source.parse(name).to_dict() for role, name in named.items() if name is not None})
 
 
-def _describe(reference: ModelReference) -> Model:
+def _describe(reference: Source) -> Model:
     """One model from its configuration. Counted on torch's meta device, which allocates nothing."""
     import torch
 
@@ -121,7 +121,7 @@ def _describe(reference: ModelReference) -> Model:
     )
 
 
-def _dtype(reference: ModelReference, config: Any) -> Any:
+def _dtype(reference: Source, config: Any) -> Any:
     """The dtype Transformers would load it in: what the pair says, else what the model's configuration says."""
     import torch
 
@@ -153,7 +153,7 @@ def _cache_numbers(text: Any) -> int:
     return int(2 * text.num_hidden_layers * key_value_heads * head_size)
 
 
-def _vocabulary(references: dict[str, ModelReference], models: dict[str, Model]) -> dict[str, Any]:
+def _vocabulary(references: dict[str, Source], models: dict[str, Model]) -> dict[str, Any]:
     from kad.pairs import check_vocabularies
 
     sizes = {role: model.vocabulary for role, model in models.items()}

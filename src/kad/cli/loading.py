@@ -64,16 +64,16 @@ def load_tokenizer(model: KadForCausalLM) -> Any:
         PairError: neither has one.
     """
     from kad.loading import load_tokenizer as load
-    from kad.references import ModelReference
+    from kad.sources import Source
 
     folder = model.config.folder
     if folder is not None and (folder / "tokenizer_config.json").is_file():
-        return load(ModelReference(str(folder)))
+        return load(Source(str(folder)))
     try:
         return load(model.config.model_references()["aligned"])
     except PairError:
         if folder is None and model.config.name_or_path:
-            return load(ModelReference(model.config.name_or_path))
+            return load(Source(model.config.name_or_path))
         raise
 
 

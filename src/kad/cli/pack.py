@@ -15,7 +15,7 @@ from kad.errors import UsageError
 
 if TYPE_CHECKING:
     from kad.config import KadConfig
-    from kad.references import ModelReference
+    from kad.sources import Source
 
 EXAMPLES = (
     "kad pack --base Qwen/Qwen3-14B-Base --aligned Qwen/Qwen3-1.7B -o qwen3-pair",
@@ -130,8 +130,8 @@ def _reference(
     subfolder: str | None,
     others: list[str],
     trust_remote_code: bool,
-) -> ModelReference:
-    from kad.references import ModelReference
+) -> Source:
+    from kad.sources import Source
 
     loading.check_dtype(dtype, f"--{role}-dtype")
     named = {"dtype": dtype, "gguf_file": gguf_file, "subfolder": subfolder}
@@ -139,8 +139,8 @@ def _reference(
     kwargs.update(loading.key_and_value(f"--{role}-option", text) for text in others)
     if trust_remote_code:
         kwargs["trust_remote_code"] = True
-    reference = ModelReference.parse(name)
-    return ModelReference(reference.model, reference.revision, kwargs)
+    reference = Source.parse(name)
+    return Source(reference.model, reference.revision, kwargs)
 
 
 def _as_dict(folder: Path, config: KadConfig) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kad.cli import _evaluation as shared
+from kad.cli import evaluation_runs as shared
 from kad.cli import options
 
 EXAMPLES = (
@@ -24,6 +24,6 @@ OutFolder = Annotated[
 
 def command(runs: Runs, out: OutFolder = None, baseline: shared.Baseline = None, json: options.Json = False) -> None:
     """Show one run again, or compare several: accuracies, paired differences, throughput, acceptance."""
-    from kad.evaluation.report import build_report
+    from kad.evaluation.results.report import build_report
 
     shared.show_report(build_report(runs, baseline), out, json)

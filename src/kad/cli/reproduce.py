@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kad.cli import _evaluation as shared
+from kad.cli import evaluation_runs as shared
 from kad.cli import options, stdio
 from kad.errors import UsageError
 
@@ -48,7 +48,7 @@ def command(
     if dry_run:
         return
     from kad.evaluation.methods import parse_method
-    from kad.evaluation.report import build_report
+    from kad.evaluation.results.report import build_report
 
     folder = out or Path("runs") / name
     plan = shared.make_plan(

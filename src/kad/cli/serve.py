@@ -71,7 +71,7 @@ def command(
 
 
 def _command_line(pair: str, speculate: bool, draft_tokens: int | None, extra: Sequence[str]) -> list[str]:
-    from kad.references import resolve_pair
+    from kad.sources import resolve_pair
 
     config = _checked(pair)
     arguments = [sys.executable, "-m", "kad.vllm.launch", "serve", resolve_pair(pair)]

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from kad.references import ModelReference
+    from kad.sources import Source
 
 
 def stdout() -> Console:
@@ -51,7 +51,7 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def shown(reference: ModelReference) -> str:
+def shown(reference: Source) -> str:
     """A model as a person would name it: the embedded family by its names, hub ids with their revision."""
     from kad import tiny
 

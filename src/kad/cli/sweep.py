@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kad.cli import _evaluation as shared
+from kad.cli import evaluation_runs as shared
 from kad.cli import options, stdio
 
 EXAMPLES = (
@@ -57,9 +57,9 @@ def command(
     json: options.Json = False,
 ) -> None:
     """Evaluate a rule along a grid of one parameter: the table and the curve. Resumable like kad eval."""
-    from kad.evaluation.plots import write_curve
-    from kad.evaluation.report import build_report
-    from kad.evaluation.sweep import make_grid
+    from kad.evaluation.grid import make_grid
+    from kad.evaluation.results.plots import write_curve
+    from kad.evaluation.results.report import build_report
 
     points = make_grid(rule, parameter, grid, speculative=speculative)
     plan = shared.make_plan(

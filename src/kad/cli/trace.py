@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from kad.modeling import KadForCausalLM
-    from kad.report.trace import Trace
     from kad.speculation import SpeculationStatistics
+    from kad.tracing.schema import Trace
 
 EXAMPLES = (
     'kad trace "Mia has 24 apples. She buys 13 more. Then she loses 9. How many are left?" -o trace.html',
@@ -106,7 +106,7 @@ def command(
 
 
 def _given(model: KadForCausalLM, tokenizer: Any, prompt_ids: Tensor, answer: str) -> Trace:
-    from kad.report.record import trace
+    from kad.tracing.tracer import trace
 
     tokens = tokenizer(answer, add_special_tokens=False).input_ids
     return trace(model, tokenizer, prompt_ids[0].tolist(), tokens)
@@ -126,8 +126,8 @@ def _generated(
     model: KadForCausalLM, tokenizer: Any, prompt_ids: Tensor, settings: sampling.Sampling, plan: drafting.Plan
 ) -> Trace:
     from kad.cli import running
-    from kad.report.record import trace
-    from kad.report.speculation_log import SpeculationLog
+    from kad.tracing.speculation_log import SpeculationLog
+    from kad.tracing.tracer import trace
 
     log = SpeculationLog()
     answer = running.generate(
@@ -150,7 +150,7 @@ def _stored(prompt: str | None) -> Path | None:
 
 
 def _read(path: Path) -> Trace:
-    from kad.report.trace import Trace
+    from kad.tracing.schema import Trace
 
     return Trace.from_json(path.read_text(encoding="utf-8"))
 
@@ -162,6 +162,6 @@ def _deliver(trace: Trace, output: Path | None, every_position: bool, as_json: b
     if as_json:
         stdio.print_json(trace.to_dict())
     elif output is None:
-        from kad.report.terminal import render
+        from kad.tracing.terminal import render
 
         stdio.stdout().print(render(trace, every_position))

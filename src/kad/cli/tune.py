@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kad.cli import _evaluation as shared
+from kad.cli import evaluation_runs as shared
 from kad.cli import options, stdio
 from kad.cli.sweep import Grid, Parameter, RuleToSweep, Speculative
 from kad.errors import UsageError
 
 if TYPE_CHECKING:
-    from kad.evaluation.tune import Choice
+    from kad.evaluation.choice import Choice
 
 EXAMPLES = (
     "kad tune --pair pair/ --rule dual --grid 0.1:0.9:0.1 --tasks kad_gsm8k_development --limit 200 --out runs/tune",
@@ -67,11 +67,11 @@ def command(
     json: options.Json = False,
 ) -> None:
     """Choose a rule's parameter on development questions, show how sure the choice is, write it into the pair."""
-    from kad.evaluation.catalog import load_tasks
-    from kad.evaluation.storage import read_samples
-    from kad.evaluation.summary import METRICS
-    from kad.evaluation.sweep import WINDOW, make_grid
-    from kad.evaluation.tune import choose, refuse_test_splits, write_rule
+    from kad.evaluation.choice import choose, refuse_test_splits, write_rule
+    from kad.evaluation.grid import WINDOW, make_grid
+    from kad.evaluation.results.storage import read_samples
+    from kad.evaluation.results.summary import METRICS
+    from kad.evaluation.tasks.task import load_tasks
 
     names = tuple(name.strip() for name in tasks.split(","))
     target = _target(pair) if write else None

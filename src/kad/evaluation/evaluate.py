@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from kad.errors import UsageError
-from kad.evaluation.catalog import Task, load_tasks
-from kad.evaluation.engine import Engine
-from kad.evaluation.identity import identity
+from kad.evaluation.engines.engine import Engine
 from kad.evaluation.methods import Method
+from kad.evaluation.results.fingerprint import fingerprint
+from kad.evaluation.results.settings import Settings, session
+from kad.evaluation.results.storage import RunDirectory
 from kad.evaluation.run import Progress, run
-from kad.evaluation.settings import Settings, session
-from kad.evaluation.storage import RunDirectory
-from kad.references import ModelReference
+from kad.evaluation.tasks.task import Task, load_tasks
+from kad.sources import Source
 
 _SET_BY_KAD = frozenset({"model", "tokenizer", "revision", "dtype", "speculative_config"})
 
@@ -31,7 +31,7 @@ class Plan:
         UsageError: a value out of its range, or a method whose model is not given.
     """
 
-    models: dict[str, ModelReference]
+    models: dict[str, Source]
     methods: tuple[Method, ...]
     tasks: tuple[str, ...]
     limit: int | None = None
@@ -68,15 +68,15 @@ class Plan:
                 raise UsageError(f"{method.name} needs the {missing[0]} model; give one with --{missing[0]} MODEL")
 
     @property
-    def references(self) -> dict[str, ModelReference]:
+    def references(self) -> dict[str, Source]:
         """The models by role, oracles included."""
-        oracles = {m.name: ModelReference.parse(m.reference) for m in self.methods if m.reference is not None}
+        oracles = {m.name: Source.parse(m.reference) for m in self.methods if m.reference is not None}
         return {**self.models, **oracles}
 
     def settings(self, tasks: Sequence[Task]) -> Settings:
         """What a resumed run must repeat."""
         return Settings(
-            models={role: identity(reference) for role, reference in sorted(self.references.items())},
+            models={role: fingerprint(reference) for role, reference in sorted(self.references.items())},
             methods=tuple(method.name for method in self.methods),
             tasks=tuple(task.info for task in tasks),
             samples=self.samples,
@@ -124,8 +124,8 @@ def _silent(what: str, done: int) -> None:
 
 
 def _transformers_engine(plan: Plan) -> Engine:
-    from kad.evaluation.models import Models
-    from kad.evaluation.transformers_engine import TransformersEngine
+    from kad.evaluation.engines.models import Models
+    from kad.evaluation.engines.transformers_engine import TransformersEngine
 
     models = Models(
         plan.references,
@@ -137,7 +137,7 @@ def _transformers_engine(plan: Plan) -> Engine:
 
 
 def _vllm_engine(plan: Plan) -> Engine:
-    from kad.evaluation.vllm_engine import VllmEngine
+    from kad.evaluation.engines.vllm_engine import VllmEngine
 
     dtype = plan.load_options.get("dtype", "auto")
     return VllmEngine(plan.references, plan.deferral_temperature, dtype, plan.engine_options)

@@ -12,10 +12,10 @@ import sys
 from typing import Any
 
 from kad.errors import UsageError, missing_extra
-from kad.evaluation.catalog import TASKS_FOLDER, chat_renderer
+from kad.evaluation.tasks.task import TASKS_FOLDER, chat_renderer
 from kad.loading import load_tokenizer
 from kad.modeling import KadForCausalLM
-from kad.references import ModelReference
+from kad.sources import Source
 
 try:
     from lm_eval.api.registry import model_registry
@@ -58,7 +58,7 @@ class KadLM(HFLM):
         if device is not None:
             model.to(device)
         folder = model.config.folder
-        place = ModelReference(str(folder)) if folder else model.config.model_references()["aligned"]
+        place = Source(str(folder)) if folder else model.config.model_references()["aligned"]
         self._speculation = {"num_draft_tokens": num_draft_tokens} if speculative else None
         if self._speculation is not None and str(kwargs.get("batch_size", 1)) != "1":
             raise UsageError("speculative decoding takes one request at a time; leave batch_size at 1")

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from kad.evaluation.catalog import Question, Task
-from kad.evaluation.engine import Completion, Engine, Request
+from kad.evaluation.engines.engine import Completion, Engine, Request
 from kad.evaluation.methods import Method, execution_order
-from kad.evaluation.settings import Settings
-from kad.evaluation.storage import Record, RunDirectory, SampleKey
+from kad.evaluation.results.settings import Settings
+from kad.evaluation.results.storage import Record, RunDirectory, SampleKey
+from kad.evaluation.tasks.task import Question, Task
 
 Progress = Callable[[str, int], None]
 """Called with what runs and how many samples are now finished, those of earlier starts included."""

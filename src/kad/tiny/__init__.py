@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kad.errors import PairError
-from kad.references import TINY_MODELS as MODELS
+from kad.sources import TINY_MODELS as MODELS
 from kad.tiny.problems import SYSTEM_PROMPT, Equation, Problem, Split, boxed, is_kept_out, problems
 
 if TYPE_CHECKING:

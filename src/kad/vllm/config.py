@@ -14,7 +14,7 @@ from vllm.transformers_utils.model_arch_config_convertor import ModelArchConfigC
 
 from kad.config import KadConfig
 from kad.errors import PairError
-from kad.references import ModelReference
+from kad.sources import Source
 
 _UNUSABLE_OPTIONS = frozenset({"gguf_file", "subfolder"})
 
@@ -75,7 +75,7 @@ class PairArchitecture(ModelArchConfigConvertorBase):
         return min(lengths, key=lambda length: length[0])
 
 
-def part_model_config(pair: ModelConfig, part: ModelReference) -> ModelConfig:
+def part_model_config(pair: ModelConfig, part: Source) -> ModelConfig:
     """vLLM's configuration of one part: its own folder, quantisation and shape, the engine's limits and dtype.
 
     Of the part's loading options, those that place weights on devices are Transformers' business and vLLM's here.

@@ -1,0 +1,63 @@
+"""What a run asks of an engine: prompts in, completions out. Transformers and vLLM each have one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from kad.evaluation.methods import Method
+from kad.evaluation.tasks.task import Renderer
+
+
+@dataclass(frozen=True)
+class Request:
+    """One sample to draw. The seed is the sample's own, so it comes out the same in whatever company it is
+    drawn."""
+
+    prompt: str
+    seed: int
+    max_new_tokens: int
+    temperature: float
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sample drawn.
+
+    `seconds` is its share of the wall time, so that summed tokens over summed seconds is the throughput;
+    `finished` says that the model ended it, not the limit. `drafted`, `accepted` and `acceptance_lengths`
+    (accepted drafts -> windows) come from speculation, `deferred_mass` and `expected_acceptance` are means
+    over the generated positions.
+    """
+
+    text: str
+    prompt_tokens: int
+    tokens: int
+    finished: bool
+    seconds: float
+    drafted: int | None = None
+    accepted: int | None = None
+    acceptance_lengths: dict[str, int] = field(default_factory=dict)
+    deferred_mass: float | None = None
+    expected_acceptance: float | None = None
+
+
+class Engine(Protocol):
+    """Runs methods. Models are loaded when first needed and kept until released."""
+
+    def renderer(self, method: Method) -> Renderer:
+        """The chat template that the method's prompts are written in."""
+        ...
+
+    def batch_size(self, method: Method, wanted: int) -> int:
+        """How many requests the method takes at once, at most `wanted`."""
+        ...
+
+    def generate(self, method: Method, requests: Sequence[Request]) -> list[Completion]:
+        """One completion for each request, in their order."""
+        ...
+
+    def release(self, keep: Collection[str]) -> None:
+        """Let go of every model whose role is not in `keep`."""
+        ...

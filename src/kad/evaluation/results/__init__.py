@@ -1,0 +1,1 @@
+"""What a run leaves: its directory, the statistics over it, the report."""

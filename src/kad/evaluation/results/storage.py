@@ -1,0 +1,173 @@
+"""The run directory: settings, sessions and finished samples on disk, so that a killed run loses and repeats
+nothing.
+
+    settings.json    what the run is; a resumed run must bring the same
+    sessions.jsonl   one line per start: versions, git revision, hardware, command
+    samples.jsonl    one line per finished sample, appended with a single write and flushed to the disk
+
+A kill can at worst leave the last line torn; opening the directory cuts a torn line off, and its sample runs
+again. A lock that the system drops with the process keeps a second run out.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from kad.errors import UsageError
+from kad.evaluation.results.settings import Settings
+
+Record = dict[str, Any]
+
+
+class SampleKey(NamedTuple):
+    """What names a sample within a run."""
+
+    method: str
+    task: str
+    question: str
+    sample: int
+
+
+def key_of(record: Record) -> SampleKey:
+    return SampleKey(record["method"], record["task"], record["question"], record["sample"])
+
+
+class RunDirectory:
+    """An open run directory: a context manager that holds the lock.
+
+    Raises:
+        UsageError: the directory belongs to a run with other settings, is in use, or holds something else.
+    """
+
+    def __init__(self, path: Path, settings: Settings) -> None:
+        self.path = path
+        self._settings = settings
+        self._samples = -1
+        self.done: set[SampleKey] = set()
+
+    def __enter__(self) -> Self:
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._samples = os.open(self.path / "samples.jsonl", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            self._lock()
+            self._check_settings()
+            cut_torn_line(self._samples)
+        except BaseException:
+            os.close(self._samples)
+            raise
+        self.done = {key_of(record) for record in read_samples(self.path)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._samples)
+
+    def log_session(self, session: Record) -> None:
+        """Note where and how this start runs."""
+        with (self.path / "sessions.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(session) + "\n")
+
+    def append(self, records: Iterable[Record]) -> None:
+        """Put finished samples on disk, all with one write; those already there are left alone."""
+        new = [record for record in records if key_of(record) not in self.done]
+        data = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in new).encode()
+        while data:  # a write may be short, on a full disk for one
+            data = data[os.write(self._samples, data) :]
+        os.fsync(self._samples)
+        self.done.update(key_of(record) for record in new)
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._samples, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"{self.path} is in use by another run; wait for it or choose another --out") from None
+
+    def _check_settings(self) -> None:
+        file = self.path / "settings.json"
+        wanted = self._settings.to_dict()
+        if not file.exists():
+            if self.path.joinpath("samples.jsonl").stat().st_size:
+                raise UsageError(f"{self.path} holds samples without settings.json; choose another --out")
+            write_atomically(file, json.dumps(wanted, indent=2) + "\n")
+            return
+        stored = json.loads(file.read_text("utf-8"))
+        changes = list(differences(stored, wanted))
+        if changes:
+            raise UsageError(
+                f"{self.path} belongs to a run with other settings: {'; '.join(changes)}. "
+                "Resume with the same settings or choose another --out"
+            )
+
+
+def differences(stored: Any, wanted: Any, path: str = "") -> Iterator[str]:
+    """Where two JSON values differ, leaf by leaf: "tasks.0.rows was 8, now 9"."""
+    if isinstance(stored, dict) and isinstance(wanted, dict):
+        for key in sorted(stored.keys() | wanted.keys()):
+            yield from differences(stored.get(key), wanted.get(key), f"{path}.{key}" if path else key)
+    elif isinstance(stored, list) and isinstance(wanted, list) and len(stored) == len(wanted):
+        for index, (old, new) in enumerate(zip(stored, wanted, strict=True)):
+            yield from differences(old, new, f"{path}.{index}")
+    elif stored != wanted:
+        yield f"{path} was {_short(stored)}, now {_short(wanted)}"
+
+
+def read_samples(path: Path) -> Iterator[Record]:
+    """The finished samples of a run directory, a torn last line left out."""
+    with (path / "samples.jsonl").open(encoding="utf-8") as file:
+        yield from (json.loads(line) for line in file if line.endswith("\n"))
+
+
+def read_settings(path: Path) -> Record:
+    """The settings of a run directory.
+
+    Raises:
+        UsageError: it is none.
+    """
+    try:
+        settings: Record = json.loads((path / "settings.json").read_text("utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(f"{path} is no run directory: it has no settings.json; give the --out of a kad eval") from None
+    return settings
+
+
+def read_sessions(path: Path) -> list[Record]:
+    """Every start of the run, oldest first."""
+    try:
+        lines = (path / "sessions.jsonl").read_text("utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def cut_torn_line(descriptor: int) -> None:
+    """Truncate an append-only file of lines behind its last whole line."""
+    size = os.fstat(descriptor).st_size
+    end, block = size, 1 << 16
+    while end > 0:
+        start = max(0, end - block)
+        newline = os.pread(descriptor, end - start, start).rfind(b"\n")
+        if newline >= 0:
+            end = start + newline + 1
+            break
+        end = start
+    if end < size:
+        os.ftruncate(descriptor, end)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that a reader, or a kill, sees the old one or the new one and nothing between."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,147 @@
+"""From samples to a table: for every task and method the accuracies, the paired differences, the costs."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from kad.errors import UsageError
+from kad.evaluation.results.intervals import Interval, PairedComparison, accuracy_interval, compare_paired
+from kad.evaluation.results.storage import Record
+
+METRICS = ("strict", "paper")
+
+# question id -> the marks of its samples, in the order of the samples
+Marks = dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method on one task. Shares and rates are in [0, 1]; what was not measured is None.
+
+    Attributes:
+        accuracy: by metric, with its 95 % interval.
+        versus_baseline: by metric; None for the baseline itself and where it did not answer the same questions.
+        unfinished: share of samples that ran into the token limit.
+        tokens: mean new tokens of a sample.
+        throughput: new tokens a second, generation alone.
+        acceptance_rate: accepted over drafted tokens.
+        acceptance_length: accepted drafts a window; `acceptance_histogram` has the share of windows by length.
+        deferred_mass, expected_acceptance: alpha and beta, mean over the generated positions.
+    """
+
+    task: str
+    method: str
+    questions: int
+    samples: int
+    accuracy: dict[str, Interval]
+    versus_baseline: dict[str, PairedComparison] | None
+    unfinished: float
+    tokens: float
+    throughput: float
+    acceptance_rate: float | None
+    acceptance_length: float | None
+    acceptance_histogram: dict[int, float]
+    deferred_mass: float | None
+    expected_acceptance: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+
+def summarise(records: Iterable[Record], baseline: str | None = None) -> list[Row]:
+    """A row for every task and method, in the order of first appearance.
+
+    Args:
+        records: finished samples, of one run or of several with distinct method names.
+        baseline: the method to compare with; by default `aligned` where it is there, else the first method.
+
+    Raises:
+        UsageError: no samples, or a baseline that is not among the methods.
+    """
+    groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    for record in records:
+        groups[record["task"], record["method"]].append(record)
+    if not groups:
+        raise UsageError("there are no finished samples to report")
+    name = choose_baseline([method for _, method in groups], baseline)
+    return [_row(group, groups.get((task, name))) for (task, _), group in groups.items()]
+
+
+def choose_baseline(methods: Sequence[str], baseline: str | None) -> str:
+    """The baseline's name: the one asked for, else `aligned`, else the first."""
+    if baseline is None:
+        return "aligned" if "aligned" in methods else methods[0]
+    if baseline not in methods:
+        raise UsageError(f"the baseline {baseline!r} is not among the methods: {', '.join(dict.fromkeys(methods))}")
+    return baseline
+
+
+def marks_by_question(records: Sequence[Record], metric: str) -> Marks:
+    """The marks of each question's samples, questions in order of their ids."""
+    marks: Marks = defaultdict(list)
+    for record in sorted(records, key=lambda record: (record["question"], record["sample"])):
+        marks[record["question"]].append(record["marks"][metric])
+    return dict(marks)
+
+
+def _row(records: list[Record], baseline: list[Record] | None) -> Row:
+    marks = {metric: marks_by_question(records, metric) for metric in METRICS}
+    lengths = _merged_histogram(record["acceptance_lengths"] for record in records)
+    return Row(
+        task=records[0]["task"],
+        method=records[0]["method"],
+        questions=len(marks[METRICS[0]]),
+        samples=len(records),
+        accuracy={metric: accuracy_interval(list(values.values())) for metric, values in marks.items()},
+        versus_baseline=_versus(records, baseline, marks),
+        unfinished=_mean([not record["finished"] for record in records]) or 0.0,
+        tokens=_mean([record["tokens"] for record in records]) or 0.0,
+        throughput=_ratio(records, "tokens", "seconds") or 0.0,
+        acceptance_rate=_ratio(records, "accepted", "drafted"),
+        acceptance_length=sum(k * share for k, share in lengths.items()) if lengths else None,
+        acceptance_histogram=lengths,
+        deferred_mass=_token_mean(records, "deferred_mass"),
+        expected_acceptance=_token_mean(records, "expected_acceptance"),
+    )
+
+
+def _versus(
+    records: list[Record], baseline: list[Record] | None, marks: Mapping[str, Marks]
+) -> dict[str, PairedComparison] | None:
+    if baseline is None or baseline is records:
+        return None
+    theirs = {metric: marks_by_question(baseline, metric) for metric in METRICS}
+    # A run that is still going has answered some questions only: the same questions, or no comparison.
+    if any(theirs[metric].keys() != marks[metric].keys() for metric in METRICS):
+        return None
+    return {metric: compare_paired(list(marks[metric].values()), list(theirs[metric].values())) for metric in METRICS}
+
+
+def _ratio(records: Sequence[Record], top: str, bottom: str) -> float | None:
+    divisor = sum(record[bottom] or 0 for record in records)
+    return sum(record[top] or 0 for record in records) / divisor if divisor else None
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _token_mean(records: Sequence[Record], field: str) -> float | None:
+    """The mean over positions of a quantity that each sample holds as its own mean."""
+    measured = [
+        (record[field], record["tokens"]) for record in records if record[field] is not None and record["tokens"]
+    ]
+    total = sum(tokens for _, tokens in measured)
+    return sum(value * tokens for value, tokens in measured) / total if total else None
+
+
+def _merged_histogram(histograms: Iterable[Mapping[str, int]]) -> dict[int, float]:
+    counts: Counter[int] = Counter()
+    for histogram in histograms:
+        counts.update({int(length): count for length, count in histogram.items()})
+    total = counts.total()
+    return {length: counts[length] / total for length in sorted(counts)} if total else {}

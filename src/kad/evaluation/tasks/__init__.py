@@ -1,0 +1,1 @@
+"""What is asked: the tasks, their documents, and how an answer is marked."""

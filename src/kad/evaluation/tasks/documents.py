@@ -1,0 +1,169 @@
+"""Data sets as documents: every task's rows become `question_id`, `prompt`, `answer`, `reference` (see
+`marking`).
+
+The task files name these functions: `load` gets the rows, from the Hugging Face hub or from local JSON lines
+of the same schema, and one `*_documents` per task turns them into documents. The prompts are the published
+ones, word for word.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import string
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kad.errors import UsageError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from kad.tiny import Split
+
+Row = Mapping[str, Any]
+
+_OPTIONS_HEAD = "Choose the correct answer to the following multiple-choice question.\n\nQuestion: {question}\n\n"
+_OPTIONS_TAIL = (
+    "\nProvide your reasoning about the answer and finish your answer with the letter corresponding to the "
+    "correct option (e.g., A, B, C, or D).\n\n"
+)
+_BOX_TAIL = "\n\nPresent the answer in LaTex format: \\boxed{Your answer}"
+
+
+def load(
+    path: str, split: str, file: str, name: str | None = None, data_dir: str | None = None, **_: Any
+) -> dict[str, Dataset]:
+    """The rows of one task, as lm-eval's `custom_dataset`: `{split: rows}`.
+
+    `path`, `name` and `split` name the hub data set; `data_dir`, from `--data-dir` or lm-eval's `--metadata
+    '{"data_dir": ...}'`, reads `file` in that folder instead. lm-eval passes the whole metadata, the model's
+    arguments included, so other keywords are not ours to judge.
+
+    Raises:
+        UsageError: the folder has no such file, or the hub cannot be reached.
+    """
+    import datasets
+
+    if data_dir is not None:
+        return {split: datasets.Dataset.from_list(read_rows(Path(data_dir) / file))}
+    try:
+        return {split: datasets.load_dataset(path, name, split=split)}
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"could not load the data set {path} from the Hugging Face hub ({_first_line(error)}); "
+            f"for a local copy give --data-dir DIR with {file} in it"
+        ) from error
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The JSON lines of one file.
+
+    Raises:
+        UsageError: no such file, or a line that is no JSON.
+    """
+    try:
+        return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
+    except FileNotFoundError:
+        raise UsageError(
+            f"no file {path.name} in {path.parent}: --data-dir needs the task's JSON lines there"
+        ) from None
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{path} is not JSON lines: {error}") from error
+
+
+def load_tiny(split: Split, problems: int, **_: Any) -> dict[str, Dataset]:
+    """The embedded tiny family's own problems: `problems` of them from its `split`."""
+    import datasets
+
+    from kad import tiny
+
+    rows = [{"question": problem.question, "answer": str(problem.answer)} for problem in tiny.problems(split, problems)]
+    return {split: datasets.Dataset.from_list(rows)}
+
+
+def gsm8k_documents(rows: Dataset) -> Dataset:
+    """openai/gsm8k: the reference is the worked solution, the answer what stands behind its `####`."""
+    return _documents(
+        rows,
+        lambda row: _document(row["question"], row["answer"].rsplit("####", 1)[1].strip(), row["answer"]),
+    )
+
+
+def math500_documents(rows: Dataset) -> Dataset:
+    """HuggingFaceH4/MATH-500: the published prompt asks for a box, the reference is the solution with its
+    box."""
+    return _documents(rows, lambda row: _document(row["problem"] + _BOX_TAIL, row["answer"], row["solution"]))
+
+
+def svamp_documents(rows: Dataset) -> Dataset:
+    """ChilleD/SVAMP: body and question in one, the reference is the equation with its value."""
+    return _documents(
+        rows,
+        lambda row: _document(row["question_concat"], row["Answer"], f"{row['Equation']} = {row['Answer']}"),
+    )
+
+
+def tiny_documents(rows: Dataset) -> Dataset:
+    """The tiny family: a question as it is, its answer in a box."""
+    return _documents(rows, lambda row: _document(row["question"], row["answer"], f"\\boxed{{{row['answer']}}}"))
+
+
+def arc_documents(rows: Dataset) -> Dataset:
+    """allenai/ai2_arc and tau/commonsense_qa: options lettered A, B, ... in their order (some rows number
+    them 1, 2, ...)."""
+    return _documents(rows, _arc_document)
+
+
+def truthful_qa_documents(rows: Dataset) -> Dataset:
+    """truthfulqa/truthful_qa, MC1: the options in an order fixed by the question, since every row lists the
+    right one first."""
+    return _documents(rows, _truthful_qa_document)
+
+
+def shuffled(question: str, count: int) -> list[int]:
+    """The fixed order of a question's options: a shuffle whose seed is the question itself, so no run and no
+    library version changes it."""
+    seed = int.from_bytes(hashlib.sha256(question.encode()).digest()[:8], "big")
+    generator = random.Random(seed)
+    # Fisher-Yates on random(): the one method whose stream Python guarantees across versions.
+    order = list(range(count))
+    for last in range(count - 1, 0, -1):
+        other = int(generator.random() * (last + 1))
+        order[last], order[other] = order[other], order[last]
+    return order
+
+
+def _arc_document(row: Row) -> dict[str, str]:
+    right = row["choices"]["label"].index(row["answerKey"])
+    return _option_document(row["question"], row["choices"]["text"], right)
+
+
+def _truthful_qa_document(row: Row) -> dict[str, str]:
+    targets = row["mc1_targets"]
+    order = shuffled(row["question"], len(targets["choices"]))
+    right = order.index(targets["labels"].index(1))
+    return _option_document(row["question"], [targets["choices"][index] for index in order], right)
+
+
+def _option_document(question: str, options: Sequence[str], right: int) -> dict[str, str]:
+    lines = "".join(f"{letter}). {text}\n" for letter, text in zip(string.ascii_uppercase, options, strict=False))
+    letter = string.ascii_uppercase[right]
+    return _document(_OPTIONS_HEAD.format(question=question) + lines + _OPTIONS_TAIL, letter, f"\nAnswer: {letter}\n\n")
+
+
+def _document(prompt: str, answer: str, reference: str) -> dict[str, str]:
+    return {"prompt": prompt, "answer": str(answer), "reference": reference}
+
+
+def _documents(rows: Dataset, convert: Callable[[Row], dict[str, str]]) -> Dataset:
+    import datasets
+
+    converted = [{"question_id": f"{index:05d}", **convert(row)} for index, row in enumerate(rows)]
+    return datasets.Dataset.from_list(converted)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,69 @@
+"""Marking one answer: `paper`, the published metric, beside `strict`, each 0 or 1. These are lm-eval's
+`process_results`.
+
+A document (see `documents.py`) carries `answer`, the plain reference, and `reference`, the text in
+which the published code looks for its reference with the same extractor as in the prediction.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from kad.errors import missing_extra
+from kad.evaluation.tasks import extract
+
+Document = Mapping[str, Any]
+Marks = dict[str, float]
+
+
+def mark_number(doc: Document, results: Sequence[str]) -> Marks:
+    """GSM8K and SVAMP: the last number as a string; the stated number as a number."""
+    stated = extract.strict_number(results[0])
+    return {
+        "paper": _same(extract.paper_number, doc, results[0]),
+        "strict": float(stated is not None and stated == extract.parse_number(doc["answer"])),
+    }
+
+
+def mark_boxed_number(doc: Document, results: Sequence[str]) -> Marks:
+    """The tiny family's problems: a number in a box."""
+    return {**mark_number(doc, results), "paper": _same(extract.paper_boxed, doc, results[0])}
+
+
+def mark_math(doc: Document, results: Sequence[str]) -> Marks:
+    """MATH-500: the last box as a string; the stated answer by mathematical equivalence (`math-verify`)."""
+    stated = extract.strict_math(results[0])
+    return {
+        "paper": _same(extract.paper_boxed, doc, results[0]),
+        "strict": float(stated is not None and equivalent(doc["answer"], stated)),
+    }
+
+
+def mark_option(doc: Document, results: Sequence[str]) -> Marks:
+    """ARC, CommonsenseQA, TruthfulQA: the last lone capital; the letter stated as the answer."""
+    return {
+        "paper": _same(extract.paper_option, doc, results[0]),
+        "strict": float(extract.strict_option(results[0]) == doc["answer"]),
+    }
+
+
+def equivalent(reference: str, answer: str) -> bool:
+    """Whether two LaTeX answers say the same; `math-verify` decides what the plain comparison cannot."""
+    if "".join(reference.split()) == "".join(answer.split()):
+        return True
+    try:
+        from math_verify import parse, verify
+    except ImportError:
+        raise missing_extra("eval", "math-verify") from None
+
+    # math-verify's own time limit is a signal, which only the main thread may set.
+    limit = 5 if threading.current_thread() is threading.main_thread() else None
+    gold, found = (parse(f"\\boxed{{{text}}}", parsing_timeout=limit) for text in (reference, answer))
+    return bool(gold and found and verify(gold, found, timeout_seconds=limit))
+
+
+def _same(read: Callable[[str], str | None], doc: Document, text: str) -> float:
+    found = read(text)
+    return float(found is not None and found == read(doc["reference"]))

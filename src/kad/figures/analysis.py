@@ -1,0 +1,143 @@
+"""Is the approximation good enough, and is the optimum what one wants? The numbers behind docs/approximation.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from kad.figures.answers import Answer, Question, answer
+from kad.figures.approximation import Approximation, approximation, concatenate
+from kad.knapsack import TOLERANCE, Exact
+from kad.rules import Dual, LinearProgram, Primal, Rule
+from kad.tracing.scoring import score
+
+if TYPE_CHECKING:
+    from kad.modeling import KadForCausalLM
+
+_CONFIDENCE = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0 + 1e-9)
+
+
+def approximation_on(
+    model: KadForCausalLM,
+    answers: Sequence[Answer],
+    *,
+    budget: float,
+    threshold: float,
+    progress: Callable[[int], object] = lambda done: None,
+) -> Approximation:
+    """The certificates at every position of some answers; `progress` is called with 1 an answer."""
+    parts = []
+    for item in answers:
+        for chunk in score(model, item.prompt_ids, item.token_ids):
+            base, aligned = chunk.logits["base"], chunk.logits["aligned"]
+            parts.append(approximation(base, aligned, budget=budget, threshold=threshold))
+        progress(1)
+    return concatenate(parts)
+
+
+def summarise(rows: Approximation, *, budget: float, threshold: float) -> dict[str, Any]:
+    """What `kad analyze` prints of the positions, as plain values."""
+    within = ~rows.dual_gap.isnan()
+    return {
+        "positions": len(rows.bound),
+        "budget": budget,
+        "threshold": threshold,
+        "tolerance": TOLERANCE,
+        "largest_unproven": float(rows.proof.max()),
+        "entropy": _spread(rows.entropy),
+        "head": _spread(rows.head),
+        "unfilled": _spread(rows.unfilled),
+        "critical": _spread(rows.critical),
+        "unfilled_by_confidence": _by_confidence(rows),
+        "primal": {
+            "gap": _spread(rows.primal_gap),
+            "share_optimal": _share(rows.primal_gap <= 2 * TOLERANCE),
+            "relative_gap": float(rows.primal_gap.sum() / rows.bound.sum()) if rows.bound.sum() > 0 else 0.0,
+            "dantzig_gap": _spread(rows.dantzig - rows.primal_value),
+        },
+        "dual": {
+            "within_budget": _share(within),
+            "gap_within_budget": _spread(rows.dual_gap[within]),
+            "gap_at_own_mass": _spread(rows.dual_own_gap),
+            "mass": _spread(rows.dual_weight),
+        },
+        "exact": {
+            "tv_to_primal": _spread(rows.exact_tv),
+            "same_argmax": _share(rows.same_argmax),
+            "keeps_top": _share(rows.exact_keeps_top),
+        },
+        "lp": {"tv_to_primal": _spread(rows.lp_tv)},
+        "acceptance": {
+            name: float(getattr(rows, f"acceptance_{name}").mean()) for name in ("primal", "dual", "exact", "lp")
+        },
+    }
+
+
+def accuracies(
+    model: KadForCausalLM,
+    tokenizer: Any,
+    questions: Sequence[Question],
+    *,
+    budget: float,
+    threshold: float,
+    max_new_tokens: int,
+    batch_size: int,
+    sampled: bool,
+    seed: int,
+    others: Sequence[Rule] = (),
+    progress: Callable[[str], object] = lambda message: None,
+) -> dict[str, float | None]:
+    """Accuracy of the approximations, of the exact optimum, of the LP and of `others`, on the same questions."""
+    rules: dict[str, Rule] = {
+        "primal": Primal(budget),
+        "dual": Dual(threshold),
+        "exact": Exact(budget),
+        "lp": LinearProgram(budget),
+        **{str(rule): rule for rule in others},
+    }
+    marks = {}
+    for name, rule in rules.items():
+        progress(f"answering {len(questions)} questions under {rule}")
+        answers = answer(
+            model, tokenizer, questions, rule,
+            max_new_tokens=max_new_tokens, batch_size=batch_size, sampled=sampled, seed=seed,
+        )  # fmt: skip
+        marks[name] = answers.accuracy
+    return marks
+
+
+def _by_confidence(rows: Approximation) -> list[dict[str, float | int]]:
+    """The unfilled budget and primal's gap by how sure p is."""
+    table: list[dict[str, float | int]] = []
+    for low, high in pairwise(_CONFIDENCE):
+        inside = (rows.max_p >= low) & (rows.max_p < high)
+        if inside.any():
+            table.append(
+                {
+                    "max_p_from": low,
+                    "max_p_to": min(high, 1.0),
+                    "positions": int(inside.sum()),
+                    "unfilled": float(rows.unfilled[inside].mean()),
+                    "primal_gap": float(rows.primal_gap[inside].mean()),
+                    "exact_tv": float(rows.exact_tv[inside].mean()),
+                    "lp_tv": float(rows.lp_tv[inside].mean()),
+                    "exact_keeps_top": float(rows.exact_keeps_top[inside].mean()),
+                }
+            )
+    return table
+
+
+def _spread(values: Tensor) -> dict[str, float] | None:
+    """Mean, quantiles and maximum; None of no values."""
+    if not len(values):
+        return None
+    quantiles = {f"p{round(100 * q)}": float(values.quantile(q)) for q in (0.5, 0.9, 0.99)}
+    return {"mean": float(values.mean()), **quantiles, "max": float(values.max())}
+
+
+def _share(mask: Tensor) -> float:
+    return float(mask.to(torch.float64).mean())

@@ -1,0 +1,218 @@
+"""The figures' data: plain values, so that a figure can be checked, redrawn elsewhere and quoted.
+
+1 to 4 are the paper's (pmf, acceptance, entropy difference, critical item), 5 to 7 ours (accuracy against throughput,
+optimality gap, alpha over positions). `kad.figures.drawing` draws them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from kad.composition import acceptance, deferred_mass
+from kad.errors import UsageError
+from kad.figures.answers import Answer, Answers, Question, answer
+from kad.figures.approximation import LAMBDAS, Approximation, approximation, concatenate, entropy_difference
+from kad.rules import CascadeRule, Dual, ImplicitReward, Nudging, Primal, Rule, parse_rule
+from kad.tracing.schema import Position
+from kad.tracing.scoring import score
+from kad.tracing.tracer import trace
+
+if TYPE_CHECKING:
+    from kad.modeling import KadForCausalLM
+
+RULES = ("never", "always", "nudging", "primal", "dual", "confidence_bet")
+"""Compared in figures 2, 5 and 7, at their defaults; with a reference model also the implicit reward."""
+_QUANTILES = tuple(step / 20 for step in range(21))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much text the figures are made of, and the parameters of the two approximations."""
+
+    max_new_tokens: int = 256
+    batch_size: int = 16
+    budget: float = 0.9
+    threshold: float = 0.4
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One rule's answers, and per answer the deferred mass (cascades) and acceptance at each position, (n,) each."""
+
+    answers: Answers
+    alpha: list[Tensor]
+    beta: list[Tensor]
+
+
+def collect(
+    model: KadForCausalLM,
+    tokenizer: Any,
+    questions: Sequence[Question],
+    *,
+    target: Any = None,
+    settings: Settings | None = None,
+    progress: Callable[[str], object] = lambda message: None,
+) -> dict[str, Any]:
+    """The data of all figures, name -> plain values.
+
+    Args:
+        model: the pair. Its answers under dual are the text of figures 1, 3, 4 and 6.
+        tokenizer: of the aligned model.
+        questions: what the pair answers, greedily.
+        target: the big aligned model p* that figure 3 needs; without it there is no figure 3.
+    """
+    settings = settings or Settings()
+    if not questions:
+        raise UsageError("Figures need at least one question.")
+    measured = {}
+    for rule in rules_for(model):
+        progress(f"answering {len(questions)} questions under {rule}")
+        measured[str(rule)] = measure(model, tokenizer, questions, rule, settings)
+    dual = measured[str(Dual(settings.threshold))].answers
+    progress("solving the knapsacks of dual's answers")
+    rows, entropies = _knapsacks(model, dual.answers, target, settings)
+    figures = {
+        "1-distributions": distributions(model, tokenizer, dual),
+        "2-acceptance": acceptance_rates(measured),
+        "4-critical-item": critical_items(rows, settings.budget),
+        "5-accuracy-throughput": accuracy_throughput(measured),
+        "6-optimality-gap": optimality_gap(rows, settings),
+        "7-alpha": alpha_over_positions(measured),
+    }
+    if entropies:
+        figures["3-entropy-difference"] = entropy_over_threshold(entropies)
+    return dict(sorted(figures.items()))
+
+
+def rules_for(model: KadForCausalLM) -> list[Rule]:
+    """The rules that figures compare, as far as the pair can run them."""
+    rules = [parse_rule(name) for name in RULES]
+    return rules if model.reference is None else [*rules, ImplicitReward()]
+
+
+def measure(
+    model: KadForCausalLM, tokenizer: Any, questions: Sequence[Question], rule: Rule, settings: Settings
+) -> Measured:
+    """Answer the questions under `rule`, and score the answers with the pair's models."""
+    answers = answer(
+        model, tokenizer, questions, rule, max_new_tokens=settings.max_new_tokens, batch_size=settings.batch_size
+    )
+    alphas, betas = [], []
+    for item in answers.answers:
+        chunks = list(score(model, item.prompt_ids, item.token_ids))
+        logits = [(c.logits["base"], c.logits["aligned"], c.logits.get("reference")) for c in chunks]
+        betas.append(torch.cat([acceptance(rule, *rows) for rows in logits]))
+        if isinstance(rule, CascadeRule):
+            alphas.append(torch.cat([deferred_mass(rule, p, q) for p, q, _ in logits]))
+    return Measured(answers, alphas, betas)
+
+
+def distributions(model: KadForCausalLM, tokenizer: Any, answers: Answers) -> dict[str, Any]:
+    """Figure 1: p, q* and pi where, in the first answer, p is in two minds and q* has another opinion."""
+    first = answers.answers[0]
+    with model.using(answers.rule):
+        made = trace(model, tokenizer, first.prompt_ids, first.token_ids)
+    index, position = max(enumerate(made.positions), key=lambda item: _interest(item[1]))
+    rows = sorted(position.candidates, key=lambda row: -max(row.p, row.q, row.pi))[:8]
+    before = "".join(item.text for item in made.positions[:index])
+    return {
+        "rule": made.rule_text,
+        "context": before[-60:],
+        "alpha": position.alpha,
+        "tau": position.tau,
+        "tokens": [made.vocabulary[row.token] for row in rows],
+        "p": [row.p for row in rows],
+        "q": [row.q for row in rows],
+        "pi": [row.pi for row in rows],
+        "kept": [row.p if row.p >= (position.tau or 0.0) else 0.0 for row in rows],
+    }
+
+
+def acceptance_rates(measured: dict[str, Measured]) -> dict[str, Any]:
+    """Figure 2: the mean acceptance of a draft from q* over all positions, and its standard error over answers."""
+    rules = []
+    for name, item in measured.items():
+        means = torch.stack([beta.mean() for beta in item.beta])
+        error = float(means.std() / len(means) ** 0.5) if len(means) > 1 else None
+        rules.append({"rule": name, "acceptance": float(torch.cat(item.beta).mean()), "standard_error": error})
+    return {"rules": rules}
+
+
+def entropy_over_threshold(entropies: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+    """Figure 3: the entropy difference of `measure.entropy_difference`, averaged over positions."""
+    sums, conditionals = (torch.cat(parts, dim=-1) for parts in zip(*entropies, strict=True))
+    return {
+        "threshold": list(LAMBDAS),
+        "sum_difference": sums.mean(-1).tolist(),
+        "conditional_difference": conditionals.nanmean(-1).tolist(),
+        "positions": sums.shape[-1],
+    }
+
+
+def critical_items(rows: Approximation, budget: float) -> dict[str, Any]:
+    """Figure 4: for every position max p, the critical weight (with ties) and the budget that primal leaves."""
+    columns = {name: getattr(rows, name).tolist() for name in ("max_p", "critical", "unfilled", "head")}
+    return {"budget": budget, **columns}
+
+
+def accuracy_throughput(measured: dict[str, Measured]) -> dict[str, Any]:
+    """Figure 5: accuracy (null where nobody can tell) and generated tokens a second, the batch as one."""
+    rules = [
+        {
+            "rule": name,
+            "accuracy": item.answers.accuracy,
+            "tokens_per_second": item.answers.tokens / item.answers.seconds,
+            "questions": len(item.answers.answers),
+        }
+        for name, item in measured.items()
+    ]
+    return {"rules": rules}
+
+
+def optimality_gap(rows: Approximation, settings: Settings) -> dict[str, Any]:
+    """Figure 6: quantiles over positions of the certified gaps in nats."""
+    gaps = {
+        f"primal:budget={settings.budget}": rows.primal_gap,
+        f"dual:threshold={settings.threshold}, where within the budget": rows.dual_gap[~rows.dual_gap.isnan()],
+        f"dual:threshold={settings.threshold}, at the mass it defers": rows.dual_own_gap,
+    }
+    quantiles = {name: [float(gap.quantile(q)) for q in _QUANTILES] if len(gap) else None for name, gap in gaps.items()}
+    return {"quantiles": list(_QUANTILES), "gap": quantiles, "positions": len(rows.bound)}
+
+
+def alpha_over_positions(measured: dict[str, Measured]) -> dict[str, Any]:
+    """Figure 7: the mean deferred mass at the n-th token, over the answers that have one."""
+    curves = {}
+    for name, item in measured.items():
+        if isinstance(item.answers.rule, Primal | Dual | Nudging):
+            padded = torch.nn.utils.rnn.pad_sequence(item.alpha, batch_first=True, padding_value=torch.nan)
+            curves[name] = {
+                "mean": padded.nanmean(0).tolist(),
+                "answers": (~padded.isnan()).sum(0).tolist(),
+            }
+    return {"rules": curves}
+
+
+def _interest(position: Position) -> float:
+    """High where p's mass is split evenly between kept and deferred, and q* disagrees with p."""
+    alpha = position.alpha or 0.0
+    return min(alpha, 1 - alpha) * (1 - sum(min(row.p, row.q) for row in position.candidates))
+
+
+def _knapsacks(
+    model: KadForCausalLM, answers: Sequence[Answer], target: Any, settings: Settings
+) -> tuple[Approximation, list[tuple[Tensor, Tensor]]]:
+    parts, entropies = [], []
+    others = {} if target is None else {"target": target}
+    for item in answers:
+        for chunk in score(model, item.prompt_ids, item.token_ids, others):
+            base, aligned = chunk.logits["base"], chunk.logits["aligned"]
+            parts.append(approximation(base, aligned, budget=settings.budget, threshold=settings.threshold))
+            if target is not None:
+                entropies.append(entropy_difference(base, chunk.logits["target"]))
+    return concatenate(parts), entropies

@@ -1,0 +1,168 @@
+"""Drawing the figures from their data, as PNG and SVG. The only file that imports matplotlib."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from kad.errors import missing_extra
+from kad.tracing.terminal import visible
+
+BASE, ALIGNED, INK, SOFT = "#0072B2", "#D55E00", "#1d1f23", "#62666d"
+# Okabe and Ito's palette, in an order that keeps neighbours apart; markers tell the rules apart without it.
+_CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKERS = "osD^vPX"
+_STYLE = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "legend.frameon": False,
+    "figure.dpi": 160,
+    "svg.hashsalt": "kad",
+    "hatch.linewidth": 0.8,
+}
+
+
+def write_figures(figures: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Write each figure as PNG, SVG and the JSON it was drawn from; the paths of all.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, data in figures.items():
+        path = folder / f"{name}.json"
+        path.write_text(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        written += [path, *_draw(name, data, folder)]
+    return written
+
+
+def _draw(name: str, data: Any, folder: Path) -> list[Path]:
+    pyplot = require_pyplot()
+    with pyplot.rc_context(_STYLE):
+        figure, axes = pyplot.subplots(figsize=(6.4, 3.8), layout="constrained")
+        DRAWINGS[name](figure, axes, data)
+        paths = [folder / f"{name}.{kind}" for kind in ("png", "svg")]
+        for path in paths:
+            # Without a date the same data give the same file.
+            figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+        pyplot.close(figure)
+    return paths
+
+
+def draw_distributions(figure: Any, axes: Any, data: Any) -> None:
+    """Figure 1: three panels of bars, deferred mass hatched."""
+    axes.remove()
+    panels = figure.subplots(1, 3, sharey=True, sharex=True)
+    places = range(len(data["tokens"]))
+    kept, p, q, pi = (data[key] for key in ("kept", "p", "q", "pi"))
+    deferred = [mass - part for mass, part in zip(p, kept, strict=True)]
+    moved = [mass - part for mass, part in zip(pi, kept, strict=True)]
+    panels[0].barh(places, kept, color=BASE, label="kept")
+    panels[0].barh(places, deferred, left=kept, color="none", edgecolor=BASE, hatch="....", label="deferred")
+    panels[0].axvline(min(data["tau"], 1.0), color=SOFT, ls=":", lw=1)
+    panels[1].barh(places, q, color=ALIGNED)
+    panels[2].barh(places, kept, color=BASE, label="from p")
+    panels[2].barh(places, moved, left=kept, color=ALIGNED, hatch="////", edgecolor="white", lw=0, label="from q*")
+    panels[0].set_yticks(places, [visible(token) for token in data["tokens"]])
+    panels[0].invert_yaxis()
+    for panel, title in zip(panels, ("base p", "aligned q*", f"composed π, α = {data['alpha']:.2f}"), strict=True):
+        panel.set_title(title, fontsize=10)
+        panel.set_xlim(0, 1)
+    panels[0].legend(loc="lower right", fontsize=8)
+    panels[2].legend(loc="lower right", fontsize=8)
+    figure.suptitle(
+        f"{data['rule']}   after “…{data['context'][-48:]}”".replace("\n", "⏎"), fontsize=9, x=0.01, ha="left"
+    )
+
+
+def draw_acceptance(figure: Any, axes: Any, data: Any) -> None:
+    """Figure 2: one bar a rule."""
+    rules = sorted(data["rules"], key=lambda row: row["acceptance"])
+    places = range(len(rules))
+    errors = [row["standard_error"] or 0.0 for row in rules]
+    axes.barh(places, [row["acceptance"] for row in rules], xerr=errors, color=ALIGNED, ecolor=INK, height=0.6)
+    for place, row in zip(places, rules, strict=True):
+        axes.text(0.01, place, f"{row['acceptance']:.3f}", va="center", color="white", fontsize=9)
+    axes.set_yticks(places, [row["rule"] for row in rules])
+    axes.set(xlim=(0, 1), xlabel="acceptance of a draft from q*, $\\sum_v \\min(\\pi_v, q^*_v)$", title="Acceptance")
+
+
+def draw_entropy(figure: Any, axes: Any, data: Any) -> None:
+    """Figure 3: two curves over λ."""
+    axes.axhline(0, color=SOFT, lw=0.8)
+    axes.plot(data["threshold"], data["sum_difference"], color=BASE, label="sum over the deferred tokens")
+    axes.plot(
+        data["threshold"], data["conditional_difference"], color=ALIGNED, ls="--", label="given that v is deferred"
+    )
+    axes.set(xlabel="threshold λ", ylabel="H[p on d] − H[p* on d], nats", title="Entropy difference")
+    axes.legend()
+
+
+def draw_critical(figure: Any, axes: Any, data: Any) -> None:
+    """Figure 4: the unfilled budget against the critical item's weight; the first is always below the second."""
+    axes.scatter(data["critical"], data["unfilled"], s=9, alpha=0.35, color=BASE, lw=0, rasterized=True)
+    axes.plot([0, 1], [0, 1], color=SOFT, lw=0.8, ls="--")
+    axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="critical item's weight (with its ties)", ylabel="unfilled budget")
+    axes.set_title(f"Primal at b = {data['budget']:g}: the gap that integrality leaves")
+
+
+def draw_accuracy(figure: Any, axes: Any, data: Any) -> None:
+    """Figure 5: one point a rule; without marks, throughput alone."""
+    for row, colour, marker in zip(data["rules"], _CYCLE, _MARKERS, strict=False):
+        accuracy = 0.0 if row["accuracy"] is None else 100 * row["accuracy"]
+        axes.scatter(row["tokens_per_second"], accuracy, color=colour, marker=marker, s=55, label=row["rule"])
+    questions = data["rules"][0]["questions"]
+    axes.set(xlabel="tokens a second", ylabel="accuracy, %", ylim=(-3, 103))
+    axes.set_title(f"Accuracy against throughput, {questions} questions, greedy")
+    axes.set_xlim(left=0)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def draw_gap(figure: Any, axes: Any, data: Any) -> None:
+    """Figure 6: quantile curves."""
+    for (name, gaps), colour, style in zip(data["gap"].items(), (BASE, ALIGNED, INK), ("-", "--", ":"), strict=True):
+        if gaps is not None:
+            axes.plot([100 * q for q in data["quantiles"]], gaps, color=colour, ls=style, label=name)
+    axes.set(xlabel="positions, %", ylabel="certified gap to the optimum, nats", xlim=(0, 100))
+    axes.set_ylim(bottom=-0.005)
+    axes.set_title("How far from the optimum?")
+    axes.legend(fontsize=8)
+
+
+def draw_alpha(figure: Any, axes: Any, data: Any) -> None:
+    """Figure 7: one curve a rule, as far as half of the answers go."""
+    for (name, curve), colour in zip(data["rules"].items(), _CYCLE, strict=False):
+        most = max(curve["answers"])
+        mean = [value for value, count in zip(curve["mean"], curve["answers"], strict=True) if count >= most / 2]
+        axes.plot(range(1, len(mean) + 1), mean, color=colour, lw=1.2, label=name)
+    axes.set(xlabel="position in the answer", ylabel="mean deferred mass α", ylim=(0, 1), title="When the proxy speaks")
+    axes.legend(fontsize=8)
+
+
+DRAWINGS: Mapping[str, Callable[[Any, Any, Any], None]] = {
+    "1-distributions": draw_distributions,
+    "2-acceptance": draw_acceptance,
+    "3-entropy-difference": draw_entropy,
+    "4-critical-item": draw_critical,
+    "5-accuracy-throughput": draw_accuracy,
+    "6-optimality-gap": draw_gap,
+    "7-alpha": draw_alpha,
+}
+
+
+def require_pyplot() -> Any:
+    """matplotlib.pyplot, drawing to files only. Raises MissingExtraError: it is not installed."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise missing_extra("report", "matplotlib") from None
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    return pyplot

@@ -1,0 +1,137 @@
+"""Where a model or a pair lives: hub ids (with a revision), paths, and the names of the embedded family."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kad.errors import PairError
+
+_TINY = Path(__file__).parent / "tiny" / "weights"
+TINY_MODELS = ("big-base", "small-base", "small-aligned", "big-aligned")
+
+# What may be said about the loading of one model, kept in the pair as plain JSON values.
+MODEL_KWARGS = frozenset(
+    {
+        "attn_implementation",
+        "cache_dir",
+        "device_map",
+        "dtype",
+        "gguf_file",
+        "local_files_only",
+        "max_memory",
+        "offload_folder",
+        "quantization_config",
+        "subfolder",
+        "token",
+        "trust_remote_code",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One model of a pair: a hub id or path, a revision for hub ids, and keyword arguments for loading it.
+
+    Raises:
+        PairError: an empty name or an unknown keyword argument.
+    """
+
+    model: str
+    revision: str | None = None
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, str) or not self.model:
+            raise PairError(f"A model is named by a hub id or a path, but got {self.model!r}.")
+        unknown = sorted(set(self.kwargs) - MODEL_KWARGS)
+        if unknown:
+            raise PairError(
+                f"Unknown loading option {', '.join(map(repr, unknown))} for {self.model}. "
+                f"Allowed: {', '.join(sorted(MODEL_KWARGS))}."
+            )
+
+    @classmethod
+    def parse(cls, reference: str | Mapping[str, Any] | Source) -> Source:
+        """From "id", "id@revision", a path, "tiny:<name>", or the dict that `to_dict` writes."""
+        if isinstance(reference, Source):
+            return reference
+        if isinstance(reference, Mapping):
+            unknown = sorted(set(reference) - {"model", "revision", "kwargs"})
+            if unknown or "model" not in reference:
+                problem = f"has unknown keys {unknown}" if unknown else "lacks the key 'model'"
+                raise PairError(f"A model reference {problem}. It takes: model, revision, kwargs.")
+            return cls(reference["model"], reference.get("revision"), dict(reference.get("kwargs") or {}))
+        name, at, revision = os.fspath(reference).partition("@")
+        return (
+            cls(resolve_model(name), revision) if at and not Path(reference).exists() else cls(resolve_model(reference))
+        )
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the model is a folder on this machine."""
+        return Path(self.model).is_dir()
+
+    def to_dict(self, relative_to: Path | None = None) -> dict[str, Any]:
+        """Plain JSON. The embedded family keeps its names; a folder beside or below `relative_to` becomes relative."""
+        plain = asdict(self)
+        if Path(self.model).parent == _TINY:
+            return plain | {"model": f"tiny:{Path(self.model).name}"}
+        if relative_to is not None and self.is_local:
+            folder, pair = Path(self.model).resolve(), relative_to.resolve()
+            if folder.is_relative_to(pair.parent):
+                plain["model"] = os.path.relpath(folder, pair)
+        return plain
+
+    def located(self, pair: Path | None) -> Source:
+        """The reference with a path relative to the folder `pair` made absolute; hub ids stay."""
+        if self.model.startswith("tiny:"):
+            return Source(resolve_model(self.model), self.revision, self.kwargs)
+        if pair is None or not (pair / self.model).is_dir():
+            return self
+        return Source(str((pair / self.model).resolve()), self.revision, self.kwargs)
+
+
+def resolve_model(reference: str | os.PathLike[str]) -> str:
+    """A path or hub id that Transformers can load: names of the embedded family become folders, folders absolute.
+
+    Raises:
+        PairError: an unknown name of the embedded family, or what looks like a path and is no folder.
+    """
+    name = os.fspath(reference)
+    if name.startswith("tiny:"):
+        return str(_tiny_folder(name))
+    if Path(name).is_dir():
+        return str(Path(name).resolve())
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise PairError(f"No model folder at {name}. Give a folder, or a hub id like organisation/name.")
+    return name
+
+
+def resolve_pair(reference: str | os.PathLike[str]) -> str:
+    """A pair: "tiny" becomes the folder of the embedded pair; folders and hub ids stay.
+
+    Raises:
+        PairError: a single model of the embedded family, or what looks like a path and is no folder with a config.json.
+    """
+    name = os.fspath(reference)
+    if name == "tiny":
+        return str(_TINY / "pair")
+    if name.startswith("tiny:"):
+        _tiny_folder(name)
+        raise PairError(f"{name} is one model, not a pair. Give tiny, or both models by their names.")
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        raise PairError(f"{name} is no pair: it has no config.json. Write one with: kad pack -o {name} ...")
+    if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise PairError(f"No pair at {name}. Give a folder written by `kad pack`, a hub id, or tiny.")
+    return name
+
+
+def _tiny_folder(name: str) -> Path:
+    model = name.removeprefix("tiny:")
+    if model not in TINY_MODELS:
+        raise PairError(f"Unknown model {name!r}. Choose from: {', '.join(f'tiny:{m}' for m in TINY_MODELS)}.")
+    return _TINY / model

@@ -1,0 +1,198 @@
+"""A trace: what the rule did at every position of one answer, as plain values that go to JSON and back.
+
+The JSON is one object with `schema` = "kad-trace/1". A reader may rely on every field below; a later schema that adds
+fields keeps the number, one that changes or drops any raises it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from kad.errors import UsageError
+
+SCHEMA = "kad-trace/1"
+NOTHING_KEPT = 2.0
+"""How a tau of infinity is written: no probability reaches 2, and JSON has no infinity."""
+
+Event = Literal["accepted", "rejected", "bonus", "deferred"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One token of a position's distributions: its id and its probability under p, q* and pi."""
+
+    token: int
+    p: float
+    q: float
+    pi: float
+
+
+@dataclass(frozen=True)
+class Position:
+    """One emitted token and the distributions it came from.
+
+    Attributes:
+        token, text: the emitted token and what it adds to the text ("" while a character is incomplete).
+        p, q, pi: its probabilities under base, aligned and composed model.
+        share_base, share_aligned: which part of pi came from either; they sum to one. None for product rules.
+        kept: k of the emitted token; None for product rules.
+        alpha: the deferred mass of the position; None for product rules.
+        tau: the threshold on p (`NOTHING_KEPT` for infinity); None where the rule has none.
+        acceptance: the probability that a draft from q* is accepted here, sum_v min(pi_v, q*_v).
+        floor: every token with p >= floor is among the candidates, by falling p first.
+        candidates: the head of p, then the head of q* and of pi as far as not yet listed.
+        event: what speculation did: the draft was "accepted"; it was "rejected" and this token drawn instead; this is
+            the "bonus" token after a whole accepted window; or it was "deferred" to the next draft and never verified,
+            because it is by definition a draw from q*. None without speculation.
+        drafted: the rejected draft, if any.
+    """
+
+    token: int
+    text: str
+    p: float
+    q: float
+    pi: float
+    share_base: float | None
+    share_aligned: float | None
+    kept: float | None
+    alpha: float | None
+    tau: float | None
+    acceptance: float
+    floor: float
+    candidates: tuple[Candidate, ...]
+    event: Event | None = None
+    drafted: int | None = None
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One prompt, one answer, and its positions.
+
+    Attributes:
+        rule: the rule as `Rule.to_dict()`; `rule_text` the same as a string, `family` "threshold", "cascade" or
+            "product".
+        models: role -> where the model came from.
+        generation: how the answer was made: {"source": "generated" or "given", ...sampling and speculation settings}.
+        prompt: the prompt as text, special tokens included.
+        vocabulary: the text of every token that the positions mention.
+    """
+
+    rule: dict[str, Any]
+    rule_text: str
+    family: str
+    models: dict[str, str]
+    generation: dict[str, Any]
+    deferral_temperature: float
+    prompt: str
+    vocabulary: dict[int, str]
+    positions: tuple[Position, ...]
+    kad_version: str
+    schema: str = field(default=SCHEMA)
+
+    @property
+    def text(self) -> str:
+        """The answer."""
+        return "".join(position.text for position in self.positions)
+
+    def summary(self) -> dict[str, float | int | None]:
+        """Counts and means over the positions; a mean is None where no position has the value."""
+        events = [position.event for position in self.positions]
+        return {
+            "tokens": len(self.positions),
+            "mean_alpha": _mean(position.alpha for position in self.positions),
+            "mean_acceptance": _mean(position.acceptance for position in self.positions),
+            "mean_share_base": _mean(position.share_base for position in self.positions),
+            "accepted": events.count("accepted"),
+            "rejected": events.count("rejected"),
+            "bonus": events.count("bonus"),
+            "deferred": events.count("deferred"),
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON. Candidates are rows [token, p, q, pi]: they are most of a trace."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        values["vocabulary"] = {str(token): text for token, text in self.vocabulary.items()}
+        values["positions"] = [_position_to_dict(position) for position in self.positions]
+        return {"schema": values.pop("schema"), **values, "summary": self.summary()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Trace:
+        """The trace that `to_dict` wrote.
+
+        Raises:
+            UsageError: another schema, or a missing or unknown field.
+        """
+        if values.get("schema") != SCHEMA:
+            raise UsageError(
+                f"This is no trace that this version reads: schema {values.get('schema')!r}, but {SCHEMA!r} is wanted. "
+                "Make it again with kad trace."
+            )
+        known = {key: value for key, value in values.items() if key != "summary"}
+        try:
+            known["vocabulary"] = {int(token): text for token, text in known["vocabulary"].items()}
+            known["positions"] = tuple(_position_from_dict(position) for position in known["positions"])
+            return cls(**known)
+        except (KeyError, TypeError) as error:
+            raise UsageError(f"This trace is damaged ({error}). Make it again with kad trace.") from error
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(self.to_dict(), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Trace:
+        """The trace that `to_json` wrote. Raises UsageError: no JSON, or as `from_dict`."""
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UsageError(f"This is no trace: not JSON ({error}).") from error
+        return cls.from_dict(values if isinstance(values, dict) else {})
+
+    def to_html(self) -> str:
+        """The trace as one self-contained page."""
+        from kad.tracing.page import trace_page
+
+        return trace_page(self)
+
+    def save(self, path: Path | str) -> Path:
+        """Write the page (`.html`) or the JSON (`.json`).
+
+        Raises:
+            UsageError: another suffix.
+        """
+        path = Path(path)
+        writers = {".html": self.to_html, ".json": self.to_json}
+        if path.suffix.lower() not in writers:
+            raise UsageError(f"A trace is written as .html or .json, not {path.name!r}.")
+        path.write_text(writers[path.suffix.lower()](), encoding="utf-8")
+        return path
+
+    def _repr_html_(self) -> str:
+        from kad.tracing.page import notebook_frame
+
+        return notebook_frame(self)
+
+    def __rich__(self) -> Any:
+        from kad.tracing.terminal import render
+
+        return render(self)
+
+
+def _position_to_dict(position: Position) -> dict[str, Any]:
+    values = asdict(position)
+    values["candidates"] = [[row.token, row.p, row.q, row.pi] for row in position.candidates]
+    return values
+
+
+def _position_from_dict(values: Mapping[str, Any]) -> Position:
+    rows = tuple(Candidate(*row) for row in values["candidates"])
+    return Position(**{**values, "candidates": rows})
+
+
+def _mean(values: Any) -> float | None:
+    present = [value for value in values if value is not None]
+    return sum(present) / len(present) if present else None

@@ -1,0 +1,150 @@
+"""A trace in the terminal: the text coloured by origin, alpha and acceptance as a line of bars, and the positions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from kad.tracing.schema import Candidate, Position, Trace
+
+# Blue and orange of equal brightness, readable on black and on white; deferred tokens are underlined as well.
+BASE, ALIGNED = (47, 134, 214), (201, 106, 0)
+_BARS = " ▁▂▃▄▅▆▇█"
+_GLYPHS = str.maketrans({" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"})
+_WIDTH = 72
+
+
+def render(trace: Trace, every_position: bool = False) -> RenderableType:
+    """The trace for `rich.print`; by default only those positions are listed where p would have gone on differently."""
+    listed = [item for item in enumerate(trace.positions, 1) if every_position or overruled(item[1])]
+    parts: list[RenderableType] = [_headline(trace), Padding(coloured_text(trace), (1, 0))]
+    parts += [_bars(trace, "α deferred  ", [position.alpha for position in trace.positions])]
+    parts += [_bars(trace, "β acceptance", [position.acceptance for position in trace.positions])]
+    if listed:
+        parts += [Padding(_table(trace, listed, every_position), (1, 0, 0, 0))]
+    else:
+        parts += [Text("\np's most probable token was emitted everywhere.", "dim")]
+    return Group(*parts)
+
+
+def overruled(position: Position) -> bool:
+    """Whether the emitted token is not the base model's most probable one."""
+    return _best(position, "p").token != position.token
+
+
+def coloured_text(trace: Trace) -> Text:
+    """The answer, each token between the base model's blue and the aligned model's orange."""
+    text = Text()
+    for position in trace.positions:
+        text.append(position.text, _style(position.share_base))
+    return text
+
+
+def visible(text: str) -> str:
+    """A token as a label: blanks and control characters as signs."""
+    # Other control characters would reach the terminal as commands.
+    return "".join(c if c.isprintable() else "�" for c in text.translate(_GLYPHS)) or "∅"
+
+
+def _headline(trace: Trace) -> Text:
+    summary = trace.summary()
+    share, alpha = summary["mean_share_base"], summary["mean_alpha"]
+    parts = [f"{trace.rule_text}   {summary['tokens']} tokens   "]
+    line = Text(parts[0], "bold")
+    if share is not None and alpha is not None:
+        line.append("base ", _style(1.0)).append(f"{share:.0%}   ").append("aligned", _style(0.0))
+        line.append(f" {1 - share:.0%}   mean α {alpha:.3f}")
+    line.append(f"   mean β {summary['mean_acceptance']:.3f}")
+    if summary["accepted"] or summary["rejected"]:
+        line.append(f"   drafts accepted {summary['accepted']}, rejected {summary['rejected']}", "dim")
+    return line
+
+
+def _bars(trace: Trace, name: str, values: Sequence[float | None]) -> Text:
+    if any(value is None for value in values):
+        return Text(f"{name} – (a product of models defers nothing)", "dim")
+    present = [value for value in values if value is not None]
+    bins = min(_WIDTH, len(present))
+    means = []
+    for index in range(bins):
+        part = present[index * len(present) // bins : (index + 1) * len(present) // bins]
+        means.append(sum(part) / len(part))
+    bars = "".join(_BARS[round(min(max(mean, 0.0), 1.0) * (len(_BARS) - 1))] for mean in means)
+    return Text.assemble((f"{name} ", "dim"), bars)
+
+
+def _table(trace: Trace, listed: Sequence[tuple[int, Position]], every_position: bool) -> Table:
+    title = None if every_position else f"{len(listed)} tokens that are not p's first choice"
+    table = Table(
+        title=title, title_justify="left", title_style="bold", header_style="dim", box=None, padding=(0, 1, 0, 0)
+    )
+    table.add_column("#", justify="right", no_wrap=True, min_width=len(str(len(trace.positions))))
+    table.add_column("token", no_wrap=True, max_width=14)
+    for name in ("base", "p", "q*", "π", "α"):
+        table.add_column(name, justify="right", no_wrap=True, min_width=4)
+    # A threshold that is the same everywhere stands in the rule already.
+    varies = len({position.tau for position in trace.positions}) > 1
+    if varies:
+        table.add_column("τ", justify="right", no_wrap=True, min_width=4)
+    for name in ("p's first", "q*'s first"):
+        table.add_column(name, no_wrap=True, max_width=14)
+    speculated = any(position.event for position in trace.positions)
+    if speculated:
+        table.add_column("draft", no_wrap=True, min_width=8)
+    for number, position in listed:
+        tau = [_tau(position.tau)] if varies else []
+        event = [_event(trace, position)] if speculated else []
+        table.add_row(*_numbers(trace, number, position), *tau, *_firsts(trace, position), *event)
+    return table
+
+
+def _numbers(trace: Trace, number: int, position: Position) -> list[Text | str]:
+    share = position.share_base
+    return [
+        str(number),
+        Text(visible(trace.vocabulary[position.token]), _style(share)),
+        "–" if share is None else f"{share:.0%}",
+        *(_probability(value) for value in (position.p, position.q, position.pi)),
+        "–" if position.alpha is None else _probability(position.alpha),
+    ]
+
+
+def _firsts(trace: Trace, position: Position) -> list[Text]:
+    return [_named(trace, _best(position, model), model) for model in ("p", "q")]
+
+
+def _probability(value: float) -> str:
+    """Three decimals in four characters."""
+    return f"{value:.3f}".removeprefix("0")[:4]
+
+
+def _tau(tau: float | None) -> str:
+    if tau is None:
+        return "–"
+    return "all" if tau <= 0 else "none" if tau > 1 else _probability(tau)
+
+
+def _best(position: Position, model: str) -> Candidate:
+    return max(position.candidates, key=lambda row: float(getattr(row, model)))
+
+
+def _named(trace: Trace, row: Candidate, model: str) -> Text:
+    return Text(f"{_probability(getattr(row, model))} {visible(trace.vocabulary[row.token])}")
+
+
+def _event(trace: Trace, position: Position) -> str:
+    if position.event == "rejected" and position.drafted is not None:
+        return f"✗ {visible(trace.vocabulary[position.drafted])}"
+    return "✓" if position.event == "accepted" else position.event or ""
+
+
+def _style(share: float | None) -> str:
+    if share is None:
+        return ""
+    mixed = (round(a + (b - a) * share) for a, b in zip(ALIGNED, BASE, strict=True))
+    colour = "rgb({},{},{})".format(*mixed)
+    return colour if share >= 0.5 else f"{colour} underline"

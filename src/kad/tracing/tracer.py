@@ -1,0 +1,204 @@
+"""Making traces: score an answer with the models of a pair, one forward pass over it each, and write down what the
+rule did at every position."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+import kad
+from kad.composition import compose_distributions, distributions
+from kad.errors import UsageError
+from kad.rules import CascadeRule, Rule, ThresholdRule
+from kad.tracing.schema import NOTHING_KEPT, Candidate, Event, Position, Trace
+from kad.tracing.scoring import score
+
+if TYPE_CHECKING:
+    from kad.modeling import KadForCausalLM
+
+FLOOR = 0.01
+"""Every token with p >= FLOOR is recorded: no threshold from here up needs more of p than a trace has."""
+HEAD = 8
+"""At least this many tokens of each of p, q* and pi are recorded."""
+
+
+@dataclass(frozen=True)
+class SpeculationEvent:
+    """What speculation did at one emitted token; see `Position.event` and `Position.drafted`."""
+
+    event: Event
+    drafted: int | None = None
+
+
+def trace(
+    model: KadForCausalLM,
+    tokenizer: Any,
+    prompt_ids: Sequence[int],
+    output_ids: Sequence[int],
+    *,
+    events: Sequence[SpeculationEvent | None] = (),
+    generation: dict[str, Any] | None = None,
+) -> Trace:
+    """The trace of an answer under the model's rule in force.
+
+    The probabilities are those of the composed model's log pi itself: temperature and warpers act after it.
+
+    Args:
+        model: the composed model.
+        tokenizer: of the aligned model.
+        prompt_ids, output_ids: the tokens before the answer, and the answer's.
+        events: what speculation did at each token of the answer, if it was used.
+        generation: how the answer was made, for the record.
+
+    Raises:
+        UsageError: an empty prompt or answer, or events of another length.
+    """
+    if not prompt_ids or not output_ids:
+        raise UsageError("A trace needs at least one token before the answer and one in it.")
+    if events and len(events) != len(output_ids):
+        raise UsageError(f"{len(events)} events for {len(output_ids)} tokens: give one a token, or none.")
+    rule = model.rule
+    positions = list(_score(model, prompt_ids, output_ids))
+    pieces = text_pieces(tokenizer, prompt_ids, output_ids)
+    positions = [replace(position, text=piece) for position, piece in zip(positions, pieces, strict=True)]
+    if events:
+        positions = [_with_event(position, event) for position, event in zip(positions, events, strict=True)]
+    return Trace(
+        rule=rule.to_dict(),
+        rule_text=str(rule),
+        family=family(rule),
+        models={role: _origin(model, role) for role in model.parts if role != "reference" or rule.needs_reference},
+        generation=generation or {"source": "given"},
+        deferral_temperature=model.composition.deferral_temperature,
+        prompt=tokenizer.decode(list(prompt_ids)),
+        vocabulary=_vocabulary(tokenizer, positions),
+        positions=tuple(positions),
+        kad_version=kad.__version__,
+    )
+
+
+def record(
+    rule: Rule,
+    tokens: Tensor,
+    base_logits: Tensor,
+    aligned_logits: Tensor,
+    reference_logits: Tensor | None = None,
+    *,
+    deferral_temperature: float = 1.0,
+) -> list[Position]:
+    """Positions (without text) from logits: what `trace` writes down, as a function of tensors.
+
+    Args:
+        tokens: (n,), the emitted tokens.
+        base_logits, aligned_logits, reference_logits: (n, vocab), the models' logits for those tokens.
+    """
+    base, aligned, reference = distributions(
+        rule, base_logits, aligned_logits, reference_logits, deferral_temperature=deferral_temperature
+    )
+    log_pi = compose_distributions(rule, base, aligned, reference)
+    p, q, pi = base.log_probs().exp(), aligned.log_probs().exp(), log_pi.exp()
+    acceptance = torch.minimum(pi, q).sum(-1)
+    keep = rule.keep(base.log_probs(), aligned.log_probs()) if isinstance(rule, CascadeRule) else None
+    alpha = ((1 - keep) * p).sum(-1) if keep is not None else None
+    log_tau = rule.log_tau(base, aligned) if isinstance(rule, ThresholdRule) else None
+    positions = []
+    for row, token in enumerate(tokens.tolist()):
+        kept = float(keep[row, token]) if keep is not None else None
+        origin = _shares(p[row, token], q[row, token], kept, alpha[row] if alpha is not None else None)
+        candidates, floor = _candidates(p[row], q[row], pi[row])
+        positions.append(
+            Position(
+                token=token,
+                text="",
+                p=_short(p[row, token]),
+                q=_short(q[row, token]),
+                pi=_short(pi[row, token]),
+                share_base=origin,
+                share_aligned=None if origin is None else 1 - origin,
+                kept=kept,
+                alpha=None if alpha is None else _short(alpha[row]),
+                tau=None if log_tau is None else min(_short(log_tau[row].exp()), NOTHING_KEPT),
+                acceptance=_short(acceptance[row]),
+                floor=floor,
+                candidates=candidates,
+            )
+        )
+    return positions
+
+
+def family(rule: Rule) -> str:
+    """ "threshold", "cascade" or "product"."""
+    if isinstance(rule, ThresholdRule):
+        return "threshold"
+    return "cascade" if isinstance(rule, CascadeRule) else "product"
+
+
+def text_pieces(tokenizer: Any, before: Sequence[int], tokens: Sequence[int]) -> list[str]:
+    """What each token adds to the text; they join to it. A token that leaves a character incomplete adds ""."""
+    ids = [*before, *tokens]
+    start = done = len(before)
+    # Decoding begins a few tokens early: tokenizers strip the space before the first token they are given.
+    context = max(start - 4, 0)
+    pieces = []
+    for end in range(start + 1, len(ids) + 1):
+        known, text = tokenizer.decode(ids[context:done]), tokenizer.decode(ids[context:end])
+        incomplete = text.endswith("\N{REPLACEMENT CHARACTER}") and end < len(ids)
+        pieces.append("" if incomplete else text[len(known) :])
+        if not incomplete:
+            context, done = max(done - 4, context), end
+    return pieces
+
+
+def _score(model: KadForCausalLM, prompt_ids: Sequence[int], output_ids: Sequence[int]) -> Iterator[Position]:
+    rule, temperature = model.rule, model.composition.deferral_temperature
+    for chunk in score(model, prompt_ids, output_ids):
+        logits = (chunk.logits["base"], chunk.logits["aligned"], chunk.logits.get("reference"))
+        yield from record(rule, chunk.tokens, *logits, deferral_temperature=temperature)
+
+
+def _shares(p: Tensor, q: Tensor, kept: float | None, alpha: Tensor | None) -> float | None:
+    """The part of pi_v that came from p; a token that pi excludes counts as deferred."""
+    if kept is None or alpha is None:
+        return None
+    total = float(kept * p + alpha * q)
+    return _short(kept * p / total) if total > 0 else 0.0
+
+
+def _candidates(p: Tensor, q: Tensor, pi: Tensor) -> tuple[tuple[Candidate, ...], float]:
+    """The recorded tokens of one position, and the floor above which none of p's is missing."""
+    count = min(max(HEAD, int((p >= FLOOR).sum())), len(p))
+    head = p.topk(count)
+    tokens = head.indices.tolist()
+    for other in (q, pi):
+        tokens += [token for token in other.topk(min(HEAD, len(p))).indices.tolist() if token not in tokens]
+    rows = tuple(Candidate(token, _short(p[token]), _short(q[token]), _short(pi[token])) for token in tokens)
+    return rows, 0.0 if count == len(p) else FLOOR
+
+
+def _short(value: Tensor) -> float:
+    """Six significant digits: a trace is read by people and pages."""
+    return float(f"{float(value):.6g}")
+
+
+def _with_event(position: Position, event: SpeculationEvent | None) -> Position:
+    return position if event is None else replace(position, event=event.event, drafted=event.drafted)
+
+
+def _vocabulary(tokenizer: Any, positions: Sequence[Position]) -> dict[int, str]:
+    mentioned = {candidate.token for position in positions for candidate in position.candidates}
+    mentioned |= {token for position in positions for token in (position.token, position.drafted) if token is not None}
+    return {token: tokenizer.decode([token]) for token in sorted(mentioned)}
+
+
+def _origin(model: KadForCausalLM, role: str) -> str:
+    reference = getattr(model.config, role, None)
+    if not reference:
+        return type(model.parts[role]).__name__
+    # Of a path only the folder's name: a trace is passed on, and where its maker keeps models is of no use to others.
+    path = Path(reference["model"])
+    return path.name if path.is_absolute() or path.parts[:1] in {(".",), ("..",)} else str(reference["model"])

@@ -1,0 +1,70 @@
+"""The marks: `paper` and `strict` disagree exactly where they should."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from kad.errors import MissingExtraError
+from kad.evaluation.tasks import marking
+
+GSM = {"answer": "18", "reference": "9 * 2 = <<9*2=18>>18\n#### 18"}
+MATH = {"answer": "\\frac{1}{2}", "reference": "so \\boxed{\\frac{1}{2}}."}
+OPTION = {"answer": "B", "reference": "Answer: B"}
+
+
+@pytest.mark.parametrize(
+    ("mark", "doc", "text", "paper", "strict"),
+    [
+        (marking.mark_number, GSM, "The answer is 18.", 1, 1),
+        (marking.mark_number, GSM, "The answer is 18.0", 0, 1),
+        (marking.mark_number, GSM, "She makes 18 dollars", 1, 0),
+        (marking.mark_number, GSM, "The answer is 18. Check: 18 / 2 = 9", 0, 1),
+        (marking.mark_number, GSM, "", 0, 0),
+        (marking.mark_boxed_number, {"answer": "7", "reference": "\\boxed{7}"}, "\\boxed{7}", 1, 1),
+        (marking.mark_boxed_number, {"answer": "7", "reference": "\\boxed{7}"}, "The answer is 7.", 0, 1),
+        (marking.mark_math, MATH, "\\boxed{\\frac{1}{2}}", 1, 1),
+        (marking.mark_math, MATH, "\\boxed{0.5}", 0, 1),
+        (marking.mark_math, MATH, "\\boxed{\\frac{2}{4}}", 0, 1),
+        (marking.mark_math, MATH, "\\boxed{\\frac{1}{3}}", 0, 0),
+        (marking.mark_math, MATH, "so one half", 0, 0),
+        (marking.mark_option, OPTION, "B", 1, 1),
+        (marking.mark_option, OPTION, "The answer is B. A nice one.", 0, 1),
+        (marking.mark_option, OPTION, "Perhaps C, or then again B", 1, 0),
+        (marking.mark_option, OPTION, "", 0, 0),
+    ],
+)
+def test_marks(mark, doc, text: str, paper: int, strict: int) -> None:  # type: ignore[no-untyped-def]
+    assert mark(doc, [text]) == {"paper": float(paper), "strict": float(strict)}
+
+
+def test_nothing_found_never_equals_nothing_found() -> None:
+    """The published code would count a missing reference and a missing answer as a match."""
+    assert marking.mark_math({"answer": "1", "reference": "no box"}, ["no box"]) == {
+        "paper": 0.0,
+        "strict": 0.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "same"),
+    [
+        ("p - q", "-q+p", True),
+        ("(3,\\pi/2)", "\\left( 3, \\frac{\\pi}{2} \\right)", True),
+        ("\\text{Evelyn}", "Evelyn", True),
+        ("10,\\!000", "10000", True),
+        ("5", "", False),
+        ("5", "6", False),
+        ("\\frac{1}{2", "1/3", False),
+    ],
+)
+def test_equivalence(reference: str, answer: str, same: bool) -> None:
+    assert marking.equivalent(reference, answer) is same
+
+
+def test_a_missing_math_verify_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "math_verify", None)
+    with pytest.raises(MissingExtraError, match=r'math-verify is not installed.*"kad-align\[eval\]"'):
+        marking.equivalent("1", "2")
+    assert marking.equivalent("1", " 1")

@@ -75,8 +75,8 @@ KEEP: dict[str, Callable[..., list[float]]] = {
     "aligned_below": keep_aligned_below,
     "aligned_above": keep_aligned_above,
     "lp": keep_lp,
-    "always": lambda p, q: [0.0] * len(p),
-    "never": lambda p, q: [1.0] * len(p),
+    "aligned_only": lambda p, q: [0.0] * len(p),
+    "base_only": lambda p, q: [1.0] * len(p),
 }
 
 

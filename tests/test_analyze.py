@@ -155,7 +155,7 @@ class TestCommand:
         ("arguments", "message"),
         [
             (("--task", "tiny", "--prompts", "x.txt"), "Give --task or --prompts, not both"),
-            (("--compare", "always"), "--compare adds rules to --accuracy"),
+            (("--compare", "aligned_only"), "--compare adds rules to --accuracy"),
             (("--prompts", "no-such-file.txt"), "Cannot read no-such-file.txt"),
         ],
     )

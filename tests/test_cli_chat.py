@@ -39,7 +39,7 @@ def chat(*lines: str, options: tuple[str, ...] = (), code: int = 0) -> Any:
 @pytest.fixture
 def talk(models_: dict[str, Any], folders: dict[str, Path]) -> Conversation:
     """A conversation with the random models."""
-    model = kad.KadForCausalLM.from_models(**{role: str(path) for role, path in folders.items()}, rule="never")
+    model = kad.KadForCausalLM.from_models(**{role: str(path) for role, path in folders.items()}, rule="base_only")
     return Conversation(model, make_tokenizer(), Sampling(max_new_tokens=8, temperature=0), Plan(None, "as asked"))
 
 
@@ -52,11 +52,11 @@ def test_piped_lines_are_turns_of_one_conversation() -> None:
 
 
 def test_the_rule_switches_in_the_middle() -> None:
-    result = chat(ANN, "/rule always", "/clear", ANN, "/rule")
+    result = chat(ANN, "/rule aligned_only", "/clear", ANN, "/rule")
     composed, aligned = result.stdout.split("\n\n")[:2]
     assert composed != aligned
-    assert aligned == chat(ANN, options=("--rule", "always")).stdout.split("\n\n")[0]
-    assert result.stderr.count("rule: always") == 2
+    assert aligned == chat(ANN, options=("--rule", "aligned_only")).stdout.split("\n\n")[0]
+    assert result.stderr.count("rule: aligned_only") == 2
 
 
 def test_quit_ends_it_and_nothing_after_is_read() -> None:
@@ -97,7 +97,7 @@ def test_a_wrong_line_changes_nothing(talk: Conversation, capsys: pytest.Capture
     with pytest.raises(UsageError, match="context"):
         talk.take("x" * 600)
     assert talk.turns == turns
-    assert str(talk.model.rule) == "never"
+    assert str(talk.model.rule) == "base_only"
 
 
 def test_turns_and_system_message_go_through_the_template(

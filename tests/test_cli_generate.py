@@ -87,9 +87,9 @@ def test_the_system_message_goes_through_the_template(models: list[str]) -> None
 
 
 def test_rules_change_the_text() -> None:
-    texts = {rule: generate(QUESTION, "--rule", rule).stdout for rule in ("never", "dual:threshold=0.4")}
+    texts = {rule: generate(QUESTION, "--rule", rule).stdout for rule in ("base_only", "dual:threshold=0.4")}
     assert r"\boxed{28}" in texts["dual:threshold=0.4"]
-    assert r"\boxed" not in texts["never"]  # the base model alone does not know the form
+    assert r"\boxed" not in texts["base_only"]  # the base model alone does not know the form
 
 
 # ---------------------------------------------------------------------- drawing
@@ -199,8 +199,8 @@ def without_escapes(text: str) -> str:
 
 
 def test_the_two_ends_of_the_colours() -> None:
-    assert as_json(generate(QUESTION, "--rule", "never", "--json", "-n", "5"))["origin_shares"]["base"] == [1.0] * 5
-    assert as_json(generate(QUESTION, "--rule", "always", "--json", "-n", "5"))["origin_shares"]["base"] == [0.0] * 5
+    for rule, share in (("base_only", 1.0), ("aligned_only", 0.0)):
+        assert as_json(generate(QUESTION, "--rule", rule, "--json", "-n", "5"))["origin_shares"]["base"] == [share] * 5
     assert origins.color(1.0) == "#2f86d6"
     assert origins.color(0.0) == "#c96a00"
     assert "underline" in origins.style(0.49)

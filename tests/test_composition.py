@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -133,11 +136,11 @@ def test_saturated_p_keeps_the_relative_precision_of_what_it_defers() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_never_is_p_and_always_is_q(dtype: torch.dtype) -> None:
+def test_base_only_is_p_and_aligned_only_is_q(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(1)
     base, aligned = (torch.randn(3, 4, 5000, generator=generator).to(dtype) * 5 for _ in range(2))
     bits = 4 * torch.finfo(dtype).eps * 30
-    for rule, row in ((kad.rules.Never(), base), (kad.rules.Always(), aligned)):
+    for rule, row in ((kad.rules.BaseOnly(), base), (kad.rules.AlignedOnly(), aligned)):
         torch.testing.assert_close(compose(rule, base, aligned), row.log_softmax(-1), atol=bits, rtol=0)
 
 
@@ -150,6 +153,49 @@ def test_the_deferral_temperature_divides_before_composing() -> None:
             compose(kad.rules.Dual(), base, aligned, deferral_temperature=bad)
 
 
+def test_a_composition_is_named_by_a_string_a_dict_a_rule_or_itself() -> None:
+    dual = kad.rules.Dual(0.3)
+    wanted = kad.Composition(dual, 2.0)
+    for named in ("dual:threshold=0.3", {"rule": "dual", "threshold": 0.3}, dual, wanted):
+        assert kad.Composition.of(named, 2.0) == wanted
+        assert kad.Composition.of(named).deferral_temperature == (2.0 if named is wanted else 1.0)
+    assert kad.Composition("dual:threshold=0.3", 2) == wanted  # type: ignore[arg-type]
+    base, aligned = torch.randn(3, 9), torch.randn(3, 9)
+    assert torch.equal(compose("dual:threshold=0.3", base, aligned), compose(dual, base, aligned))
+
+
+@pytest.mark.parametrize("name", registry())
+def test_every_quantity_respects_the_deferral_temperature(name: str) -> None:
+    generator = torch.Generator().manual_seed(5)
+    logits = [3 * torch.randn(4, 40, generator=generator, dtype=DOUBLE) for _ in range(3)]
+    divided = [row / 3.0 for row in logits]
+    rule = registry()[name]()
+    warm = kad.Composition(rule, 3.0)
+    quantities = [compose, acceptance]
+    if isinstance(rule, CascadeRule):
+        quantities += [
+            lambda c, base, aligned, _: deferred_mass(c, base, aligned),
+            lambda c, base, aligned, _: torch.stack(origin_shares(c, base, aligned)),
+        ]
+    for quantity in quantities:
+        torch.testing.assert_close(quantity(warm, *logits), quantity(rule, *divided), rtol=1e-9, atol=1e-12)
+    assert not torch.allclose(compose(warm, *logits), compose(rule, *logits))
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
+def test_a_users_rule_that_keeps_more_than_all_or_less_than_nothing_is_an_error(value: float) -> None:
+    @dataclass(frozen=True)
+    class Wrong(CascadeRule):
+        name: ClassVar[str] = "wrong"
+
+        def keep(self, log_p: torch.Tensor, log_aligned: torch.Tensor) -> torch.Tensor:
+            return torch.full_like(log_p, 0.5).index_fill_(-1, torch.tensor([3]), value)
+
+    for quantity in (compose, deferred_mass, origin_shares, acceptance):
+        with pytest.raises(RuleError, match=r"keep probabilities of rule wrong must lie in \[0, 1\]"):
+            quantity(Wrong(), torch.randn(2, 6), torch.randn(2, 6))
+
+
 def test_inputs_are_left_as_they_were() -> None:
     logits = [torch.randn(3, 300) * 5 for _ in range(3)]
     copies = [x.clone() for x in logits]
@@ -158,16 +204,16 @@ def test_inputs_are_left_as_they_were() -> None:
     assert all(torch.equal(a, b) for a, b in zip(logits, copies, strict=True))
 
 
-@pytest.mark.parametrize("text", ["dual:threshold=0.1", "primal:budget=0.5", "confidence_bet", "never"])
+@pytest.mark.parametrize("text", ["dual:threshold=0.1", "primal:budget=0.5", "confidence_bet", "base_only"])
 def test_a_threshold_rule_has_the_gradient_of_its_definition(text: str) -> None:
     rule = kad.parse_rule(text)
     assert isinstance(rule, CascadeRule)
     generator = torch.Generator().manual_seed(11)
     logits = [(2 * torch.randn(3, 40, generator=generator, dtype=DOUBLE)).requires_grad_() for _ in range(2)]
     weights = torch.randn(3, 40, generator=generator, dtype=DOUBLE)
-    log_p, log_q = (x.log_softmax(-1) for x in logits)
-    keep = rule.keep(log_p.detach(), log_q.detach())
-    pi = keep * log_p.exp() + ((1 - keep) * log_p.exp()).sum(-1, keepdim=True) * log_q.exp()
+    log_p, log_aligned = (x.log_softmax(-1) for x in logits)
+    keep = rule.keep(log_p.detach(), log_aligned.detach())
+    pi = keep * log_p.exp() + ((1 - keep) * log_p.exp()).sum(-1, keepdim=True) * log_aligned.exp()
     expected = torch.autograd.grad((weights * pi.log()).sum(), logits)
     found = torch.autograd.grad((weights * compose(rule, *logits)).sum(), logits)
     for a, b in zip(found, expected, strict=True):

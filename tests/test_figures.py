@@ -63,7 +63,7 @@ def test_distributions_compose(data: dict[str, Any]) -> None:
         assert pi == pytest.approx(kept + figure["alpha"] * q, rel=1e-4, abs=1e-6)
 
 
-@pytest.mark.parametrize("rule", ["dual:threshold=0.4", "nudging:threshold=0.4", "always", "implicit_reward"])
+@pytest.mark.parametrize("rule", ["dual:threshold=0.4", "nudging:threshold=0.4", "aligned_only", "implicit_reward"])
 def test_acceptance_is_the_mean_overlap(pair: kad.KadForCausalLM, data: dict[str, Any], rule: str) -> None:
     rows = rows_of(pair, rule)
     expected = math.fsum(oracle.acceptance(pi, q) for _, q, pi in rows) / len(rows)

@@ -229,15 +229,15 @@ def test_the_rule_changes_for_one_call_and_only_there(model: kad.KadForCausalLM,
     ids, options = prompt(5), {"max_new_tokens": 10, "do_sample": False, "eos_token_id": None}
     base = model.base.generate(ids, **options)
     aligned = model.aligned.generate(ids, **options)
-    assert torch.equal(model.generate(ids, rule="never", **options), base)
-    assert torch.equal(model.generate(ids, rule="always", **options), aligned)
+    assert torch.equal(model.generate(ids, rule="base_only", **options), base)
+    assert torch.equal(model.generate(ids, rule="aligned_only", **options), aligned)
     assert str(model.rule) == "dual:threshold=0.2"
     seen = {}
 
     def other_thread() -> None:
         seen["rule"] = str(model.rule)
 
-    with model.using("never", deferral_temperature=0.5):
+    with model.using("base_only", deferral_temperature=0.5):
         assert model.composition.deferral_temperature == 0.5
         thread = threading.Thread(target=other_thread)
         thread.start()
@@ -250,7 +250,7 @@ def test_the_rule_changes_for_one_call_and_only_there(model: kad.KadForCausalLM,
 def test_never_and_always_give_the_models_own_logits(model: kad.KadForCausalLM, prompt: Prompt) -> None:
     ids = prompt(9, batch=2)
     with torch.no_grad():
-        for rule, part in (("never", model.base), ("always", model.aligned)):
+        for rule, part in (("base_only", model.base), ("aligned_only", model.aligned)):
             model.rule = rule
             bits = 8 * torch.finfo(torch.float32).eps * 10
             torch.testing.assert_close(model(ids).logits, part(ids).logits.log_softmax(-1), atol=bits, rtol=0)

@@ -72,8 +72,8 @@ def test_a_pair_loads_as_it_was_by_every_door_and_after_moving(pair: Path, tmp_p
 
 
 def test_overrides_when_loading(pair: Path) -> None:
-    model = kad.KadForCausalLM.from_pretrained(pair, rule="never", deferral_temperature=1.0, dtype=torch.bfloat16)
-    assert str(model.rule) == "never"
+    model = kad.KadForCausalLM.from_pretrained(pair, rule="base_only", deferral_temperature=1.0, dtype=torch.bfloat16)
+    assert str(model.rule) == "base_only"
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert model(torch.arange(5, 9)[None]).logits.dtype == torch.float32
     with pytest.raises(PairError, match="Unknown option 'dtpye' for a pair. Allowed: .*dtype"):
@@ -101,7 +101,7 @@ def test_models_without_a_path_cannot_be_named(model: kad.KadForCausalLM, tmp_pa
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"rul": "never"}, PairError, "Unknown key 'rul' in a pair's configuration. Did you mean 'rule'?"),
+        ({"rul": "base_only"}, PairError, "Unknown key 'rul' in a pair's configuration. Did you mean 'rule'?"),
         ({"rule": "dual:threshold=7"}, RuleError, "threshold must be a number from 0 to 1"),
         ({"base": {"model": "../base", "dtype": "float32"}}, PairError, r"has unknown keys \['dtype'\]"),
         ({"base": {"model": "../base", "kwargs": {"dtpe": 1}}}, PairError, "Unknown loading option 'dtpe' for ../base"),

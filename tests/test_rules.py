@@ -78,7 +78,19 @@ def test_the_string_form_is_the_documented_one() -> None:
     assert str(kad.rules.Dual(threshold=0.4)) == "dual:threshold=0.4"
     assert parse_rule("dual:threshold=0.4") == kad.rules.Dual(threshold=0.4)
     assert parse_rule(" product : base=2, aligned=0.5 ".replace(" : ", ":")) == kad.rules.Product(2.0, 0.5)
-    assert str(kad.rules.Always()) == "always"
+    assert str(kad.rules.AlignedOnly()) == "aligned_only"
+
+
+@pytest.mark.parametrize(
+    ("former", "now", "class_name"), [("always", "aligned_only", "Always"), ("never", "base_only", "Never")]
+)
+def test_the_former_names_still_work_and_name_the_new_ones(former: str, now: str, class_name: str) -> None:
+    for spelled in (former, {"rule": former}):
+        with pytest.warns(DeprecationWarning, match=f"'{former}' is now called '{now}'"):
+            assert str(parse_rule(spelled)) == now
+    with pytest.warns(DeprecationWarning, match=f"kad.rules.{class_name} is now called"):
+        assert getattr(kad.rules, class_name)() == parse_rule(now)
+    assert former not in registry()
 
 
 @pytest.mark.parametrize(
@@ -95,7 +107,7 @@ def test_the_string_form_is_the_documented_one() -> None:
         ("confidence_bet:margin=2", r"margin must be a number from -1 to 1"),
         ("product:aligned=-1", r"aligned must be a number >= 0, but is -1"),
         ("product:aligned=inf", r"aligned must be finite"),
-        ("always:x=1", r"always has no parameter 'x'. It takes: none"),
+        ("aligned_only:x=1", r"aligned_only has no parameter 'x'. It takes: none"),
     ],
 )
 def test_a_bad_rule_says_what_is_wrong(text: str, message: str) -> None:
@@ -116,7 +128,7 @@ def test_a_user_registers_a_rule_of_their_own() -> None:
         summary: ClassVar[str] = "keep half of everything"
         source: ClassVar[str] = "this test"
 
-        def keep(self, log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
+        def keep(self, log_p: torch.Tensor, log_aligned: torch.Tensor) -> torch.Tensor:
             return torch.full_like(log_p, 0.5)
 
     try:
@@ -136,9 +148,9 @@ def test_a_user_registers_a_rule_of_their_own() -> None:
 def test_keep_is_the_oracles(rule: CascadeRule, logits: tuple[list[float], list[float]]) -> None:
     p, q = oracle.softmax(logits[0]), oracle.softmax(logits[1])
     assume(not near_a_decision(rule, p, q))
-    log_p, log_q = (torch.tensor(row, dtype=torch.float64).log() for row in (p, q))
+    log_p, log_aligned = (torch.tensor(row, dtype=torch.float64).log() for row in (p, q))
     expected = torch.tensor(oracle.KEEP[rule.name](p, q, *parameters(rule)), dtype=torch.float64)
-    kept = rule.keep(log_p, log_q)
+    kept = rule.keep(log_p, log_aligned)
     positive = torch.tensor(p) > 0  # keeping a token of probability zero or not is the same
     torch.testing.assert_close(kept[positive], expected[positive], atol=1e-9, rtol=0)
 

@@ -16,7 +16,7 @@ from kad.errors import UsageError
 from kad.speculation import SpeculationStatistics
 
 RULES = [
-    "dual:threshold=0.2", "primal", "nudging", "confidence_bet:margin=-0.1", "relative", "always", "never",
+    "dual:threshold=0.2", "primal", "nudging", "confidence_bet:margin=-0.1", "relative", "aligned_only", "base_only",
     "mixture", "aligned_below", "implicit_reward", "contrastive",
 ]  # fmt: skip
 PAD, EOS = 2, 1
@@ -100,7 +100,7 @@ def test_scores_and_logits_are_those_of_plain_decoding(pair: kad.KadForCausalLM,
 def test_the_length_is_never_overshot(
     pair: kad.KadForCausalLM, prompt: Callable[..., Any], new_tokens: int, do_sample: bool
 ) -> None:
-    for rule in ("always", "dual:threshold=0.2", "implicit_reward"):
+    for rule in ("aligned_only", "dual:threshold=0.2", "implicit_reward"):
         found = speculate(
             pair, prompt(6), rule=rule, max_new_tokens=new_tokens, do_sample=do_sample, num_draft_tokens=6
         )
@@ -133,7 +133,7 @@ def test_a_criterion_is_asked_after_every_token(pair: kad.KadForCausalLM, prompt
             self.asked.append(input_ids.shape[1])
             return torch.tensor([input_ids.shape[1] >= 12])
 
-    found = speculate(pair, prompt(6), rule="always", stopping_criteria=StoppingCriteriaList([Twelve()]))
+    found = speculate(pair, prompt(6), rule="aligned_only", stopping_criteria=StoppingCriteriaList([Twelve()]))
     assert found.shape[1] == 12
     assert Twelve.asked == list(range(7, 13))
 
@@ -154,7 +154,7 @@ def test_a_streamer_gets_tokens_as_they_are_committed(
     pair: kad.KadForCausalLM, prompt: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     streamer = Collect()
-    found = speculate(pair, prompt(6), rule="always", streamer=streamer)[0].tolist()
+    found = speculate(pair, prompt(6), rule="aligned_only", streamer=streamer)[0].tolist()
     assert streamer.pieces[0] == found[:6]
     assert [token for piece in streamer.pieces[1:] for token in piece] == found[6:]
     assert max(map(len, streamer.pieces[1:])) > 1
@@ -168,7 +168,7 @@ def test_a_streamer_gets_tokens_as_they_are_committed(
 # ---------------------------------------------------------------- caches
 
 
-@pytest.mark.parametrize("rule", ["dual:threshold=0.2", "always", "implicit_reward"])
+@pytest.mark.parametrize("rule", ["dual:threshold=0.2", "aligned_only", "implicit_reward"])
 def test_the_returned_cache_continues(pair: kad.KadForCausalLM, prompt: Callable[..., Any], rule: str) -> None:
     whole = plain(pair, prompt(6), rule=rule, max_new_tokens=30)
     for first in (7, 8, 9, 10, 11):
@@ -299,13 +299,13 @@ def test_statistics_add_up(pair: kad.KadForCausalLM, prompt: Callable[..., Any])
 def test_always_deferring_accepts_every_draft(pair: kad.KadForCausalLM, prompt: Callable[..., Any]) -> None:
     for do_sample in (False, True):
         statistics = SpeculationStatistics()
-        speculate(pair, prompt(6), rule="always", do_sample=do_sample, top_k=0, statistics=statistics)
+        speculate(pair, prompt(6), rule="aligned_only", do_sample=do_sample, top_k=0, statistics=statistics)
         assert statistics.acceptance_rate == 1.0
         assert statistics.corrections == 0
 
 
 def test_never_deferring_is_speculative_sampling_of_p(pair: kad.KadForCausalLM, prompt: Callable[..., Any]) -> None:
-    assert speculate(pair, prompt(6), rule="never").tolist() == plain(pair.base, prompt(6)).tolist()
+    assert speculate(pair, prompt(6), rule="base_only").tolist() == plain(pair.base, prompt(6)).tolist()
 
 
 def test_a_seed_fixes_the_text(pair: kad.KadForCausalLM, prompt: Callable[..., Any]) -> None:

@@ -49,7 +49,7 @@ def parted() -> kad.KadForCausalLM:
     Trained models agree too well for that: with the tiny family it takes far more text.
     """
     base = make_model(0, hidden=48, layers=3, sharpness=2.0)
-    return kad.KadForCausalLM.from_models(base, make_model(1, sharpness=3.0), rule="never")
+    return kad.KadForCausalLM.from_models(base, make_model(1, sharpness=3.0), rule="base_only")
 
 
 def p_value_of_much_text(parted: kad.KadForCausalLM, prompt: Callable[..., torch.Tensor]) -> float:

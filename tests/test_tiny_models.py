@@ -115,9 +115,9 @@ def test_base_shares_lie_between_the_two_ends(pair, tokenizer):
     shares = base_shares(pair, written)
     assert len(shares) == len(written.token_ids)
     assert all(0 <= share <= 1 for share in shares)
-    with pair.using("never"):
+    with pair.using("base_only"):
         assert all(share == pytest.approx(1) for share in base_shares(pair, written))
-    with pair.using("always"):
+    with pair.using("aligned_only"):
         assert all(share == pytest.approx(0) for share in base_shares(pair, written))
 
 

@@ -70,13 +70,13 @@ def test_every_number_is_the_oracles(rule: str) -> None:
             assert [candidate.p, candidate.q, candidate.pi] == pytest.approx(expected, **DIGITS)
 
 
-@pytest.mark.parametrize("rule", ["dual:threshold=0.2", "nudging:threshold=0.4", "always", "never"])
+@pytest.mark.parametrize("rule", ["dual:threshold=0.2", "nudging:threshold=0.4", "aligned_only", "base_only"])
 def test_tau_separates_kept_from_deferred(rule: str) -> None:
     base, aligned = logits(0), logits(1)
     for row, position in enumerate(record(parse_rule(rule), torch.arange(12), base, aligned)):
         p = oracle.softmax(base[row].tolist())
         assert position.kept == float(p[position.token] >= position.tau)
-    ends = {"always": NOTHING_KEPT, "never": 0.0}
+    ends = {"aligned_only": NOTHING_KEPT, "base_only": 0.0}
     assert position.tau == ends.get(rule, position.tau)
 
 

@@ -28,7 +28,7 @@ from kad.verification import (
 
 THRESHOLD_RULES = [
     "dual:threshold=0.05", "dual:threshold=0.4", "primal", "primal:budget=0.5", "nudging:threshold=0.2",
-    "confidence_bet", "confidence_bet:margin=-0.2", "relative:margin=0.1", "always", "never",
+    "confidence_bet", "confidence_bet:margin=-0.2", "relative:margin=0.1", "aligned_only", "base_only",
 ]  # fmt: skip
 
 
@@ -70,9 +70,9 @@ def test_sparse_target_is_the_dense_one(text: str, vocab: int) -> None:
 
 def test_rules_that_keep_most_of_a_large_vocabulary_take_the_dense_path() -> None:
     base, aligned = rows(4, 49152)
-    never = parse_rule("never")
-    assert isinstance(never, ThresholdRule)
-    assert wide(base, never.cutoff(base, aligned))
+    base_only = parse_rule("base_only")
+    assert isinstance(base_only, ThresholdRule)
+    assert wide(base, base_only.cutoff(base, aligned))
 
 
 def test_no_buffer_of_probabilities_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +186,7 @@ def test_first_choice_breaks_ties_as_argmax_does() -> None:
     assert first_choice(rule, base, aligned, torch.tensor([0, 0]))[0].tolist() == [1, 0]
 
 
-@pytest.mark.parametrize("text", ["dual:threshold=0.2", "primal:budget=0.5", "nudging:threshold=0.9", "never"])
+@pytest.mark.parametrize("text", ["dual:threshold=0.2", "primal:budget=0.5", "nudging:threshold=0.9", "base_only"])
 def test_the_bonus_draw_needs_no_aligned_row(text: str) -> None:
     """P(u kept) = sum k p, and a kept u is distributed as k p: all outcomes with their weights."""
     rule = parse_rule(text)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kad import rules, tiny
-    from kad.composition import acceptance, compose, deferred_mass, origin_shares
+    from kad.composition import Composition, acceptance, compose, deferred_mass, origin_shares
     from kad.config import KadConfig
     from kad.errors import KadError
     from kad.modeling import KadForCausalLM
@@ -22,6 +22,7 @@ __version__ = "0.1.0"
 
 # Public name -> module that holds it; an empty attribute means the module itself.
 _PUBLIC = {
+    "Composition": "kad.composition",
     "KadConfig": "kad.config",
     "KadError": "kad.errors",
     "KadForCausalLM": "kad.modeling",
@@ -36,6 +37,7 @@ _PUBLIC = {
 _MODULES = ("rules", "tiny")
 
 __all__ = [
+    "Composition",
     "KadConfig",
     "KadError",
     "KadForCausalLM",

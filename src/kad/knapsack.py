@@ -149,7 +149,7 @@ class Exact(CascadeRule):
     source: ClassVar[str] = "the 0-1 knapsack of Kad (EACL 2026)"
     budget: float = probability(0.9)
 
-    def keep(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+    def keep(self, log_p: Tensor, log_aligned: Tensor) -> Tensor:
         return (1.0 - exact(log_p, self.budget).deferred).to(log_p.dtype)
 
 

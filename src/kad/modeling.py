@@ -189,11 +189,10 @@ class KadForCausalLM(Ruled, PreTrainedModel, GenerationMixin):
             )
             logits[role] = trim(row, self.config.vocab_size).to(self.base.device)
         log_pi = compose(
-            now.rule,
+            now,
             logits["base"],
             logits["aligned"],
             logits.get("reference"),
-            deferral_temperature=now.deferral_temperature,
         )
         output = CausalLMOutputWithPast(logits=log_pi, past_key_values=cache)
         return output if return_dict is None or return_dict else output.to_tuple()

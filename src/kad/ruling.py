@@ -5,22 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedModel
 
+from kad.composition import Composition
 from kad.errors import RuleError
 from kad.rules import Rule, parse_rule
-
-
-@dataclass(frozen=True)
-class Composition:
-    """How the models are composed: the rule and the temperature at which deferral is decided."""
-
-    rule: Rule
-    deferral_temperature: float = 1.0
-
 
 # The composition of the `generate` call under way in this context; it does not leak into other threads' calls.
 _CALL: ContextVar[Composition | None] = ContextVar("kad_composition_of_this_call", default=None)

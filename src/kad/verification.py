@@ -151,10 +151,10 @@ class SparseTarget:
     max(s pi_v - q*_v, 0) vanishes off the kept tokens, where s pi_v = s alpha q*_v <= q*_v.
     """
 
-    def __init__(self, kept: Kept, log_q_drafts: Tensor, drafts: Tensor) -> None:
+    def __init__(self, kept: Kept, log_aligned: Tensor, drafts: Tensor) -> None:
         self._row, self._token, self._alpha = kept.row, kept.token, kept.alpha
-        self._p, self._q = kept.log_p.exp(), kept.log_q.exp()
-        self._drafts, self._q_drafts = drafts, log_q_drafts.squeeze(-1).exp()
+        self._p, self._q = kept.log_p.exp(), kept.log_aligned.exp()
+        self._drafts, self._q_drafts = drafts, log_aligned.squeeze(-1).exp()
 
     @property
     def alpha(self) -> Tensor:
@@ -187,23 +187,23 @@ class SparseTarget:
 class DenseTarget:
     """pi and q as full rows, for any pi and any draft distribution."""
 
-    def __init__(self, log_pi: Tensor, log_q: Tensor, drafts: Tensor) -> None:
-        self._log_pi, self._log_q, self._drafts = log_pi, log_q, drafts.unsqueeze(-1)
+    def __init__(self, log_pi: Tensor, log_draft: Tensor, drafts: Tensor) -> None:
+        self._log_pi, self._log_draft, self._drafts = log_pi, log_draft, drafts.unsqueeze(-1)
 
     @cached_property
     def ratio(self) -> Tensor:
         """(W,), pi / q at the drafted tokens."""
-        difference = self._log_pi.gather(-1, self._drafts) - self._log_q.gather(-1, self._drafts)
+        difference = self._log_pi.gather(-1, self._drafts) - self._log_draft.gather(-1, self._drafts)
         return difference.squeeze(-1).exp()
 
     def excess(self, scale: Tensor) -> Tensor:
         """(W,), see `Target`."""
-        return (scale.unsqueeze(-1) * self._log_pi.exp() - self._log_q.exp()).clamp_(min=0.0).sum(dim=-1)
+        return (scale.unsqueeze(-1) * self._log_pi.exp() - self._log_draft.exp()).clamp_(min=0.0).sum(dim=-1)
 
     def residual(self, row: int, scale: float) -> tuple[Tensor, Tensor]:
         """Tokens and weights, see `Target`."""
         pi = self._log_pi[row].exp()
-        weights = (scale * pi - self._log_q[row].exp()).clamp_(min=0.0)
+        weights = (scale * pi - self._log_draft[row].exp()).clamp_(min=0.0)
         tokens = torch.arange(pi.shape[-1], device=pi.device)
         return tokens, weights if bool(weights.any()) else pi
 

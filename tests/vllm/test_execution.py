@@ -10,7 +10,7 @@ import torch
 
 from kad.sources import resolve_model
 
-RULES = [None, "never", "always", "dual:threshold=0.02", "primal", "implicit_reward"]
+RULES = [None, "base_only", "aligned_only", "dual:threshold=0.02", "primal", "implicit_reward"]
 
 
 def batch(lengths: tuple[int, ...] = (3, 30, 70), tokens: int = 24) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ import kad
 from kad.sources import resolve_model
 from test_distribution import TOLERANCE
 
-RULES = ["dual:threshold=0.4", "primal:budget=0.5", "always", "never"]
+RULES = ["dual:threshold=0.4", "primal:budget=0.5", "aligned_only", "base_only"]
 PROMPT = [5, 90, 17, 300, 41, 8, 260, 33, 700, 12, 64, 5]
 _INT8 = {"num_bits": 8, "type": "int", "symmetric": True}
 _SCHEME = {

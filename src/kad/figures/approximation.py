@@ -71,16 +71,16 @@ def approximation(
     Args:
         base_logits, aligned_logits: (n, vocab).
     """
-    log_p, log_q = (torch.log_softmax(logits.double(), -1) for logits in (base_logits, aligned_logits))
+    log_p, log_aligned = (torch.log_softmax(logits.double(), -1) for logits in (base_logits, aligned_logits))
     primal, dual = knapsack.greedy(log_p, budget), knapsack.thresholded(log_p, threshold, budget)
     exact = knapsack.exact(log_p, budget)
     log_pi = {
-        "primal": compose(Primal(budget), log_p, log_q),
-        "dual": compose(Dual(threshold), log_p, log_q),
-        "lp": compose(LinearProgram(budget), log_p, log_q),
-        "exact": compose(_Fixed(exact.deferred), log_p, log_q),
+        "primal": compose(Primal(budget), log_p, log_aligned),
+        "dual": compose(Dual(threshold), log_p, log_aligned),
+        "lp": compose(LinearProgram(budget), log_p, log_aligned),
+        "exact": compose(_Fixed(exact.deferred), log_p, log_aligned),
     }
-    accepted = {f"acceptance_{name}": _overlap(pi, log_q) for name, pi in log_pi.items()}
+    accepted = {f"acceptance_{name}": _overlap(pi, log_aligned) for name, pi in log_pi.items()}
     top = log_p.argmax(-1, keepdim=True)
     return Approximation(
         max_p=log_p.amax(-1).exp(),
@@ -139,7 +139,7 @@ class _Fixed(CascadeRule):
     def __post_init__(self) -> None:
         """Holds a tensor, not a number to check."""
 
-    def keep(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+    def keep(self, log_p: Tensor, log_aligned: Tensor) -> Tensor:
         return (1 - self.deferred).to(log_p.dtype)
 
 

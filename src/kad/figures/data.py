@@ -25,7 +25,7 @@ from kad.tracing.tracer import trace
 if TYPE_CHECKING:
     from kad.modeling import KadForCausalLM
 
-RULES = ("never", "always", "nudging", "primal", "dual", "confidence_bet")
+RULES = ("base_only", "aligned_only", "nudging", "primal", "dual", "confidence_bet")
 """Compared in figures 2, 5 and 7, at their defaults; with a reference model also the implicit reward."""
 _QUANTILES = tuple(step / 20 for step in range(21))
 

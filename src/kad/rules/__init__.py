@@ -9,6 +9,9 @@ ICLR 2025. [Nudging] Fei et al., 2025. [Diverse] static ensemble verification. [
 Liu et al., 2024. [CD] Li et al., ACL 2023; O'Brien and Lewis, 2023.
 """
 
+import warnings
+from typing import Any
+
 from kad.rules.base import (
     CascadeRule,
     ProductRule,
@@ -22,12 +25,13 @@ from kad.rules.base import (
 )
 from kad.rules.cascade import AlignedAbove, AlignedBelow, LinearProgram, Mixture
 from kad.rules.product import Contrastive, ImplicitReward, Product
-from kad.rules.threshold import Always, ConfidenceBet, Dual, Never, Nudging, Primal, Relative
+from kad.rules.threshold import AlignedOnly, BaseOnly, ConfidenceBet, Dual, Nudging, Primal, Relative
 
 __all__ = [
     "AlignedAbove",
     "AlignedBelow",
-    "Always",
+    "AlignedOnly",
+    "BaseOnly",
     "CascadeRule",
     "ConfidenceBet",
     "Contrastive",
@@ -35,7 +39,6 @@ __all__ = [
     "ImplicitReward",
     "LinearProgram",
     "Mixture",
-    "Never",
     "Nudging",
     "Primal",
     "Product",
@@ -49,3 +52,13 @@ __all__ = [
     "registry",
     "skipped_plugins",
 ]
+
+_FORMER_CLASSES = {"Always": AlignedOnly, "Never": BaseOnly}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _FORMER_CLASSES:
+        now = _FORMER_CLASSES[name]
+        warnings.warn(f"kad.rules.{name} is now called kad.rules.{now.__name__}.", DeprecationWarning, stacklevel=2)
+        return now
+    raise AttributeError(f"module 'kad.rules' has no attribute {name!r}")

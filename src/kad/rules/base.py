@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -50,12 +51,12 @@ class CascadeRule(Rule):
     """pi_v = k_v p_v + alpha q*_v: a token drawn from p is kept with probability k_v, else q* draws."""
 
     @abstractmethod
-    def keep(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+    def keep(self, log_p: Tensor, log_aligned: Tensor) -> Tensor:
         """The keep probabilities k in [0, 1].
 
         Args:
             log_p: (..., vocab), log-probabilities of the base model p.
-            log_q: (..., vocab), log-probabilities of the aligned model q*.
+            log_aligned: (..., vocab), log-probabilities of the aligned model q*.
 
         Returns:
             (..., vocab), in the dtype of `log_p`.
@@ -82,9 +83,9 @@ class ThresholdRule(CascadeRule):
         """log tau, (...,), from the cutoff."""
         return self.cutoff(base, aligned) - base.log_z
 
-    def keep(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+    def keep(self, log_p: Tensor, log_aligned: Tensor) -> Tensor:
         """k_v = 1 where p_v >= tau, else 0; see `CascadeRule.keep`."""
-        base, aligned = Distribution.from_logits(log_p, "log_p"), Distribution.from_logits(log_q, "log_q")
+        base, aligned = Distribution.from_logits(log_p, "log_p"), Distribution.from_logits(log_aligned, "log_aligned")
         return (base.logits >= self.cutoff(base, aligned).unsqueeze(-1)).to(log_p.dtype)
 
 
@@ -94,12 +95,14 @@ class ProductRule(Rule):
     needs_reference: ClassVar[bool] = True
 
     @abstractmethod
-    def combine(self, log_p: Tensor, log_q: Tensor, log_r: Tensor) -> Tensor:
+    def combine(self, log_p: Tensor, log_aligned: Tensor, log_reference: Tensor) -> Tensor:
         """Unnormalised log-weights (..., vocab) from the log-probabilities of base, aligned and reference model."""
 
 
 _RuleClass = TypeVar("_RuleClass", bound=type[Rule])
 _REGISTRY: dict[str, type[Rule]] = {}
+# Names of an earlier release: they still parse, with a DeprecationWarning.
+_FORMER_NAMES = {"always": "aligned_only", "never": "base_only"}
 
 
 def register(cls: _RuleClass) -> _RuleClass:
@@ -160,6 +163,9 @@ def parse_rule(rule: str | Mapping[str, Any] | Rule) -> Rule:
         name = str(parameters.pop("rule", ""))
     else:
         raise RuleError(f"A rule is a string, a dict or a Rule, but got {type(rule).__name__}: {rule!r}.")
+    if name in _FORMER_NAMES and name not in _REGISTRY:
+        warnings.warn(f"The rule {name!r} is now called {_FORMER_NAMES[name]!r}.", DeprecationWarning, stacklevel=2)
+        name = _FORMER_NAMES[name]
     if name not in _REGISTRY:
         _PLUGINS.load()
     if name not in _REGISTRY:

@@ -23,7 +23,7 @@ class Mixture(CascadeRule):
     source: ClassVar[str] = "Diverse (static ensemble verification)"
     weight: float = probability(0.5)
 
-    def keep(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+    def keep(self, log_p: Tensor, log_aligned: Tensor) -> Tensor:
         return torch.full_like(log_p, self.weight)
 
 
@@ -37,8 +37,8 @@ class AlignedBelow(CascadeRule):
     source: ClassVar[str] = "max_p_plus in Kad's published code"
     margin: float = difference(0.0)
 
-    def keep(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        return (log_q.exp() >= _max_probability(log_p) + self.margin).to(log_p.dtype)
+    def keep(self, log_p: Tensor, log_aligned: Tensor) -> Tensor:
+        return (log_aligned.exp() >= _max_probability(log_p) + self.margin).to(log_p.dtype)
 
 
 @register
@@ -51,8 +51,8 @@ class AlignedAbove(CascadeRule):
     source: ClassVar[str] = "minus_max_p_plus in Kad's published code"
     margin: float = difference(0.0)
 
-    def keep(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        return (log_q.exp() <= _max_probability(log_p) + self.margin).to(log_p.dtype)
+    def keep(self, log_p: Tensor, log_aligned: Tensor) -> Tensor:
+        return (log_aligned.exp() <= _max_probability(log_p) + self.margin).to(log_p.dtype)
 
 
 @register
@@ -69,7 +69,7 @@ class LinearProgram(CascadeRule):
     source: ClassVar[str] = "the LP relaxation of Kad's knapsack"
     budget: float = probability(0.9)
 
-    def keep(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+    def keep(self, log_p: Tensor, log_aligned: Tensor) -> Tensor:
         if self.budget >= 1.0:
             return torch.zeros_like(log_p)
         # In float64: single precision sums a large vocabulary's tail only to some 1e-6.

@@ -28,8 +28,10 @@ class Product(ProductRule):
     base: float = _exponent(1.0)
     aligned: float = _exponent(1.0)
 
-    def combine(self, log_p: Tensor, log_q: Tensor, log_r: Tensor) -> Tensor:
-        return _power(log_p, self.base) + _power(log_q, self.aligned) + _inverse_power(log_r, self.aligned)
+    def combine(self, log_p: Tensor, log_aligned: Tensor, log_reference: Tensor) -> Tensor:
+        return (
+            _power(log_p, self.base) + _power(log_aligned, self.aligned) + _inverse_power(log_reference, self.aligned)
+        )
 
 
 @register
@@ -41,8 +43,8 @@ class ImplicitReward(ProductRule):
     summary: ClassVar[str] = "p q*/q, normalised: product with both exponents 1; needs the reference model"
     source: ClassVar[str] = "EFT (Mitchell et al. 2024), Proxy (Liu et al. 2024)"
 
-    def combine(self, log_p: Tensor, log_q: Tensor, log_r: Tensor) -> Tensor:
-        return Product(1.0, 1.0).combine(log_p, log_q, log_r)
+    def combine(self, log_p: Tensor, log_aligned: Tensor, log_reference: Tensor) -> Tensor:
+        return Product(1.0, 1.0).combine(log_p, log_aligned, log_reference)
 
 
 @register
@@ -56,11 +58,11 @@ class Contrastive(ProductRule):
     weight: float = _exponent(0.5)
     plausibility: float = probability(0.1)
 
-    def combine(self, log_p: Tensor, log_q: Tensor, log_r: Tensor) -> Tensor:
+    def combine(self, log_p: Tensor, log_aligned: Tensor, log_reference: Tensor) -> Tensor:
         if self.plausibility > 0:
             floor = log_p.amax(dim=-1, keepdim=True) + math.log(self.plausibility)
             log_p = log_p.masked_fill(log_p < floor, -torch.inf)
-        return _power(log_p, 1.0 + self.weight) + _inverse_power(log_r, self.weight)
+        return _power(log_p, 1.0 + self.weight) + _inverse_power(log_reference, self.weight)
 
 
 def _power(log_x: Tensor, exponent: float) -> Tensor:

@@ -110,10 +110,10 @@ class Relative(ThresholdRule):
 
 @register
 @dataclass(frozen=True)
-class Always(ThresholdRule):
+class AlignedOnly(ThresholdRule):
     """Defer every token: pi = q*."""
 
-    name: ClassVar[str] = "always"
+    name: ClassVar[str] = "aligned_only"
     summary: ClassVar[str] = "defer every token: the aligned model alone"
     source: ClassVar[str] = "one end of every rule"
     reads_aligned: ClassVar[bool] = False
@@ -124,10 +124,10 @@ class Always(ThresholdRule):
 
 @register
 @dataclass(frozen=True)
-class Never(ThresholdRule):
+class BaseOnly(ThresholdRule):
     """Defer no token: pi = p; under speculation, ordinary speculative decoding of p."""
 
-    name: ClassVar[str] = "never"
+    name: ClassVar[str] = "base_only"
     summary: ClassVar[str] = "defer no token: the base model alone"
     source: ClassVar[str] = "the other end of every rule"
     reads_aligned: ClassVar[bool] = False

@@ -44,13 +44,13 @@ class Draft:
     Attributes:
         token: ().
         logits: (vocab,), the drafting model's.
-        log_q: (vocab,), log-probabilities it was drawn from where those are not the plain softmax of `logits`.
+        log_draft: (vocab,), log-probabilities it was drawn from where those are not the plain softmax of `logits`.
         row: the plain softmax, where the policy works with it.
     """
 
     token: Tensor
     logits: Tensor
-    log_q: Tensor | None = None
+    log_draft: Tensor | None = None
     row: Distribution | None = None
 
 
@@ -187,9 +187,9 @@ class DenseSampling(Policy):
     records: Records | None = None
 
     def draft(self, logits: Tensor, length: int) -> Draft:
-        log_q = self._scores(length, torch.log_softmax(raised(logits) / self.deferral_temperature, dim=-1))
-        row = Distribution.from_logits(log_q, "the draft's scores")
-        return Draft(self._choose(row), logits, log_q=row.log_probs())
+        log_draft = self._scores(length, torch.log_softmax(raised(logits) / self.deferral_temperature, dim=-1))
+        row = Distribution.from_logits(log_draft, "the draft's scores")
+        return Draft(self._choose(row), logits, log_draft=row.log_probs())
 
     def judge(self, drafts: Sequence[Draft], rows: Rows, length: int) -> Verdict:
         log_pi = self._log_pi(rows, torch.stack([d.logits for d in drafts]))
@@ -220,8 +220,8 @@ class DenseSampling(Policy):
 
     def _verify(self, scores: Tensor, drafts: Sequence[Draft]) -> Verdict:
         log_pi = Distribution.from_logits(scores, "the processed scores of pi").log_probs()
-        log_q = torch.stack([d.log_q for d in drafts if d.log_q is not None])
-        return self.verifier(DenseTarget(log_pi, log_q, _tokens(drafts)), self.randomness)
+        log_draft = torch.stack([d.log_draft for d in drafts if d.log_draft is not None])
+        return self.verifier(DenseTarget(log_pi, log_draft, _tokens(drafts)), self.randomness)
 
     def _choose(self, row: Distribution) -> Tensor:
         return draw_token(row, self.randomness)

@@ -143,7 +143,7 @@ class VllmEngine:
         folder = Path(self._folder.name) / "pair"
         if not folder.exists():
             parts = {role: ref for role, ref in self._references.items() if role in ("base", "aligned", "reference")}
-            pack(parts, folder, rule="never", deferral_temperature=self._deferral_temperature)
+            pack(parts, folder, rule="base_only", deferral_temperature=self._deferral_temperature)
         return folder
 
     def _shut_down(self) -> None:

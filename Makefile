@@ -12,6 +12,7 @@ help:
 	@echo "make demo       install into $(VENV) and align a base model with a small aligned one"
 	@echo "make test       install the test tools and run all tests but vLLM's"
 	@echo "make check      lint, types and import directions"
+	@echo "make site       build the documentation in site/"
 	@echo "make vllm-env   build the environment of vLLM's CPU engine in .venv-vllm"
 	@echo "make vllm-test  run vLLM's tests there"
 	@echo "make clean      remove the environments"
@@ -44,6 +45,6 @@ $(VENV)/installed-test: $(VENV)/installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-vllm
+	rm -rf $(VENV) .venv-vllm .venv-docs site
 
 -include make/*.mk

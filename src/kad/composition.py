@@ -112,8 +112,9 @@ def compose(
         (..., vocab), float32 (float64 if an input is), normalised.
 
     Raises:
-        LogitsError: NaN, +inf or a row of only -inf. VocabularyError: shapes that differ. RuleError: a rule that needs
-        the reference model without it, or a deferral temperature that is not positive.
+        LogitsError: NaN, +inf or a row of only -inf.
+        VocabularyError: shapes that differ.
+        RuleError: a rule that needs the reference model without it, or a deferral temperature that is not positive.
     """
     composition = Composition.of(rule, deferral_temperature)
     rule, logits = composition.rule, _inputs(composition, base_logits, aligned_logits, reference_logits)

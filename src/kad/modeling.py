@@ -77,13 +77,15 @@ class KadForCausalLM(Ruled, PreTrainedModel, GenerationMixin):
             reference: the small reference model q, for product rules.
             rule: a rule, its string or its dict.
             deferral_temperature: the models' logits are divided by it before composing.
-            base_kwargs, aligned_kwargs, reference_kwargs: how to load that model (dtype, device_map, gguf_file, ...,
-                see `kad.sources.MODEL_KWARGS`); kept in the pair.
+            base_kwargs: how to load the base model (`kad.sources.MODEL_KWARGS`). The pair keeps these options.
+            aligned_kwargs: the same for the aligned model.
+            reference_kwargs: the same for the reference model.
             **kwargs: the same for all models.
 
         Raises:
-            PairError: a model cannot be found or loaded. VocabularyError: the models' tokens differ. RuleError: a bad
-            rule, or one that needs the reference model without it.
+            PairError: a model cannot be found or loaded.
+            VocabularyError: the models' tokens differ.
+            RuleError: a bad rule, or a rule that needs the reference model without it.
         """
         parts = pairs.load_parts(
             {"base": base, "aligned": aligned, "reference": reference},
@@ -162,7 +164,8 @@ class KadForCausalLM(Ruled, PreTrainedModel, GenerationMixin):
             use_cache: whether to return (and fill) a cache.
             logits_to_keep: compose only the last n positions, or those of an index tensor; 0 means all.
             return_dict: False asks for a tuple.
-            output_attentions, output_hidden_states: not of a composition; ask its models.
+            output_attentions: must be false. A composition has no attentions of its own.
+            output_hidden_states: must be false. A composition has no hidden states of its own.
 
         Returns:
             `logits`: (batch, kept positions, vocab), log pi in float32; `past_key_values`.

@@ -60,21 +60,26 @@ def speculative(
     Args:
         model: the composed model.
         input_ids: (1, positions).
-        logits_processor, stopping_criteria, generation_config, synced_gpus, streamer, tokenizer, **model_kwargs: from
-            `generate`.
+        logits_processor: given by `generate`.
+        stopping_criteria: given by `generate`.
+        generation_config: given by `generate`.
+        synced_gpus: given by `generate`.
+        streamer: given by `generate`.
         num_draft_tokens: drafts per window, or "auto": the number that is measured to be fastest, 0 (no speculation)
             included. Measured times differ from run to run, so with "auto" a seed does not repeat a sampled text.
         verification: "block" (accepts at least as many drafts) or "token".
         draft_model: "aligned", or "reference" to draft from the reference model.
         statistics: an object to fill; with `return_dict_in_generate` it is in the output as well.
         randomness: the source of random decisions, torch's by default.
+        tokenizer: given by `generate`; stop strings need it.
+        **model_kwargs: given by `generate`.
 
     Returns:
         (1, positions + new), or a `SpeculativeOutput` with `return_dict_in_generate`.
 
     Raises:
         UsageError: more than one prompt, a model that is not a composition, caches that cannot be rolled back, or
-        options that do not exist.
+            options that do not exist.
     """
     if generation_config is None:
         raise UsageError("Call it through generate: model.generate(..., custom_generate=kad.speculative).")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache
+from transformers import Cache
 
 
 class KadCache(Cache):
@@ -13,7 +13,12 @@ class KadCache(Cache):
 
     Transformers' `Cache` is written in terms of `layers`, so cropping, beam reordering, resetting and recording for a
     rollback act on all models alike, and the sequence length is that of the base model, which the others share.
+
+    Attributes:
+        given: whether a user gave it to `generate`, and will look at it afterwards.
     """
+
+    given = False
 
     def __init__(self, base: Cache, aligned: Cache, reference: Cache | None = None) -> None:
         self.base = base

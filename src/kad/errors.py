@@ -31,6 +31,10 @@ class MissingExtraError(KadError):
     """An optional dependency is not installed."""
 
 
+class HostError(KadError):
+    """A version of Transformers, lm-eval or vLLM that kad cannot work with."""
+
+
 def missing_extra(extra: str, package: str) -> MissingExtraError:
     """The one-line error for a missing optional dependency: names `package` and the command that installs `extra`."""
     return MissingExtraError(f'{package} is not installed. Install it with: pip install "kad-align[{extra}]"')

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
-from transformers.quantizers.auto import AutoQuantizationConfig
 
 from kad.errors import PairError, missing_extra
+from kad.hosts.transformers import AutoQuantizationConfig
 from kad.sources import MODEL_KWARGS, Source
 
 # Options that say where a model lies; its tokenizer and settings lie there too.

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from kad import pairs
 from kad.cache import KadCache
 from kad.composition import compose
 from kad.config import KadConfig
 from kad.errors import UsageError
+from kad.hosts.transformers import CACHE, CausalLMOutputWithPast, ComposedGeneration, one_cache_name
 from kad.parts import run_part
 from kad.rules import Rule, parse_rule
 from kad.ruling import Ruled
 from kad.vocabulary import trim
 
 
-class KadForCausalLM(Ruled, PreTrainedModel, GenerationMixin):
+class KadForCausalLM(Ruled, PreTrainedModel, ComposedGeneration):
     """A base model and a small aligned one, composed token by token.
 
     Logits are log pi (float32, normalised), so temperature, warpers, penalties and beam search act on the composed
@@ -34,10 +34,6 @@ class KadForCausalLM(Ruled, PreTrainedModel, GenerationMixin):
 
     config_class = KadConfig
     main_input_name = "input_ids"
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
 
     def __init__(
         self,
@@ -147,12 +143,14 @@ class KadForCausalLM(Ruled, PreTrainedModel, GenerationMixin):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: KadCache | None = None,
+        cache: KadCache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         return_dict: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        *,
+        past_key_values: KadCache | None = None,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Run the models and compose their logits.
 
@@ -160,7 +158,8 @@ class KadForCausalLM(Ruled, PreTrainedModel, GenerationMixin):
             input_ids: (batch, positions).
             attention_mask: (batch, past + positions), 0 for padding.
             position_ids: (batch, positions).
-            past_key_values: a `KadCache`, or None.
+            cache, past_key_values: a `KadCache`, or None. The two names mean the same: Transformers 5.24 renamed
+                `past_key_values` to `cache`.
             use_cache: whether to return (and fill) a cache.
             logits_to_keep: compose only the last n positions, or those of an index tensor; 0 means all.
             return_dict: False asks for a tuple.
@@ -168,7 +167,8 @@ class KadForCausalLM(Ruled, PreTrainedModel, GenerationMixin):
             output_hidden_states: must be false. A composition has no hidden states of its own.
 
         Returns:
-            `logits`: (batch, kept positions, vocab), log pi in float32; `past_key_values`.
+            `logits`: (batch, kept positions, vocab), log pi in float32; and the cache, under the name that
+            Transformers gives it.
 
         Raises:
             UsageError: arguments that a composition has no meaning for.
@@ -178,7 +178,8 @@ class KadForCausalLM(Ruled, PreTrainedModel, GenerationMixin):
         if output_attentions or output_hidden_states:
             raise UsageError("A composition has no attentions or hidden states of its own; ask model.base or .aligned.")
         now = self.composition
-        cache = self._cache_for(past_key_values, now.rule) if past_key_values is not None or use_cache else None
+        given = one_cache_name({"cache": cache, "past_key_values": past_key_values}).get(CACHE)
+        cache = self._cache_for(given, now.rule) if given is not None or use_cache else None
         logits = {}
         for role in self._roles(now.rule, cache):
             part = cache.parts[role] if cache is not None else None
@@ -197,13 +198,11 @@ class KadForCausalLM(Ruled, PreTrainedModel, GenerationMixin):
             logits["aligned"],
             logits.get("reference"),
         )
-        output = CausalLMOutputWithPast(logits=log_pi, past_key_values=cache)
+        output = CausalLMOutputWithPast(logits=log_pi, **{CACHE: cache})
         return output if return_dict is None or return_dict else output.to_tuple()
 
     def make_cache(self, rule: Rule | None = None) -> KadCache:
         """Empty dynamic caches for the models that `rule` (default: the rule in force) needs."""
-        from transformers import DynamicCache
-
         roles = self._roles(rule or self.rule, None)
         return KadCache(**{role: DynamicCache(config=self.parts[role].config) for role in roles})
 
@@ -216,7 +215,7 @@ class KadForCausalLM(Ruled, PreTrainedModel, GenerationMixin):
     ) -> Any:
         """As in Transformers; `rule` and `deferral_temperature` replace the pair's for this call."""
         with self.using(rule, deferral_temperature):
-            return super().generate(*args, **kwargs)
+            return super().generate(*args, **one_cache_name(kwargs))
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
         """As in Transformers, less what generation passes along for itself (the tokenizer of stop strings)."""
@@ -234,42 +233,21 @@ class KadForCausalLM(Ruled, PreTrainedModel, GenerationMixin):
         if not isinstance(cache, KadCache):
             raise UsageError(
                 f"A composed model's cache is a KadCache (one cache a model), but got {type(cache).__name__}. "
-                "Make one with model.make_cache(), or leave past_key_values out."
+                "Make one with model.make_cache(), or give none."
             )
         if rule.needs_reference and cache.reference is None:
             raise UsageError(f"Rule {rule} needs the reference model, but this cache was made without it; start anew.")
         return cache
 
-    def _extract_generation_mode_kwargs(
-        self, custom_generate: Any, kwargs: dict[str, Any], synced_gpus: Any, assistant_model: Any, streamer: Any
-    ) -> dict[str, Any]:
-        """As in Transformers, which forgets streamer and tokenizer (for stop strings) where `custom_generate` is a
-        callable: a callable that takes them gets them."""
-        given = {"streamer": streamer, "tokenizer": kwargs.get("tokenizer"), "assistant_model": assistant_model}
-        options: dict[str, Any] = super()._extract_generation_mode_kwargs(
-            custom_generate, kwargs, synced_gpus, assistant_model, streamer
-        )
-        if callable(custom_generate):
-            known = inspect.signature(custom_generate).parameters
-            options |= {key: value for key, value in given.items() if value is not None and key in known}
-        return options
+    def take_cache(self, cache: Any) -> KadCache:
+        """The cache that a user gave to `generate`, checked and marked as theirs."""
+        taken = self._cache_for(cache, self.rule)
+        taken.given = True
+        return taken
 
-    def _prepare_cache_for_generation(
-        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> None:
-        """One cache a model, each made by the model itself (dynamic, static, offloaded, quantized)."""
-        if model_kwargs.get("past_key_values") is not None:
-            model_kwargs["past_key_values"] = self._cache_for(model_kwargs["past_key_values"], self.rule)
-            super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
-            return
-        if generation_config.use_cache is False:
-            return
-        caches = {}
-        for role in self._roles(self.rule, None):
-            own: dict[str, Any] = {}
-            self.parts[role]._prepare_cache_for_generation(generation_config, own, *args, **kwargs)
-            caches[role] = own["past_key_values"]
-        model_kwargs["past_key_values"] = KadCache(**caches)
+    def join_caches(self, make: Callable[[PreTrainedModel], Any]) -> KadCache:
+        """The caches that `make` gives for the models that the rule in force needs, as one."""
+        return KadCache(**{role: make(self.parts[role]) for role in self._roles(self.rule, None)})
 
     def get_input_embeddings(self) -> Any:
         """The base model's input embeddings."""

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
+
+from kad.hosts.transformers import CACHE, cache_name
 
 
 def run_part(
@@ -20,8 +24,10 @@ def run_part(
 ) -> Tensor:
     """One model's logits (batch, kept positions, vocab) on its own device, filling `cache` if there is one."""
     device = model.device
-    known = inspect.signature(model.forward).parameters
-    options: dict[str, Any] = {"use_cache": cache is not None, "past_key_values": cache, "return_dict": True}
+    known = _parameters(type(model).forward)
+    options: dict[str, Any] = {"use_cache": cache is not None, "return_dict": True}
+    if cache is not None:
+        options[cache_name(known) or CACHE] = cache
     if attention_mask is not None:
         options["attention_mask"] = attention_mask.to(device)
     if position_ids is not None and "position_ids" in known:
@@ -34,3 +40,8 @@ def run_part(
     if isinstance(logits_to_keep, Tensor):
         return logits[:, logits_to_keep.to(device)]
     return logits[:, -logits_to_keep:] if logits_to_keep else logits
+
+
+@lru_cache(maxsize=64)
+def _parameters(forward: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(forward).parameters)

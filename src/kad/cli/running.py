@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
-from transformers.generation.streamers import BaseStreamer
 
 from kad.cli.drafting import Plan
 from kad.cli.past import Past
 from kad.cli.prompts import Detokenizer, decode, room
 from kad.cli.sampling import Sampling, end_tokens
+from kad.hosts.transformers import BaseStreamer, cache_of
 from kad.speculation import SpeculationStatistics
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def generate(
     statistics = SpeculationStatistics()
     output = model.generate(
         prompt_ids,
-        past_key_values=past.take(model, prompt_ids) if past is not None else None,
+        cache=past.take(model, prompt_ids) if past is not None else None,
         attention_mask=torch.ones_like(prompt_ids),
         generation_config=config,
         streamer=stream,
@@ -142,7 +142,7 @@ def generate(
     seconds = time.perf_counter() - stream.started
     sequences: Tensor = output if past is None else output.sequences
     if past is not None:
-        past.keep(output.past_key_values, sequences)
+        past.keep(cache_of(output), sequences)
     token_ids: list[int] = sequences[0, prompt_ids.shape[-1] :].tolist()
     text = decode(tokenizer, token_ids)
     return Answer(
@@ -169,10 +169,10 @@ def plain_step_seconds(model: KadForCausalLM, prompt_ids: Tensor, token_ids: lis
         return None
     ids = torch.cat([prompt_ids.to(model.base.device), torch.tensor([token_ids], device=model.base.device)], dim=-1)
     cache, times = model.make_cache(), []
-    model(ids[:, :-steps], past_key_values=cache, logits_to_keep=1)
+    model(ids[:, :-steps], cache=cache, logits_to_keep=1)
     for token in torch.split(ids[:, -steps:], 1, dim=-1):
         started = time.perf_counter()
-        model(token, past_key_values=cache, logits_to_keep=1).logits.argmax().item()
+        model(token, cache=cache, logits_to_keep=1).logits.argmax().item()
         times.append(time.perf_counter() - started)
     return median(times)
 

@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
-from transformers.generation.streamers import BaseStreamer
-from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from kad.cache import KadCache
 from kad.errors import UsageError
+from kad.hosts.transformers import CACHE, BaseStreamer, GenerateDecoderOnlyOutput
 from kad.modeling import KadForCausalLM
 from kad.speculation import inputs
 from kad.speculation.loop import SpeculativeLoop
@@ -94,7 +93,7 @@ def speculative(
     criteria = stopping_criteria or StoppingCriteriaList()
     padding = inputs.left_padding(input_ids, model_kwargs)
     ids = inputs.room_for_new_tokens(input_ids, criteria, generation_config)
-    cache = inputs.cache_for(model, draft_model, model_kwargs.get("past_key_values"))
+    cache = inputs.cache_for(model, draft_model, model_kwargs.get(CACHE))
     scorers = _scorers(model, cache)
     records = Records() if _wants_records(generation_config) else None
     loop = SpeculativeLoop(
@@ -118,7 +117,7 @@ def speculative(
     )
     try:
         _run(loop, streamer)
-        if generation_config.return_dict_in_generate or getattr(cache, "_is_user_defined", False):
+        if generation_config.return_dict_in_generate or cache.given:
             _bring_level(loop, scorers)
     finally:
         for scorer in scorers.values():
@@ -132,8 +131,8 @@ def speculative(
         sequences=sequences,
         scores=_rows(records.scores, new) if records and generation_config.output_scores else None,
         logits=_rows(records.logits, new) if records and generation_config.output_logits else None,
-        past_key_values=cache,
         statistics=loop.statistics,
+        **{CACHE: cache},
     )
 
 

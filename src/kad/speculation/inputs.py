@@ -17,6 +17,7 @@ from transformers import (
 
 from kad.cache import KadCache
 from kad.errors import UsageError
+from kad.hosts.transformers import CACHE
 from kad.modeling import KadForCausalLM
 from kad.speculation.loop import StopRule
 from kad.speculation.policies import Warp
@@ -24,7 +25,7 @@ from kad.speculation.policies import Warp
 # What `generate` passes to every decoding method and this one reads itself or has no use for.
 _KNOWN = frozenset(
     {
-        "attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "cache_position",
+        "attention_mask", "position_ids", CACHE, "use_cache", "logits_to_keep", "cache_position",
         "output_attentions", "output_hidden_states", "return_dict",
     }
 )  # fmt: skip

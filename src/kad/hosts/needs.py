@@ -1,0 +1,69 @@
+"""What kad relies on in a host beyond its documented interface, and the one sentence for a host that has changed."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from kad.errors import HostError
+from kad.hosts.versions import Host, installed, require
+
+
+@dataclass(frozen=True)
+class Need:
+    """One name of a host that its documentation does not promise.
+
+    Attributes:
+        name: "package.module:Class.attribute".
+        purpose: what kad does with it.
+        instead: what would replace it, the day it is gone.
+        parameters: the parameters of that callable that kad gives or takes by name.
+    """
+
+    name: str
+    purpose: str
+    instead: str
+    parameters: tuple[str, ...] = ()
+
+
+def check(host: Host, needs: Iterable[Need]) -> None:
+    """Check the version of a host and every name that kad needs of it.
+
+    Raises:
+        HostError: the host is too old, or one of the names is gone or takes other parameters. One sentence says what
+            is needed, what is there and what to install.
+    """
+    require(host)
+    for need in needs:
+        lacking = missing(need)
+        if lacking is not None:
+            raise moved(host, lacking)
+
+
+def missing(need: Need) -> str | None:
+    """What a host lacks of a need, in words; None where it has everything."""
+    place, _, path = need.name.partition(":")
+    try:
+        found: Any = import_module(place)
+        for name in path.split("."):
+            found = getattr(found, name)
+    except (ImportError, AttributeError):
+        return need.name.replace(":", ".")
+    known = inspect.signature(found).parameters if need.parameters else {}
+    lost = [name for name in need.parameters if name not in known]
+    return f"parameter {lost[0]!r} of {need.name.replace(':', '.')}" if lost else None
+
+
+def moved(host: Host, what: str | ImportError) -> HostError:
+    """The error for a host that does not have `what`: a name, or the error of an import that failed."""
+    if isinstance(what, ImportError):
+        name = re.match(r"cannot import name '(\w+)'", str(what))
+        what = f"{what.name}.{name[1]}" if name else f"the module {what.name}"
+    return HostError(
+        f"kad needs {what}, which {host.name} {installed(host.package)} does not have. "
+        f'Install a tested version ({host.tested}): pip install "{host.requirement}"'
+    )

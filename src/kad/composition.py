@@ -1,7 +1,7 @@
 """The composed distribution pi: log pi, deferred mass, acceptance, kept tokens, residual, origin. Pure tensors.
 
 Cascades: pi_v = k_v p_v + alpha q*_v with alpha = sum_v (1 - k_v) p_v. Products: pi_v ∝ exp(rule.combine(...)_v).
-See method.md for the identities; everything here is per row, so no row depends on another.
+See docs/method.md for the identities; everything here is per row, so no row depends on another.
 """
 
 from __future__ import annotations

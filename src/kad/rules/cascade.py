@@ -61,7 +61,7 @@ class LinearProgram(CascadeRule):
     """The LP optimum of the knapsack as a cascade: `Primal`, but of the critical item only the fraction that fits.
 
     Defers a mass of exactly `budget` at every position. Tokens tied with the critical item share the fraction. For
-    analysis: it is a bound on the 0-1 problem and a worse rule (method.md, "Deferral as a 0-1 knapsack").
+    analysis: it is a bound on the 0-1 problem and a worse rule (docs/method.md, "Deferral as a knapsack").
     """
 
     name: ClassVar[str] = "lp"

@@ -1,0 +1,86 @@
+"""The documentation is true: its Python runs, its commands have the options it names, every public name is there.
+
+`make site` checks the rest: links, anchors and the form of the docstrings.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import kad
+import kad.rules
+from kad.cli.main import COMMANDS, load_command
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PAGES = sorted([REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")])
+API = "\n".join(page.read_text(encoding="utf-8") for page in (REPOSITORY / "docs" / "api").glob("*.md"))
+# docs/vllm.md needs vLLM, which lives in an environment of its own; tests/vllm runs what the page shows.
+NEEDS_VLLM = {"vllm.md"}
+
+
+def blocks(page: Path, languages: str) -> list[str]:
+    """The fenced blocks of a page in one of the languages, a regular expression."""
+    return re.findall(rf"^```(?:{languages})\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+
+
+RUN = """
+import re, sys
+from pathlib import Path
+for page in sys.argv[1:]:
+    text = Path(page).read_text(encoding="utf-8")
+    code = "\\n".join(re.findall(r"^```python\\n(.*?)^```", text, flags=re.M | re.S))
+    exec(compile(code, page, "exec"), {"__name__": "__main__"})
+"""
+
+
+def test_the_python_of_every_page_runs(tmp_path: Path) -> None:
+    """In a process of its own: a page registers a rule."""
+    pages = [str(page) for page in PAGES if page.name not in NEEDS_VLLM and blocks(page, "python")]
+    assert len(pages) > 3
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, *pages], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The `kad` command lines of a page, continuation lines joined, as words."""
+    text = "\n".join(blocks(page, "console|bash|")).replace("\\\n", " ")
+    lines = (line.removeprefix("$ ") for line in text.splitlines())
+    found = (re.search(r"(?:^|[ /])kad ((?:[a-z]+ ).*)", line + " ") for line in lines)
+    return [shlex.split(match[1], comments=True) for match in found if match and match[1].split()[0] in COMMANDS]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.name)
+def test_every_command_line_names_options_that_exist(page: Path) -> None:
+    for name, *words in commands(page):
+        if name == "serve":  # hands unknown options to vLLM
+            continue
+        known = {
+            option for parameter in load_command(name).params for option in parameter.opts + parameter.secondary_opts
+        }
+        used = {word.split("=")[0] for word in words if re.match(r"--?[a-z]", word)}
+        assert used <= known | {"--help", "-h"}, f"kad {name} {' '.join(words)}"
+
+
+@pytest.mark.parametrize("module", [kad, kad.rules], ids=["kad", "kad.rules"])
+def test_every_public_function_and_class_has_an_entry(module: ModuleType) -> None:
+    rules = kad.rules.registry().values()  # they stand in the tables of docs/rules.md, see the next test
+    for name in module.__all__:
+        thing = getattr(module, name)
+        if callable(thing) and thing not in rules:
+            assert re.search(rf"^::: kad\.(?:\w+\.)*{name}$", API, flags=re.M), f"docs/api has no entry for {name}"
+
+
+def test_every_rule_stands_in_the_tables() -> None:
+    text = (REPOSITORY / "docs" / "rules.md").read_text(encoding="utf-8")
+    for name, rule in kad.rules.registry().items():
+        if rule.__module__.startswith("kad."):
+            assert re.search(rf"^\| `{name}[:`]", text, flags=re.M), f"docs/rules.md has no row for {name}"

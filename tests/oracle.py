@@ -1,4 +1,4 @@
-"""The definitions of docs/method.md, written slowly: float64, plain loops, one row at a time. The truth of the tests."""
+"""The definitions of docs/method.md, written slowly: float64, loops, one row at a time. The truth of the tests."""
 
 from __future__ import annotations
 

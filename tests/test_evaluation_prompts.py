@@ -21,11 +21,10 @@ from conftest import make_tokenizer
 from kad.errors import MissingExtraError, UsageError
 from kad.evaluation.tasks import documents
 from kad.evaluation.tasks.task import PAPER_TASKS, Task, chat_renderer, known_tasks, load_tasks
+from needs import FULL_ROWS, SAMPLE_ROWS, full_rows
 
 GOLDEN = Path(__file__).parent / "golden"
 TEMPLATES = sorted(path.stem for path in (GOLDEN / "templates").glob("*.jinja"))
-DATA = Path(os.environ.get("KAD_DATA_DIR", Path(__file__).parents[2] / "shared" / "data"))
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the benchmarks' rows are not here: set KAD_DATA_DIR")
 
 
 def tokenizer_with(template: str) -> Any:
@@ -100,20 +99,44 @@ def test_the_shuffle_is_a_permutation_fixed_by_the_question() -> None:
 FORTUNE_COOKIES = [3, 2, 0, 5, 1, 4]
 
 
-@needs_data
+def test_the_options_move_and_the_letter_follows_the_right_one() -> None:
+    check_the_right_options(SAMPLE_ROWS, rows=25, always_a=0.35)
+
+
+@full_rows
+@pytest.mark.slow
 def test_the_first_option_is_no_longer_always_right() -> None:
-    (task,) = load_tasks(["kad_truthful_qa"], data_dir=DATA)
+    check_the_right_options(FULL_ROWS, rows=817, always_a=0.3)
+
+
+def check_the_right_options(folder: Path, *, rows: int, always_a: float) -> None:
+    (task,) = load_tasks(["kad_truthful_qa"], data_dir=folder)
     answers = Counter(document["answer"] for document in task.documents)
-    always_a = answers["A"] / len(task.documents)
-    assert always_a < 0.3
-    assert answers.total() == 817
-    by_position = [json.loads(line)["mc1_targets"] for line in (DATA / "truthful_qa_mc_validation.jsonl").open()]
+    assert answers["A"] / len(task.documents) < always_a
+    assert answers.total() == rows
+    by_position = [json.loads(line)["mc1_targets"] for line in (folder / "truthful_qa_mc_validation.jsonl").open()]
     for document, row in zip(task.documents, by_position, strict=True):
         right = row["choices"][row["labels"].index(1)]
         assert f"\n{document['answer']}). {right}\n" in document["prompt"]
 
 
-@needs_data
+@pytest.mark.parametrize(
+    ("name", "rows", "paper_unreachable"),
+    [
+        ("kad_gsm8k", 12, 0),
+        ("kad_math500", 29, 0),
+        ("kad_svamp", 13, 0),
+        ("kad_arc_challenge", 12, 0),
+        ("kad_commonsense_qa", 15, 0),
+        ("kad_truthful_qa", 25, 2),  # the two right answers that lie past J, which the published metric cannot read
+    ],
+)
+def test_reference_answers_mark_themselves_right(name: str, rows: int, paper_unreachable: int) -> None:
+    check_reference_answers(SAMPLE_ROWS, name, rows, paper_unreachable)
+
+
+@full_rows
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "rows", "paper_unreachable"),
     [
@@ -122,11 +145,15 @@ def test_the_first_option_is_no_longer_always_right() -> None:
         ("kad_svamp", 1000, 0),
         ("kad_arc_challenge", 1172, 0),
         ("kad_commonsense_qa", 1221, 0),
-        ("kad_truthful_qa", 817, 2),  # two right answers lie past J, which the published metric cannot read
+        ("kad_truthful_qa", 817, 2),
     ],
 )
 def test_every_reference_answer_marks_itself_right(name: str, rows: int, paper_unreachable: int) -> None:
-    (task,) = load_tasks([name], data_dir=DATA)
+    check_reference_answers(FULL_ROWS, name, rows, paper_unreachable)
+
+
+def check_reference_answers(folder: Path, name: str, rows: int, paper_unreachable: int) -> None:
+    (task,) = load_tasks([name], data_dir=folder)
     assert len(task.documents) == rows
     by_reference = [task.mark(document, document["reference"])["paper"] for document in task.documents]
     stated = [f"So the answer is \\boxed{{{document['answer']}}}." for document in task.documents]

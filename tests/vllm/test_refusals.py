@@ -13,6 +13,7 @@ from vllm.exceptions import VLLMValidationError
 
 from kad.errors import KadError
 from kad.rules import registry
+from kad.vllm.requests import _parse
 from vllm import SamplingParams
 
 
@@ -91,6 +92,33 @@ def test_a_bad_rule_is_refused_at_the_door(random_pair: Path, rule: Any, message
     config = configure(random_pair)
     with pytest.raises(VLLMValidationError, match=message):
         SamplingParams(extra_args={"rule": rule}).verify(config.model_config, None, None, None)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    ["dual:" + "a" * 1_000_000, "dual:threshold=0." + "0" * 1_000_000, ["dual"] * 100_000, {"rule": "x" * 1_000_000}],
+    ids=["name", "number", "list", "object"],
+)
+def test_a_megabyte_of_rule_is_neither_kept_nor_echoed(random_pair: Path, rule: Any) -> None:
+    config, kept = configure(random_pair), _parse.cache_info().currsize
+    with pytest.raises(VLLMValidationError, match="at most 256 are allowed|must be a string") as refused:
+        SamplingParams(extra_args={"rule": rule}).verify(config.model_config, None, None, None)
+    assert len(str(refused.value)) < 500
+    assert _parse.cache_info().currsize == kept
+
+
+@pytest.mark.parametrize("key", ["rulee", "Rule", "rules", "ruel", "kad_rule", "threshold", "dual", "rule" * 250_000])
+def test_a_mistyped_key_is_named(random_pair: Path, key: str) -> None:
+    config = configure(random_pair)
+    with pytest.raises(VLLMValidationError, match=f"unknown key '{key[:50]}") as refused:
+        SamplingParams(extra_args={key: "dual:threshold=0.6"}).verify(config.model_config, None, None, None)
+    assert len(str(refused.value)) < 500
+
+
+def test_keys_of_other_plugins_pass(random_pair: Path) -> None:
+    config = configure(random_pair)
+    extra = {"session_id": "1", "kv_transfer_params": {"a": 1}, "rule": "dual", "my_processor": 3}
+    SamplingParams(extra_args=extra).verify(config.model_config, None, None, None)
 
 
 def test_usual_rules_pass_the_door(random_pair: Path) -> None:

@@ -57,6 +57,10 @@ def test_the_aligned_model_drafts_unless_told_otherwise(run: Any) -> None:
     }
 
 
+def test_repeatable_drafts_are_greedy(run: Any) -> None:
+    assert speculation(planned(run, "tiny", "--repeatable"))["draft_sample_method"] == "greedy"
+
+
 def test_what_the_user_says_stands(run: Any) -> None:
     assert "--speculative-config" not in planned(run, "tiny", "--no-speculate")
     own = planned(run, "tiny", '--speculative-config={"method": "ngram"}', "--served-model-name=mine")
@@ -68,6 +72,7 @@ def test_what_the_user_says_stands(run: Any) -> None:
     [
         (["tiny", "--no-speculate", "--draft-tokens", "3", "--dry-run"], "--no-speculate contradicts --draft-tokens"),
         (["tiny", "--speculative-config", "{}", "--draft-tokens", "3", "--dry-run"], "drop that"),
+        (["tiny", "--speculative-config", "{}", "--repeatable", "--dry-run"], '"draft_sample_method": "greedy"'),
         (["./nowhere", "--dry-run"], "No pair at ./nowhere"),
         (["tiny", "--draft-tokens", "0", "--dry-run"], "greater than or equal to 1"),
     ],

@@ -48,6 +48,13 @@ def command(
             show_default=str(DRAFT_TOKENS),
         ),
     ] = None,
+    repeatable: Annotated[
+        bool,
+        typer.Option(
+            "--repeatable",
+            help="Let a request's seed repeat its sampled text. Drafts are then greedy, of which fewer are accepted.",
+        ),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print vLLM's command line instead of running it.")
     ] = False,
@@ -62,7 +69,7 @@ def command(
     """
     if not dry_run:
         _check_vllm()
-    arguments = _command_line(pair, speculate, draft_tokens, context.args)
+    arguments = _command_line(pair, speculate, draft_tokens, repeatable, context.args)
     if dry_run:
         typer.echo(shlex.join(arguments))
         return
@@ -70,7 +77,9 @@ def command(
     os.execv(sys.executable, arguments)
 
 
-def _command_line(pair: str, speculate: bool, draft_tokens: int | None, extra: Sequence[str]) -> list[str]:
+def _command_line(
+    pair: str, speculate: bool, draft_tokens: int | None, repeatable: bool, extra: Sequence[str]
+) -> list[str]:
     from kad.sources import resolve_pair
 
     config = _checked(pair)
@@ -84,10 +93,16 @@ def _command_line(pair: str, speculate: bool, draft_tokens: int | None, extra: S
         raise UsageError(
             "--draft-tokens is part of kad's own speculation; put it into --speculative-config, or drop that."
         )
+    if own_speculation and repeatable:
+        raise UsageError(
+            '--repeatable is part of kad\'s own speculation; put "draft_sample_method": "greedy" into '
+            "--speculative-config, or drop that."
+        )
     if not speculate and (own_speculation or draft_tokens is not None):
         raise UsageError("--no-speculate contradicts --draft-tokens and --speculative-config; choose one.")
     if speculate and not own_speculation:
-        draft = _speculation(config, draft_tokens or DRAFT_TOKENS, _value_of(extra, "--tensor-parallel-size", "-tp"))
+        ranks = _value_of(extra, "--tensor-parallel-size", "-tp")
+        draft = _speculation(config, draft_tokens or DRAFT_TOKENS, repeatable, ranks)
         arguments += ["--speculative-config", json.dumps(draft)]
     return [*arguments, *extra]
 
@@ -108,14 +123,17 @@ def _checked(pair: str) -> KadConfig:
     return config
 
 
-def _speculation(config: KadConfig, draft_tokens: int, ranks: str | None) -> dict[str, Any]:
-    """vLLM's own speculation with the aligned model as the draft; its verification is exact for any draft."""
+def _speculation(config: KadConfig, draft_tokens: int, repeatable: bool, ranks: str | None) -> dict[str, Any]:
+    """vLLM's own speculation with the aligned model as the draft; its verification is exact for any draft.
+
+    Verification draws from the request's seed. Sampled drafts do not: all requests share one generator there.
+    """
     aligned = config.model_references()["aligned"]
     draft: dict[str, Any] = {
         "method": "draft_model",
         "model": aligned.model,
         "num_speculative_tokens": draft_tokens,
-        "draft_sample_method": "probabilistic",
+        "draft_sample_method": "greedy" if repeatable else "probabilistic",
     }
     if aligned.revision is not None:
         draft["revision"] = aligned.revision

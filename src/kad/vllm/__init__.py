@@ -20,6 +20,7 @@ def register() -> None:
     from kad.rules import registry
     from kad.vllm.config import PairArchitecture, PairView
     from kad.vllm.requests import check_at_the_door
+    from kad.vllm.scheduler import patch_scheduler
     from kad.vllm.support import PairSupport, stay_with_first_runner
 
     ModelRegistry.register_model(ARCHITECTURE, f"kad.vllm.model:{ARCHITECTURE}")
@@ -28,4 +29,5 @@ def register() -> None:
     MODELS_CONFIG_MAP[ARCHITECTURE] = PairSupport
     registry()  # the rules of other packages, now and not in the middle of a request
     check_at_the_door()
+    patch_scheduler()
     stay_with_first_runner()

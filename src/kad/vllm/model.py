@@ -14,6 +14,7 @@ from vllm.model_executor.model_loader.utils import initialize_model
 from vllm.model_executor.model_loader.weight_tying import maybe_retie_word_embeddings
 
 from kad.composition import compose
+from kad.errors import LogitsError
 from kad.vllm.config import PairView, part_model_config
 from kad.vllm.rows import RULE_COLUMNS, StepRules
 from kad.vllm.runner import patch_worker
@@ -21,6 +22,8 @@ from kad.vocabulary import common_size, trim
 
 if TYPE_CHECKING:
     from vllm.sequence import IntermediateTensors
+
+    from kad.rules import Rule
 
 # Rows are composed in blocks of about this many logits, so that the float32 buffers stay small beside a long prompt's.
 _BLOCK_ELEMENTS = 1 << 26
@@ -109,12 +112,20 @@ class KadForCausalLM(nn.Module):
         for start in range(0, len(columns), block):
             rows = slice(start, start + block)
             for rule, chosen in self.step_rules.groups(columns[rows]):
-                log_pi[rows, :common][chosen] = compose(
-                    rule,
-                    *(trim(part_logits[rows][chosen], common) for part_logits in logits),
-                    deferral_temperature=self.config.deferral_temperature,
-                )
+                parts = [trim(part_logits[rows][chosen], common) for part_logits in logits]
+                log_pi[rows, :common][chosen] = self._compose_or_nan(rule, parts)
         return log_pi
+
+    def _compose_or_nan(self, rule: Rule, logits: list[Tensor]) -> Tensor:
+        """log pi; NaN in each row that has none, so that only its request fails (see `kad.vllm.scheduler`)."""
+        temperature = self.config.deferral_temperature
+        try:
+            return compose(rule, *logits, deferral_temperature=temperature)
+        except LogitsError:
+            if len(logits[0]) == 1:
+                return torch.full_like(logits[0], torch.nan, dtype=torch.float32)
+        rows = zip(*(torch.split(part_logits, 1) for part_logits in logits), strict=True)
+        return torch.cat([self._compose_or_nan(rule, list(row)) for row in rows])
 
 
 def _initialize_part(vllm_config: VllmConfig, model_config: ModelConfig, prefix: str) -> nn.Module:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import fields
+from difflib import get_close_matches
 from functools import lru_cache, wraps
 from typing import Any
 
@@ -9,10 +12,14 @@ import torch
 
 from kad.composition import compose
 from kad.errors import LogitsError, RuleError
-from kad.rules import Rule, parse_rule
+from kad.rules import Rule, parse_rule, registry
 
 RULE_ARGUMENT = "rule"
 _LARGE_VOCABULARY = 1 << 18
+# A rule is a name and a few numbers. The server keeps rules in memory, so a client may not send more.
+_LONGEST_RULE = 256
+_MOST_RULES = 1024
+_LONGEST_QUOTE = 60
 
 
 def rule_of(params: Any) -> Rule | None:
@@ -24,22 +31,28 @@ def rule_of(params: Any) -> Rule | None:
     wanted = (getattr(params, "extra_args", None) or {}).get(RULE_ARGUMENT)
     if wanted is None:
         return None
-    if isinstance(wanted, str):
-        return _parse(wanted)
-    if isinstance(wanted, dict):
-        return parse_rule(wanted)
-    raise RuleError(
-        f"The request's {RULE_ARGUMENT!r} must be a string such as 'dual:threshold=0.4' or an object with a 'rule' "
-        f"and its parameters, but is {wanted!r}."
-    )
+    if not isinstance(wanted, str | Mapping):
+        raise RuleError(
+            f"The request's {RULE_ARGUMENT!r} must be a string such as 'dual:threshold=0.4' or an object with a 'rule' "
+            f"and its parameters, but is {_quoted(wanted)}."
+        )
+    length = len(wanted if isinstance(wanted, str) else repr(wanted))
+    if length > _LONGEST_RULE:
+        raise RuleError(
+            f"The request's {RULE_ARGUMENT!r} is {length:,} characters long ({_quoted(wanted)}), but at most "
+            f"{_LONGEST_RULE} are allowed. Write it like dual:threshold=0.4."
+        )
+    return _parse(wanted) if isinstance(wanted, str) else parse_rule(wanted)
 
 
 def check_request(params: Any, has_reference: bool) -> None:
     """Refuse a request whose rule cannot be carried out by this pair.
 
     Raises:
-        RuleError: as `rule_of`, and a rule that needs a reference model where the pair has none.
+        RuleError: as `rule_of`; a key beside "rule" that looks like a mistyped one; a rule that needs a reference model
+        where the pair has none.
     """
+    _check_keys(getattr(params, "extra_args", None) or {})
     rule = rule_of(params)
     if rule is not None and rule.needs_reference and not has_reference:
         raise RuleError(
@@ -50,7 +63,28 @@ def check_request(params: Any, has_reference: bool) -> None:
         _check_in_range(rule)
 
 
-@lru_cache(maxsize=4096)
+def _check_keys(extra_args: Mapping[str, Any]) -> None:
+    """Refuse a key that must have been meant for the rule: vLLM would ignore it, and the pair's own rule would answer.
+
+    Other keys may belong to other plugins of vLLM and pass.
+    """
+    ours = {field.name for rule in registry().values() for field in fields(rule)} | set(registry())
+    for key in extra_args:
+        name = str(key).lower()
+        meant = get_close_matches(name[:_LONGEST_RULE], [RULE_ARGUMENT], cutoff=0.75) or RULE_ARGUMENT in name
+        if key != RULE_ARGUMENT and (meant or name in ours):
+            raise RuleError(
+                f"The request's extra arguments have an unknown key {_quoted(key)}. A rule and its parameters are one "
+                f'string under the key {RULE_ARGUMENT!r}: {{"rule": "dual:threshold=0.4"}}.'
+            )
+
+
+def _quoted(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}..."
+
+
+@lru_cache(maxsize=_MOST_RULES)
 def _check_in_range(rule: Rule) -> None:
     """Compose the extremes of what models say, sure of one token and of none; overflow would end the engine later."""
     sure = torch.tensor([[1e4, 0.0, -1e4], [0.0, -1e4, 1e4], [-1e4, 1e4, 0.0]])
@@ -90,4 +124,4 @@ def check_at_the_door() -> None:
 
 
 # Requests repeat the same few rules at every step.
-_parse = lru_cache(maxsize=4096)(parse_rule)
+_parse = lru_cache(maxsize=_MOST_RULES)(parse_rule)

@@ -1,17 +1,21 @@
-"""What a pair changes of vLLM in its worker process: one thing it needs, and two defects of vLLM's CPU build.
+"""What a pair changes of vLLM's first model runner: two things it needs, and three defects of vLLM's CPU build.
 
 1. The model runner tells no model which request a token belongs to; the rule of a request must reach its rows.
-2. On CPUs per-request sampling parameters are expanded into a copy that is thrown away (see `_expands_right`).
-3. On CPUs a request with a seed whose prompt takes more than one step ends the engine (see `_sparing_generators`).
+2. A row that is no distribution (NaN) must be reported with its request, so that the scheduler fails only that one.
+3. On CPUs per-request sampling parameters are expanded into a copy that is thrown away (see `_expands_right`).
+4. On CPUs `top_k` without `top_p` ends the engine in a step that verifies no draft (see `_skipping_no_rows`).
+5. On CPUs a request with a seed whose prompt takes more than one step ends the engine (see `_sparing_generators`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from vllm.platforms import current_platform
 from vllm.v1.sample import rejection_sampler
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
@@ -24,9 +28,12 @@ def patch_worker() -> None:
     if getattr(GPUModelRunner._prepare_inputs, "tells_rules", False):
         return
     GPUModelRunner._prepare_inputs = _telling_rules(GPUModelRunner._prepare_inputs)
+    GPUModelRunner._sample = _finding_bad_rows(GPUModelRunner._sample)
+    GPUModelRunner._bookkeeping_sync = _reporting_bad_rows(GPUModelRunner._bookkeeping_sync)
     if not _expands_right():
         rejection_sampler.expand_batch_to_tokens = _expand
     if current_platform.is_cpu():
+        rejection_sampler.apply_top_k_top_p = _skipping_no_rows(rejection_sampler.apply_top_k_top_p)
         GPUModelRunner._sample = _rewinding(GPUModelRunner._sample)
         GPUModelRunner._bookkeeping_sync = _sparing_generators(GPUModelRunner._bookkeeping_sync)
 
@@ -66,6 +73,64 @@ def _telling_rules(prepare_inputs: Any) -> Any:
 
     prepare.tells_rules = True  # type: ignore[attr-defined]
     return prepare
+
+
+def _skipping_no_rows(apply_top_k_top_p: Any) -> Any:
+    """Wrap vLLM's masks of drafted rows: its CPU version takes the largest `top_k` of none where there is no row."""
+
+    @wraps(apply_top_k_top_p)
+    def apply(logits: Tensor, k: Tensor | None, p: Tensor | None) -> Tensor:
+        if len(logits) == 0:
+            return logits
+        masked: Tensor = apply_top_k_top_p(logits, k, p)
+        return masked
+
+    return apply
+
+
+def _finding_bad_rows(sample: Any) -> Any:
+    """Wrap sampling: its output says which requests drew one of their tokens from a row of NaN."""
+
+    @wraps(sample)
+    def sample_finding(self: GPUModelRunner, logits: Tensor | None, spec_decode_metadata: Any) -> Any:
+        bad = None if logits is None else logits.isnan().any(dim=-1)
+        output = sample(self, logits, spec_decode_metadata)
+        if bad is not None:
+            drafts = [0] * len(bad) if spec_decode_metadata is None else spec_decode_metadata.num_draft_tokens
+            output.requests_without_distribution = _requests_of(bad, drafts, output.sampled_token_ids)
+        return output
+
+    return sample_finding
+
+
+def _requests_of(bad: Tensor, drafts: Sequence[int], tokens: Tensor) -> Tensor:
+    """Which requests have a bad row among those that gave them a token; rows after a rejected draft gave none.
+
+    Args:
+        bad: (rows,), one row for each draft of a request and one more, request by request.
+        drafts: the number of drafts of each request.
+        tokens: (requests, the most drafts + 1), sampled tokens, -1 where there is none.
+    """
+    rows = pad_sequence(list(torch.split(bad, [count + 1 for count in drafts])), batch_first=True)
+    return (rows & (tokens[:, : rows.shape[1]] >= 0)).any(dim=-1)
+
+
+def _reporting_bad_rows(bookkeeping: Any) -> Any:
+    """Wrap the runner's bookkeeping: the requests found reach the scheduler as vLLM's own count of NaN does."""
+
+    @wraps(bookkeeping)
+    def keep_books(self: GPUModelRunner, scheduler_output: Any, sampler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        bad = getattr(sampler_output, "requests_without_distribution", None)
+        on_host, on_device, *rest = bookkeeping(self, scheduler_output, sampler_output, *args, **kwargs)
+        if bad is None:
+            return on_host, on_device, *rest
+        # A prompt that takes more than one step samples a token that is thrown away.
+        bad = bad & ~self.discard_request_mask.gpu[: len(bad)]
+        if self.use_async_scheduling:
+            return on_host, bad.int(), *rest
+        return {request: int(bad[index]) for request, index in self.input_batch.req_id_to_index.items()}, None, *rest
+
+    return keep_books
 
 
 def _rewinding(sample: Any) -> Any:

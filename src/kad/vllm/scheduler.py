@@ -1,0 +1,108 @@
+"""What a pair changes of vLLM in the process of its scheduler: how a request fails alone, and how an engine ends.
+
+1. The models of a pair can give a row without a distribution: NaN or infinity, from an overflow or a damaged file. The
+   runner reports its request (see `kad.vllm.runner`). vLLM only counts such requests, and their text goes on with
+   meaningless tokens; here the request ends with the finish reason "error".
+2. When the API server is killed, vLLM leaves its engine behind, with all its memory. Here the engine ends, too.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from functools import wraps
+from typing import Any
+
+from vllm.logger import init_logger
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
+from vllm.v1.request import RequestStatus
+
+from kad.vllm.config import PairView
+
+logger = init_logger(f"vllm.{__name__}")
+
+_PARENT_CHECK_SECONDS = 1.0
+_NO_DISTRIBUTION = (
+    "The pair's models gave logits that are NaN or infinite, or the rule composed no distribution from them. "
+    "Other requests go on."
+)
+
+
+def patch_scheduler() -> None:
+    """Apply both changes once per process; they look at the model and leave those alone that are not pairs."""
+    if not getattr(Scheduler.update_from_output, "fails_bad_rows", False):
+        Scheduler.__init__ = _ending_with_parent(Scheduler.__init__)
+        Scheduler.update_from_output = _failing_bad_rows(Scheduler.update_from_output)
+
+
+def _failing_bad_rows(update_from_output: Any) -> Any:
+    @wraps(update_from_output)
+    def update(self: Scheduler, scheduler_output: Any, runner_output: Any) -> dict[int, EngineCoreOutputs]:
+        counts = runner_output.num_nans_in_logits
+        if not counts or not _serves_pair(self.vllm_config):
+            outputs: dict[int, EngineCoreOutputs] = update_from_output(self, scheduler_output, runner_output)
+            return outputs
+        failed = [request_id for request_id, count in counts.items() if count > 0]
+        for request_id in failed:
+            # What was sampled from such a row is no token of pi.
+            runner_output.sampled_token_ids[runner_output.req_id_to_index[request_id]] = []
+        outputs = update_from_output(self, scheduler_output, runner_output)
+        for request in self.finish_requests(failed, RequestStatus.FINISHED_ERROR):
+            logger.error("Request %s ends with an error. %s", request.request_id, _NO_DISTRIBUTION)
+            outputs.setdefault(request.client_index, EngineCoreOutputs(outputs=[])).outputs.append(
+                EngineCoreOutput(
+                    request_id=request.request_id,
+                    new_token_ids=[],
+                    finish_reason=request.get_finished_reason(),
+                    events=request.take_events(),
+                    trace_headers=request.trace_headers,
+                    **_reason(),
+                )
+            )
+        return outputs
+
+    update.fails_bad_rows = True  # type: ignore[attr-defined]
+    return update
+
+
+def _reason() -> dict[str, Any]:
+    """The sentence for the client, from vLLM 0.33 on; 0.32 has no place for it and answers "Internal server error"."""
+    if "error" not in EngineCoreOutput.__struct_fields__:
+        return {}
+    from vllm.outputs import RequestError
+
+    return {"error": RequestError(code="no_distribution", message=_NO_DISTRIBUTION)}
+
+
+def _ending_with_parent(initialize: Any) -> Any:
+    @wraps(initialize)
+    def init(self: Scheduler, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+        initialize(self, vllm_config, *args, **kwargs)
+        if _serves_pair(vllm_config):
+            end_with_parent()
+
+    return init
+
+
+def end_with_parent() -> None:
+    """Have this process end soon after the one that started it, if it is an engine that vLLM started as a process."""
+    parent = multiprocessing.parent_process()
+    if parent is None or not multiprocessing.current_process().name.startswith("EngineCore"):
+        return
+
+    def watch() -> None:
+        while os.getppid() == parent.pid:
+            time.sleep(_PARENT_CHECK_SECONDS)
+        logger.error("The API server (process %s) is gone; its engine ends.", parent.pid)
+        # No orderly end: nobody is left to answer, and the engine may be in the middle of a step.
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="end with parent", daemon=True).start()
+
+
+def _serves_pair(vllm_config: Any) -> bool:
+    return vllm_config.model_config is not None and isinstance(vllm_config.model_config.hf_config, PairView)

@@ -158,8 +158,8 @@ class KadForCausalLM(Ruled, PreTrainedModel, ComposedGeneration):
             input_ids: (batch, positions).
             attention_mask: (batch, past + positions), 0 for padding.
             position_ids: (batch, positions).
-            cache, past_key_values: a `KadCache`, or None. The two names mean the same: Transformers 5.24 renamed
-                `past_key_values` to `cache`.
+            past_key_values: a `KadCache`, or None.
+            cache: the same. Transformers 5.24 renamed `past_key_values` to `cache`.
             use_cache: whether to return (and fill) a cache.
             logits_to_keep: compose only the last n positions, or those of an index tensor; 0 means all.
             return_dict: False asks for a tuple.

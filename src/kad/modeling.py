@@ -73,7 +73,8 @@ class KadForCausalLM(Ruled, PreTrainedModel, ComposedGeneration):
             reference: the small reference model q, for product rules.
             rule: a rule, its string or its dict.
             deferral_temperature: the models' logits are divided by it before composing.
-            base_kwargs: how to load the base model (`kad.sources.MODEL_KWARGS`). The pair keeps these options.
+            base_kwargs: how to load the base model (`kad.sources.MODEL_KWARGS`). The pair keeps these options, except
+                `token` and `trust_remote_code`.
             aligned_kwargs: the same for the aligned model.
             reference_kwargs: the same for the reference model.
             **kwargs: the same for all models.

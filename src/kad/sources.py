@@ -30,6 +30,8 @@ MODEL_KWARGS = frozenset(
         "trust_remote_code",
     }
 )
+# Permissions and secrets of the person who loads a model. A pair never carries them: it may come from somebody else.
+_PERSONAL = frozenset({"token", "trust_remote_code"})
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,12 @@ class Source:
             if unknown or "model" not in reference:
                 problem = f"has unknown keys {unknown}" if unknown else "lacks the key 'model'"
                 raise PairError(f"A model reference {problem}. It takes: model, revision, kwargs.")
+            carried = sorted(_PERSONAL & (reference.get("kwargs") or {}).keys())
+            if carried:
+                raise PairError(
+                    f"The pair carries {', '.join(carried)} for {reference['model']}, which a pair may not. Remove it "
+                    "from the pair's config.json. If you trust this model, give it when you load the pair."
+                )
             return cls(reference["model"], reference.get("revision"), dict(reference.get("kwargs") or {}))
         name, at, revision = os.fspath(reference).partition("@")
         return (
@@ -76,8 +84,12 @@ class Source:
         return Path(self.model).is_dir()
 
     def to_dict(self, relative_to: Path | None = None) -> dict[str, Any]:
-        """Plain JSON. The embedded family keeps its names; a folder beside or below `relative_to` becomes relative."""
+        """Plain JSON. The embedded family keeps its names; a folder beside or below `relative_to` becomes relative.
+
+        A token and the permission to run remote code are left out.
+        """
         plain = asdict(self)
+        plain["kwargs"] = {key: value for key, value in self.kwargs.items() if key not in _PERSONAL}
         if Path(self.model).parent == _TINY:
             return plain | {"model": f"tiny:{Path(self.model).name}"}
         if relative_to is not None and self.is_local:

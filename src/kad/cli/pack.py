@@ -72,7 +72,10 @@ def command(
         typer.Option("--dtype", metavar="DTYPE", help="Weights as float32, bfloat16, float16 or auto (as stored)."),
     ] = None,
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that comes with the models, now and when loading.")
+        bool,
+        typer.Option(
+            "--trust-remote-code", help="Run code that comes with the models, now. Loading the pair asks again."
+        ),
     ] = False,
     as_json: options.Json = False,
     base_dtype: Annotated[str | None, _dtype("base")] = None,

@@ -97,14 +97,14 @@ def part_model_config(pair: ModelConfig, part: Source) -> ModelConfig:
         tokenizer_revision=pair.tokenizer_revision,
         tokenizer_mode=pair.tokenizer_mode,
         skip_tokenizer_init=pair.skip_tokenizer_init,
-        trust_remote_code=pair.trust_remote_code or bool(part.kwargs.get("trust_remote_code")),
+        trust_remote_code=pair.trust_remote_code,
         dtype=pair.dtype,
         seed=pair.seed,
         max_model_len=pair.max_model_len,
         quantization=pair.quantization,
         enforce_eager=pair.enforce_eager,
         max_logprobs=pair.max_logprobs,
-        hf_token=part.kwargs.get("token", pair.hf_token),
+        hf_token=pair.hf_token,
         hf_overrides={"quantization_config": quantization} if quantization else {},
     )
 

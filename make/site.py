@@ -6,6 +6,7 @@ page that shows the file. A link to a file that does not exist ends the build.
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -93,8 +94,16 @@ def _page(source: Path) -> str:
     if source.is_dir():
         entries = sorted(entry.name for entry in source.iterdir() if not entry.name.startswith(("_", ".")))
         return f"# {name}\n\nA folder of the repository:\n\n" + "".join(f"- `{entry}`\n" for entry in entries)
+    if source.suffix == ".ipynb":
+        cells = json.loads(source.read_text(encoding="utf-8"))["cells"]
+        texts = [("".join(cell["source"]), cell["cell_type"] == "code") for cell in cells]
+        return "\n\n".join(_fenced(text, "python") if code else text for text, code in texts)
+    return f"# {name}\n\n" + _fenced(source.read_text(encoding="utf-8"), LANGUAGES.get(source.suffix, "text"))
+
+
+def _fenced(text: str, language: str) -> str:
     fence = "`````"
-    return f"# {name}\n\n{fence}{LANGUAGES.get(source.suffix, 'text')}\n{source.read_text(encoding='utf-8')}\n{fence}\n"
+    return f"{fence}{language}\n{text}\n{fence}\n"
 
 
 def _nav_pages(nav: Any) -> list[str]:

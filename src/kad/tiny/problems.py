@@ -68,6 +68,7 @@ class Equation:
 
     @property
     def result(self) -> int:
+        """The right side of the equation."""
         if self.operator == "+":
             return self.left + self.right
         if self.operator == "-":
@@ -76,6 +77,7 @@ class Equation:
 
     @property
     def kept_out(self) -> bool:
+        """Whether this equation appears in no training text."""
         return is_kept_out(self.left, self.operator, self.right)
 
     def __str__(self) -> str:
@@ -91,6 +93,7 @@ class Problem:
 
     @property
     def answer(self) -> int:
+        """The result of the last equation."""
         return self.equations[-1].result
 
     @property
@@ -100,6 +103,7 @@ class Problem:
 
     @property
     def split(self) -> Split:
+        """Which split the problem belongs to."""
         return split_of(self.equations)
 
     @property
@@ -124,10 +128,12 @@ def boxed(text: str) -> str | None:
 
 
 def chain(equations: tuple[Equation, ...]) -> str:
+    """The first number, then every operator and number: "98 + 30 - 2"."""
     return " ".join([str(equations[0].left), *(f"{e.operator} {e.right}" for e in equations)])
 
 
 def split_of(equations: tuple[Equation, ...]) -> Split:
+    """The split of a problem with these equations, from a hash of their chain."""
     return _SPLIT_OF_BUCKET[_bucket(chain(equations), len(_SPLIT_OF_BUCKET))]
 
 
@@ -176,6 +182,7 @@ def draw_equations(rng: random.Random) -> tuple[Equation, ...]:
 
 
 def draw_start(rng: random.Random) -> int:
+    """The first number of a problem: 2 to 99, or 100 to 250 in 8 % of the cases."""
     low, high = rng.choices(((2, 40), (2, 99), (100, 250)), weights=(50, 42, 8))[0]
     return rng.randint(low, high)
 

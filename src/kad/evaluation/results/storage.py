@@ -34,6 +34,7 @@ class SampleKey(NamedTuple):
 
 
 def key_of(record: Record) -> SampleKey:
+    """Which sample a stored record is."""
     return SampleKey(record["method"], record["task"], record["question"], record["sample"])
 
 

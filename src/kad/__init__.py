@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from kad.rules import parse_rule, register
     from kad.speculation import speculative
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 # Public name -> module that holds it; an empty attribute means the module itself.
 _PUBLIC = {

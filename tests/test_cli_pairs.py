@@ -107,7 +107,7 @@ def test_nothing_else_is_written_over(two: list[str], folders: dict[str, Path], 
     [
         (["--rule", "implicit_reward"], "needs the reference model. Give one: reference=... (--reference)."),
         (["--rule", "dul"], "Unknown rule 'dul'."),
-        (["--deferral-temperature", "-1"], "--deferral-temperature must be a positive number, but is -1.0."),
+        (["--deferral-temperature", "-1"], "--deferral-temperature must be > 0, but is -1."),
         (["--base-dtype", "int3"], "Unknown --base-dtype 'int3'. Choose from: auto, float32,"),
         (["--dtype", "int3"], "Unknown --dtype 'int3'."),
         (["--base-option", "device"], "--base-option takes KEY=VALUE, but got 'device'."),
@@ -122,7 +122,7 @@ def test_wrong_packing_leaves_nothing(two: list[str], tmp_path: Path, more: list
 
 
 def test_what_packing_needs() -> None:
-    assert "kad pack needs --aligned, --output." in call("pack", "--base", "tiny:big-base", code=2).stderr
+    assert "kad pack needs --aligned, --out." in call("pack", "--base", "tiny:big-base", code=2).stderr
 
 
 def test_packing_refuses_different_vocabularies(folders: dict[str, Path], tmp_path: Path) -> None:

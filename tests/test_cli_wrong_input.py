@@ -30,7 +30,7 @@ from conftest import make_model, make_tokenizer
         (["Hi", "--stop", ""], "--stop needs some text"),
         (["Hi", "--draft-tokens", "many"], "--draft-tokens must be a number from 0 to 64 or auto, but is 'many'."),
         (["Hi", "--draft-tokens", "-3"], "--draft-tokens must be a number from 0 to 64 or auto, but is '-3'."),
-        (["Hi", "--deferral-temperature", "0"], "--deferral-temperature must be a positive number, but is 0.0."),
+        (["Hi", "--deferral-temperature", "0"], "--deferral-temperature must be > 0, but is 0."),
         (["Hi", "--dtype", "int8"], "Unknown --dtype 'int8'. Choose from: auto, float32, bfloat16, float16."),
         (["Hi", "--device", "tpu"], "Unknown --device 'tpu'. Choose from: cpu, cuda, cuda:1, mps, xpu, auto."),
         (["Hi", "--device", "cuda:77"], "Device 'cuda:77' cannot be used here:"),

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from kad.cli import drafting, loading, options, sampling, stdio
 from kad.errors import KadError
@@ -23,18 +21,11 @@ EXAMPLES = (
 
 
 def command(
-    system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="A system message.")] = None,
+    *,
+    system: options.System = None,
     thinking: sampling.Thinking = None,
     draft_tokens: drafting.DraftTokens = None,
-    pair: options.Pair = None,
-    base: options.Base = None,
-    aligned: options.Aligned = None,
-    reference: options.Reference = None,
-    rule: options.RuleOption = None,
-    deferral_temperature: options.DeferralTemperature = None,
-    dtype: options.Dtype = None,
-    device: options.Device = None,
-    trust_remote_code: options.TrustRemoteCode = False,
+    models: options.ModelOptions,
     max_new_tokens: sampling.MaxNewTokens = None,
     temperature: sampling.Temperature = None,
     top_k: sampling.TopK = None,
@@ -55,10 +46,7 @@ def command(
         max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, tuple(stop or ()), seed
     )
     with stdio.stderr().status("Loading the models ..."):
-        model = loading.load_model(
-            pair, base, aligned, reference, rule,
-            dtype=dtype, device=device, deferral_temperature=deferral_temperature, trust_remote_code=trust_remote_code,
-        )  # fmt: skip
+        model = models.load()
         tokenizer = loading.load_tokenizer(model)
         from kad.cli.conversation import Conversation
 

@@ -16,6 +16,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from kad.cli.options import Json
+from kad.options import Option
+
 if TYPE_CHECKING:
     from kad.modeling import KadForCausalLM
     from kad.tiny.measure import Answer
@@ -54,8 +57,9 @@ class Findings:
 
 
 def command(
-    problems: Annotated[int, typer.Option(min=1, max=500, help="How many held-out problems to measure on.")] = 50,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    *,
+    problems: Annotated[int, Option("How many held-out problems to measure on.", "N", allowed="[1, 500]")] = 50,
+    as_json: Json = False,
 ) -> None:
     """See alignment at work on the embedded tiny pair.
 

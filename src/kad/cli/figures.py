@@ -7,7 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from kad.cli import analyze, loading, options, stdio
+from kad.cli import loading, stdio
+from kad.cli.analyze import Budget
+from kad.cli.flatten import Without
+from kad.cli.options import Json, ModelOptions
+from kad.cli.questions import Questions
+from kad.options import Option
 
 EXAMPLES = (
     "kad figures -o figures",
@@ -16,59 +21,41 @@ EXAMPLES = (
 
 
 def command(
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The folder for the figures.")],
-    task: analyze.Task = None,
-    prompts: analyze.Prompts = None,
-    data_dir: analyze.DataDir = None,
-    limit: analyze.Limit = 50,
-    max_new_tokens: analyze.MaxNewTokens = 256,
-    batch_size: analyze.BatchSize = 16,
-    budget: analyze.Budget = 0.9,
+    *,
+    out: Annotated[Path, Option("The folder for the figures.", "DIR", "-o")],
+    questions: Questions,
+    budget: Budget = 0.9,
     target: Annotated[
         str | None,
-        typer.Option(
-            "--target",
-            metavar="MODEL",
-            help="The big aligned model, which figure 3 compares with.",
-            show_default="the embedded pair's own",
-        ),
+        Option("The big aligned model, which figure 3 compares with.", "MODEL", shown="the embedded pair's own"),
     ] = None,
-    as_json: options.Json = False,
-    pair: options.Pair = None,
-    base: options.Base = None,
-    aligned: options.Aligned = None,
-    reference: options.Reference = None,
-    dtype: options.Dtype = None,
-    device: options.Device = None,
-    trust_remote_code: options.TrustRemoteCode = False,
+    as_json: Json = False,
+    models: Annotated[ModelOptions, Without("rule")],
 ) -> None:
     """Draw the paper's figures for a pair, as PNG and SVG, each beside the JSON it was drawn from.
 
     1 the distributions at one position, 2 acceptance by rule, 3 entropy difference over the threshold, 4 critical item
     and unfilled budget, 5 accuracy against throughput, 6 optimality gap, 7 deferred mass over positions.
     """
-    analyze.check_source(task, prompts)
     from kad.figures.drawing import require_pyplot, write_figures
 
     require_pyplot()  # a missing matplotlib is worth knowing before the models run
-    model = loading.load_model(
-        pair, base, aligned, reference, dtype=dtype, device=device, trust_remote_code=trust_remote_code
-    )
+    model = models.load()
     tokenizer = loading.load_tokenizer(model)
-    questions = analyze.load_questions(tokenizer, task, prompts, data_dir, limit)
+    asked = questions.load(tokenizer)
 
     from kad.figures.data import Settings, collect
 
-    embedded = pair in (None, "tiny") and base is None
+    embedded = models.pair in (None, "tiny") and models.base is None
     figures = collect(
         model,
         tokenizer,
-        questions,
+        asked,
         target=_target(target or ("tiny:big-aligned" if embedded else None), model),
-        settings=Settings(max_new_tokens=max_new_tokens, batch_size=batch_size, budget=budget),
+        settings=Settings(max_new_tokens=questions.max_new_tokens, batch_size=questions.batch_size, budget=budget),
         progress=stdio.message,
     )
-    paths = write_figures(figures, output)
+    paths = write_figures(figures, out)
     if "3-entropy-difference" not in figures:
         stdio.message("No figure 3: it needs the big aligned model, --target MODEL.")
     if as_json:

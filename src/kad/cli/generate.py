@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -26,13 +25,10 @@ def command(
     prompt: Annotated[
         str | None, typer.Argument(metavar="PROMPT", help="The prompt; - or nothing reads standard input.")
     ] = None,
-    file: Annotated[
-        Path | None, typer.Option("--file", "-f", metavar="FILE", help="Read the prompt from a file.")
-    ] = None,
-    system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="A system message before it.")] = None,
-    raw: Annotated[
-        bool, typer.Option("--raw", help="Give the prompt as it stands, without the chat template.")
-    ] = False,
+    *,
+    file: options.PromptFile = None,
+    system: options.System = None,
+    raw: options.Raw = False,
     thinking: sampling.Thinking = None,
     color: Annotated[
         bool, typer.Option("--color", help="Show, once the text is finished, which model each token came from.")
@@ -44,15 +40,7 @@ def command(
     draft_tokens: drafting.DraftTokens = None,
     stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Show the text as it arrives.")] = True,
     as_json: options.Json = False,
-    pair: options.Pair = None,
-    base: options.Base = None,
-    aligned: options.Aligned = None,
-    reference: options.Reference = None,
-    rule: options.RuleOption = None,
-    deferral_temperature: options.DeferralTemperature = None,
-    dtype: options.Dtype = None,
-    device: options.Device = None,
-    trust_remote_code: options.TrustRemoteCode = False,
+    models: options.ModelOptions,
     max_new_tokens: sampling.MaxNewTokens = None,
     temperature: sampling.Temperature = None,
     top_k: sampling.TopK = None,
@@ -77,10 +65,7 @@ def command(
     if as_json and color:
         raise UsageError("Give --json or --color, not both; the JSON holds the origin shares.")
     started = time.perf_counter()
-    model = loading.load_model(
-        pair, base, aligned, reference, rule,
-        dtype=dtype, device=device, deferral_temperature=deferral_temperature, trust_remote_code=trust_remote_code,
-    )  # fmt: skip
+    model = models.load()
     tokenizer = loading.load_tokenizer(model)
     prompt_ids = encode_text(tokenizer, text) if raw else encode_chat(tokenizer, messages(system, text), thinking)
     loaded = time.perf_counter() - started

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kad.cli import loading, options, stdio
+from kad.cli.flatten import Only
 from kad.errors import PairError, UsageError, VocabularyError
 
 if TYPE_CHECKING:
@@ -56,9 +57,8 @@ def command(
     pair: Annotated[
         str | None, typer.Argument(metavar="PAIR", help="A pair: a folder, a hub id, or tiny, the embedded one.")
     ] = None,
-    base: options.Base = None,
-    aligned: options.Aligned = None,
-    reference: options.Reference = None,
+    *,
+    named: Annotated[options.ModelOptions, Only("base", "aligned", "reference")],
     as_json: options.Json = False,
 ) -> None:
     """Show a pair: models, sizes, vocabulary match, memory.
@@ -66,11 +66,12 @@ def command(
     Everything comes from configurations and tokenizers; no weights are loaded. Instead of a pair you can name models,
     to see whether they would make one.
     """
-    loading.check_sources(pair, base, aligned, reference)
-    if pair is None and base is None:
+    named = replace(named, pair=pair)
+    named.check_sources()
+    if pair is None and named.base is None:
         raise UsageError("kad info needs a pair (a folder, a hub id or tiny), or --base and --aligned.")
     loading.quiet_transformers()
-    config = _configuration(pair, base, aligned, reference)
+    config = _configuration(named)
     references = config.model_references()
     models = {role: _describe(reference_) for role, reference_ in references.items()}
     found = {
@@ -88,14 +89,14 @@ def command(
         stdio.stdout().print(_render(found, models))
 
 
-def _configuration(pair: str | None, base: str | None, aligned: str | None, reference: str | None) -> KadConfig:
+def _configuration(models: options.ModelOptions) -> KadConfig:
     from kad.config import KadConfig
     from kad.pairs import read_config
     from kad.sources import Source
 
-    if pair is not None:
-        return read_config(pair)
-    named = {"base": base, "aligned": aligned, "reference": reference}
+    if models.pair is not None:
+        return read_config(models.pair)
+    named = {role: getattr(models, role) for role in ("base", "aligned", "reference")}
     return KadConfig(**{role: Source.parse(name).to_dict() for role, name in named.items() if name is not None})
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import re
 from logging import ERROR, getLogger
@@ -12,48 +10,36 @@ from typing import TYPE_CHECKING, Any
 from kad.errors import KadError, PairError, UsageError
 
 if TYPE_CHECKING:
+    from kad.cli.options import ModelOptions
     from kad.modeling import KadForCausalLM
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 _SHARDING = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
-def load_model(
-    pair: str | None = None,
-    base: str | None = None,
-    aligned: str | None = None,
-    reference: str | None = None,
-    rule: str | None = None,
-    *,
-    dtype: str | None = None,
-    device: str | None = None,
-    deferral_temperature: float | None = None,
-    trust_remote_code: bool = False,
-) -> KadForCausalLM:
+def load_model(options: ModelOptions) -> KadForCausalLM:
     """The composed model that the options name: a pair, or models; the embedded pair when they name nothing.
 
     Raises:
-        UsageError: options that contradict each other, an unknown dtype or device. Else as
+        UsageError: options that contradict each other, a device that is not there. Else as
         `KadForCausalLM.from_pretrained` and `from_models`.
     """
-    check_sources(pair, base, aligned, reference)
-    check_composition(rule, deferral_temperature)
-    options = _loading_options(dtype, device, trust_remote_code)
+    options.check_sources()
+    check_rule(options.rule)
+    kwargs = _loading_options(options)
     quiet_transformers()
     from kad.modeling import KadForCausalLM
     from kad.rules import parse_rule
 
-    if base is not None and aligned is not None:
+    composition: dict[str, Any] = {"rule": options.rule, "deferral_temperature": options.deferral_temperature}
+    if options.base is not None:
+        rule, reference = options.rule, options.reference
         if rule is not None and reference is None and parse_rule(rule).needs_reference:
             raise UsageError(f"Rule {parse_rule(rule)} needs the reference model. Give one with --reference.")
-        composition: dict[str, Any] = {"rule": rule, "deferral_temperature": deferral_temperature}
         given = {key: value for key, value in composition.items() if value is not None}
-        model = KadForCausalLM.from_models(base, aligned, reference=reference, **given, **options)
+        model = KadForCausalLM.from_models(options.base, options.aligned, reference=reference, **given, **kwargs)
     else:
-        model = KadForCausalLM.from_pretrained(
-            pair or "tiny", rule=rule, deferral_temperature=deferral_temperature, **options
-        )
-    _place(model, device)
+        model = KadForCausalLM.from_pretrained(options.pair or "tiny", **composition, **kwargs)
+    _place(model, options.device)
     return model
 
 
@@ -77,21 +63,6 @@ def load_tokenizer(model: KadForCausalLM) -> Any:
         raise
 
 
-def check_sources(pair: str | None, base: str | None, aligned: str | None, reference: str | None) -> None:
-    """Either a pair, or base and aligned model.
-
-    Raises:
-        UsageError: both, or one of the two models without the other.
-    """
-    given = {"--base": base, "--aligned": aligned, "--reference": reference}
-    named = [option for option, value in given.items() if value is not None]
-    if pair is not None and named:
-        raise UsageError(f"Give --pair or {' '.join(named)}, not both.")
-    if named and (base is None or aligned is None):
-        missing = "--base" if base is None else "--aligned"
-        raise UsageError(f"{' '.join(named)} needs {missing} beside it: a composition has a base and an aligned model.")
-
-
 def quiet_transformers() -> None:
     """Silence Transformers' bars and remarks; errors still come as exceptions."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -103,37 +74,28 @@ def quiet_transformers() -> None:
     getLogger("huggingface_hub").setLevel(ERROR)
 
 
-def check_composition(rule: str | None, deferral_temperature: float | None) -> None:
-    """Refuse bad values before models are loaded for them.
+def check_rule(rule: str | None) -> None:
+    """Refuse a bad rule before models are loaded for it.
 
     Raises:
-        RuleError, UsageError: naming the value and what is allowed.
+        RuleError: naming the value and what is allowed.
     """
-    if deferral_temperature is not None and not 0.0 < deferral_temperature < math.inf:
-        raise UsageError(f"--deferral-temperature must be a positive number, but is {deferral_temperature}.")
     if rule is not None:
         from kad.rules import parse_rule
 
         parse_rule(rule)
 
 
-def _loading_options(dtype: str | None, device: str | None, trust_remote_code: bool) -> dict[str, Any]:
-    options: dict[str, Any] = {}
-    if dtype is not None:
-        check_dtype(dtype)
-        options["dtype"] = dtype
-    if device is not None:
-        _check_device(device)
-        options["device_map"] = device if device in _SHARDING else None
-    if trust_remote_code:
-        options["trust_remote_code"] = True
-    return options
-
-
-def check_dtype(dtype: str | None, option: str = "--dtype") -> None:
-    """Raise UsageError unless `dtype` is None or one of `DTYPES`."""
-    if dtype is not None and dtype not in DTYPES:
-        raise UsageError(f"Unknown {option} {dtype!r}. Choose from: {', '.join(DTYPES)}.")
+def _loading_options(options: ModelOptions) -> dict[str, Any]:
+    kwargs: dict[str, Any] = {}
+    if options.dtype is not None:
+        kwargs["dtype"] = options.dtype
+    if options.device is not None:
+        _check_device(options.device)
+        kwargs["device_map"] = options.device if options.device in _SHARDING else None
+    if options.trust_remote_code:
+        kwargs["trust_remote_code"] = True
+    return kwargs
 
 
 def _check_device(device: str) -> None:
@@ -171,18 +133,3 @@ def _place(model: KadForCausalLM, device: str | None) -> None:
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         raise KadError(f"The models cannot be moved to {target}: {reason}. Try --device cpu or auto.") from error
-
-
-def key_and_value(option: str, text: str) -> tuple[str, Any]:
-    """The two sides of KEY=VALUE, the value read as JSON, or as text if it is none.
-
-    Raises:
-        UsageError: there is no key or no "=".
-    """
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise UsageError(f"{option} takes KEY=VALUE, but got {text!r}.")
-    try:
-        return key, json.loads(value)
-    except ValueError:
-        return key, value

@@ -27,6 +27,7 @@ from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
 from kad import __version__
+from kad.cli.flatten import flatten
 from kad.errors import KadError, UsageError
 
 _USE, _PAIRS, _MEASURE, _LOOK = "Generate", "Pairs and rules", "Measure", "Look inside"
@@ -54,6 +55,9 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
 _PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
 _CONTEXT_SETTINGS: Mapping[str, dict[str, Any]] = {"serve": _PASS_THROUGH}
 
+# The names of options that are no longer shown, and today's.
+_OLD_OPTIONS: Mapping[str, str] = {"--output": "--out"}
+
 INTERRUPTED = 130  # 128 + SIGINT
 PIPE_CLOSED = 141  # 128 + SIGPIPE
 WRONG_INPUT = 2
@@ -75,6 +79,15 @@ class KadCommand(TyperCommand):
     """A command whose help page ends with examples."""
 
     examples: tuple[str, ...] = ()
+
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        return super().parse_args(ctx, [_current(argument) for argument in args])
+
+    def get_help_option(self, ctx: Any) -> Any:
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.metavar = ""  # a flag; Typer would write <bool>
+        return option
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         super().format_help(ctx, formatter)
@@ -164,10 +177,16 @@ def load_command(name: str) -> Any:
             **_CONTEXT_SETTINGS.get(name, {}),
             **getattr(module, "CONTEXT_SETTINGS", {}),
         },
-    )(module.command)
+    )(flatten(module.command))
     command: Any = typer.main.get_command(single)
     command.examples = getattr(module, "EXAMPLES", ())
     return command
+
+
+def _current(argument: str) -> str:
+    """A command line argument with today's name of an option in place of an old one."""
+    name, equals, value = argument.partition("=")
+    return _OLD_OPTIONS.get(name, name) + equals + value
 
 
 def _unwrap(docstring: str) -> str:

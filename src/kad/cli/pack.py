@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
 from rich.console import Group, RenderableType
 from rich.syntax import Syntax
 from rich.text import Text
 
 from kad.cli import loading, options, stdio
+from kad.cli.flatten import Only, Prefix
+from kad.cli.options import Json, ModelOptions
 from kad.errors import UsageError
+from kad.options import Option
 
 if TYPE_CHECKING:
     from kad.config import KadConfig
@@ -26,70 +29,47 @@ EXAMPLES = (
 )
 
 
-def _panel(role: str) -> str:
-    return f"How to load the {role} model"
+_RULE = "dual:threshold=0.4"
+_MODELS = ModelOptions(rule=_RULE, deferral_temperature=1.0)
 
 
-def _dtype(role: str) -> Any:
-    return typer.Option(f"--{role}-dtype", metavar="DTYPE", help="As --dtype.", rich_help_panel=_panel(role))
+@dataclass(frozen=True)
+class LoadOptions:
+    """How one model of the pair is loaded, where it differs from the others."""
 
+    dtype: Annotated[str | None, Option("As --dtype.", "DTYPE", allowed=options.DTYPES)] = None
+    gguf_file: Annotated[str | None, Option("Weights from this GGUF file of it.", "FILE")] = None
+    subfolder: Annotated[str | None, Option("The folder inside its repository.", "DIR")] = None
+    others: Annotated[
+        dict[str, Any],
+        Option(
+            "Any other loading option (device_map, attn_implementation, quantization_config, ...), its value as JSON.",
+            "KEY=VALUE",
+            name="--option",
+        ),
+    ] = field(default_factory=dict)
 
-def _gguf(role: str) -> Any:
-    return typer.Option(
-        f"--{role}-gguf-file", metavar="FILE", help="Weights from this GGUF file of it.", rich_help_panel=_panel(role)
-    )
-
-
-def _subfolder(role: str) -> Any:
-    return typer.Option(
-        f"--{role}-subfolder", metavar="DIR", help="The folder inside its repository.", rich_help_panel=_panel(role)
-    )
-
-
-def _option(role: str) -> Any:
-    return typer.Option(
-        f"--{role}-option",
-        metavar="KEY=VALUE",
-        help="Any other loading option (device_map, attn_implementation, quantization_config, ...), its value as JSON.",
-        rich_help_panel=_panel(role),
-    )
+    def to_dict(self) -> dict[str, Any]:
+        """The options that are given."""
+        named = {"dtype": self.dtype, "gguf_file": self.gguf_file, "subfolder": self.subfolder}
+        return {key: value for key, value in named.items() if value is not None} | self.others
 
 
 def command(
-    base: options.Base = None,
-    aligned: options.Aligned = None,
-    reference: options.Reference = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="DIR", help="The folder to write.")] = None,
-    rule: Annotated[
-        str, typer.Option("--rule", metavar="RULE", help="The pair's rule; kad rules lists them.")
-    ] = "dual:threshold=0.4",
-    deferral_temperature: Annotated[
-        float,
-        typer.Option("--deferral-temperature", metavar="T", help="Divide the models' logits by T before composing."),
-    ] = 1.0,
+    *,
+    models: Annotated[ModelOptions, Only("base", "aligned", "reference", "rule", "deferral_temperature")] = _MODELS,
     dtype: Annotated[
         str | None,
-        typer.Option("--dtype", metavar="DTYPE", help="Weights as float32, bfloat16, float16 or auto (as stored)."),
+        Option("Weights as float32, bfloat16, float16 or auto (as stored).", "DTYPE", allowed=options.DTYPES),
     ] = None,
+    out: Annotated[Path | None, Option("The folder to write.", "DIR", "-o")] = None,
     trust_remote_code: Annotated[
-        bool,
-        typer.Option(
-            "--trust-remote-code", help="Run code that comes with the models, now. Loading the pair asks again."
-        ),
+        bool, Option("Run code that comes with the models, now. Loading the pair asks again.")
     ] = False,
-    as_json: options.Json = False,
-    base_dtype: Annotated[str | None, _dtype("base")] = None,
-    base_gguf_file: Annotated[str | None, _gguf("base")] = None,
-    base_subfolder: Annotated[str | None, _subfolder("base")] = None,
-    base_option: Annotated[list[str] | None, _option("base")] = None,
-    aligned_dtype: Annotated[str | None, _dtype("aligned")] = None,
-    aligned_gguf_file: Annotated[str | None, _gguf("aligned")] = None,
-    aligned_subfolder: Annotated[str | None, _subfolder("aligned")] = None,
-    aligned_option: Annotated[list[str] | None, _option("aligned")] = None,
-    reference_dtype: Annotated[str | None, _dtype("reference")] = None,
-    reference_gguf_file: Annotated[str | None, _gguf("reference")] = None,
-    reference_subfolder: Annotated[str | None, _subfolder("reference")] = None,
-    reference_option: Annotated[list[str] | None, _option("reference")] = None,
+    as_json: Json = False,
+    of_base: Annotated[LoadOptions, Prefix("base", "How to load the base model")],
+    of_aligned: Annotated[LoadOptions, Prefix("aligned", "How to load the aligned model")],
+    of_reference: Annotated[LoadOptions, Prefix("reference", "How to load the reference model")],
 ) -> None:
     """Write a pair folder: which models, which rule.
 
@@ -97,53 +77,38 @@ def command(
     tokenizer, chat template and generation settings. Nothing is loaded but configurations and tokenizers, which are
     checked against each other.
     """
-    if base is None or aligned is None or output is None:
-        needed = {"--base": base, "--aligned": aligned, "--output": output}
+    if models.base is None or models.aligned is None or out is None:
+        needed = {"--base": models.base, "--aligned": models.aligned, "--out": out}
         raise UsageError(f"kad pack needs {', '.join(name for name, value in needed.items() if value is None)}.")
-    own = {
-        "base": (base, base_dtype, base_gguf_file, base_subfolder, base_option),
-        "aligned": (aligned, aligned_dtype, aligned_gguf_file, aligned_subfolder, aligned_option),
-        "reference": (reference, reference_dtype, reference_gguf_file, reference_subfolder, reference_option),
-    }
-    loading.check_composition(rule, deferral_temperature)
+    loading.check_rule(models.rule)
     loading.quiet_transformers()
     from kad import pairs
 
-    loading.check_dtype(dtype)
-    references = {}
-    for role, (name, own_dtype, gguf_file, subfolder, others) in own.items():
+    own = {"base": of_base, "aligned": of_aligned, "reference": of_reference}
+    sources = {}
+    for role, load in own.items():
+        name = getattr(models, role)
         if name is not None:
-            references[role] = _reference(
-                role, name, own_dtype or dtype, gguf_file, subfolder, others or [], trust_remote_code
-            )
-        elif own_dtype or gguf_file or subfolder or others:
+            sources[role] = _source(name, dtype, trust_remote_code, load)
+        elif load.to_dict():
             raise UsageError(f"There are loading options for the {role} model, but no --{role}.")
-    config = pairs.pack(references, output, rule=rule, deferral_temperature=deferral_temperature)
+    config = pairs.pack(
+        sources, out, rule=models.rule or _RULE, deferral_temperature=models.deferral_temperature or 1.0
+    )
     if as_json:
-        stdio.print_json(_as_dict(output, config))
+        stdio.print_json(_as_dict(out, config))
     else:
-        stdio.stdout().print(_how_to_load(output, config), soft_wrap=True)
+        stdio.stdout().print(_how_to_load(out, config), soft_wrap=True)
 
 
-def _reference(
-    role: str,
-    name: str,
-    dtype: str | None,
-    gguf_file: str | None,
-    subfolder: str | None,
-    others: list[str],
-    trust_remote_code: bool,
-) -> Source:
+def _source(name: str, dtype: str | None, trust_remote_code: bool, load: LoadOptions) -> Source:
     from kad.sources import Source
 
-    loading.check_dtype(dtype, f"--{role}-dtype")
-    named = {"dtype": dtype, "gguf_file": gguf_file, "subfolder": subfolder}
-    kwargs: dict[str, Any] = {key: value for key, value in named.items() if value is not None}
-    kwargs.update(loading.key_and_value(f"--{role}-option", text) for text in others)
+    common: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
     if trust_remote_code:
-        kwargs["trust_remote_code"] = True
-    reference = Source.parse(name)
-    return Source(reference.model, reference.revision, kwargs)
+        common["trust_remote_code"] = True
+    source = Source.parse(name)
+    return Source(source.model, source.revision, common | load.to_dict())
 
 
 def _as_dict(folder: Path, config: KadConfig) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from kad.cli import evaluation_runs as shared
-from kad.cli import options
+from kad.cli.options import Json
+from kad.options import Option
 
 EXAMPLES = (
     "kad report runs/tiny",
@@ -16,14 +17,11 @@ EXAMPLES = (
 )
 
 Runs = Annotated[list[Path], typer.Argument(metavar="DIR...", help="Run directories of kad eval.")]
-OutFolder = Annotated[
-    Path | None,
-    typer.Option("--out", "-o", metavar="DIR", help="Write Markdown, CSV, JSON and plots there as well."),
-]
+Out = Annotated[Path | None, Option("Write Markdown, CSV, JSON and plots there as well.", "DIR", "-o")]
 
 
-def command(runs: Runs, out: OutFolder = None, baseline: shared.Baseline = None, json: options.Json = False) -> None:
+def command(runs: Runs, *, out: Out = None, baseline: shared.Baseline = None, as_json: Json = False) -> None:
     """Show one run again, or compare several: accuracies, paired differences, throughput, acceptance."""
     from kad.evaluation.results.report import build_report
 
-    shared.show_report(build_report(runs, baseline), out, json)
+    shared.show_report(build_report(runs, baseline), out, as_json)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from kad.cli import evaluation_runs as shared
-from kad.cli import options, stdio
+from kad.cli import stdio
+from kad.cli.flatten import Only, Without
+from kad.cli.options import Json, ModelOptions
 from kad.errors import UsageError
+from kad.evaluation.options import RunOptions, TaskOptions
+from kad.options import Option
 
 EXAMPLES = (
     "kad reproduce qwen3 --dry-run",
@@ -17,27 +22,18 @@ EXAMPLES = (
 )
 
 Name = Annotated[str, typer.Argument(metavar="olmo2|qwen3", help="Which published pair.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be downloaded and run, and stop.")]
-Tasks = Annotated[str, typer.Option("--tasks", metavar="NAMES", help="Tasks separated by commas.")]
-OutFolder = Annotated[
-    Path | None, typer.Option("--out", "-o", metavar="DIR", help="Run directory.", show_default="runs/NAME")
-]
+PUBLISHED = TaskOptions(tasks=("kad_paper",))
 
 
 def command(
     name: Name,
-    out: OutFolder = None,
-    tasks: Tasks = "kad_paper",
-    limit: shared.Limit = None,
-    data_dir: shared.DataDir = None,
-    samples: shared.Samples = 1,
-    seed: shared.RunSeed = 0,
-    batch_size: shared.BatchSize = 8,
-    engine: shared.EngineOption = "transformers",
-    engine_option: shared.EngineOptions = None,
-    device: options.Device = None,
-    dry_run: DryRun = False,
-    json: options.Json = False,
+    *,
+    out: Annotated[Path | None, Option("Run directory.", "DIR", "-o", shown="runs/NAME")] = None,
+    dry_run: Annotated[bool, Option("Say what would be downloaded and run, and stop.")] = False,
+    tasks: TaskOptions = PUBLISHED,
+    run: Annotated[RunOptions, Without("temperature", "max_new_tokens", "diagnostics")],
+    models: Annotated[ModelOptions, Only("device")],
+    as_json: Json = False,
 ) -> None:
     """Rerun the published experiments: prints what it downloads and the memory it needs, then runs. Resumable."""
     from kad.presets import preset
@@ -51,30 +47,16 @@ def command(
     from kad.evaluation.results.report import build_report
 
     folder = out or Path("runs") / name
+    named = {role: getattr(chosen, role).model for role in ("base", "aligned", "reference")}
     plan = shared.make_plan(
-        pair=None,
-        base=chosen.base.model,
-        aligned=chosen.aligned.model,
-        reference=chosen.reference.model,
-        deferral_temperature=None,
-        dtype=chosen.dtype,
-        device=device,
-        trust_remote_code=False,
-        methods=tuple(parse_method(method) for method in chosen.methods),
-        tasks=tuple(part.strip() for part in tasks.split(",")),
-        limit=limit,
-        samples=samples,
-        seed=seed,
-        temperature=chosen.temperature,
-        max_new_tokens=chosen.max_new_tokens,
-        batch_size=batch_size,
-        data_dir=data_dir,
-        engine=engine,
-        engine_option=engine_option,
+        replace(models, **named, dtype=chosen.dtype),
+        tasks,
+        replace(run, temperature=chosen.temperature, max_new_tokens=chosen.max_new_tokens),
+        [parse_method(method) for method in chosen.methods],
     )
     check_reachable([model.model for model in chosen.models])
     shared.execute(plan, folder)
-    shared.show_report(build_report([folder]), folder / "report", json)
+    shared.show_report(build_report([folder]), folder / "report", as_json)
 
 
 def describe(name: str) -> list[str]:

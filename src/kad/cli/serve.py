@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kad.errors import UsageError, missing_extra
+from kad.options import Option
 
 if TYPE_CHECKING:
     from kad.config import KadConfig
@@ -34,30 +35,17 @@ def command(
     pair: Annotated[
         str, typer.Argument(metavar="PAIR", help="A folder written by kad pack, a hub id, or tiny, the embedded one.")
     ],
-    speculate: Annotated[
-        bool, typer.Option("--speculate/--no-speculate", help="Let the aligned model draft; exact either way.")
-    ] = True,
+    *,
+    speculate: Annotated[bool, Option("Let the aligned model draft; exact either way.")] = True,
     draft_tokens: Annotated[
         int | None,
-        typer.Option(
-            "--draft-tokens",
-            metavar="N",
-            min=1,
-            max=_MOST_DRAFT_TOKENS,
-            help="Tokens drafted per step.",
-            show_default=str(DRAFT_TOKENS),
-        ),
+        Option("Tokens drafted per step.", "N", allowed=f"[1, {_MOST_DRAFT_TOKENS}]", shown=str(DRAFT_TOKENS)),
     ] = None,
     repeatable: Annotated[
         bool,
-        typer.Option(
-            "--repeatable",
-            help="Let a request's seed repeat its sampled text. Drafts are then greedy, of which fewer are accepted.",
-        ),
+        Option("Let a request's seed repeat its sampled text. Drafts are then greedy, of which fewer are accepted."),
     ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print vLLM's command line instead of running it.")
-    ] = False,
+    dry_run: Annotated[bool, Option("Print vLLM's command line instead of running it.")] = False,
 ) -> None:
     """Serve a pair with vLLM over the OpenAI API.
 

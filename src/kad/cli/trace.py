@@ -11,6 +11,7 @@ import typer
 from kad.cli import drafting, loading, options, sampling, stdio
 from kad.cli.prompts import encode_chat, encode_text, read_prompt
 from kad.errors import UsageError
+from kad.options import Option
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,36 +33,19 @@ def command(
         str | None,
         typer.Argument(metavar="[PROMPT]", help="The prompt, or a trace as .json to show again; - reads the prompt."),
     ] = None,
-    file: Annotated[
-        Path | None, typer.Option("--file", "-f", metavar="FILE", help="Read the prompt from a file.")
-    ] = None,
-    text: Annotated[
-        Path | None,
-        typer.Option("--text", metavar="FILE", help="Score the answer in this file instead of generating one."),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Write a page (.html) or the data (.json)."),
-    ] = None,
+    *,
+    file: options.PromptFile = None,
+    text: Annotated[Path | None, Option("Score the answer in this file instead of generating one.", "FILE")] = None,
+    out: Annotated[Path | None, Option("Write a page (.html) or the data (.json).", "FILE", "-o")] = None,
     every_position: Annotated[
-        bool, typer.Option("--all", help="In the terminal, list every position, not only those where p is overruled.")
+        bool, Option("In the terminal, list every position, not only those where p is overruled.", name="--all")
     ] = False,
-    system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="A system message before it.")] = None,
-    raw: Annotated[
-        bool, typer.Option("--raw", help="Give the prompt as it stands, without the chat template.")
-    ] = False,
+    system: options.System = None,
+    raw: options.Raw = False,
     thinking: sampling.Thinking = None,
     draft_tokens: drafting.DraftTokens = None,
     as_json: options.Json = False,
-    pair: options.Pair = None,
-    base: options.Base = None,
-    aligned: options.Aligned = None,
-    reference: options.Reference = None,
-    rule: options.RuleOption = None,
-    deferral_temperature: options.DeferralTemperature = None,
-    dtype: options.Dtype = None,
-    device: options.Device = None,
-    trust_remote_code: options.TrustRemoteCode = False,
+    models: options.ModelOptions,
     max_new_tokens: sampling.MaxNewTokens = None,
     temperature: sampling.Temperature = None,
     top_k: sampling.TopK = None,
@@ -76,11 +60,11 @@ def command(
     Without -o the trace is shown in the terminal. With -o trace.html it becomes one page that works offline; with
     -o trace.json data that `kad trace trace.json` shows again.
     """
-    if output is not None and output.suffix.lower() not in (".html", ".json"):
-        raise UsageError(f"A trace is written as .html or .json, not {output.name!r}.")
+    if out is not None and out.suffix.lower() not in (".html", ".json"):
+        raise UsageError(f"A trace is written as .html or .json, not {out.name!r}.")
     stored = _stored(prompt)
     if stored is not None:
-        _deliver(_read(stored), output, every_position, as_json)
+        _deliver(_read(stored), out, every_position, as_json)
         return
     question = read_prompt(prompt, file)
     settings = sampling.Sampling(
@@ -90,10 +74,7 @@ def command(
     if raw and (system is not None or thinking is not None):
         raise UsageError("--raw uses no chat template: --system and --thinking would do nothing.")
     answer = None if text is None else read_prompt(None, text)
-    model = loading.load_model(
-        pair, base, aligned, reference, rule,
-        dtype=dtype, device=device, deferral_temperature=deferral_temperature, trust_remote_code=trust_remote_code,
-    )  # fmt: skip
+    model = models.load()
     tokenizer = loading.load_tokenizer(model)
     messages = [{"role": "system", "content": system}] if system is not None else []
     messages.append({"role": "user", "content": question})
@@ -102,7 +83,7 @@ def command(
         trace = _given(model, tokenizer, prompt_ids, answer)
     else:
         trace = _generated(model, tokenizer, prompt_ids, settings, drafting.plan(model, draft_tokens, settings))
-    _deliver(trace, output, every_position, as_json)
+    _deliver(trace, out, every_position, as_json)
 
 
 def _given(model: KadForCausalLM, tokenizer: Any, prompt_ids: Tensor, answer: str) -> Trace:
@@ -155,13 +136,13 @@ def _read(path: Path) -> Trace:
     return Trace.from_json(path.read_text(encoding="utf-8"))
 
 
-def _deliver(trace: Trace, output: Path | None, every_position: bool, as_json: bool) -> None:
-    if output is not None:
-        trace.save(output)
-        stdio.message(f"Wrote {output}: {len(trace.positions)} tokens under {trace.rule_text}.")
+def _deliver(trace: Trace, out: Path | None, every_position: bool, as_json: bool) -> None:
+    if out is not None:
+        trace.save(out)
+        stdio.message(f"Wrote {out}: {len(trace.positions)} tokens under {trace.rule_text}.")
     if as_json:
         stdio.print_json(trace.to_dict())
-    elif output is None:
+    elif out is None:
         from kad.tracing.terminal import render
 
         stdio.stdout().print(render(trace, every_position))

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from kad.cli import evaluation_runs as shared
-from kad.cli import options, stdio
-from kad.cli.sweep import Grid, Parameter, RuleToSweep, Speculative
+from kad.cli import stdio
+from kad.cli.flatten import Without
+from kad.cli.options import Json, ModelOptions
+from kad.cli.sweep import DEVELOPMENT, Grid, Parameter, RuleToSweep, Speculative
 from kad.errors import UsageError
+from kad.evaluation.options import RunOptions, TaskOptions
+from kad.options import Option
 
 if TYPE_CHECKING:
     from kad.evaluation.choice import Choice
@@ -20,96 +22,53 @@ EXAMPLES = (
     "kad tune --pair pair/ --rule dual --grid 0.2:0.6:0.1 --objective speed --floor 0.8 --speculative --out runs/speed",
 )
 
-Tasks = Annotated[
-    str, typer.Option("--tasks", metavar="NAMES", help="Development tasks separated by commas (kad_*_development).")
-]
-Objective = Annotated[
-    str,
-    typer.Option(
-        "--objective", metavar="accuracy|speed", help="The most accurate, or the fastest that reaches --floor."
-    ),
-]
-Floor = Annotated[float | None, typer.Option("--floor", metavar="ACCURACY", help="Least accuracy, between 0 and 1.")]
-Metric = Annotated[str, typer.Option("--metric", metavar="strict|paper", help="The accuracy that counts.")]
-OnTestSplit = Annotated[
-    bool, typer.Option("--on-test-split", help="Tune on test questions all the same; their result is then worthless.")
-]
-Write = Annotated[bool, typer.Option("--write/--no-write", help="Write the chosen rule into the pair folder.")]
+OBJECTIVES = ("accuracy", "speed")
+METRICS = ("strict", "paper")
+_RUN = RunOptions(diagnostics=False)
+
+Objective = Annotated[str, Option("The most accurate, or the fastest that reaches --floor.", allowed=OBJECTIVES)]
+Floor = Annotated[float | None, Option("The least accuracy.", "A", allowed="[0, 1]")]
+Metric = Annotated[str, Option("The accuracy that counts.", allowed=METRICS)]
+OnTestSplit = Annotated[bool, Option("Tune on test questions all the same; their result is then worthless.")]
+Write = Annotated[bool, Option("Write the chosen rule into the pair folder.")]
 
 
 def command(
-    out: shared.Out,
+    *,
+    out: shared.RunFolder,
     grid: Grid,
     rule: RuleToSweep = "dual",
     parameter: Parameter = None,
     speculative: Speculative = False,
-    tasks: Tasks = "kad_tiny_development",
     objective: Objective = "accuracy",
     floor: Floor = None,
     metric: Metric = "strict",
     on_test_split: OnTestSplit = False,
     write: Write = True,
-    pair: options.Pair = None,
-    reference: options.Reference = None,
-    deferral_temperature: options.DeferralTemperature = None,
-    dtype: options.Dtype = None,
-    device: options.Device = None,
-    trust_remote_code: options.TrustRemoteCode = False,
-    limit: shared.Limit = None,
-    data_dir: shared.DataDir = None,
-    samples: shared.Samples = 1,
-    seed: shared.RunSeed = 0,
-    temperature: shared.Temperature = None,
-    max_new_tokens: shared.MaxNewTokens = None,
-    batch_size: shared.BatchSize = 8,
-    engine: shared.EngineOption = "transformers",
-    engine_option: shared.EngineOptions = None,
-    json: options.Json = False,
+    models: Annotated[ModelOptions, Without("base", "aligned", "rule")],
+    tasks: TaskOptions = DEVELOPMENT,
+    run: Annotated[RunOptions, Without("diagnostics")] = _RUN,
+    as_json: Json = False,
 ) -> None:
     """Choose a rule's parameter on development questions, show how sure the choice is, write it into the pair."""
     from kad.evaluation.choice import choose, refuse_test_splits, write_rule
     from kad.evaluation.grid import WINDOW, make_grid
     from kad.evaluation.results.storage import read_samples
-    from kad.evaluation.results.summary import METRICS
     from kad.evaluation.tasks.task import load_tasks
 
-    names = tuple(name.strip() for name in tasks.split(","))
-    target = _target(pair) if write else None
+    target = _target(models.pair) if write else None
     if parameter == WINDOW:
         raise UsageError("a pair's rule has no window to write; use kad sweep for num_draft_tokens")
-    if metric not in METRICS:
-        raise UsageError(f"unknown metric {metric!r}; choose from {', '.join(METRICS)}")
     points = make_grid(rule, parameter, grid, speculative=speculative)
-    refuse_test_splits(load_tasks(names, limit=1, data_dir=data_dir), on_test_split)
-    plan = shared.make_plan(
-        pair=pair,
-        base=None,
-        aligned=None,
-        reference=reference,
-        deferral_temperature=deferral_temperature,
-        dtype=dtype,
-        device=device,
-        trust_remote_code=trust_remote_code,
-        methods=tuple(point.method for point in points),
-        tasks=names,
-        limit=limit,
-        samples=samples,
-        seed=seed,
-        temperature=temperature,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        data_dir=data_dir,
-        engine=engine,
-        engine_option=engine_option,
-        diagnostics=False,
-    )
+    refuse_test_splits(load_tasks(tasks.tasks, limit=1, data_dir=tasks.data_dir), on_test_split)
+    plan = shared.make_plan(models, tasks, run, [point.method for point in points])
     shared.execute(plan, out)
-    choice = choose(points, list(read_samples(out)), objective=objective, floor=floor, metric=metric, seed=seed)
+    choice = choose(points, list(read_samples(out)), objective=objective, floor=floor, metric=metric, seed=run.seed)
     chosen = str(next(point.method.rule for point in points if point.value == choice.chosen.value))
     if target is not None:
         write_rule(target, chosen)
         stdio.message(f"wrote {chosen} into {target}")
-    if json:
+    if as_json:
         stdio.print_json({**choice.to_dict(), "rule": chosen, "written": target is not None})
     else:
         _show(choice, metric)

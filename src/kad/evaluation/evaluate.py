@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from kad.errors import UsageError
 from kad.evaluation.engines.engine import Engine
 from kad.evaluation.methods import Method
+from kad.evaluation.options import RunOptions, TaskOptions
 from kad.evaluation.results.fingerprint import fingerprint
 from kad.evaluation.results.settings import Settings, session
 from kad.evaluation.results.storage import RunDirectory
@@ -17,15 +18,18 @@ from kad.evaluation.run import Progress, run
 from kad.evaluation.tasks.task import Task, load_tasks
 from kad.sources import Source
 
-_SET_BY_KAD = frozenset({"model", "tokenizer", "revision", "dtype", "speculative_config"})
 
-
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, kw_only=True)
+class Plan(TaskOptions, RunOptions):
     """All that a run is asked to do.
 
-    `models` by role: base, aligned, reference, and "pair" for the pair's own tokenizer and chat template; oracles
-    come with their methods.
+    Attributes:
+        models: by role: base, aligned, reference, and "pair" for the pair's own tokenizer and chat template; oracles
+            come with their methods.
+        methods: in the order of the table.
+        deferral_temperature: of every composition.
+        device: where the models are put, unless `load_options` places them.
+        load_options: how to load every model.
 
     Raises:
         UsageError: a value out of its range, or a method whose model is not given.
@@ -33,35 +37,13 @@ class Plan:
 
     models: dict[str, Source]
     methods: tuple[Method, ...]
-    tasks: tuple[str, ...]
-    limit: int | None = None
-    samples: int = 1
-    seed: int = 0
-    temperature: float | None = None
-    max_new_tokens: int | None = None
     deferral_temperature: float = 1.0
-    batch_size: int = 8
-    data_dir: Path | None = None
-    engine: str = "transformers"
-    engine_options: dict[str, Any] = field(default_factory=dict)
     device: str = "cpu"
-    diagnostics: bool = True
     load_options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("limit", "samples", "max_new_tokens", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{name} is a positive number, but got {value}")
-        if self.temperature is not None and self.temperature < 0:
-            raise UsageError(f"temperature is 0 (greedy) or more, but got {self.temperature}")
-        if self.engine not in ENGINES:
-            raise UsageError(f"unknown engine {self.engine!r}; choose from {', '.join(ENGINES)}")
-        if self.engine_options and self.engine != "vllm":
-            raise UsageError(f"engine options are arguments of vllm.LLM; the {self.engine} engine takes none")
-        taken = sorted(self.engine_options.keys() & _SET_BY_KAD)
-        if taken:
-            raise UsageError(f"the engine option {taken[0]} is set by the models, the method and --dtype; leave it out")
+        TaskOptions.__post_init__(self)
+        RunOptions.__post_init__(self)
         for method in self.methods:
             missing = sorted(method.needs - self.references.keys())
             if missing:
@@ -76,20 +58,13 @@ class Plan:
     def settings(self, tasks: Sequence[Task]) -> Settings:
         """What a resumed run must repeat."""
         return Settings(
-            models={role: fingerprint(reference) for role, reference in sorted(self.references.items())},
+            **{option.name: getattr(self, option.name) for option in fields(RunOptions)},
+            models={role: fingerprint(source) for role, source in sorted(self.references.items())},
             methods=tuple(method.name for method in self.methods),
             tasks=tuple(task.info for task in tasks),
-            samples=self.samples,
-            seed=self.seed,
-            temperature=self.temperature,
-            max_new_tokens=self.max_new_tokens,
             deferral_temperature=self.deferral_temperature,
-            batch_size=self.batch_size,
-            engine=self.engine,
-            engine_options=self.engine_options,
             dtype=str(self.load_options.get("dtype", "as stored")),
             device=self.device,
-            diagnostics=self.diagnostics,
         )
 
 

@@ -10,38 +10,27 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from kad.evaluation.options import RunOptions
 from kad.evaluation.tasks.task import TaskInfo
 
 _PACKAGES = ("kad-align", "torch", "transformers", "lm-eval", "math-verify", "vllm", "numpy")
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Everything that a sample depends on. Two runs with equal settings have equal samples on equal hardware.
-
-    `temperature` and `max_new_tokens` are None where each task's own value holds; `batch_size` counts because
-    rounding differs with the shape of a batch.
-    """
+@dataclass(frozen=True, kw_only=True)
+class Settings(RunOptions):
+    """Everything that a sample depends on. Two runs with equal settings have equal samples on equal hardware."""
 
     models: dict[str, str | None]
     methods: tuple[str, ...]
     tasks: tuple[TaskInfo, ...]
-    samples: int = 1
-    seed: int = 0
-    temperature: float | None = None
-    max_new_tokens: int | None = None
     deferral_temperature: float = 1.0
-    batch_size: int = 8
-    engine: str = "transformers"
-    engine_options: dict[str, Any] = field(default_factory=dict)
     dtype: str = "auto"
     device: str = "cpu"
-    diagnostics: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON: tuples are lists."""

@@ -1,0 +1,103 @@
+"""The questions over which `kad figures` and `kad analyze` measure: the embedded pair's own, a task's, or a file's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from kad.errors import UsageError
+from kad.evaluation.options import DataDir
+from kad.options import Option, check_fields
+
+if TYPE_CHECKING:
+    from kad.figures.answers import Question
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Which questions are put to a pair, and how long its answers may be.
+
+    Raises:
+        UsageError: a value out of its range, or questions from a task and from a file.
+    """
+
+    PANEL: ClassVar[str] = "Questions"
+
+    task: Annotated[
+        str | None,
+        Option(
+            "Questions: tiny (the embedded pair's own), or a task of kad eval (needs the eval extra).",
+            "TASK",
+            shown="tiny",
+        ),
+    ] = None
+    prompts: Annotated[Path | None, Option("Questions from a file instead, one a line; no accuracy.", "FILE")] = None
+    data_dir: DataDir = None
+    limit: Annotated[int, Option("Ask the first N questions.", "N", allowed=">= 1")] = 50
+    max_new_tokens: Annotated[int, Option("The most tokens to generate.", "N", "-n", allowed=">= 1")] = 256
+    batch_size: Annotated[int, Option("Questions answered at once.", "N", allowed=">= 1")] = 16
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.task is not None and self.prompts is not None:
+            raise UsageError("Give --task or --prompts, not both.")
+
+    @property
+    def name(self) -> str:
+        """Where the questions come from."""
+        return str(self.prompts or self.task or "tiny")
+
+    def load(self, tokenizer: Any) -> list[Question]:
+        """The questions in the aligned model's chat form.
+
+        Raises:
+            UsageError: an unknown task, or a file without a question. MissingExtraError: a task without lm-eval.
+        """
+        if self.prompts is not None:
+            return _from_file(tokenizer, self.prompts, self.limit)
+        if self.task in (None, "tiny"):
+            return _tiny(tokenizer, self.limit)
+        return _from_task(tokenizer, self.name, self.data_dir, self.limit)
+
+
+def _from_file(tokenizer: Any, path: Path, limit: int) -> list[Question]:
+    from kad.figures.answers import Question
+
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except OSError as error:
+        raise UsageError(f"Cannot read {path}: {error.strerror}.") from error
+    if not lines:
+        raise UsageError(f"{path} has no question: put one on each line.")
+    return [Question(_chat(tokenizer, [{"role": "user", "content": line}])) for line in lines[:limit]]
+
+
+def _tiny(tokenizer: Any, limit: int) -> list[Question]:
+    from kad.figures.answers import Question
+    from kad.tiny.problems import problems
+
+    drawn = problems("held-out", limit)
+    return [Question(_chat(tokenizer, problem.messages()), problem.is_correct) for problem in drawn]
+
+
+def _from_task(tokenizer: Any, name: str, data_dir: Path | None, limit: int) -> list[Question]:
+    from kad.evaluation.tasks.task import chat_renderer, load_tasks
+    from kad.figures.answers import Question
+
+    def marker(task: Any, document: dict[str, Any]) -> Callable[[str], bool]:
+        return lambda text: bool(task.mark(document, text)["strict"])
+
+    return [
+        Question(question.prompt, marker(task, question.document))
+        for task in load_tasks([name], limit=limit, data_dir=data_dir)
+        for question in task.questions(chat_renderer(tokenizer))
+    ]
+
+
+def _chat(tokenizer: Any, messages: Sequence[dict[str, str]]) -> str:
+    if not getattr(tokenizer, "chat_template", None):
+        raise UsageError("The aligned model's tokenizer has no chat template, so questions cannot be put to it.")
+    text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    return text

@@ -1,0 +1,118 @@
+"""The options of a run: which questions, and how every answer is made. Plans, stored settings and commands share them.
+
+Light to import: it needs no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from kad.errors import UsageError
+from kad.options import Option, check_fields
+
+ENGINES = ("transformers", "vllm")
+_SET_BY_KAD = frozenset({"model", "tokenizer", "revision", "dtype", "speculative_config"})
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """Names separated by commas.
+
+    Raises:
+        UsageError: there is none.
+    """
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not names:
+        raise UsageError("--tasks names no task; try kad_tiny or kad_paper")
+    return names
+
+
+DataDir = Annotated[
+    Path | None, Option("Read the tasks' rows from JSON lines in DIR instead of the Hugging Face hub.", "DIR")
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskOptions:
+    """Which questions.
+
+    Raises:
+        UsageError: a value out of its range.
+    """
+
+    PANEL: ClassVar[str] = "Tasks"
+
+    tasks: Annotated[
+        tuple[str, ...],
+        Option("Tasks separated by commas; kad_paper stands for the six published ones.", "NAMES", parse=split_names),
+    ] = ("kad_tiny",)
+    limit: Annotated[int | None, Option("The first N questions of each task.", "N", allowed=">= 1")] = None
+    data_dir: DataDir = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How every answer is made. A resumed run must repeat all of it.
+
+    `temperature` and `max_new_tokens` are None where each task's own value holds; `batch_size` counts because rounding
+    differs with the shape of a batch.
+
+    Raises:
+        UsageError: a value out of its range, or engine options that the engine does not take.
+    """
+
+    PANEL: ClassVar[str] = "Running"
+
+    samples: Annotated[int, Option("Answers to each question.", "K", allowed=">= 1", panel="Sampling")] = 1
+    seed: Annotated[int, Option("Seed of the run.", "S", allowed=">= 0", panel="Sampling")] = 0
+    temperature: Annotated[
+        float | None,
+        Option(
+            "Temperature on the composed distribution; 0 takes the most probable token.",
+            "T",
+            "-t",
+            allowed=">= 0",
+            shown="the task's, 1.0",
+            panel="Sampling",
+        ),
+    ] = None
+    max_new_tokens: Annotated[
+        int | None,
+        Option(
+            "The most tokens to generate.",
+            "N",
+            "-n",
+            allowed=">= 1",
+            shown="the task's, 1024 for the published ones",
+            panel="Sampling",
+        ),
+    ] = None
+    batch_size: Annotated[
+        int,
+        Option("Questions at once, for plain decoding; speculative decoding takes one at a time.", "N", allowed=">= 1"),
+    ] = 8
+    engine: Annotated[str, Option("transformers or vllm.", "ENGINE", allowed=ENGINES)] = "transformers"
+    engine_options: Annotated[
+        dict[str, Any],
+        Option(
+            "An argument of vllm.LLM (tensor_parallel_size, max_model_len, ...), its value as JSON; may be repeated.",
+            "KEY=VALUE",
+            name="--engine-option",
+        ),
+    ] = field(default_factory=dict)
+    diagnostics: Annotated[
+        bool,
+        Option("One more pass over each answer for deferred mass and acceptance (not in the throughput)."),
+    ] = True
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.engine_options and self.engine != "vllm":
+            raise UsageError(f"engine options are arguments of vllm.LLM; the {self.engine} engine takes none")
+        taken = sorted(self.engine_options.keys() & _SET_BY_KAD)
+        if taken:
+            raise UsageError(f"the engine option {taken[0]} is set by the models, the method and --dtype; leave it out")

@@ -109,7 +109,10 @@ def test_generate_answers_in_an_empty_folder(programs: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("command", "needed"),
-    [(("eval", "--tasks", "kad_tiny"), "kad-align[eval]"), (("figures", "--pair", "tiny"), "kad-align[report]")],
+    [
+        (("eval", "--tasks", "kad_tiny", "--out", "run"), "kad-align[eval]"),
+        (("figures", "--pair", "tiny", "-o", "drawn"), "kad-align[report]"),
+    ],
 )
 def test_what_an_extra_brings_is_named_where_it_is_missing(
     programs: Path, tmp_path: Path, command: tuple[str, ...], needed: str

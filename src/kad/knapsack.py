@@ -1,13 +1,13 @@
 """Deferral as a 0-1 knapsack: solutions, bounds and certificates, for analysis and as the truth in tests.
 
-The items are the tokens. Deferring token v sheds the expected loss `c_v = -p_v log p_v` (its value, in nats) and spends
+The items are the tokens. Deferring token v saves the expected loss `c_v = -p_v log p_v` (its value, in nats). It spends
 the mass `w_v = p_v` (its weight) of a budget b:
 
     max_d  sum_v d_v c_v   s.t.  sum_v d_v w_v <= b,   d in {0,1}^V
 
-The density of an item is `c/w = -log p`, so filling greedily by falling density is filling by rising p, and every
-solution below is a statement about the tail of p. Everything is computed in float64. Source: Hammal et al., "Kad",
-EACL 2026; the bounds are Dantzig's (1957) and Everett's (1963).
+The density of an item is `c/w = -log p`. So filling greedily by falling density means filling by rising p, and greedy,
+linear and thresholded defer a tail of p. Everything is computed in float64. Source: Hammal et al., "Kad", EACL 2026.
+The bounds are Dantzig's (1957) and Everett's (1963).
 
 Shapes: `log_p` is `(..., V)`, log-probabilities that sum to one (`-inf` allowed); deferrals are `(..., V)` in [0, 1];
 values, weights and bounds are `(...)`.
@@ -32,7 +32,7 @@ TOLERANCE = 1e-6
 
 @dataclass(frozen=True)
 class Solution:
-    """A deferral of each position, what it is worth, and what no deferral of that budget can exceed."""
+    """A deferral for each position, its value, and a bound that no deferral of the same budget can exceed."""
 
     deferred: Tensor
     value: Tensor
@@ -47,10 +47,10 @@ class Solution:
 
 @dataclass(frozen=True)
 class CriticalItem:
-    """Where the budget runs out: the lightest tokens, those of weight `weight`, that no longer all fit.
+    """Where the budget ends: the lightest tokens that do not all fit. They all have the weight `weight`.
 
-    `tail` is the mass of all lighter tokens (what greedy defers), `group` the mass of the tokens of exactly that
-    weight, `fraction` the share of that group that would still fit. Without such tokens (b >= 1) weight is inf.
+    `tail` is the mass of all lighter tokens (what greedy defers). `group` is the mass of the tokens with exactly this
+    weight. `fraction` is the share of the group that still fits. If all tokens fit (b >= 1), the weight is inf.
     """
 
     weight: Tensor
@@ -76,7 +76,7 @@ def weight(log_p: Tensor, deferred: Tensor) -> Tensor:
 
 
 def critical_item(log_p: Tensor, budget: float) -> CriticalItem:
-    """The critical item of each position at `budget`. Tokens of equal p are one group: no sort order is visible."""
+    """The critical item of each position at `budget`. Tokens of equal p form one group, so sort order has no effect."""
     weights = _weights(log_p)
     ascending = weights.sort(-1).values
     filled = ascending.cumsum(-1)
@@ -90,9 +90,10 @@ def critical_item(log_p: Tensor, budget: float) -> CriticalItem:
 
 
 def greedy(log_p: Tensor, budget: float) -> Solution:
-    """The primal approximation: defer the lightest tokens up to the critical item. Always feasible.
+    """The primal approximation: defer the lightest tokens up to the critical item. It is always feasible.
 
-    Going on past the critical item would add nothing: later items are heavier still. Tied critical tokens are all kept.
+    Continuing after the critical item would add nothing, because later items are heavier. Tied critical tokens are all
+    kept.
     """
     tau = critical_item(log_p, budget).weight
     deferred = (_weights(log_p) < tau[..., None]).double()
@@ -100,9 +101,9 @@ def greedy(log_p: Tensor, budget: float) -> Solution:
 
 
 def linear(log_p: Tensor, budget: float) -> Solution:
-    """The LP optimum: greedy, plus the fraction of the critical item that fits, shared equally among tied tokens.
+    """The LP optimum: greedy plus the fraction of the critical item that fits. Tied tokens share it equally.
 
-    It spends `min(b, 1)` exactly, and its value is the Dantzig bound, so its gap is zero.
+    It spends exactly `min(b, 1)`. Its value is the Dantzig bound, so its gap is zero.
     """
     deferred = _linear_deferral(log_p, critical_item(log_p, budget))
     optimum = value(log_p, deferred)
@@ -112,17 +113,18 @@ def linear(log_p: Tensor, budget: float) -> Solution:
 def thresholded(log_p: Tensor, threshold: float, budget: float) -> Solution:
     """The dual approximation: defer v iff `p_v < threshold`, certified against the optimum at `budget`.
 
-    It answers to no budget: its weight may exceed `budget`, and then its value may exceed the bound too (gap 0).
-    For the mass it does spend it is optimal [Everett 1963]: `lagrangian_bound` at its own weight equals its value.
+    It has no budget. Its weight may exceed `budget`, and then its value may exceed the bound (gap 0). It is optimal for
+    the mass that it spends [Everett 1963]: `lagrangian_bound` at its own weight equals its value.
     """
     return _certified(log_p, (_weights(log_p) < threshold).double(), budget)
 
 
 def exact(log_p: Tensor, budget: float, *, tolerance: float = TOLERANCE, max_states: int = 256) -> Solution:
-    """The 0-1 optimum, proven to within `tolerance` nats, or as far as `max_states` partial solutions go.
+    """The 0-1 optimum, proven to within `tolerance` nats, or as far as `max_states` partial solutions allow.
 
-    Whatever the limits, the result is feasible and `bound` is a proof: `gap` says how much is left unproven. Rows are
-    solved one by one, in some 10 ms where p is sharp and seconds where it is flat: for analysis, not for decoding.
+    The result is always feasible and `bound` is always a proof. `gap` says how much is not proven. Rows are solved one
+    by one. A row takes about 10 ms where p is sharp, and seconds where p is flat. So it is for analysis, not for
+    decoding.
     """
     if not tolerance >= 0:
         raise UsageError(f"tolerance must be >= 0 nats, got {tolerance}: use 1e-9 for a tighter proof")
@@ -139,9 +141,9 @@ def exact(log_p: Tensor, budget: float, *, tolerance: float = TOLERANCE, max_sta
 
 @dataclass(frozen=True)
 class Exact(CascadeRule):
-    """The exact 0-1 optimum as a cascade. For analysis, and not in the registry: far too slow to decode with.
+    """The exact 0-1 optimum as a cascade, for analysis. It is too slow for decoding, so it is not in the registry.
 
-    Its deferral is no threshold: it may keep a light token and defer a heavier one, whatever fills the budget best.
+    It is no threshold rule: it may keep a light token and defer a heavier one if this fills the budget better.
     """
 
     name: ClassVar[str] = "exact"
@@ -154,15 +156,15 @@ class Exact(CascadeRule):
 
 
 def dantzig_bound(log_p: Tensor, budget: float) -> Tensor:
-    """Upper bound on the 0-1 optimum, `(...)` nats: the LP optimum, which values here being real needs no rounding."""
+    """An upper bound on the 0-1 optimum, `(...)` nats: the value of the LP optimum."""
     return linear(log_p, budget).value
 
 
 def lagrangian_bound(log_p: Tensor, threshold: float, budget: float) -> Tensor:
-    """Upper bound `mu b + sum_v max(0, c_v - mu w_v)` at multiplier `mu = -log threshold`, `(...)` nats.
+    """The upper bound `mu b + sum_v max(0, c_v - mu w_v)` at the multiplier `mu = -log threshold`, `(...)` nats.
 
-    Least over the thresholds at the critical item's p, where it equals the Dantzig bound; maximised by exactly the
-    deferral of `thresholded`, whence the dual rule.
+    It is smallest at a threshold equal to the critical item's p, where it equals the Dantzig bound. The deferral of
+    `thresholded` attains the maximum in it. This is the origin of the dual rule.
     """
     if not 0 < threshold <= 1:
         raise UsageError(f"threshold must lie in (0, 1] for a multiplier -log(threshold) >= 0, got {threshold}")
@@ -188,6 +190,6 @@ def _certified(log_p: Tensor, deferred: Tensor, budget: float) -> Solution:
 
 
 def _row_cover(weights: Tensor, budget: float, tolerance: float, max_states: int) -> Cover:
-    """Keeping is the complement: keep at least the mass `total - b` at the least loss."""
+    """The complement of deferring: keep at least the mass `total - b` with the least loss."""
     need = float(weights.sum()) - budget if budget < 1 else 0.0
     return solve_cover(weights, need, tolerance, max_states)

@@ -1,11 +1,11 @@
-"""The exact solver behind `kad.knapsack.exact`: one position, on floats, with a proof of what it did not search.
+"""The exact solver behind `kad.knapsack.exact`: one position, on floats, with a bound on what it did not search.
 
-It solves the complement of the knapsack, which is small: which tokens to *keep*, so that they hold at least the mass
-`need = 1 - b`, losing the least `sum c_v` over kept v. Tokens are taken in order of falling p (rising loss per mass).
-The search holds a list of partial solutions, drops those dominated (another keeps as much mass for less loss) and
-those whose bound cannot beat the best found (Nemhauser and Ullmann 1969, with Dantzig's bound). A partial solution's
-own bound and its greedy completion differ by at most the loss of one later, lighter token, so the search ends by
-itself once the tokens are light.
+It solves the complement of the knapsack, which is small: which tokens to *keep*, so that they have at least the mass
+`need = 1 - b` and the least loss `sum c_v`. It takes tokens in order of falling p (rising loss per mass). The search
+holds a list of partial solutions. It drops a solution if another one keeps as much mass for less loss, or if its bound
+cannot beat the best solution found (Nemhauser and Ullmann 1969, with Dantzig's bound). The bound of a partial solution
+and its greedy completion differ by at most the loss of one later, lighter token. So the search ends when the tokens are
+light.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Cover:
 
 @dataclass(frozen=True)
 class _Items:
-    """Tokens by falling p, with running sums that start at zero."""
+    """The tokens by falling p, with running sums that start at zero."""
 
     mass: Tensor
     loss: Tensor
@@ -86,7 +86,7 @@ class _Search:
             states = _undominated(_branch(states, open_states, self.items, level))
 
     def _promising(self, states: _States, level: int) -> Tensor:
-        """Indices of the states that may still beat the best; what is given up goes into the certificate."""
+        """The indices of the states that may still beat the best. The certificate keeps the bounds of the others."""
         completion, bound, stop = _complete(states, level, self.items, self.need)
         leader = int(completion.argmin())
         if completion[leader] < self.best:
@@ -104,7 +104,7 @@ class _Search:
         return indices[: self.max_states].sort().values
 
     def best_kept(self) -> Tensor:
-        """Ranks (in order of falling p) of the tokens that the best solution keeps."""
+        """The ranks (in order of falling p) of the tokens that the best solution keeps."""
         level, state, stop = self._best_at
         ranks = list(range(level, stop))
         for depth in range(level, 0, -1):
@@ -122,10 +122,10 @@ def _items(mass: Tensor) -> _Items:
 
 
 def _complete(states: _States, level: int, items: _Items, need: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss of each state's greedy completion, its lower bound, and the token before which the completion stops.
+    """For each state: the loss of its greedy completion, its lower bound, and the token before which completion stops.
 
-    The completion keeps the next tokens until the mass is there; the bound keeps only the fraction of the last that is
-    needed. A state that cannot reach the mass has both infinite.
+    The completion keeps the next tokens until it has the mass. The bound keeps only the needed fraction of the last
+    token. Both are infinite for a state that cannot reach the mass.
     """
     start_mass, start_loss = items.mass_sum[level], items.loss_sum[level]
     missing = need - states.mass
@@ -145,7 +145,7 @@ def _complete(states: _States, level: int, items: _Items, need: float) -> tuple[
 
 
 def _branch(states: _States, indices: Tensor, items: _Items, level: int) -> _States:
-    """Each state twice: without and with the token of this level."""
+    """Every state twice: without and with the token of this level."""
     mass, loss = states.mass[indices], states.loss[indices]
     kept = torch.arange(2).repeat_interleave(len(indices)).bool()
     return _States(

@@ -22,9 +22,9 @@ from kad.vocabulary import check_token_maps, common_size
 if TYPE_CHECKING:
     from kad.modeling import KadForCausalLM
 
-# How to find the pair itself, as opposed to its models.
+# How to find the pair itself, not its models.
 _PAIR_OPTIONS = frozenset({"cache_dir", "force_download", "local_files_only", "revision", "token"})
-# What the Auto classes pass along and a pair has no use for.
+# What the Auto classes pass along, and a pair does not use.
 _AUTO_OPTIONS = frozenset({"_commit_hash", "_from_auto", "adapter_kwargs", "code_revision", "low_cpu_mem_usage"})
 # What lies in a pair folder: the configurations, and whatever the tokenizer saves.
 PAIR_FILES = frozenset(
@@ -151,7 +151,7 @@ def check_vocabularies(sizes: Mapping[str, int], references: Mapping[str, Source
 
 
 def generation_config(pair: str | None, aligned: Part) -> GenerationConfig:
-    """The pair's generation settings, else the aligned model's: its end-of-sequence tokens end the text."""
+    """The generation settings of the pair, else the aligned model's. Its end-of-sequence tokens end the text."""
     own = load_generation_config(Source(pair)) if pair else None
     chosen = own or aligned.model.generation_config
     return GenerationConfig.from_dict(chosen.to_dict())
@@ -173,7 +173,8 @@ def pack(
         deferral_temperature: see `KadConfig`.
 
     Raises:
-        PairError: a model cannot be found, or the folder is taken. VocabularyError: the models' tokens differ.
+        PairError: a model cannot be found, or the folder is taken.
+        VocabularyError: the models' tokens differ.
         RuleError: a bad rule, or one that needs the reference model without it.
     """
     parsed, target = parse_rule(rule), Path(folder)
@@ -215,12 +216,12 @@ def save(model: KadForCausalLM, folder: Any, tokenizer: Any, options: Mapping[st
 
 
 def write(folder: Any, config: KadConfig, tokenizer: Any, settings: GenerationConfig) -> KadConfig:
-    """Write a pair folder: complete or not at all, paths of models beside or below it relative to it.
+    """Write a pair folder, completely or not at all. Paths of models next to it or in it become relative.
 
-    A folder that is a pair already is written over; files in it that are not a pair's stay.
+    An existing pair is overwritten. Other files in its folder stay.
 
     Raises:
-        PairError: something that is no pair would be written over.
+        PairError: something that is not a pair would be overwritten.
     """
     target = Path(folder)
     _refuse_foreign(target)
@@ -245,7 +246,7 @@ def write(folder: Any, config: KadConfig, tokenizer: Any, settings: GenerationCo
 
 
 def _put_in_place(target: Path, made: Path) -> None:
-    """The whole folder at once if there is none yet; else file by file, the configuration last, old files gone."""
+    """Move the whole folder into place. If the folder exists, move file by file, the configuration last."""
     if not target.exists():
         made.rename(target)
         return

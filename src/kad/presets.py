@@ -21,7 +21,7 @@ class PublishedModel:
     parameters: float
 
     def gigabytes(self, bytes_per_parameter: int = 2) -> float:
-        """The size of its weights, in bfloat16 unless told."""
+        """The size of its weights, by default in bfloat16."""
         return self.parameters * bytes_per_parameter / GIGABYTE
 
 
@@ -62,7 +62,7 @@ class Preset:
 
     @property
     def memory(self) -> float:
-        """Gigabytes of weights held at once at most: the pair with its reference, or the oracle before them."""
+        """The most gigabytes of weights at one time: the pair with its reference, or the oracle before them."""
         together = sum(model.gigabytes() for model in (self.base, self.aligned, self.reference))
         return max(together, self.oracle.gigabytes())
 

@@ -127,7 +127,8 @@ def resolve_pair(reference: str | os.PathLike[str]) -> str:
     """A pair: "tiny" becomes the folder of the embedded pair; folders and hub ids stay.
 
     Raises:
-        PairError: a single model of the embedded family, or what looks like a path and is no folder with a config.json.
+        PairError: a single model of the embedded family, or what looks like a path and is no folder with a
+            config.json.
     """
     name = os.fspath(reference)
     if name == "tiny":

@@ -1,4 +1,4 @@
-"""Do two models speak the same tokens, and how are padded vocabularies trimmed: the only place that decides."""
+"""The only place that decides whether vocabularies match, and how padded vocabularies are trimmed."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _SHOWN = 5
 def common_size(sizes: Mapping[str, int]) -> int:
     """The vocabulary of the composition: the smallest number of output rows among the models.
 
-    Embeddings of one tokenizer are padded differently (Qwen2.5 0.5B has 151,936 rows, 7B 152,064); the rows that not
-    all models have stand for no token, and are cut off.
+    Models of one tokenizer may pad their embeddings differently (Qwen2.5 0.5B has 151,936 rows, 7B has 152,064). Rows
+    that some model lacks stand for no token, and are cut off.
     """
     return min(sizes.values())
 
@@ -35,8 +35,8 @@ def check_token_maps(
 ) -> None:
     """Refuse two token maps (token -> id) that give one id to different tokens.
 
-    A token that only one of them knows is fine as long as both models have a row for it (chat markers that were added
-    when the model was aligned); one past the last common row is not.
+    A token that only one map knows is allowed if both models have a row for it. Chat markers that were added during
+    alignment are an example. A token after the last common row is not allowed.
 
     Raises:
         VocabularyError: with the first few ids that differ.

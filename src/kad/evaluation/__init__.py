@@ -1,1 +1,1 @@
-"""Evaluation: the published tasks, every method in one run, and the statistics to believe the difference."""
+"""Evaluation: the published tasks, all methods in one run, and statistics for the differences."""

@@ -1,4 +1,4 @@
-"""Choosing a rule's parameter on development questions, with the doubt shown."""
+"""Choose a parameter of a rule on development questions, and say how sure the choice is."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _BOOTSTRAP_DRAWS = 10_000
 class Candidate:
     """One value of the grid: how it did, and how sure that is.
 
-    `chance` is the share of bootstrap resamples of the questions in which this candidate is chosen; `meets_floor` the
-    share in which its accuracy reaches the floor (None without a floor).
+    `chance` is the share of bootstrap resamples of the questions in which this candidate is chosen. `meets_floor` is
+    the share in which its accuracy reaches the floor (None without a floor).
     """
 
     value: float | str
@@ -74,9 +74,9 @@ def choose(
     metric: str = "strict",
     seed: int = 0,
 ) -> Choice:
-    """The best point: most accurate (the faster of equals), or the fastest whose accuracy reaches the floor.
+    """The most accurate point (of equals the fastest), or the fastest point whose accuracy reaches the floor.
 
-    Throughputs are taken as measured; the doubt that is shown is the one over questions.
+    Throughputs are taken as measured. The bootstrap covers the choice of questions only.
 
     Raises:
         UsageError: an unknown objective, a floor missing or out of place, or one that no candidate reaches.
@@ -109,7 +109,7 @@ def choose(
 
 
 def write_rule(pair: Path, rule: str) -> None:
-    """Put a rule into a pair folder's config.json, which is complete at every moment.
+    """Write a rule into the config.json of a pair folder. The file is complete at every moment.
 
     Raises:
         UsageError: no such file.

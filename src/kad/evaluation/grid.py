@@ -33,7 +33,8 @@ def make_grid(rule_text: str, parameter: str | None, values: str, *, speculative
         speculative: decode speculatively; implied by "num_draft_tokens".
 
     Raises:
-        UsageError: a rule without parameters, an unknown one, values that are none. RuleError: out of a rule's range.
+        UsageError: a rule without parameters, an unknown parameter, or values that are not numbers.
+        RuleError: a value outside of the rule's range.
     """
     rule = parse_rule(rule_text)
     known = [field.name for field in fields(rule)]
@@ -55,7 +56,7 @@ def _with(rule: Rule, parameter: str, value: float) -> Rule:
 
 
 def _numbers(text: str) -> list[Fraction]:
-    """Exact decimals, so that 0.1:0.9:0.1 has nine values and 0.3 is 0.3."""
+    """The numbers as exact decimals: 0.1:0.9:0.1 has nine values, and 0.3 is 0.3."""
     if ":" not in text:
         values = [_fraction(part, text) for part in _split(text)]
         if len(set(values)) < len(values):

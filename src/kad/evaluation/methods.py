@@ -1,5 +1,4 @@
-"""Methods: what `--methods` names. One model alone, or a rule over the pair, decoded plainly or
-speculatively.
+"""Methods, as `--methods` names them: one model alone, or a rule over the pair, with or without speculation.
 
     base | aligned | reference | oracle=REF | RULE | RULE@speculative[:num_draft_tokens=8,draft=aligned]
 
@@ -44,8 +43,7 @@ class Speculation:
 
 @dataclass(frozen=True)
 class Method:
-    """One way to answer. `name` is canonical: equal methods have equal names, and `parse_method(name)` gives
-    it back."""
+    """One way to answer. Equal methods have equal names, and `parse_method(name)` returns the method."""
 
     role: str
     rule: Rule | None = None
@@ -76,7 +74,7 @@ def parse_method(text: str) -> Method:
         UsageError: a name that is no method, or speculation that the method cannot do.
         RuleError: a rule that does not exist or a parameter out of its range.
     """
-    # Behind an oracle's @ stands its revision, not a way of decoding.
+    # After the @ of an oracle comes a revision, not a way of decoding.
     head, at, tail = (text.strip(), "", "") if _is_oracle(text) else text.strip().partition("@")
     method = _parse_head(head.strip())
     if not at:
@@ -102,8 +100,7 @@ def parse_methods(text: str) -> list[Method]:
 
 
 def execution_order(methods: Sequence[Method]) -> list[Method]:
-    """The order that keeps the fewest models in memory: the oracle comes first and goes before the pair is
-    loaded."""
+    """The order that keeps the fewest models in memory: oracles run first and are gone when the pair is loaded."""
     return sorted(methods, key=lambda method: method.role != "oracle")
 
 

@@ -31,8 +31,7 @@ class Job:
 
 
 def sample_seed(seed: int, task: str, question_id: str, sample: int) -> int:
-    """The seed of one sample, 63 bits. All methods share it: common noise makes paired differences less
-    noisy."""
+    """The seed of one sample, 63 bits. All methods share it, so that paired differences have less noise."""
     digest = hashlib.sha256(f"{seed}/{task}/{question_id}/{sample}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -45,8 +44,7 @@ def run(
     directory: RunDirectory,
     progress: Progress,
 ) -> None:
-    """Draw every sample that `directory` does not hold yet; each finished batch is on disk before the next
-    begins."""
+    """Draw every sample that `directory` does not have yet. A finished batch is on disk before the next begins."""
     order = execution_order(methods)
     for position, method in enumerate(order):
         for task in tasks:
@@ -62,12 +60,13 @@ def total_samples(settings: Settings) -> int:
 
 
 def plan(method: Method, task: Task, engine: Engine, settings: Settings) -> Iterator[list[Job]]:
-    """The batches of a method on a task. They follow from the settings alone: a resumed run repeats the same
-    batches, so that rounding, which depends on a batch's shape, repeats too."""
+    """The batches of a method on a task.
+
+    They depend on the settings only, so a resumed run has the same batches. Rounding depends on the shape of a batch.
+    """
     questions = task.questions(engine.renderer(method))
     jobs = [Job(method, question, sample) for question in questions for sample in range(settings.samples)]
-    # Prompts of a length together: less padding. The longest first, so a batch that does not fit in memory
-    # fails at once.
+    # Prompts of similar length need less padding. The longest come first: what does not fit in memory fails at once.
     jobs.sort(key=lambda job: (-len(job.question.prompt), job.question.question_id, job.sample))
     size = engine.batch_size(method, settings.batch_size)
     for start in range(0, len(jobs), size):

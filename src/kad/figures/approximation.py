@@ -1,4 +1,4 @@
-"""What can be measured at a position: the knapsack's certificates, and what the rules do with it. Pure tensors."""
+"""What can be measured at a position: certificates of the knapsack, and the effect of each rule. Pure tensors."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ LAMBDAS = tuple(round(0.02 * step, 2) for step in range(1, 51))
 
 @dataclass(frozen=True)
 class Approximation:
-    """One column a quantity, one row a position; all `(n,)` float64. Masses are probabilities, values nats.
+    """One column for each quantity and one row for each position. All are `(n,)` float64; values are in nats.
 
     Attributes:
         max_p: the base model's largest probability.
         entropy: of p; the value of deferring everything.
         head: how many tokens primal keeps.
-        critical: the critical item's weight, with that of its ties: they share one fate, and half-precision logits tie.
+        critical: the weight of the critical item, together with all tokens of equal p.
         unfilled: the budget that primal leaves unused.
         bound: a proven upper bound on the exact optimum at the budget; `dantzig` the LP's.
         optimum: the exact optimum's value, within `proof` of `bound`.

@@ -1,4 +1,4 @@
-"""Drawing the figures from their data, as PNG and SVG. The only file that imports matplotlib."""
+"""Draw the figures from their data, as PNG and SVG."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kad.errors import missing_extra
 from kad.tracing.terminal import visible
 
 BASE, ALIGNED, INK, SOFT = "#0072B2", "#D55E00", "#1d1f23", "#62666d"
-# Okabe and Ito's palette, in an order that keeps neighbours apart; markers tell the rules apart without it.
+# The palette of Okabe and Ito, ordered so that neighbors differ clearly. Markers tell the rules apart without color.
 _CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = "osD^vPX"
 _STYLE = {
@@ -28,7 +28,7 @@ _STYLE = {
 
 
 def write_figures(figures: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write each figure as PNG, SVG and the JSON it was drawn from; the paths of all.
+    """Write each figure as PNG, SVG and the JSON that it was drawn from. Returns all paths.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -82,7 +82,7 @@ def draw_distributions(figure: Any, axes: Any, data: Any) -> None:
 
 
 def draw_acceptance(figure: Any, axes: Any, data: Any) -> None:
-    """Figure 2: one bar a rule."""
+    """Figure 2: one bar for each rule."""
     rules = sorted(data["rules"], key=lambda row: row["acceptance"])
     places = range(len(rules))
     errors = [row["standard_error"] or 0.0 for row in rules]
@@ -105,7 +105,7 @@ def draw_entropy(figure: Any, axes: Any, data: Any) -> None:
 
 
 def draw_critical(figure: Any, axes: Any, data: Any) -> None:
-    """Figure 4: the unfilled budget against the critical item's weight; the first is always below the second."""
+    """Figure 4: the unfilled budget against the weight of the critical item, which it never exceeds."""
     axes.scatter(data["critical"], data["unfilled"], s=9, alpha=0.35, color=BASE, lw=0, rasterized=True)
     axes.plot([0, 1], [0, 1], color=SOFT, lw=0.8, ls="--")
     axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="critical item's weight (with its ties)", ylabel="unfilled budget")
@@ -113,7 +113,7 @@ def draw_critical(figure: Any, axes: Any, data: Any) -> None:
 
 
 def draw_accuracy(figure: Any, axes: Any, data: Any) -> None:
-    """Figure 5: one point a rule; without marks, throughput alone."""
+    """Figure 5: one point for each rule. Without marks it shows throughput only."""
     for row, colour, marker in zip(data["rules"], _CYCLE, _MARKERS, strict=False):
         accuracy = 0.0 if row["accuracy"] is None else 100 * row["accuracy"]
         axes.scatter(row["tokens_per_second"], accuracy, color=colour, marker=marker, s=55, label=row["rule"])
@@ -136,7 +136,7 @@ def draw_gap(figure: Any, axes: Any, data: Any) -> None:
 
 
 def draw_alpha(figure: Any, axes: Any, data: Any) -> None:
-    """Figure 7: one curve a rule, as far as half of the answers go."""
+    """Figure 7: one curve for each rule, up to the median length of the answers."""
     for (name, curve), colour in zip(data["rules"].items(), _CYCLE, strict=False):
         most = max(curve["answers"])
         mean = [value for value, count in zip(curve["mean"], curve["answers"], strict=True) if count >= most / 2]
@@ -157,7 +157,11 @@ DRAWINGS: Mapping[str, Callable[[Any, Any, Any], None]] = {
 
 
 def require_pyplot() -> Any:
-    """matplotlib.pyplot, drawing to files only. Raises MissingExtraError: it is not installed."""
+    """matplotlib.pyplot, set to draw to files only.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
     try:
         import matplotlib
     except ImportError:

@@ -10,13 +10,13 @@ import torch
 
 from kad.tiny.problems import SYSTEM_PROMPT, Problem
 
-# Four steps take about 75 tokens; a model that has not ended by then has lost its way.
+# Four steps take about 75 tokens. A model that has not ended by then does not end.
 MAX_NEW_TOKENS = 112
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model wrote for one problem: the tokens before its end of turn, and their text."""
+    """What a model wrote for one problem: the tokens before the end of the turn, and their text."""
 
     problem: Problem
     prompt_ids: list[int]
@@ -42,8 +42,8 @@ def answer(
 ) -> list[Answer]:
     """Let `model` answer `problems` in chat form, greedily or sampled at temperature 1.
 
-    Every model is stopped in the same way, by the end of a turn or of a document, so that a base model is not
-    charged for going on after its answer.
+    Every model stops at the end of a turn or of a document. So a base model loses nothing by continuing after its
+    answer.
 
     Args:
         model: anything with Transformers' `generate`.

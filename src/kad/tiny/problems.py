@@ -1,15 +1,15 @@
-"""The tiny family's world: word problems in arithmetic, three splits made by rule, and the check of an answer.
+"""The problems of the tiny family: word problems in arithmetic, their splits, and the check of an answer.
 
-Everything here is deterministic and light (no torch): the same calls give the same problems on every machine, which
-is what lets training, evaluation, demo and tests share them.
+Everything here is deterministic and needs no torch. The same calls give the same problems on every machine. So
+training, evaluation, demo and tests can share them.
 
 Two rules keep the held-out figures honest:
 
-- a problem's *split* is a hash of its chain of numbers and operations, so no chain of one split occurs in another,
-  whatever the names and phrases around it;
-- about a tenth of all equations (operand pairs per operation) is *kept out* of every training text, again by hash.
-  Development and held-out problems alternate between those without any kept-out equation and those with at least one
-  (`Problem.unseen`), so that "can it add" is told apart from "has it seen this sum".
+- The *split* of a problem is a hash of its numbers and operations. So no chain of numbers and operations occurs in two
+  splits, whatever the names and phrases around it are.
+- About a tenth of all equations is *kept out* of every training text, also by hash. Development and held-out problems
+  alternate between problems without a kept-out equation and problems with at least one (`Problem.unseen`). This tells
+  "it can add" from "it has seen this sum".
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def _bucket(text: str, buckets: int) -> int:
 def is_kept_out(left: int, operator: str, right: int) -> bool:
     """Whether `left operator right` is kept out of every training text.
 
-    The pair is unordered for + and ×. The one-digit tables (both operands below 10; for ÷, divisor and quotient below
-    10) are never kept out: they are what longer sums are made of and cannot be inferred from anything else.
+    For + and ×, the order of the operands does not matter. One-digit tables are never kept out (both operands below 10;
+    for ÷, divisor and quotient below 10). Longer sums are made of them, and nothing else teaches them.
     """
     if operator == "÷":
         table = right < 10 and left // right < 10
@@ -138,10 +138,10 @@ def split_of(equations: tuple[Equation, ...]) -> Split:
 
 
 def problems(split: Split, n: int, *, seed: int = 0) -> list[Problem]:
-    """The first `n` problems of a split; `problems(split, m)` is a prefix of it for every m < n.
+    """The first `n` problems of a split. For m < n, `problems(split, m)` gives the first m of them.
 
-    Development and held-out alternate: even positions have no kept-out equation, odd positions at least one. The
-    training split has none at all.
+    In development and held-out, problems at even positions have no kept-out equation, and problems at odd positions
+    have at least one. Training problems have none.
 
     Raises:
         UsageError: unknown split or negative `n`.
@@ -153,7 +153,7 @@ def problems(split: Split, n: int, *, seed: int = 0) -> list[Problem]:
 
 
 def stream_problems(split: Split, rng: random.Random) -> Iterator[Problem]:
-    """Endless problems of one split, drawn with `rng`; no chain occurs twice outside the training split."""
+    """Endless problems of one split, drawn with `rng`. Outside the training split no chain occurs twice."""
     if split not in get_args(Split):
         raise UsageError(f"got split {split!r}; it is one of {', '.join(get_args(Split))}")
     drawn: set[str] = set()

@@ -11,9 +11,9 @@ _ASSETS = files("kad.tracing") / "assets"
 
 
 def trace_page(trace: Trace) -> str:
-    """The page as text. It fetches nothing: its content security policy forbids it.
+    """The page as text. It loads nothing, and its content security policy forbids loading.
 
-    Model text reaches the page only as JSON in which no `<` is left, and the script shows it as text nodes.
+    Text of the models reaches the page only as JSON without any `<`. The script shows it as text nodes.
     """
     parts = {
         "title": html.escape(f"kad trace · {trace.rule_text}"),
@@ -28,7 +28,7 @@ def trace_page(trace: Trace) -> str:
 
 
 def notebook_frame(trace: Trace, height: int = 720) -> str:
-    """The page in a frame of its own, so that a notebook's styles and the page's do not meet."""
+    """The page in a frame of its own, so that the styles of a notebook do not affect it."""
     source = html.escape(trace_page(trace), quote=True)
     return (
         f'<iframe title="kad trace" style="width:100%;height:{height}px;border:0;border-radius:8px" '
@@ -41,7 +41,7 @@ def _asset(name: str) -> str:
 
 
 def _script_safe(json_text: str) -> str:
-    """JSON that cannot end its script element, and that old JavaScript reads too."""
+    """JSON that cannot end its script element, and that old JavaScript can read."""
     for character in "<>&\u2028\u2029":
         json_text = json_text.replace(character, f"\\u{ord(character):04x}")
     return json_text

@@ -1,7 +1,7 @@
 """A trace: what the rule did at every position of one answer, as plain values that go to JSON and back.
 
-The JSON is one object with `schema` = "kad-trace/1". A reader may rely on every field below; a later schema that adds
-fields keeps the number, one that changes or drops any raises it.
+The JSON is one object with a `schema`. A reader may rely on every field below. A later version that adds fields keeps
+the number of the schema. A version that changes or drops a field raises it.
 """
 
 from __future__ import annotations

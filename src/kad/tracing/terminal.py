@@ -1,4 +1,4 @@
-"""A trace in the terminal: the text coloured by origin, alpha and acceptance as a line of bars, and the positions."""
+"""A trace in the terminal: the text colored by origin, alpha and acceptance as bars, and a table of positions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.text import Text
 
 from kad.tracing.schema import Candidate, Position, Trace
 
-# Blue and orange of equal brightness, readable on black and on white; deferred tokens are underlined as well.
+# Blue and orange of equal brightness, readable on black and on white. Deferred tokens are also underlined.
 BASE, ALIGNED = (47, 134, 214), (201, 106, 0)
 _BARS = " ▁▂▃▄▅▆▇█"
 _GLYPHS = str.maketrans({" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"})
@@ -19,7 +19,7 @@ _WIDTH = 72
 
 
 def render(trace: Trace, every_position: bool = False) -> RenderableType:
-    """The trace for `rich.print`; by default only those positions are listed where p would have gone on differently."""
+    """The trace for `rich.print`. By default it lists only the positions where p's first choice was another token."""
     listed = [item for item in enumerate(trace.positions, 1) if every_position or overruled(item[1])]
     parts: list[RenderableType] = [_headline(trace), Padding(coloured_text(trace), (1, 0))]
     parts += [_bars(trace, "α deferred  ", [position.alpha for position in trace.positions])]
@@ -86,7 +86,7 @@ def _table(trace: Trace, listed: Sequence[tuple[int, Position]], every_position:
     table.add_column("token", no_wrap=True, max_width=14)
     for name in ("base", "p", "q*", "π", "α"):
         table.add_column(name, justify="right", no_wrap=True, min_width=4)
-    # A threshold that is the same everywhere stands in the rule already.
+    # A threshold that is the same everywhere already stands in the rule.
     varies = len({position.tau for position in trace.positions}) > 1
     if varies:
         table.add_column("τ", justify="right", no_wrap=True, min_width=4)

@@ -1,5 +1,4 @@
-"""What a composed model did along a text: deferred mass and expected acceptance, from one teacher-forced
-pass."""
+"""Deferred mass and expected acceptance along a finished text, from one forward pass."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from kad.parts import run_part
 from kad.rules import CascadeRule
 from kad.vocabulary import trim
 
-# Positions composed at once: (64, vocab) in float32 is some 40 MB at 150,000 tokens.
+# How many positions are composed at once. (64, vocab) in float32 has about 40 MB at 150,000 tokens.
 _POSITIONS = 64
 
 

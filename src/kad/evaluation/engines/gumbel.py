@@ -1,4 +1,4 @@
-"""Sampling whose noise belongs to the sample and not to the batch: Gumbel-max with one generator a row."""
+"""Sampling with a random generator for each row of a batch (Gumbel-max)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,10 @@ class GumbelSampling(LogitsProcessor):
     """Turns greedy search into exact sampling at a temperature, each row with its own seed.
 
     argmax_v (log pi_v / T + g_v) with independent standard Gumbel g is distributed as softmax(log pi / T).
-    Row i draws its g from its own generator, so its text depends on its seed and its prompt alone, and not on
-    which rows share the batch or on what ran before. That is what lets a killed run resume without drawing
-    anything twice.
+    Row i draws its g from its own generator. So its text depends on its seed and its prompt only, and not on the other
+    rows of the batch or on earlier batches. This is why an interrupted run can continue.
 
-    The noise is float64: in float32 the tail of g would end at 16.6 and a token rarer than 2^-24 could never
-    win.
+    The noise is float64. In float32 the tail of g would end at 16.6, and a token rarer than 2^-24 could never win.
     """
 
     def __init__(self, seeds: Sequence[int], temperature: float, device: torch.device) -> None:
@@ -36,5 +34,5 @@ class GumbelSampling(LogitsProcessor):
             torch.rand(scores.shape[-1], generator=generator, dtype=torch.float64, device=scores.device)
             for generator in self._generators
         ]
-        # rand is in [0, 1): a zero, once in 2^53, gives -inf, a token that cannot win this time.
+        # rand is in [0, 1). A zero, once in 2^53, gives -inf: this token cannot win this time.
         return -torch.log(-torch.log(torch.stack(rows)))

@@ -1,4 +1,4 @@
-"""The models of a run: each loaded when first needed, once, and let go when no later method needs it."""
+"""The models of a run. Each is loaded once, when it is first needed, and released when no later method needs it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kad.sources import Source
 def speaker(method: Method, references: Collection[str]) -> str:
     """The role whose tokenizer, chat template and ends of a text the method uses.
 
-    The oracle's own; else the pair's, which may have a template of its own; else the aligned model's.
+    An oracle uses its own. Other methods use the pair's, if there is a pair, else the aligned model's.
     """
     if method.role == "oracle":
         return method.name

@@ -39,14 +39,14 @@ class TransformersEngine:
         self.models.release(keep)
 
     def batch_size(self, method: Method, wanted: int) -> int:
-        """See `Engine`; rows that accept different numbers of drafts cannot share a cache."""
+        """See `Engine`. Speculation takes one: rows that accept different numbers of drafts cannot share a cache."""
         return wanted if method.speculation is None else 1
 
     @torch.no_grad()
     def generate(self, method: Method, requests: Sequence[Request]) -> list[Completion]:
         """See `Engine`. All requests of a call share `max_new_tokens` and `temperature`."""
         model, tokenizer = self.models.model(method), self.models.tokenizer(method)
-        # The template has written every special token that belongs there.
+        # The template has already written all special tokens.
         encoded = tokenizer(
             [request.prompt for request in requests], return_tensors="pt", padding=True, add_special_tokens=False
         ).to(model.device)

@@ -1,7 +1,7 @@
-"""The vLLM engine: a whole batch at once, a seed for each request, speculation in vLLM's own loop.
+"""The vLLM engine: whole batches, a seed for each request, and speculation in vLLM's own loop.
 
-All rules of a run share one engine, since kad's plugin takes the rule with the request; a model alone, and each
-number of drafts, is an engine of its own. One engine lives at a time.
+All rules of a run share one engine, because kad's plugin takes the rule with the request. A model alone needs its own
+engine, and so does each number of drafts. One engine exists at a time.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class VllmEngine:
         return chat_renderer(self._tokenizer(method))
 
     def release(self, keep: Collection[str]) -> None:
-        """See `Engine`; one engine lives at a time, and goes when the next one comes or none is left to come."""
+        """See `Engine`. The engine is closed when another one is needed, or when none is needed any more."""
         if not keep:
             self._shut_down()
 
@@ -66,7 +66,7 @@ class VllmEngine:
         return wanted
 
     def generate(self, method: Method, requests: Sequence[Request]) -> list[Completion]:
-        """See `Engine`. Counts of speculation are the batch's, on its first completion."""
+        """See `Engine`. The first completion has the speculation counts of the whole batch."""
         llm, tokenizer = self._llm(method), self._tokenizer(method)
         prompts = [
             {"prompt_token_ids": tokenizer(request.prompt, add_special_tokens=False)["input_ids"]}
@@ -155,9 +155,9 @@ class VllmEngine:
 def _vllm() -> tuple[Any, Any, dict[str, Any]]:
     """vLLM's LLM and SamplingParams, and the arguments of every engine.
 
-    vLLM logs to standard output, where the report goes, and at length: here its errors only, on standard error,
-    unless its own variables say otherwise. On a CPU the engine runs in this process and eagerly, since a run starts
-    several and both a process and compiling cost more than the small model's answers.
+    vLLM logs a lot to standard output, where the report goes. Here it logs errors only, to standard error, unless its
+    own variables say otherwise. On a CPU the engine runs eagerly in this process: a run starts several engines, and a
+    process and compilation cost more time than the answers of a small model.
 
     Raises:
         MissingExtraError: vLLM is not installed.
@@ -190,8 +190,8 @@ def _completion(answer: Any, tokenizer: Any, seconds: float) -> Completion:
 
 @dataclass(frozen=True)
 class _Counters:
-    """vLLM's counts of speculation: windows, drafted and accepted tokens, and by position how many windows got
-    there."""
+    """vLLM's counts of speculation: windows, drafted tokens, accepted tokens, and for each position how many windows
+    reached it."""
 
     windows: int
     drafted: int

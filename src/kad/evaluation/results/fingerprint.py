@@ -1,4 +1,4 @@
-"""What a model is, for a run that is resumed: hub ids by revision, folders by what lies in them."""
+"""Which model a run used, so that a resumed run can check it: hub ids by revision, folders by their content."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MEGABYTE = 1 << 20
 def fingerprint(reference: Source) -> str:
     """The hub id with its revision, or a folder's name with a digest of its files.
 
-    The same weights elsewhere are the same model, and other weights in the same place are not.
+    The same weights in another place are the same model. Other weights in the same place are another model.
     """
     if reference.is_local:
         return f"{Path(reference.model).name}:{_digest(Path(reference.model))}"
@@ -26,7 +26,7 @@ def _digest(folder: Path) -> str:
         size = file.stat().st_size
         hashed.update(f"{file.name} {size}".encode())
         with file.open("rb") as data:
-            # Beginning, middle and end: a change of weights shows in all three, and gigabytes need not be read.
+            # Beginning, middle and end are enough: training changes all weights, and files can have gigabytes.
             for start in sorted({0, max(0, size // 2), max(0, size - _MEGABYTE)}):
                 data.seek(start)
                 hashed.update(data.read(_MEGABYTE))

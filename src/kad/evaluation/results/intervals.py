@@ -1,10 +1,9 @@
-"""Uncertainty of accuracies and of paired differences. Pure numpy; the unit that repeats is the *question*.
+"""The uncertainty of accuracies and of paired differences, in plain numpy. The unit is the *question*.
 
-Several samples of one question are no independent evidence, so everything here first averages a question's
-marks and then treats the questions as the sample. With one sample per question the marks are 0 or 1 and the
-exact binary methods apply: Wilson's interval [Wilson 1927] and McNemar's exact test [McNemar 1947]. With
-several, the interval is Wilson's at the effective sample size of the question means, and the difference is
-tested by a sign-flip permutation test over questions.
+Several samples of one question are not independent. So the functions first average the marks of each question, and then
+treat the questions as the sample. With one sample per question the marks are 0 or 1, and exact methods apply: Wilson's
+interval [Wilson 1927] and McNemar's exact test [McNemar 1947]. With several samples the interval is Wilson's at the
+effective sample size of the question means. The test is then a sign-flip permutation test over questions.
 """
 
 from __future__ import annotations
@@ -34,8 +33,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """`difference` = method - baseline over the same questions, its interval, and the p value of "no
-    difference"."""
+    """The difference method - baseline over the same questions, its interval, and the p value of "no difference"."""
 
     difference: Interval
     p_value: float
@@ -48,9 +46,9 @@ class PairedComparison:
 def accuracy_interval(marks: Sequence[Sequence[float]], confidence: float = 0.95) -> Interval:
     """The mean mark with its interval. `marks[i]` holds question i's marks, in [0, 1], one per sample.
 
-    Wilson's interval with one sample per question; with more, the questions' means and Wilson's interval at
-    the effective sample size p (1 - p) / variance of the mean, which never leaves [0, 1] and falls back to
-    the number of questions where all answers agree.
+    One sample per question: Wilson's interval. Several: Wilson's interval of the question means, at the effective
+    sample size p (1 - p) / (variance of the mean). If all answers agree, the number of questions is that size. The
+    interval always lies in [0, 1].
     """
     means = question_means(marks)
     estimate = float(means.mean())
@@ -60,8 +58,7 @@ def accuracy_interval(marks: Sequence[Sequence[float]], confidence: float = 0.95
 
 
 def wilson(proportion: float, size: float, confidence: float = 0.95) -> Interval:
-    """Wilson's score interval of a proportion among `size` trials (a design-effect corrected size may be a
-    fraction)."""
+    """Wilson's score interval of a proportion among `size` trials. An effective size may be a fraction."""
     if size <= 0:
         raise ValueError(f"wilson got size {size}; it needs at least one trial")
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
@@ -73,8 +70,7 @@ def wilson(proportion: float, size: float, confidence: float = 0.95) -> Interval
 
 
 def effective_size(means: Means) -> float:
-    """How many independent binary trials are worth as much as these question means: p (1 - p) / var(mean of
-    means)."""
+    """The number of independent binary trials with the same uncertainty: p (1 - p) / var(mean of means)."""
     centre = float(means.mean())
     spread = float(means.var(ddof=1)) / len(means) if len(means) > 1 else 0.0
     if spread == 0 or centre in (0.0, 1.0):
@@ -111,8 +107,10 @@ def compare_paired(
 
 
 def mcnemar_exact(wins: int, losses: int) -> float:
-    """Two-sided exact p value of McNemar's test: the discordant questions are fair coin throws under "no
-    difference"."""
+    """The two-sided exact p value of McNemar's test.
+
+    Under "no difference", the questions on which the methods disagree are throws of a fair coin.
+    """
     total, tail = wins + losses, min(wins, losses)
     below = sum(math.comb(total, k) for k in range(tail + 1))
     # Integers divide exactly where 2.0**total would overflow.
@@ -120,14 +118,13 @@ def mcnemar_exact(wins: int, losses: int) -> float:
 
 
 def sign_flip(differences: Means, *, seed: int = 0, permutations: int = _PERMUTATIONS) -> float:
-    """Two-sided p value of "the differences are symmetric about 0", by random sign flips (add-one, so never
-    0)."""
+    """The two-sided p value of "the differences are symmetric about 0", by random sign flips. It is never 0."""
     nonzero = differences[differences != 0]
     if len(nonzero) == 0:
         return 1.0
     observed = abs(float(nonzero.sum()))
     signs = np.random.default_rng(seed).integers(0, 2, size=(permutations, len(nonzero))) * 2 - 1
-    # A hair below, so that the observed arrangement counts as extreme whatever the order of summation.
+    # Slightly below, so that the observed arrangement counts as extreme for every order of summation.
     extreme = int((np.abs(signs @ nonzero) >= observed * (1 - 1e-12)).sum())
     return (extreme + 1) / (permutations + 1)
 

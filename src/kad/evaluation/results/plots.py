@@ -11,7 +11,7 @@ from kad.evaluation.results.summary import Row
 
 
 def write_plots(rows: Sequence[Row], folder: Path) -> list[Path]:
-    """One picture of accuracy against throughput a task and, where there was speculation, one of acceptance.
+    """For each task a picture of accuracy against throughput, and with speculation also one of acceptance.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -77,7 +77,7 @@ def _figure() -> tuple[Any, Any]:
         from matplotlib.figure import Figure
     except ImportError:
         raise missing_extra("report", "matplotlib") from None
-    # A figure of its own, without pyplot: no global state, no display.
+    # Without pyplot there is no global state and no display.
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     return figure, figure.subplots()
 

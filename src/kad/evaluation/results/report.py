@@ -19,8 +19,8 @@ from kad.evaluation.results.summary import Row, choose_baseline, summarise
 class Report:
     """Rows, and where they come from.
 
-    `notes` says what a reader must know: a run that is not finished, sessions of different revisions, the
-    1000 rows of the local SVAMP file.
+    `notes` holds what a reader must know: that a run is not finished, that its sessions used different revisions, that
+    the local SVAMP file has 1000 rows.
     """
 
     rows: list[Row]
@@ -48,7 +48,7 @@ class Report:
 
 
 def build_report(folders: Sequence[Path], baseline: str | None = None) -> Report:
-    """Read one run, or compare several: with several, a method's name gets its run's folder in front.
+    """Read one run, or compare several. With several, the folder of the run stands before the name of a method.
 
     Raises:
         UsageError: a folder that is no run, no samples, an unknown baseline.

@@ -1,12 +1,11 @@
-"""The run directory: settings, sessions and finished samples on disk, so that a killed run loses and repeats
-nothing.
+"""The run directory: settings, sessions and finished samples on disk. An interrupted run loses and repeats nothing.
 
     settings.json    what the run is; a resumed run must bring the same
     sessions.jsonl   one line per start: versions, git revision, hardware, command
     samples.jsonl    one line per finished sample, appended with a single write and flushed to the disk
 
-A kill can at worst leave the last line torn; opening the directory cuts a torn line off, and its sample runs
-again. A lock that the system drops with the process keeps a second run out.
+If the process is killed, the last line may be incomplete. Opening the directory removes such a line, and its sample
+runs again. A lock keeps a second run out. The system releases it when the process ends.
 """
 
 from __future__ import annotations

@@ -23,12 +23,12 @@ class Row:
 
     Attributes:
         accuracy: by metric, with its 95 % interval.
-        versus_baseline: by metric; None for the baseline itself and where it did not answer the same questions.
-        unfinished: share of samples that ran into the token limit.
-        tokens: mean new tokens of a sample.
-        throughput: new tokens a second, generation alone.
+        versus_baseline: by metric; None for the baseline itself, and for a method that answered other questions.
+        unfinished: the share of samples that reached the token limit.
+        tokens: the mean number of new tokens of a sample.
+        throughput: new tokens per second of generation.
         acceptance_rate: accepted over drafted tokens.
-        acceptance_length: accepted drafts a window; `acceptance_histogram` has the share of windows by length.
+        acceptance_length: accepted drafts per window; `acceptance_histogram` has the share of windows by length.
         deferred_mass, expected_acceptance: alpha and beta, mean over the generated positions.
     """
 
@@ -115,7 +115,7 @@ def _versus(
     if baseline is None or baseline is records:
         return None
     theirs = {metric: marks_by_question(baseline, metric) for metric in METRICS}
-    # A run that is still going has answered some questions only: the same questions, or no comparison.
+    # An unfinished run has answered only some questions. Methods with different questions are not compared.
     if any(theirs[metric].keys() != marks[metric].keys() for metric in METRICS):
         return None
     return {metric: compare_paired(list(marks[metric].values()), list(theirs[metric].values())) for metric in METRICS}

@@ -14,7 +14,7 @@ from kad.evaluation.results.summary import METRICS, Row
 
 @dataclass(frozen=True)
 class Column:
-    """A heading and how to read a row's cell; an empty cell is a dash. `core` columns stay in a narrow terminal."""
+    """A heading, and how to read the cell of a row. An empty cell is a dash. A narrow terminal shows `core` columns."""
 
     heading: str
     cell: Callable[[Row], str]
@@ -71,14 +71,16 @@ def markdown(rows: Sequence[Row]) -> str:
         "| " + " | ".join(column.heading for column in columns) + " |",
         "|" + "|".join("---:" if column.numeric else "---" for column in columns) + "|",
     ]
-    # A method's name may hold a bar only by accident, but then it would break the table.
+    # A bar in a method's name would break the table.
     body = ["| " + " | ".join(column.cell(row).replace("|", "\\|") for column in columns) + " |" for row in rows]
     return "\n".join([*head, *body]) + "\n"
 
 
 def terminal_table(rows: Sequence[Row], width: int) -> Any:
-    """A Rich table for every task, as one renderable; columns that no row fills are left out, and most where the
-    terminal is narrower than they need."""
+    """A Rich table for every task, as one renderable.
+
+    Columns that no row fills are left out. A narrow terminal shows the `core` columns only.
+    """
     from rich.console import Group
     from rich.table import Table
 
@@ -100,7 +102,7 @@ def terminal_table(rows: Sequence[Row], width: int) -> Any:
 
 
 def _natural_width(columns: Sequence[Column], rows: Sequence[Row]) -> int:
-    """Characters that the table needs with no cell wrapped: every column with its padding, and its borders."""
+    """The width in characters if no cell wraps, with padding and borders."""
     cells = [[column.heading, *(column.cell(row) for row in rows)] for column in columns]
     return sum(max(map(len, column)) + 3 for column in cells) + 1
 

@@ -38,9 +38,9 @@ def load(
 ) -> dict[str, Dataset]:
     """The rows of one task, as lm-eval's `custom_dataset`: `{split: rows}`.
 
-    `path`, `name` and `split` name the hub data set; `data_dir`, from `--data-dir` or lm-eval's `--metadata
-    '{"data_dir": ...}'`, reads `file` in that folder instead. lm-eval passes the whole metadata, the model's
-    arguments included, so other keywords are not ours to judge.
+    `path`, `name` and `split` name the hub data set. With `data_dir` the rows come from `file` in that folder. It is
+    given by `--data-dir`, or by lm-eval's `--metadata '{"data_dir": ...}'`. lm-eval passes the whole metadata here,
+    including the arguments of the model. So unknown keywords are no error.
 
     Raises:
         UsageError: the folder has no such file, or the hub cannot be reached.
@@ -62,7 +62,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """The JSON lines of one file.
 
     Raises:
-        UsageError: no such file, or a line that is no JSON.
+        UsageError: the file does not exist, or a line is not JSON.
     """
     try:
         return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]

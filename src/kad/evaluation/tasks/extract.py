@@ -1,20 +1,18 @@
-"""Reading the final answer out of a generated text: `paper_*` as published, `strict_*` only what is stated as
-the answer.
+"""Read the final answer from a generated text: `paper_*` as published, `strict_*` only what is stated as the answer.
 
-Every extractor takes the text and returns what it read, or None where the text holds no answer. The `paper`
-extractors keep the published metric's quirks, because they are the published metric:
+Every extractor takes the text and returns the answer as it read it, or None if there is no answer. The `paper`
+extractors are the published metric, so they keep its quirks:
 
-- the last number wins wherever it stands, so a checking step after the answer changes it;
-- a sign binds to decimals only: "-5" reads as "5", "-5.0" as "-5.0"; numbers compare as strings, "18" is not
-  "18.0";
-- a comma between two digits vanishes, in "1,234" as in the list "1,2";
-- any lone capital A to J is an option letter: the article "A" and the pronoun "I" count as answers, K and
-  later never do;
-- a box that is never closed hides every box before it.
+- The last number in the text is the answer. A check after the answer changes it.
+- A sign belongs to decimals only: "-5" is read as "5", and "-5.0" as "-5.0". Numbers are compared as strings, so "18"
+  is not "18.0".
+- A comma between two digits is removed, in "1,234" and also in the list "1,2".
+- A single capital letter from A to J is an option letter. So the article "A" and the pronoun "I" count as answers, and
+  K and later letters do not.
+- A box that is never closed hides every box before it.
 
-The `strict` extractors read an answer only where the text says that it is one: a box, "#### x", "the answer
-is x", and for options a last line that holds nothing but the letter. A box left open is an answer cut off,
-and no answer.
+The `strict` extractors read an answer only where the text says that it is one: a box, "#### x", "the answer is x", and
+for options a last line with nothing but the letter. An open box is a cut-off answer, which counts as no answer.
 """
 
 from __future__ import annotations
@@ -42,8 +40,7 @@ _OPTION_STATEMENT = re.compile(
     r"(?:[Oo]ption[ ]|[Cc]hoice[ ]|[Ll]etter[ ])?[*_(\[\"'`$ ]*(?P<letter>[A-Z])(?P<after>.?.?)"
 )
 _LONE_OPTION = re.compile(r"[\s*_(\[\"'`]*(?P<letter>[A-Z])[\s*_)\].:\"'`]*")
-# Behind "the answer is": A and I may open a sentence ("A planet ..."), so they need a mark behind them; B to
-# Z need not.
+# After "the answer is", the words A and I may begin a sentence ("A planet ..."). So they need a mark after them.
 _MARKED = re.compile(r"(?:$|[)\].,:;*_\"'`\n}$])")
 
 
@@ -54,8 +51,7 @@ def paper_number(text: str) -> str | None:
 
 
 def paper_boxed(text: str) -> str | None:
-    """The content of the last box, behind its last "="; None without a box, or where the last box is never
-    closed."""
+    """The content of the last box after its last "="; None without a box, or if the last box is never closed."""
     start = text.rfind("\\boxed")
     content = _braced(text, start + len("\\boxed")) if start >= 0 else None
     if content is None:
@@ -70,13 +66,13 @@ def paper_option(text: str) -> str | None:
 
 
 def strict_number(text: str) -> Fraction | None:
-    """The number stated as the answer, exactly; `\\boxed{}` before `####` before "the answer is"."""
+    """The number that is stated as the answer. `\\boxed{}` wins over `####`, which wins over "the answer is"."""
     answer = _stated_answer(text)
     return None if answer is None else parse_number(answer)
 
 
 def strict_math(text: str) -> str | None:
-    """The LaTeX stated as the answer, for an equivalence checker to judge."""
+    """The LaTeX that is stated as the answer. An equivalence checker judges it."""
     answer = _stated_answer(text)
     return answer.strip().strip("$").strip() or None if answer is not None else None
 

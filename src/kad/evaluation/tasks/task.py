@@ -39,7 +39,7 @@ class Question:
 
 @dataclass(frozen=True)
 class TaskInfo:
-    """What a task settles: where its rows come from, how long and how warm it generates, whether it is for
+    """What a task defines: the source of its rows, the token limit, the temperature, and whether it is for
     development."""
 
     name: str
@@ -53,7 +53,7 @@ class TaskInfo:
 
 
 class Task:
-    """One task with the rows it will ask: lm-eval's object behind the few things that a run needs."""
+    """One task with its rows: what a run needs of lm-eval's task object."""
 
     def __init__(self, harness_task: Any, limit: int | None, source: str = "hub") -> None:
         self._task = harness_task
@@ -121,8 +121,10 @@ def load_tasks(names: Sequence[str], *, limit: int | None = None, data_dir: Path
 
 
 def chat_renderer(tokenizer: Any) -> Renderer:
-    """The tokenizer's chat template with thinking off, as published; a template that refuses a system role
-    does without."""
+    """The tokenizer's chat template with thinking off, as published.
+
+    If a template refuses a system message, the question goes without one.
+    """
     import jinja2
 
     if getattr(tokenizer, "chat_template", None) is None:
@@ -148,7 +150,7 @@ def _manager(metadata: dict[str, Any]) -> Any:
         from lm_eval.tasks import TaskManager
     except ImportError:
         raise missing_extra("eval", "lm-eval") from None
-    # lm-eval warns that our tasks take metadata; so they do.
+    # lm-eval warns that our tasks take metadata. They do so on purpose.
     logging.getLogger("lm_eval.api.task").setLevel(logging.ERROR)
     return TaskManager(include_path=str(TASKS_FOLDER), include_defaults=False, metadata=metadata)
 

@@ -99,7 +99,8 @@ def _page(source: Path) -> str:
         texts = [("".join(cell["source"]), cell["cell_type"] == "code") for cell in cells]
         return "\n\n".join(_fenced(text, "python") if code else text for text, code in texts)
     # The search finds pages of text, not sources and tables of numbers.
-    return f"---\nsearch: {{exclude: true}}\n---\n# {name}\n\n" + _fenced(source.read_text(encoding="utf-8"), LANGUAGES.get(source.suffix, "text"))
+    text, language = source.read_text(encoding="utf-8"), LANGUAGES.get(source.suffix, "text")
+    return f"---\nsearch: {{exclude: true}}\n---\n# {name}\n\n" + _fenced(text, language)
 
 
 def _fenced(text: str, language: str) -> str:

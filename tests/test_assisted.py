@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from scipy.stats import chisquare
 
@@ -31,6 +32,7 @@ def two_tokens(model: torch.nn.Module, prompt: torch.Tensor) -> torch.Tensor:
     return (first[:, None] + second).exp().flatten()
 
 
+@pytest.mark.slow
 def test_assisted_sampling_follows_pi() -> None:
     base, aligned = (make_model(seed, vocab=8, sharpness=2.0) for seed in (0, 1))
     model = kad.KadForCausalLM.from_models(base, aligned, rule="dual:threshold=0.3")

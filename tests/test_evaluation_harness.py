@@ -73,6 +73,7 @@ def test_registering_makes_the_name_known() -> None:
     assert get_model("kad") is KadLM
 
 
+@pytest.mark.slow
 def test_lm_evals_command_runs_on_a_pair(folders: dict[str, Path], tmp_path: Path) -> None:
     pair = tmp_path / "pair"
     kad.KadForCausalLM.from_models(str(folders["base"]), str(folders["aligned"])).save_pretrained(pair)

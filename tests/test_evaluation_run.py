@@ -164,6 +164,7 @@ def children() -> Any:
     return context
 
 
+@pytest.mark.slow
 def test_sigkill_at_twenty_random_moments(
     folders: dict[str, Path], uninterrupted: Path, tmp_path: Path, children: Any
 ) -> None:

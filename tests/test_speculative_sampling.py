@@ -57,12 +57,14 @@ def p_value_of_much_text(parted: kad.KadForCausalLM, prompt: Callable[..., torch
     return p_value(parted, prompt(12), tokens=150, texts=8, num_draft_tokens=3, verification="token")
 
 
+@pytest.mark.slow
 def test_the_loop_as_it_is_passes_where_the_broken_ones_fail(
     parted: kad.KadForCausalLM, prompt: Callable[..., torch.Tensor]
 ) -> None:
     assert p_value_of_much_text(parted, prompt) > FALSE_ALARM
 
 
+@pytest.mark.slow
 def test_dropping_the_residual_is_seen(
     parted: kad.KadForCausalLM, prompt: Callable[..., torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,6 +75,7 @@ def test_dropping_the_residual_is_seen(
     assert p_value_of_much_text(parted, prompt) < FALSE_ALARM
 
 
+@pytest.mark.slow
 def test_accepting_one_too_many_is_seen(
     parted: kad.KadForCausalLM, prompt: Callable[..., torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,6 +89,7 @@ def test_accepting_one_too_many_is_seen(
     assert p_value_of_much_text(parted, prompt) < FALSE_ALARM
 
 
+@pytest.mark.slow
 def test_forgetting_to_crop_is_seen(
     parted: kad.KadForCausalLM, prompt: Callable[..., torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:

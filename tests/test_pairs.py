@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
 import kad
 from conftest import VOCAB, make_model, make_tokenizer
+from kad.config import KadConfig
 from kad.errors import PairError, RuleError, VocabularyError
 from kad.sources import Source, resolve_model, resolve_pair
 from kad.vocabulary import check_token_maps, common_size
@@ -102,6 +103,9 @@ def test_models_without_a_path_cannot_be_named(model: kad.KadForCausalLM, tmp_pa
     ("change", "error", "message"),
     [
         ({"rul": "base_only"}, PairError, "Unknown key 'rul' in a pair's configuration. Did you mean 'rule'?"),
+        ({"Rule": "base_only"}, PairError, "Unknown key 'Rule' in a pair's configuration. Did you mean 'rule'?"),
+        ({"temperature": 2.0}, PairError, "Unknown key 'temperature' .* Did you mean 'deferral_temperature'?"),
+        ({"alligned": {}}, PairError, "Unknown key 'alligned' in a pair's configuration. Did you mean 'aligned'?"),
         ({"rule": "dual:threshold=7"}, RuleError, "threshold must be a number from 0 to 1"),
         ({"base": {"model": "../base", "dtype": "float32"}}, PairError, r"has unknown keys \['dtype'\]"),
         ({"base": {"model": "../base", "kwargs": {"dtpe": 1}}}, PairError, "Unknown loading option 'dtpe' for ../base"),
@@ -116,6 +120,17 @@ def test_a_bad_configuration_is_refused(
     (pair / "config.json").write_text(json.dumps(config))
     with pytest.raises(error, match=message):
         kad.KadForCausalLM.from_pretrained(pair)
+
+
+@pytest.mark.parametrize("key", ["attention_sink_implementation", "_experts_backend", "base_model_pp_plan", "is_causal"])
+def test_a_key_that_a_new_transformers_puts_in_is_accepted(key: str, pair: Path) -> None:
+    config = json.loads((pair / "config.json").read_text()) | {key: None}
+    (pair / "config.json").write_text(json.dumps(config))
+    assert str(kad.KadForCausalLM.from_pretrained(pair).rule) == "primal:budget=0.8"
+
+
+def test_the_keys_of_the_installed_transformers_are_accepted() -> None:
+    KadConfig(**{key: value for key, value in PreTrainedConfig().to_dict().items() if key != "model_type"})
 
 
 def test_only_safe_weights_are_loaded(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -1,9 +1,13 @@
-"""`KadConfig`: what a pair folder's config.json holds. Plain values; unknown keys are errors."""
+"""`KadConfig`: what a pair folder's config.json holds. Plain values; a mistyped key is an error.
+
+Transformers and vLLM put keys of their own into any configuration, and a new release puts new ones. So an unknown key is
+refused only where it looks like one of ours.
+"""
 
 from __future__ import annotations
 
 import difflib
-from dataclasses import fields
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,25 +17,8 @@ from kad.errors import PairError
 from kad.rules import Rule, parse_rule
 from kad.sources import Source, resolve_pair
 
-# Keys that Transformers or vLLM themselves put into any configuration.
-_HOST_KEYS = frozenset(
-    {
-        "_attn_implementation_internal",
-        "_commit_hash",
-        "_experts_implementation_internal",
-        "_name_or_path",
-        "attn_implementation",
-        "experts_implementation",
-        "model_type",
-        "name_or_path",
-        "num_labels",
-        "output_attentions",
-        "per_layer_config",
-        "torch_dtype",
-        "transformers_version",
-        "use_cache",
-    }
-)
+# How much of a key must agree with one of ours to be taken for a mistyped one: "rul", "Rule", "temperature".
+_MISTYPED = 0.7
 
 
 class KadConfig(PreTrainedConfig):
@@ -44,7 +31,7 @@ class KadConfig(PreTrainedConfig):
         vocab_size: number of tokens that all models share; set when the models are known.
 
     Raises:
-        PairError: an unknown key or a malformed model reference. RuleError: a bad rule.
+        PairError: a mistyped key or a malformed model reference. RuleError: a bad rule.
     """
 
     model_type: ClassVar[str] = "kad"
@@ -57,12 +44,10 @@ class KadConfig(PreTrainedConfig):
     vocab_size: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        known = {field.name for field in fields(self)}
-        unknown = sorted(set(kwargs) - _HOST_KEYS)
-        if unknown:
-            hints = difflib.get_close_matches(unknown[0], known, n=1)
-            hint = f" Did you mean {hints[0]!r}?" if hints else ""
-            raise PairError(f"Unknown key {', '.join(map(repr, unknown))} in a pair's configuration.{hint}")
+        for key in sorted(kwargs):
+            own = _mistyped(key, KadConfig.__annotations__)
+            if own is not None:
+                raise PairError(f"Unknown key {key!r} in a pair's configuration. Did you mean {own!r}?")
         for role in ("base", "aligned", "reference"):
             value = getattr(self, role)
             if value is not None:
@@ -103,6 +88,14 @@ class KadConfig(PreTrainedConfig):
             elif role != "reference":
                 raise PairError(f"The pair's configuration names no {role} model (key {role!r}).")
         return references
+
+
+def _mistyped(key: str, own: Iterable[str]) -> str | None:
+    """The key of ours that this one is probably meant to be; None for a key of the host."""
+    if hasattr(PreTrainedConfig, key):
+        return None
+    close = difflib.get_close_matches(key.lower().replace("-", "_"), own, n=1, cutoff=_MISTYPED)
+    return close[0] if close else None
 
 
 AutoConfig.register("kad", KadConfig, exist_ok=True)

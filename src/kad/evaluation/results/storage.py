@@ -5,17 +5,18 @@
     samples.jsonl    one line per finished sample, appended with a single write and flushed to the disk
 
 If the process is killed, the last line may be incomplete. Opening the directory removes such a line, and its sample
-runs again. A lock keeps a second run out. The system releases it when the process ends.
+runs again. A lock on the file `lock` keeps a second run out. The system releases it when the process ends.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, BinaryIO, NamedTuple, Self
+
+from filelock import FileLock, Timeout
 
 from kad.errors import UsageError
 from kad.evaluation.results.settings import Settings
@@ -47,28 +48,34 @@ class RunDirectory:
     def __init__(self, path: Path, settings: Settings) -> None:
         self.path = path
         self._settings = settings
-        self._samples = -1
+        self._lock = FileLock(path / "lock", timeout=0)
+        self._samples: Any = None
         self.done: set[SampleKey] = set()
 
     def __enter__(self) -> Self:
         self.path.mkdir(parents=True, exist_ok=True)
-        self._samples = os.open(self.path / "samples.jsonl", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            self._lock()
+            self._lock.acquire()
+        except Timeout:
+            raise UsageError(f"{self.path} is in use by another run; wait for it or choose another --out") from None
+        try:
+            self._samples = (self.path / "samples.jsonl").open("a+b", buffering=0)
             self._check_settings()
             cut_torn_line(self._samples)
+            self.done = {key_of(record) for record in read_samples(self.path)}
         except BaseException:
-            os.close(self._samples)
+            self.__exit__()
             raise
-        self.done = {key_of(record) for record in read_samples(self.path)}
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._samples)
+        if self._samples is not None:
+            self._samples.close()
+        self._lock.release()
 
     def log_session(self, session: Record) -> None:
         """Note where and how this start runs."""
-        with (self.path / "sessions.jsonl").open("a", encoding="utf-8") as file:
+        with (self.path / "sessions.jsonl").open("a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps(session) + "\n")
 
     def append(self, records: Iterable[Record]) -> None:
@@ -76,15 +83,9 @@ class RunDirectory:
         new = [record for record in records if key_of(record) not in self.done]
         data = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in new).encode()
         while data:  # a write may be short, on a full disk for one
-            data = data[os.write(self._samples, data) :]
-        os.fsync(self._samples)
+            data = data[self._samples.write(data) :]
+        os.fsync(self._samples.fileno())
         self.done.update(key_of(record) for record in new)
-
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._samples, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"{self.path} is in use by another run; wait for it or choose another --out") from None
 
     def _check_settings(self) -> None:
         file = self.path / "settings.json"
@@ -117,7 +118,7 @@ def differences(stored: Any, wanted: Any, path: str = "") -> Iterator[str]:
 
 def read_samples(path: Path) -> Iterator[Record]:
     """The finished samples of a run directory, a torn last line left out."""
-    with (path / "samples.jsonl").open(encoding="utf-8") as file:
+    with (path / "samples.jsonl").open(encoding="utf-8", newline="\n") as file:
         yield from (json.loads(line) for line in file if line.endswith("\n"))
 
 
@@ -143,25 +144,25 @@ def read_sessions(path: Path) -> list[Record]:
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
-def cut_torn_line(descriptor: int) -> None:
+def cut_torn_line(file: BinaryIO) -> None:
     """Truncate an append-only file of lines behind its last whole line."""
-    size = os.fstat(descriptor).st_size
+    size = file.seek(0, os.SEEK_END)
     end, block = size, 1 << 16
     while end > 0:
-        start = max(0, end - block)
-        newline = os.pread(descriptor, end - start, start).rfind(b"\n")
+        start = file.seek(max(0, end - block))
+        newline = file.read(end - start).rfind(b"\n")
         if newline >= 0:
             end = start + newline + 1
             break
         end = start
     if end < size:
-        os.ftruncate(descriptor, end)
+        file.truncate(end)
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a file so that a reader, or a kill, sees the old one or the new one and nothing between."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
+    with temporary.open("w", encoding="utf-8", newline="\n") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -122,7 +122,9 @@ def test_a_bad_configuration_is_refused(
         kad.KadForCausalLM.from_pretrained(pair)
 
 
-@pytest.mark.parametrize("key", ["attention_sink_implementation", "_experts_backend", "base_model_pp_plan", "is_causal"])
+@pytest.mark.parametrize(
+    "key", ["attention_sink_implementation", "_experts_backend", "base_model_pp_plan", "is_causal"]
+)
 def test_a_key_that_a_new_transformers_puts_in_is_accepted(key: str, pair: Path) -> None:
     config = json.loads((pair / "config.json").read_text()) | {key: None}
     (pair / "config.json").write_text(json.dumps(config))

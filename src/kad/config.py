@@ -1,7 +1,7 @@
 """`KadConfig`: what a pair folder's config.json holds. Plain values; a mistyped key is an error.
 
-Transformers and vLLM put keys of their own into any configuration, and a new release puts new ones. So an unknown key is
-refused only where it looks like one of ours.
+Transformers and vLLM put keys of their own into any configuration, and a new release puts new ones. So an unknown key
+is refused only where it looks like one of ours.
 """
 
 from __future__ import annotations

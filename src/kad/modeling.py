@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
-from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers import AutoModelForCausalLM, DynamicCache, GenerationMixin, PreTrainedModel
 
 from kad import pairs
 from kad.cache import KadCache
@@ -21,7 +21,7 @@ from kad.ruling import Ruled
 from kad.vocabulary import trim
 
 
-class KadForCausalLM(Ruled, PreTrainedModel, ComposedGeneration):
+class KadForCausalLM(Ruled, ComposedGeneration, PreTrainedModel, GenerationMixin):
     """A base model and a small aligned one, composed token by token.
 
     Logits are log pi (float32, normalised), so temperature, warpers, penalties and beam search act on the composed

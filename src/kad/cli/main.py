@@ -28,6 +28,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from kad import __version__
 from kad.cli.flatten import flatten
+from kad.cli.stdio import write_anything
 from kad.errors import KadError, UsageError
 
 _USE, _PAIRS, _MEASURE, _LOOK = "Generate", "Pairs and rules", "Measure", "Look inside"
@@ -255,6 +256,7 @@ for _name, (_panel, _summary) in COMMANDS.items():
 
 def main() -> None:
     """The console script."""
+    write_anything()
     app()
 
 

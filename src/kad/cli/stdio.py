@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
 import math
 import sys
@@ -14,6 +16,28 @@ from rich.console import Console
 
 if TYPE_CHECKING:
     from kad.sources import Source
+
+
+# Signs of our own texts as ASCII. Any other character that an encoding lacks is written as its number, "\\u4e2d".
+_PLAIN = str.maketrans(
+    {"≥": ">=", "≤": "<=", "∝": "~", "∞": "inf", "→": "->", "−": "-", "–": "-", "…": "...", "·": "*", "×": "x"}
+    | {"π": "pi", "α": "alpha", "β": "beta", "τ": "tau"}
+)
+
+
+def write_anything() -> None:
+    """Let standard output and error take every character, also where their encoding (cp1252, ascii) lacks it."""
+    codecs.register_error("kad.plain", _as_plain)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="kad.plain")
+
+
+def _as_plain(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end].translate(_PLAIN)
+    return text.encode("ascii", "backslashreplace").decode(), error.end
 
 
 def stdout() -> Console:
@@ -32,9 +56,13 @@ def message(text: str) -> None:
 
 
 def print_json(value: Mapping[str, Any]) -> None:
-    """The one JSON object of a command: UTF-8, a line per key, numbers that are not finite as null."""
+    """The one JSON object of a command: a line per key, numbers that are not finite as null.
+
+    Where standard output is not UTF-8 (a pipe in cp1252), characters beyond ASCII are escaped, so it stays JSON.
+    """
+    escape = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
     lines = (
-        f"  {json.dumps(str(key))}: {json.dumps(_finite(item), ensure_ascii=False, allow_nan=False)}"
+        f"  {json.dumps(str(key))}: {json.dumps(_finite(item), ensure_ascii=escape, allow_nan=False)}"
         for key, item in value.items()
     )
     sys.stdout.write("{\n" + ",\n".join(lines) + "\n}\n")

@@ -61,9 +61,17 @@ def missing(need: Need) -> str | None:
 def moved(host: Host, what: str | ImportError) -> HostError:
     """The error for a host that does not have `what`: a name, or the error of an import that failed."""
     if isinstance(what, ImportError):
+        if what.name is None:  # Transformers imports lazily, and says so little where something it needs itself fails
+            return HostError(f"{host.name} {installed(host.package)} cannot be imported: {_first_cause(what)}")
         name = re.match(r"cannot import name '(\w+)'", str(what))
         what = f"{what.name}.{name[1]}" if name else f"the module {what.name}"
     return HostError(
         f"kad needs {what}, which {host.name} {installed(host.package)} does not have. "
         f'Install a tested version ({host.tested}): pip install "{host.requirement}"'
     )
+
+
+def _first_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 from kad.cli import evaluation_runs as shared
-from kad.cli.flatten import Without
 from kad.cli.options import Json, ModelOptions
 from kad.evaluation.options import RunOptions, TaskOptions
 from kad.options import Option
@@ -19,8 +18,9 @@ EXAMPLES = (
 Methods = Annotated[
     str,
     Option(
-        "Separated by ';': base, aligned, reference, oracle=MODEL, or a rule. A rule decodes speculatively with "
-        "@speculative behind it, or @speculative:num_draft_tokens=N, or @speculative:draft=reference.",
+        "Separated by ';': base, aligned, reference, oracle=MODEL, pair (the pair under its own rule, or --rule), or "
+        "any rule. A composition decodes speculatively with @speculative behind it, or "
+        "@speculative:num_draft_tokens=N, or @speculative:draft=reference.",
         "METHODS",
     ),
 ]
@@ -29,19 +29,18 @@ Methods = Annotated[
 def command(
     *,
     out: shared.RunFolder,
-    methods: Methods = "base;aligned;dual:threshold=0.4;primal:budget=0.9;nudging:threshold=0.4",
-    models: Annotated[ModelOptions, Without("rule")],
+    methods: Methods = "base;aligned;pair",
+    models: ModelOptions,
     tasks: TaskOptions,
     run: RunOptions,
     baseline: shared.Baseline = None,
     as_json: Json = False,
 ) -> None:
     """Evaluate methods on tasks. Every finished answer is on disk at once; the same command resumes a stopped run."""
-    from kad.evaluation.methods import parse_methods
     from kad.evaluation.results.report import build_report
     from kad.evaluation.results.summary import choose_baseline
 
-    parsed = parse_methods(methods)
-    choose_baseline([method.name for method in parsed], baseline)
-    shared.execute(shared.make_plan(models, tasks, run, parsed), out)
+    plan = shared.make_plan(models, tasks, run, methods)
+    choose_baseline([method.name for method in plan.methods], baseline)
+    shared.execute(plan, out)
     shared.show_report(build_report([out], baseline), out / "report", as_json)

@@ -13,6 +13,7 @@ from kad.evaluation.options import RunOptions, TaskOptions
 from kad.options import Option
 
 if TYPE_CHECKING:
+    from kad.composition import Composition
     from kad.evaluation.evaluate import Plan
     from kad.evaluation.methods import Method
     from kad.evaluation.results.report import Report
@@ -25,17 +26,24 @@ Baseline = Annotated[
 RunFolder = Annotated[Path, Option("Run directory; a run that was stopped resumes there.", "DIR", "-o")]
 
 
-def make_plan(models: ModelOptions, tasks: TaskOptions, run: RunOptions, methods: Sequence[Method]) -> Plan:
+def make_plan(models: ModelOptions, tasks: TaskOptions, run: RunOptions, methods: str | Sequence[Method]) -> Plan:
     """A plan from the options of a command.
+
+    Args:
+        models: which pair, or which models.
+        tasks: which questions.
+        run: how they are answered.
+        methods: the methods, or their names, among which `pair` stands for the pair's own rule.
 
     Raises:
         UsageError: options that contradict each other, or a method whose model is not given.
     """
     loading.quiet_transformers()
     from kad.evaluation.evaluate import Plan
+    from kad.evaluation.methods import parse_methods
 
-    models.check_sources()
-    sources, temperature, _ = pair_models(models)
+    sources, composition = pair_models(models)
+    parsed = parse_methods(methods, composition.rule) if isinstance(methods, str) else methods
     load_options: dict[str, Any] = {"trust_remote_code": True} if models.trust_remote_code else {}
     if models.dtype is not None:
         load_options["dtype"] = models.dtype
@@ -45,30 +53,35 @@ def make_plan(models: ModelOptions, tasks: TaskOptions, run: RunOptions, methods
         **vars(tasks),
         **vars(run),
         models=sources,
-        methods=tuple(methods),
-        deferral_temperature=models.deferral_temperature or temperature,
+        methods=tuple(parsed),
+        deferral_temperature=composition.deferral_temperature,
         load_options=load_options,
         device=models.device or default_device(),
     )
 
 
-def pair_models(models: ModelOptions) -> tuple[dict[str, Source], float, str]:
-    """The models by role, the deferral temperature and the rule of what the options name."""
+def pair_models(models: ModelOptions) -> tuple[dict[str, Source], Composition]:
+    """The models by role, and how they are composed, of what the options name."""
+    from kad.composition import Composition
     from kad.config import KadConfig
     from kad.pairs import read_config
     from kad.sources import Source
 
     if models.base is not None or models.aligned is not None:
+        models.check_sources()
         named = {role: getattr(models, role) for role in ("base", "aligned", "reference")}
         sources = {role: Source.parse(name) for role, name in named.items() if name is not None}
-        return sources, 1.0, KadConfig().rule
-    config = read_config(models.pair or "tiny")
-    sources = config.model_references()
-    if config.name_or_path:
-        sources["pair"] = Source(config.name_or_path)
-    if models.reference is not None:
-        sources["reference"] = Source.parse(models.reference)
-    return sources, config.deferral_temperature, config.rule
+        config = KadConfig()
+    else:
+        config = read_config(models.pair or "tiny")
+        sources = config.model_references()
+        if config.name_or_path:
+            sources["pair"] = Source(config.name_or_path)
+        if models.reference is not None:
+            sources["reference"] = Source.parse(models.reference)
+    return sources, Composition.of(
+        models.rule or config.rule, models.deferral_temperature or config.deferral_temperature
+    )
 
 
 def default_device() -> str:

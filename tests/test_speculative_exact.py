@@ -39,6 +39,7 @@ def test_every_rule_is_enumerated() -> None:
     assert {rule.partition(":")[0] for rule in RULES} == set(registry())
 
 
+@pytest.mark.supports("Transformers", "speculative sampling")
 @pytest.mark.parametrize("verifier", VERIFIERS)
 @pytest.mark.parametrize("rule", RULES)
 def test_every_rule(rule: str, verifier: str) -> None:

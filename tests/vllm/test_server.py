@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +20,7 @@ from server import Server
 from conftest import engine_environment
 from kad import KadForCausalLM
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 QUESTION = "Mia has 24 apples. She buys 13 more. How many apples does she have now?"
 # Few blocks, so that a round of requests touches all of the cache's memory; no white space, which a small model may
 # produce between braces until its tokens run out.
@@ -33,8 +37,19 @@ ENVIRONMENT = {key: value for key, value in engine_environment().items() if "MUL
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server("tiny", tmp_path_factory.mktemp("server") / "log.txt", ENVIRONMENT, *OPTIONS) as running:
+def own_rule(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package of examples/own_rule, installed by pip into a folder of its own."""
+    folder = tmp_path_factory.mktemp("own-rule")
+    pip = ("-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check")
+    subprocess.run([sys.executable, *pip, "--target", folder, EXAMPLES / "own_rule"], check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, own_rule: Path) -> Iterator[Server]:
+    path = os.pathsep.join(filter(None, [str(own_rule), os.environ.get("PYTHONPATH")]))
+    environment = ENVIRONMENT | {"PYTHONPATH": path}
+    with Server("tiny", tmp_path_factory.mktemp("server") / "log.txt", environment, *OPTIONS) as running:
         yield running
 
 
@@ -109,6 +124,29 @@ def test_a_bad_rule_is_the_clients_mistake(server: Server, rule: str) -> None:
     assert server.healthy()
 
 
+def test_a_rule_of_another_package_composes_in_the_engines_process(server: Server) -> None:
+    ends = {bound: complete(server, QUESTION, f"entropic:bound={bound}") for bound in (0, 1000)}
+    assert ends[0] == complete(server, QUESTION, "aligned_only")
+    assert ends[1000] == complete(server, QUESTION, "base_only")
+    assert ends[0] != ends[1000]
+
+
+def test_the_example_of_the_client_gets_its_answers(server: Server) -> None:
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "openai_client.py"],
+        env=os.environ | {"OPENAI_BASE_URL": f"http://localhost:{server.port}/v1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    composed, _, base_alone = done.stdout.partition("base_only: ")
+    assert composed.startswith("the rule of the pair: First, 24 + 13 = 37.")
+    assert "The answer is \\boxed{28}." in composed
+    assert "boxed{28}" not in base_alone
+
+
 def test_an_over_long_prompt_is_the_clients_mistake(server: Server) -> None:
     with pytest.raises(openai.BadRequestError, match="256"):
         chat(server, question=QUESTION * 20)
@@ -125,6 +163,7 @@ def test_a_client_that_hangs_up_frees_its_place(server: Server) -> None:
     assert chat(server).choices[0].finish_reason == "stop"
 
 
+@pytest.mark.supports("vLLM", "server", rules=RULES[1:])
 def test_two_hundred_at_once_are_answered_as_one_by_one(server: Server) -> None:
     asked = [(" ".join([QUESTION] * (1 + i % 4))[i % 9 :], RULES[i % len(RULES)]) for i in range(200)]
     one_by_one = {request: complete(server, *request) for request in dict.fromkeys(asked)}

@@ -39,8 +39,10 @@ def draft(model: Any, tokens: int = 3, method: str = "probabilistic") -> dict[st
     }
 
 
+GREEDY_RULES = [None, "aligned_only", "base_only", "dual:threshold=0.05", "primal", "mixture", "implicit_reward"]
+
+
 def greedy_batch() -> list[dict[str, Any]]:
-    rules = [None, "aligned_only", "base_only", "dual:threshold=0.05", "primal", "mixture", "implicit_reward"]
     generator = torch.Generator().manual_seed(3)
     return [
         {
@@ -52,7 +54,7 @@ def greedy_batch() -> list[dict[str, Any]]:
                 "extra_args": {"rule": rule} if rule else None,
             },
         }
-        for rule in rules
+        for rule in GREEDY_RULES
         for length in (1, 9, 60)
     ]
 
@@ -97,6 +99,7 @@ def assert_same_texts(one: list[Any], other: list[Any]) -> None:
             assert all(abs(a[token] - b[token]) < 5e-4 for token in a)
 
 
+@pytest.mark.supports("vLLM", "speculative", rules=GREEDY_RULES[1:])
 def test_greedy_is_token_for_token_the_same(plain: Any, speculative: Any, random_pair: Path) -> None:
     assert_same_texts(plain[str(random_pair)], speculative["batches"][0])
 
@@ -106,6 +109,7 @@ def test_greedy_is_the_same_on_a_trained_pair_with_deterministic_drafts(engine: 
     assert_same_texts(plain[tiny], engine(tiny, [greedy_batch()], speculative_config=config)["batches"][0])
 
 
+@pytest.mark.supports("vLLM", "speculative sampling", rules=[rule for rule, _ in GROUPS if rule])
 @pytest.mark.parametrize("group", range(len(GROUPS)), ids=[f"{rule}{warpers or ''}" for rule, warpers in GROUPS])
 def test_samples_follow_pi(speculative: Any, log_pi: Any, random_pair: Path, group: int) -> None:
     """At every position the sampled tokens' mean log-probability is pi's negative entropy, within sampling error.

@@ -1,0 +1,128 @@
+"""docs/support.md, made from the tests: which rule works with which engine and feature, and with which versions.
+
+A test says what it shows: `@pytest.mark.supports(engine, feature, rules=...)`; without `rules` it is its parameter
+`rule` or `name`. This script collects the marks (it runs no test; the gate does) and writes the page:
+
+    python make/support.py            # from tests/ to docs/support/tests.json, and the page
+    python make/support.py --vllm     # from tests/vllm, in vLLM's environment, to docs/support/vllm.json, and the page
+    python make/support.py --check    # write nothing, fail where a file would change; tests do this
+
+The versions are those of kad.hosts.versions and of docs/support/hosts.json, which `make matrix` writes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kad.hosts.versions import HOSTS
+from kad.rules import package_of, parse_rule, registry
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER, PAGE = ROOT / "docs" / "support", ROOT / "docs" / "support.md"
+MARK = "pytest.mark.supports("
+Claims = dict[str, dict[str, list[str]]]  # engine -> feature -> rules
+
+HEAD = """# What works with what
+
+<!-- Made by make/support.py from the tests. Do not edit: run `make support`. -->
+
+A ✓ is a test that passes: it compares the rule, run by this engine in this way, with the definition of the composed
+distribution. [The rules](rules.md) says what each rule does. A rule of your own works wherever its family works.
+"""
+
+
+class Collector:
+    """A pytest plugin that keeps the marks of the collected tests."""
+
+    def __init__(self) -> None:
+        self.claims: dict[str, dict[str, set[str]]] = {}
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        for item in session.items:
+            for mark in item.iter_markers("supports"):
+                self._add(item, *mark.args, **mark.kwargs)
+
+    def _add(self, item: Any, engine: str, feature: str, rules: Iterable[str] | None = None) -> None:
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        for rule in [parameters.get("rule") or parameters["name"]] if rules is None else rules:
+            self.claims.setdefault(engine, {}).setdefault(feature, set()).add(parse_rule(rule).name)
+
+
+def collect(*arguments: str) -> Claims:
+    """The claims of the marked tests among those that pytest finds with these arguments."""
+    collector, output = Collector(), io.StringIO()
+    with contextlib.redirect_stdout(output):
+        code = pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", *arguments], plugins=[collector])
+    if code != pytest.ExitCode.OK:
+        sys.exit(f"The tests cannot be collected:\n{output.getvalue()}")
+    return {
+        engine: {feature: sorted(rules) for feature, rules in features.items()}
+        for engine, features in collector.claims.items()
+    }
+
+
+def marked(folder: Path) -> list[str]:
+    """The test files of a folder with marks in them: collecting only those takes seconds."""
+    return [str(file) for file in sorted(folder.glob("test_*.py")) if MARK in file.read_text(encoding="utf-8")]
+
+
+def page(claims: Claims, hosts: Any) -> str:
+    """The page as text."""
+    own = [name for name, rule in registry().items() if package_of(rule) == "kad"]
+    parts = [HEAD]
+    for engine, features in claims.items():
+        rows = [[f"`{rule}`", *("✓" if rule in rules else "" for rules in features.values())] for rule in own]
+        parts += [f"## {engine}\n", _table(["rule", *features], rows)]
+    parts += ["## Versions\n", "Tested versions. Others within the requirements may work.\n"]
+    parts.append(_table(["package", "tested"], [[host.name, host.tested] for host in HOSTS]))
+    if hosts:
+        parts += ["## The last run of `make matrix`\n", _table(list(hosts[0]), [list(row.values()) for row in hosts])]
+    return "\n".join(parts)
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---", *[":-:"] * (len(head) - 1)], *rows]
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+
+
+def _read(name: str) -> Any:
+    path = FOLDER / name
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def main() -> None:
+    """Write the files, or check them."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--vllm", action="store_true")
+    options.add_argument("--check", action="store_true")
+    chosen = options.parse_args()
+    parts = {name: _read(name) for name in ("tests.json", "vllm.json")}
+    if chosen.vllm:
+        folder = ROOT / "tests" / "vllm"
+        name, found = "vllm.json", collect(f"--config-file={folder / 'pytest.ini'}", *marked(folder))
+    else:
+        name, found = "tests.json", collect(*marked(ROOT / "tests"))
+    parts[name] = found
+    written = {
+        FOLDER / name: json.dumps(found, indent=1) + "\n",
+        PAGE: page(parts["tests.json"] | parts["vllm.json"], _read("hosts.json")),
+    }
+    for path, text in written.items():
+        if chosen.check and (not path.exists() or path.read_text(encoding="utf-8") != text):
+            sys.exit(f"{path.relative_to(ROOT)} is not what the tests say. Run: make support")
+        if not chosen.check:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8", newline="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -135,7 +135,7 @@ def exact_distribution(
             window=FixedWindow(window),
             stop=stop_rule(criteria, ids, 0),
         )
-        emitted = [token for tokens in loop.run() for token in tokens.tolist()]
+        emitted = [item.token for items in loop.run() for item in items]
         assert emitted == ids[len(PROMPT) : loop.length].tolist()
         found[tuple(emitted)] += script.probability
     return dict(found)

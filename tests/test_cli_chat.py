@@ -18,12 +18,11 @@ from typer.testing import CliRunner
 
 import kad
 from conftest import make_tokenizer
-from kad.cli.conversation import Conversation, stoppable
-from kad.cli.drafting import Plan
+from kad.cli.conversation import Chat, stoppable
 from kad.cli.main import app
-from kad.cli.past import Past
-from kad.cli.sampling import Sampling
 from kad.errors import RuleError, UsageError
+from kad.text.conversation import Conversation
+from kad.text.sampling import Sampling
 
 ANN = "Ann has 5 pens. She buys 8 more. How many pens does she have now?"
 BEN = "Ben has 40 coins. He spends 13. How many coins are left?"
@@ -37,10 +36,11 @@ def chat(*lines: str, options: tuple[str, ...] = (), code: int = 0) -> Any:
 
 
 @pytest.fixture
-def talk(models_: dict[str, Any], folders: dict[str, Path]) -> Conversation:
+def talk(models_: dict[str, Any], folders: dict[str, Path]) -> Chat:
     """A conversation with the random models."""
     model = kad.KadForCausalLM.from_models(**{role: str(path) for role, path in folders.items()}, rule="base_only")
-    return Conversation(model, make_tokenizer(), Sampling(max_new_tokens=8, temperature=0), Plan(None, "as asked"))
+    model.tokenizer = make_tokenizer()
+    return Chat(Conversation(model, sampling=Sampling(max_new_tokens=8, temperature=0), num_draft_tokens=0))
 
 
 def test_piped_lines_are_turns_of_one_conversation() -> None:
@@ -89,20 +89,18 @@ def test_wrong_lines_end_a_piped_chat_with_exit_code_2(line: str, message: str) 
     assert len(result.stderr.strip().splitlines()) == 1
 
 
-def test_a_wrong_line_changes_nothing(talk: Conversation, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_line_changes_nothing(talk: Chat, capsys: pytest.CaptureFixture[str]) -> None:
     talk.take("Hi")
-    turns = list(talk.turns)
+    turns = list(talk.conversation.turns)
     with pytest.raises(RuleError):
         talk.take("/rule dual:threshold=7")
     with pytest.raises(UsageError, match="context"):
         talk.take("x" * 600)
-    assert talk.turns == turns
+    assert talk.conversation.turns == turns
     assert str(talk.model.rule) == "base_only"
 
 
-def test_turns_and_system_message_go_through_the_template(
-    talk: Conversation, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_turns_and_system_message_go_through_the_template(talk: Chat, capsys: pytest.CaptureFixture[str]) -> None:
     assert talk.take("/system Be kind")
     talk.take("Hi")
     first = capsys.readouterr().out[:-2]
@@ -111,24 +109,24 @@ def test_turns_and_system_message_go_through_the_template(
     talk.take("And?")
     assert decoded(talk) == f"[system]Be kind\n[user]Hi\n[assistant]{first}\n[user]And?\n[assistant]"
     talk.take("/system")
-    assert talk.turns == []
+    assert talk.conversation.turns == []
     talk.take("Hi")
     assert decoded(talk) == "[user]Hi\n[assistant]"
 
 
-def decoded(talk: Conversation) -> str:
+def decoded(talk: Chat) -> str:
     assert talk.last is not None
-    text = talk.tokenizer.decode(talk.last[0][0], skip_special_tokens=True)
+    text = talk.model.tokenizer.decode(talk.last.prompt_ids, skip_special_tokens=True)
     assert isinstance(text, str)
     return text
 
 
-PLANS = pytest.mark.parametrize("plan", [Plan(None, "as asked"), Plan(3, "as asked")], ids=["plain", "speculative"])
+PLANS = pytest.mark.parametrize("drafts", [0, 3], ids=["plain", "speculative"])
 
 
 @PLANS
-def test_a_turn_reads_only_what_is_new(talk: Conversation, plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
-    talk.plan = plan
+def test_a_turn_reads_only_what_is_new(talk: Chat, drafts: int, capsys: pytest.CaptureFixture[str]) -> None:
+    talk.conversation.num_draft_tokens = drafts
     read: dict[str, list[int]] = {"base": [], "aligned": []}
     for role, lengths in read.items():
         talk.model.parts[role].register_forward_pre_hook(lambda _, args, seen=lengths: seen.append(args[0].shape[-1]))
@@ -137,13 +135,13 @@ def test_a_turn_reads_only_what_is_new(talk: Conversation, plan: Plan, capsys: p
     for line in ("Hi", "And now?", "So?"):
         talk.take(line)
         assert talk.last is not None
-        prompt, answer = talk.last[0][0].tolist(), talk.last[1].token_ids
+        prompt, answer = talk.last.prompt_ids, talk.last.token_ids
         # The answer is read anew from where its text has other tokens than were drawn.
         known = next((i for i, (a, b) in enumerate(zip(before, prompt, strict=False)) if a != b), len(before))
         assert known >= asked
         # Speculation: the base model checks the first drafts in the pass that reads the prompt.
         assert read["aligned"][0] == len(prompt) - known
-        assert read["base"][0] == len(prompt) - known + (plan.draft_tokens or 0)
+        assert read["base"][0] == len(prompt) - known + drafts
         before, asked = (prompt + answer)[:-1], len(prompt)
         for lengths in read.values():
             lengths.clear()
@@ -151,10 +149,10 @@ def test_a_turn_reads_only_what_is_new(talk: Conversation, plan: Plan, capsys: p
 
 @PLANS
 def test_what_the_models_have_read_changes_no_answer(
-    talk: Conversation, plan: Plan, capsys: pytest.CaptureFixture[str]
+    talk: Chat, drafts: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Through rules that need the reference model and rules that do not, and through a new conversation."""
-    talk.plan = plan
+    talk.conversation.num_draft_tokens = drafts
     lines = [
         "/rule dual:threshold=0.2",
         "Hi",
@@ -169,19 +167,20 @@ def test_what_the_models_have_read_changes_no_answer(
         talk.take("/clear")
         found = []
         for line in [*lines, "How?", "/system Be kind", "Hi", "Ho"]:
-            talk.past = talk.past if remember else Past()
+            if not remember:
+                talk.conversation.forget()
             talk.take(line)
             if not line.startswith("/"):
                 assert talk.last is not None
-                found.append(talk.last[1].token_ids)
+                found.append(talk.last.token_ids)
         talk.take("/system")
         return found
 
     assert answers(remember=True) == answers(remember=False)
 
 
-def test_ctrl_c_stops_the_answer_and_keeps_what_there_is(talk: Conversation, monkeypatch: pytest.MonkeyPatch) -> None:
-    talk.sampling = Sampling(max_new_tokens=200, temperature=0)
+def test_ctrl_c_stops_the_answer_and_keeps_what_there_is(talk: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    talk.conversation.sampling = Sampling(max_new_tokens=200, temperature=0)
 
     shown: list[str] = []
 
@@ -195,15 +194,16 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_there_is(talk: Conversation, mon
     assert answer.finish_reason == "interrupted"
     assert 3 <= len(answer.token_ids) <= 5
     assert "".join(shown).strip() == answer.text.strip()
-    assert talk.turns[-1] == {"role": "assistant", "content": answer.text}
+    assert talk.conversation.turns[-1] == {"role": "assistant", "content": answer.text}
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_second_ctrl_c_leaves() -> None:
-    with stoppable() as interrupt:
+def test_a_second_ctrl_c_leaves(talk: Chat) -> None:
+    answering = talk.conversation.say("Hi")
+    with stoppable(answering):
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0)
-        assert interrupt.requested
+        assert answering.stopped
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
 

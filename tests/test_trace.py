@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,12 @@ from conftest import VOCAB, make_tokenizer
 from kad.cli.main import app
 from kad.errors import UsageError
 from kad.rules import parse_rule
+from kad.text.generate import generate
+from kad.text.prompts import pieces
+from kad.text.sampling import Sampling
 from kad.tracing.schema import NOTHING_KEPT, Trace
 from kad.tracing.terminal import overruled, render, visible
-from kad.tracing.tracer import FLOOR, SpeculationEvent, record, text_pieces, trace
+from kad.tracing.tracer import FLOOR, SpeculationEvent, record, trace_tokens
 
 # Traces keep six significant digits.
 DIGITS = {"rel": 6e-6, "abs": 1e-9}
@@ -47,7 +51,7 @@ def tokenizer() -> Any:
 @pytest.fixture
 def recorded(model: kad.KadForCausalLM, tokenizer: Any, prompt: Any) -> Trace:
     ids = prompt(30)[0].tolist()
-    return trace(model, tokenizer, ids[:6], ids[6:])
+    return trace_tokens(model, tokenizer, ids[:6], ids[6:])
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -104,8 +108,8 @@ def test_a_trace_is_one_forward_of_the_models(
     ids = prompt(30)
     log_pi = model(ids).logits[0, 5:-1].gather(-1, ids[0, 6:, None]).squeeze(-1)
     assert [position.pi for position in recorded.positions] == pytest.approx(log_pi.exp().tolist(), rel=1e-4)
-    monkeypatch.setattr("kad.tracing.scoring.LOGITS_AT_ONCE", 5 * VOCAB)
-    chunked = trace(model, make_tokenizer(), ids[0, :6].tolist(), ids[0, 6:].tolist())
+    monkeypatch.setattr("kad.text.score.LOGITS_AT_ONCE", 5 * VOCAB)
+    chunked = trace_tokens(model, make_tokenizer(), ids[0, :6].tolist(), ids[0, 6:].tolist())
     for one, other in zip(chunked.positions, recorded.positions, strict=True):
         assert one.pi == pytest.approx(other.pi, rel=1e-4)
         assert one.token == other.token
@@ -114,7 +118,7 @@ def test_a_trace_is_one_forward_of_the_models(
 def test_deferral_temperature_counts(model: kad.KadForCausalLM, tokenizer: Any, prompt: Any) -> None:
     ids = prompt(12)[0].tolist()
     with model.using(deferral_temperature=0.5):
-        sharp = trace(model, tokenizer, ids[:4], ids[4:])
+        sharp = trace_tokens(model, tokenizer, ids[:4], ids[4:])
         log_pi = model(torch.tensor([ids])).logits[0, 3:-1].gather(-1, torch.tensor(ids[4:])[:, None]).squeeze(-1)
     assert sharp.deferral_temperature == 0.5
     assert [position.pi for position in sharp.positions] == pytest.approx(log_pi.exp().tolist(), rel=1e-4)
@@ -134,7 +138,7 @@ def test_json_and_back(recorded: Trace) -> None:
 def test_events_are_recorded(model: kad.KadForCausalLM, tokenizer: Any, prompt: Any) -> None:
     ids = prompt(8)[0].tolist()
     events = [SpeculationEvent("accepted"), SpeculationEvent("rejected", 7), None, SpeculationEvent("bonus")]
-    made = trace(model, tokenizer, ids[:4], ids[4:], events=events)
+    made = trace_tokens(model, tokenizer, ids[:4], ids[4:], events=events)
     assert [position.event for position in made.positions] == ["accepted", "rejected", None, "bonus"]
     assert made.positions[1].drafted == 7
     assert 7 in made.vocabulary
@@ -143,7 +147,7 @@ def test_events_are_recorded(model: kad.KadForCausalLM, tokenizer: Any, prompt: 
 
 def test_pieces_join_to_the_text(tokenizer: Any) -> None:
     ids = tokenizer("one two\nthree").input_ids
-    assert "".join(text_pieces(tokenizer, ids[:3], ids[3:])) == " two\nthree"
+    assert "".join(pieces(tokenizer, ids[3:], ids[:3], special=True)) == " two\nthree"
 
 
 def test_a_character_of_several_tokens_comes_whole() -> None:
@@ -155,8 +159,7 @@ def test_a_character_of_several_tokens_comes_whole() -> None:
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
     ids = tokenizer("a α🙂b").input_ids
-    pieces = text_pieces(tokenizer, ids[:1], ids[1:])
-    assert pieces == [" ", "", "α", "", "", "", "🙂", "b"]
+    assert pieces(tokenizer, ids[1:], ids[:1], special=True) == [" ", "", "α", "", "", "", "🙂", "b"]
 
 
 @pytest.mark.parametrize(
@@ -174,9 +177,9 @@ def test_other_json_is_refused(recorded: Trace, change: dict[str, Any], message:
 
 def test_bad_use_says_what_to_do(model: kad.KadForCausalLM, tokenizer: Any, recorded: Trace, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="at least one token before the answer and one in it"):
-        trace(model, tokenizer, [1], [])
+        trace_tokens(model, tokenizer, [1], [])
     with pytest.raises(UsageError, match="1 events for 2 tokens"):
-        trace(model, tokenizer, [4], [5, 6], events=[None])
+        trace_tokens(model, tokenizer, [4], [5, 6], events=[None])
     with pytest.raises(UsageError, match=r"as .html or .json, not 'trace.txt'"):
         recorded.save(tmp_path / "trace.txt")
     with pytest.raises(UsageError, match="not JSON"):
@@ -245,43 +248,42 @@ class TestCommand:
 
 
 class TestSpeculation:
-    """Events told by `SpeculationLog` against what the run did."""
+    """What the loop says of each token against what the run counted and what the distributions say."""
+
+    @pytest.fixture
+    def speaking(self, model: kad.KadForCausalLM) -> kad.KadForCausalLM:
+        """The model with a tokenizer, and without an end of a text."""
+        model.tokenizer, model.generation_config.eos_token_id = make_tokenizer(), None
+        return model
 
     @pytest.mark.parametrize("sampled", [False, True])
     @pytest.mark.parametrize("window", [1, 3, 5])
     def test_events_agree_with_the_counts(
-        self, model: kad.KadForCausalLM, prompt: Any, window: int, sampled: bool
+        self, speaking: kad.KadForCausalLM, prompt: Any, window: int, sampled: bool
     ) -> None:
-        from kad.tracing.speculation_log import SpeculationLog
+        sampling = Sampling(max_new_tokens=60, temperature=1.0 if sampled else 0.0, seed=0)
+        answer = generate(speaking, prompt(6)[0].tolist(), sampling=sampling, num_draft_tokens=window)
+        counted = answer.statistics
+        assert counted is not None
+        assert len(answer.pieces) == 60
+        events = Counter(piece.event for piece in answer.pieces)
+        # The last window may be cut by the end.
+        assert 0 <= counted.accepted - events["accepted"] <= window
+        assert 0 <= counted.corrections - events["rejected"] <= 1
+        assert 0 <= counted.bonus_deferred - events["deferred"] <= 1
+        assert counted.corrections > 0
+        assert events[None] <= 1  # one token of room leaves nothing to draft
+        for piece in answer.pieces:
+            assert (piece.rejected is not None) == (piece.event == "rejected")
+            if piece.event == "rejected":
+                assert piece.rejected != piece.token or sampled
 
-        torch.manual_seed(0)
-        log, ids = SpeculationLog(), prompt(6)
-        output = model.generate(
-            ids, max_new_tokens=60, do_sample=sampled, eos_token_id=None,
-            custom_generate=kad.speculative, num_draft_tokens=window, statistics=log,
-        )  # fmt: skip
-        tokens = output[0, 6:].tolist()
-        events = log.events(len(tokens))
-        assert len(events) == len(tokens) == 60
-        everything = log.events(10_000)
-        names = [event.event for event in everything if event is not None]
-        assert names.count("accepted") == log.accepted
-        assert names.count("rejected") == log.corrections > 0
-        for token, event in zip(tokens, events, strict=True):
-            if event is not None and event.event == "rejected":
-                assert event.drafted is not None
-                assert event.drafted != token or sampled
-
-    def test_greedy_events_follow_from_the_distributions(self, model: kad.KadForCausalLM, prompt: Any) -> None:
+    def test_greedy_events_follow_from_the_distributions(self, speaking: kad.KadForCausalLM, prompt: Any) -> None:
         """A draft is accepted exactly where q*'s argmax is pi's; a rejected one is q*'s argmax."""
-        from kad.tracing.speculation_log import SpeculationLog
-
-        log, ids = SpeculationLog(), prompt(6)
-        output = model.generate(
-            ids, max_new_tokens=40, do_sample=False, eos_token_id=None,
-            custom_generate=kad.speculative, num_draft_tokens=4, statistics=log,
-        )  # fmt: skip
-        made = trace(model, make_tokenizer(), ids[0].tolist(), output[0, 6:].tolist(), events=log.events(40))
+        made = kad.trace(
+            speaking, prompt(6)[0].tolist(), sampling=Sampling(max_new_tokens=40, temperature=0), num_draft_tokens=4
+        )
+        assert "rejected" in {position.event for position in made.positions}
         for position in made.positions:
             draft = max(position.candidates, key=lambda row: row.q).token
             if position.event == "accepted":

@@ -1,7 +1,8 @@
 """Kad: align a big language model at test time with a small aligned one.
 
-The composed distribution pi is a language model; this package builds it (`compose`, `KadForCausalLM`), keeps it as a
-folder (a *pair*), and decodes it speculatively (`speculative`). Names are imported on first use.
+The composed distribution pi is a language model. This package builds it (`compose`, `KadForCausalLM`), keeps it as a
+folder (a *pair*, which `load` loads), and works with it on text (`generate`, `stream`, `score`, `trace`). Names are
+imported on first use.
 """
 
 from __future__ import annotations
@@ -13,43 +14,66 @@ if TYPE_CHECKING:
     from kad import rules, tiny
     from kad.composition import Composition, acceptance, compose, deferred_mass, origin_shares
     from kad.config import KadConfig
+    from kad.engines.load import load
     from kad.errors import KadError
     from kad.modeling import KadForCausalLM
     from kad.rules import parse_rule, register
     from kad.speculation import speculative
+    from kad.text.answer import Answer
+    from kad.text.conversation import Conversation
+    from kad.text.generate import generate, stream
+    from kad.text.sampling import Sampling
+    from kad.text.score import score
+    from kad.tracing.ask import trace
 
 __version__ = "0.2.0.dev0"
 
 # Public name -> module that holds it; an empty attribute means the module itself.
 _PUBLIC = {
+    "Answer": "kad.text.answer",
     "Composition": "kad.composition",
+    "Conversation": "kad.text.conversation",
     "KadConfig": "kad.config",
     "KadError": "kad.errors",
     "KadForCausalLM": "kad.modeling",
+    "Sampling": "kad.text.sampling",
     "acceptance": "kad.composition",
     "compose": "kad.composition",
     "deferred_mass": "kad.composition",
+    "generate": "kad.text.generate",
+    "load": "kad.engines.load",
     "origin_shares": "kad.composition",
     "parse_rule": "kad.rules",
     "register": "kad.rules",
+    "score": "kad.text.score",
     "speculative": "kad.speculation",
+    "stream": "kad.text.generate",
+    "trace": "kad.tracing.ask",
 }
 _MODULES = ("rules", "tiny")
 
 __all__ = [
+    "Answer",
     "Composition",
+    "Conversation",
     "KadConfig",
     "KadError",
     "KadForCausalLM",
+    "Sampling",
     "acceptance",
     "compose",
     "deferred_mass",
+    "generate",
+    "load",
     "origin_shares",
     "parse_rule",
     "register",
     "rules",
+    "score",
     "speculative",
+    "stream",
     "tiny",
+    "trace",
 ]
 
 

@@ -27,6 +27,11 @@ class UsageError(KadError):
     """An option, or a combination of options, that cannot be carried out."""
 
 
+class OptionError(UsageError):
+    """A bad value of an option. The message puts the names of options in backticks, as Python spells them; the command
+    line shows them as it spells them."""
+
+
 class MissingExtraError(KadError):
     """An optional dependency is not installed."""
 

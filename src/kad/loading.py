@@ -58,6 +58,23 @@ def load_tokenizer(reference: Source) -> Any:
         raise PairError(f"Cannot load the tokenizer of {reference.model}: {_first_line(error)}") from error
 
 
+def tokenizer_of(config: Any) -> Any:
+    """The tokenizer of a pair, given its `KadConfig`: the pair's own, else the aligned model's.
+
+    Raises:
+        PairError: neither has one.
+    """
+    folder = config.folder
+    if folder is not None and (folder / "tokenizer_config.json").is_file():
+        return load_tokenizer(Source(str(folder)))
+    try:
+        return load_tokenizer(config.model_references()["aligned"])
+    except PairError:
+        if folder is None and config.name_or_path:
+            return load_tokenizer(Source(config.name_or_path))
+        raise
+
+
 def load_config(reference: Source) -> Any:
     """The model's configuration, without its weights.
 

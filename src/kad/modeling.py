@@ -11,17 +11,18 @@ from transformers import AutoModelForCausalLM, DynamicCache, GenerationMixin, Pr
 
 from kad import pairs
 from kad.cache import KadCache
-from kad.composition import compose
+from kad.composition import Composition, compose
 from kad.config import KadConfig
+from kad.engines.forward import run_part
+from kad.engines.transformers import TransformersEngine
 from kad.errors import UsageError
 from kad.hosts.transformers import CACHE, CausalLMOutputWithPast, ComposedGeneration, one_cache_name
-from kad.parts import run_part
-from kad.rules import Rule, parse_rule
-from kad.ruling import Ruled
+from kad.in_force import InForce
+from kad.rules import Rule
 from kad.vocabulary import trim
 
 
-class KadForCausalLM(Ruled, ComposedGeneration, PreTrainedModel, GenerationMixin):
+class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrainedModel, GenerationMixin):
     """A base model and a small aligned one, composed token by token.
 
     Logits are log pi (float32, normalised), so temperature, warpers, penalties and beam search act on the composed
@@ -46,7 +47,7 @@ class KadForCausalLM(Ruled, ComposedGeneration, PreTrainedModel, GenerationMixin
         self.base = base
         self.aligned = aligned
         self.reference = reference
-        self._check_rule(parse_rule(config.rule))
+        self.own_composition = Composition.of(config.rule, config.deferral_temperature)
         self.eval()
 
     # ------------------------------------------------------------------ construction
@@ -91,7 +92,7 @@ class KadForCausalLM(Ruled, ComposedGeneration, PreTrainedModel, GenerationMixin
         )
         config = KadConfig(
             **{role: part.reference.to_dict() for role, part in parts.items() if part.reference is not None},
-            rule=str(parse_rule(rule)),
+            rule=rule,
             deferral_temperature=deferral_temperature,
             vocab_size=pairs.shared_vocabulary(parts),
         )

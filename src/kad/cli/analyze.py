@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from kad.cli import loading, stdio
+from kad.cli import stdio
 from kad.cli.flatten import Without
 from kad.cli.options import Json, ModelOptions
 from kad.cli.questions import Questions
@@ -50,7 +50,7 @@ def command(
 
     others = [parse_rule(rule) for rule in compare]
     model = models.load()
-    tokenizer = loading.load_tokenizer(model)
+    tokenizer = model.tokenizer
     asked = questions.load(tokenizer)
     how: dict[str, Any] = {
         "max_new_tokens": questions.max_new_tokens,

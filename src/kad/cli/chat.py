@@ -6,11 +6,13 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from kad.cli import drafting, loading, options, sampling, stdio
+from kad.cli import options, stdio
 from kad.errors import KadError
+from kad.text.drafting import DraftTokens
+from kad.text.sampling import Sampling
 
 if TYPE_CHECKING:
-    from kad.cli.conversation import Conversation
+    from kad.cli.conversation import Chat
 
 EXAMPLES = (
     "kad chat",
@@ -23,17 +25,10 @@ EXAMPLES = (
 def command(
     *,
     system: options.System = None,
-    thinking: sampling.Thinking = None,
-    draft_tokens: drafting.DraftTokens = None,
+    thinking: options.Thinking = None,
+    draft_tokens: DraftTokens = None,
     models: options.ModelOptions,
-    max_new_tokens: sampling.MaxNewTokens = None,
-    temperature: sampling.Temperature = None,
-    top_k: sampling.TopK = None,
-    top_p: sampling.TopP = None,
-    min_p: sampling.MinP = None,
-    repetition_penalty: sampling.RepetitionPenalty = None,
-    stop: sampling.Stop = None,
-    seed: options.Seed = None,
+    sampling: Sampling,
 ) -> None:
     """Talk with the composed model.
 
@@ -41,17 +36,16 @@ def command(
     from, /help lists the others. Ctrl-C stops an answer; Ctrl-D, or Ctrl-C twice, leaves. Piped in, every line is a
     message or a command.
     """
-    drafting.parse(draft_tokens)
-    settings = sampling.Sampling(
-        max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, tuple(stop or ()), seed
-    )
     with stdio.stderr().status("Loading the models ..."):
         model = models.load()
-        tokenizer = loading.load_tokenizer(model)
-        from kad.cli.conversation import Conversation
+        from kad.cli.conversation import Chat
+        from kad.text.conversation import Conversation
 
-        plan = drafting.plan(model, draft_tokens, settings)
-    talk = Conversation(model, tokenizer, settings, plan, system=system, thinking=thinking)
+        talk = Chat(
+            Conversation(
+                model, system=system, thinking=thinking, sampling=sampling, num_draft_tokens=draft_tokens, origins=False
+            )
+        )
     if sys.stdin.isatty():
         _interactive(talk)
     else:
@@ -60,7 +54,7 @@ def command(
                 break
 
 
-def _interactive(talk: Conversation) -> None:
+def _interactive(talk: Chat) -> None:
     stdio.message(f"{talk.describe()}\n/help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves.\n")
     for line in _lines():
         try:

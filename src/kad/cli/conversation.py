@@ -1,4 +1,4 @@
-"""The state of a chat: messages, the model and rule in force, and the commands that begin with a slash."""
+"""A chat at the command line: what is typed is a message, or a command that begins with a slash."""
 
 from __future__ import annotations
 
@@ -6,46 +6,34 @@ import difflib
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kad.cli import display, origins, stdio
-from kad.cli.drafting import Plan
-from kad.cli.past import Past
-from kad.cli.prompts import encode_chat
-from kad.cli.running import Answer, Interrupt, generate
-from kad.cli.sampling import Sampling
 from kad.errors import UsageError
+from kad.text.answer import Answer
+from kad.text.conversation import Conversation
+from kad.text.prompts import pieces
+from kad.text.score import score_tokens
+from kad.text.streaming import Stream
 
 if TYPE_CHECKING:
     from types import FrameType
 
-    from torch import Tensor
-
     from kad.modeling import KadForCausalLM
 
 
-class Conversation:
-    """A conversation of several turns. Each goes through the chat template as a whole; the models read what is new."""
+class Chat:
+    """A conversation with the lines that were typed."""
 
-    def __init__(
-        self,
-        model: KadForCausalLM,
-        tokenizer: Any,
-        sampling: Sampling,
-        plan: Plan,
-        *,
-        system: str | None = None,
-        thinking: bool | None = None,
-    ) -> None:
-        self.model = model
-        self.tokenizer = tokenizer
-        self.sampling = sampling
-        self.plan = plan
-        self.system = system
-        self.thinking = thinking
-        self.turns: list[dict[str, str]] = []
-        self.last: tuple[Tensor, Answer] | None = None
-        self.past = Past()
+    def __init__(self, conversation: Conversation) -> None:
+        self.conversation = conversation
+        self.last: Answer | None = None
+
+    @property
+    def model(self) -> KadForCausalLM:
+        """The composed model."""
+        model: KadForCausalLM = self.conversation.model  # type: ignore[assignment]
+        return model
 
     def describe(self) -> str:
         """The models and the rule, in one line."""
@@ -72,21 +60,15 @@ class Conversation:
 
     def say(self, text: str) -> Answer:
         """Send a message and stream the answer to standard output; Ctrl-C ends the answer, not the conversation."""
-        turns = [*self.turns, {"role": "user", "content": text}]
-        prompt_ids = encode_chat(self.tokenizer, self._with_system(turns), self.thinking)
-        with stoppable() as interrupt:
-            answer = generate(
-                self.model, self.tokenizer, prompt_ids, self.sampling, self.plan,
-                write=display.write, interrupt=interrupt, past=self.past,
-            )  # fmt: skip
+        answering = self.conversation.say(text)
+        with stoppable(answering):
+            for piece in answering:
+                display.write(piece.text)
+        answer = answering.answer
         display.write("\n\n")
         display.remark(answer)
-        self.turns = [*turns, {"role": "assistant", "content": answer.text}]
-        self.last = (prompt_ids, answer)
+        self.last = answer
         return answer
-
-    def _with_system(self, turns: list[dict[str, str]]) -> list[dict[str, str]]:
-        return turns if self.system is None else [{"role": "system", "content": self.system}, *turns]
 
     # ------------------------------------------------------------------ commands
 
@@ -98,46 +80,52 @@ class Conversation:
 
     def set_system(self, text: str) -> None:
         """/system [TEXT]   set the system message (none: drop it) and start a new conversation"""
-        self.system = text or None
+        self.conversation.system = text or None
         self.clear("")
 
     def clear(self, _: str) -> None:
         """/clear           start a new conversation"""
-        self.turns, self.last = [], None
+        self.conversation.clear()
+        self.last = None
         stdio.message("A new conversation.\n")
 
     def show_statistics(self, _: str) -> None:
         """/stats           speed and speculation of the last answer"""
-        display.show_statistics(self.model, *self._last())
+        display.show_statistics(self.model, self._last())
 
     def show_origins(self, _: str) -> None:
         """/color           the last answer, each token in the colour of the model it came from (rule in force)"""
-        prompt_ids, answer = self._last()
-        origins.require(self.model)
-        display.print_origins(self.model, self.tokenizer, prompt_ids, answer)
+        answer, composition = self._last(), self.model.composition
+        origins.require(composition)
+        if answer.token_ids:
+            found = score_tokens(self.model, answer.prompt_ids, answer.token_ids, composition)
+            assert found.base_share is not None
+            assert found.deferred_mass is not None
+            texts = pieces(self.model.tokenizer, answer.token_ids)
+            display.print_origins(texts, found.base_share.tolist(), found.deferred_mass.tolist())
 
     def show_help(self, _: str) -> None:
         """/help            this list"""
         lines = [(command.__doc__ or "").strip() for command in _COMMANDS.values()]
         stdio.message("\n".join([*lines, "/quit            leave (also Ctrl-D)", ""]))
 
-    def _last(self) -> tuple[Tensor, Answer]:
+    def _last(self) -> Answer:
         if self.last is None:
             raise UsageError("There is no answer yet.")
         return self.last
 
 
-_COMMANDS: dict[str, Callable[[Conversation, str], None]] = {
-    "rule": Conversation.set_rule,
-    "system": Conversation.set_system,
-    "clear": Conversation.clear,
-    "stats": Conversation.show_statistics,
-    "color": Conversation.show_origins,
-    "help": Conversation.show_help,
+_COMMANDS: dict[str, Callable[[Chat, str], None]] = {
+    "rule": Chat.set_rule,
+    "system": Chat.set_system,
+    "clear": Chat.clear,
+    "stats": Chat.show_statistics,
+    "color": Chat.show_origins,
+    "help": Chat.show_help,
 }
 
 
-def _command(name: str) -> Callable[[Conversation, str], None]:
+def _command(name: str) -> Callable[[Chat, str], None]:
     if name in _COMMANDS:
         return _COMMANDS[name]
     close = difflib.get_close_matches(name, [*_COMMANDS, "quit"], n=1)
@@ -146,17 +134,16 @@ def _command(name: str) -> Callable[[Conversation, str], None]:
 
 
 @contextmanager
-def stoppable() -> Iterator[Interrupt]:
-    """Within the block the first Ctrl-C only sets the `Interrupt`; the second one is a KeyboardInterrupt."""
-    interrupt = Interrupt()
+def stoppable(answering: Stream) -> Iterator[None]:
+    """Within the block the first Ctrl-C only stops the answer; the second one is a KeyboardInterrupt."""
 
     def on_interrupt(signum: int, frame: FrameType | None) -> None:
-        if interrupt.requested:
+        if answering.stopped:
             raise KeyboardInterrupt
-        interrupt.requested = True
+        answering.stop()
 
     before = signal.signal(signal.SIGINT, on_interrupt)
     try:
-        yield interrupt
+        yield
     finally:
         signal.signal(signal.SIGINT, before)

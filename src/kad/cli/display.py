@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from kad.cli import origins, stdio
-from kad.cli.prompts import context_length
+from kad.text.prompts import context_length, decode
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from kad.cli.origins import Origins
-    from kad.cli.running import Answer
     from kad.modeling import KadForCausalLM
+    from kad.text.answer import Answer
+    from kad.text.streaming import Stream
 
 _REMARKS = {
     "length": "stopped after {tokens} tokens; --max-new-tokens allows more",
@@ -30,40 +28,38 @@ def write(piece: str) -> None:
     sys.stdout.flush()
 
 
-def show(run: Callable[..., Answer], stream: bool) -> Answer:
+def show(answering: Stream, live: bool) -> Answer:
     """Print the answer, as it arrives or when it is finished."""
-    answer = run(write=write) if stream else run()
-    write("\n" if stream else answer.text + "\n")
-    return answer
+    for piece in answering:
+        if live:
+            write(piece.text)
+    write("\n" if live else answering.answer.text + "\n")
+    return answering.answer
 
 
-def show_origins(model: KadForCausalLM, tokenizer: Any, prompt_ids: Tensor, run: Callable[..., Answer]) -> Answer:
+def show_origins(answering: Stream) -> Answer:
     """Generate, then print the text in the colours of its origins, the legend on standard error."""
     with stdio.stderr().status("Generating ...", spinner="dots") as status:
-        pieces: list[str] = []
-
-        def follow(piece: str) -> None:
-            pieces.append(piece)
-            status.update(f"Generating ... {' '.join(''.join(pieces).split())[-50:]}")
-
-        answer = run(write=follow)
-    print_origins(model, tokenizer, prompt_ids, answer)
+        text = ""
+        for piece in answering:
+            text += piece.text
+            status.update(f"Generating ... {' '.join(text.split())[-50:]}")
+    answer = answering.answer
+    pieces = answer.pieces
+    print_origins(
+        [piece.text for piece in pieces],
+        [piece.base_share or 0.0 for piece in pieces],
+        [piece.deferred_mass or 0.0 for piece in pieces],
+    )
     return answer
 
 
-def print_origins(model: KadForCausalLM, tokenizer: Any, prompt_ids: Tensor, answer: Answer) -> None:
-    """The text in the colours of its origins under the rule in force, the legend on standard error."""
-    found = origins_of(model, prompt_ids, answer)
-    if found is not None:
-        stdio.stdout().print(origins.render(tokenizer, answer.token_ids, found), soft_wrap=True)
-        stdio.stderr().print(origins.legend(found), soft_wrap=True)
-
-
-def origins_of(model: KadForCausalLM, prompt_ids: Tensor, answer: Answer) -> Origins | None:
-    """The origins of an answer's tokens; None under product rules, and for an answer of no tokens."""
-    if not answer.token_ids or not origins.has_origins(model):
-        return None
-    return origins.measure(model, prompt_ids, answer.token_ids)
+def print_origins(texts: Sequence[str], base_shares: Sequence[float], deferred_mass: Sequence[float]) -> None:
+    """A text in the colours of its origins, token by token, the legend on standard error."""
+    if texts:
+        stdio.stdout().print(origins.render(zip(texts, base_shares, strict=True)), soft_wrap=True)
+        means = (sum(values) / len(values) for values in (base_shares, deferred_mass))
+        stdio.stderr().print(origins.legend(*means), soft_wrap=True)
 
 
 def remark(answer: Answer) -> None:
@@ -72,22 +68,21 @@ def remark(answer: Answer) -> None:
         stdio.message(f"[{_REMARKS[answer.finish_reason].format(tokens=len(answer.token_ids))}]")
 
 
-def as_dict(
-    model: KadForCausalLM, tokenizer: Any, answer: Answer, found: Origins | None, load_seconds: float
-) -> dict[str, Any]:
-    """The answer as JSON; `origin_shares` and `alpha` are null under product rules."""
+def as_dict(model: KadForCausalLM, answer: Answer, load_seconds: float) -> dict[str, Any]:
+    """The answer as JSON; `origin_shares` and `alpha` are null under product rules, and where there is no token."""
     shares = alpha = None
-    if found is not None:
-        shares = {"base": _rounded(found.base), "aligned": _rounded([1.0 - share for share in found.base])}
-        alpha = _rounded(found.alpha)
+    if answer.base_share is not None:
+        base = _rounded([piece.base_share for piece in answer.pieces])
+        shares = {"base": base, "aligned": _rounded([1.0 - share for share in base])}
+        alpha = _rounded([piece.deferred_mass for piece in answer.pieces])
     return {
         "text": answer.text,
         "token_ids": answer.token_ids,
-        "tokens": [decode_token(tokenizer, token) for token in answer.token_ids],
+        "tokens": [decode(model.tokenizer, [token], special=True) for token in answer.token_ids],
         "origin_shares": shares,
         "alpha": alpha,
         "finish_reason": answer.finish_reason,
-        "prompt_tokens": answer.prompt_tokens,
+        "prompt_tokens": len(answer.prompt_ids),
         "tokens_per_second": answer.tokens_per_second,
         "timings": {"load": load_seconds, "first_token": answer.first_token, "generate": answer.seconds},
         "rule": str(model.rule),
@@ -98,41 +93,35 @@ def as_dict(
     }
 
 
-def _rounded(values: list[float]) -> list[float]:
+def _rounded(values: Sequence[float | None]) -> list[float]:
     """To the digits that float32 carries."""
-    return [round(value, 6) for value in values]
+    return [round(value, 6) for value in values if value is not None]
 
 
 def speculation(answer: Answer) -> dict[str, Any]:
     """Whether the aligned model drafted and why (not), and what came of it."""
-    counted = answer.statistics
-    used = {"used": counted is not None, "draft_tokens": answer.plan.draft_tokens, "reason": answer.plan.reason}
+    plan, counted = answer.drafting, answer.statistics
+    used = {"used": plan.speculates, "draft_tokens": plan.draft_tokens, "reason": plan.reason}
     if counted is None:
         return {"speculation": used}
     return {"drafted": counted.drafted, "accepted": counted.accepted, "speculation": used | counted.to_dict()}
 
 
-def speed_up(model: KadForCausalLM, prompt_ids: Tensor, answer: Answer) -> dict[str, float]:
+def speed_up(model: KadForCausalLM, answer: Answer) -> dict[str, float]:
     """Plain decoding's speed, measured on a few steps, and how much faster this answer came; empty without drafts."""
-    from kad.cli.running import plain_step_seconds
+    from kad.text.speed import plain_step_seconds
 
-    step = None if answer.statistics is None else plain_step_seconds(model, prompt_ids, answer.token_ids)
+    step = None if answer.statistics is None else plain_step_seconds(model, model.composition, answer)
     if step is None:
         return {}
     plain = answer.first_token + (len(answer.token_ids) - 1) * step
     return {"plain_tokens_per_second": len(answer.token_ids) / plain, "speed_up": plain / answer.seconds}
 
 
-def decode_token(tokenizer: Any, token: int) -> str:
-    """One token as text, special ones by name."""
-    text: str = tokenizer.decode([token], clean_up_tokenization_spaces=False)
-    return text
-
-
-def show_statistics(model: KadForCausalLM, prompt_ids: Tensor, answer: Answer) -> None:
+def show_statistics(model: KadForCausalLM, answer: Answer) -> None:
     """The figures of one answer, as a small table on standard error."""
     rows = statistics_rows(model, answer)
-    gain = speed_up(model, prompt_ids, answer)
+    gain = speed_up(model, answer)
     if gain:
         times, plain = f"{gain['speed_up']:.2f} times", f"{gain['plain_tokens_per_second']:.1f} tokens/s"
         rows.append(("speed-up", f"{times} plain decoding ({plain}, from a few steps timed now)"))
@@ -147,11 +136,11 @@ def show_statistics(model: KadForCausalLM, prompt_ids: Tensor, answer: Answer) -
 def statistics_rows(model: KadForCausalLM, answer: Answer) -> list[tuple[str, str]]:
     """Name and value of every figure."""
     context = context_length(model)
-    total = answer.prompt_tokens + len(answer.token_ids)
+    total = len(answer.prompt_ids) + len(answer.token_ids)
     of_context = f", {total:,} of {context:,} positions" if context else ""
     rows = [
         ("rule", str(model.rule)),
-        ("tokens", f"{len(answer.token_ids)} after a prompt of {answer.prompt_tokens}{of_context}"),
+        ("tokens", f"{len(answer.token_ids)} after a prompt of {len(answer.prompt_ids)}{of_context}"),
         (
             "speed",
             f"{answer.tokens_per_second:.1f} tokens/s: {answer.seconds:.2f} s, the first token after "
@@ -161,14 +150,14 @@ def statistics_rows(model: KadForCausalLM, answer: Answer) -> list[tuple[str, st
     if answer.seed is not None:
         rows.append(("seed", str(answer.seed)))
     if answer.statistics is None:
-        return [*rows, ("speculation", f"off: {answer.plan.reason}")]
+        return [*rows, ("speculation", f"off: {answer.drafting.reason}")]
     return [*rows, *_speculation_rows(answer)]
 
 
 def _speculation_rows(answer: Answer) -> list[tuple[str, str]]:
     counted = answer.statistics
     assert counted is not None
-    rows = [("speculation", f"draft tokens {answer.plan.draft_tokens}: {answer.plan.reason}")]
+    rows = [("speculation", f"draft tokens {answer.drafting.draft_tokens}: {answer.drafting.reason}")]
     if counted.drafted:
         rows += [
             ("drafts", f"{counted.accepted} of {counted.drafted} accepted ({counted.acceptance_rate:.0%})"),

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kad.cli import loading, stdio
+from kad.cli import stdio
 from kad.cli.analyze import Budget
 from kad.cli.flatten import Without
 from kad.cli.options import Json, ModelOptions
@@ -41,7 +41,7 @@ def command(
 
     require_pyplot()  # a missing matplotlib is worth knowing before the models run
     model = models.load()
-    tokenizer = loading.load_tokenizer(model)
+    tokenizer = model.tokenizer
     asked = questions.load(tokenizer)
 
     from kad.figures.data import Settings, collect

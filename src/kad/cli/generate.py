@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from functools import partial
 from typing import Annotated
 
 import typer
 
-from kad.cli import drafting, loading, options, sampling, stdio
-from kad.cli.prompts import encode_chat, encode_text, read_prompt
+from kad.cli import options, stdio
+from kad.cli.prompts import read_prompt
 from kad.errors import UsageError
+from kad.text.drafting import DraftTokens
+from kad.text.sampling import Sampling
 
 EXAMPLES = (
     'kad generate "Mia has 24 apples. She buys 13 more. Then she loses 9. How many are left?"',
@@ -29,7 +30,7 @@ def command(
     file: options.PromptFile = None,
     system: options.System = None,
     raw: options.Raw = False,
-    thinking: sampling.Thinking = None,
+    thinking: options.Thinking = None,
     color: Annotated[
         bool, typer.Option("--color", help="Show, once the text is finished, which model each token came from.")
     ] = False,
@@ -37,18 +38,11 @@ def command(
         bool,
         typer.Option("--stats", help="Show speed and speculation on standard error (with --json: add the speed-up)."),
     ] = False,
-    draft_tokens: drafting.DraftTokens = None,
+    draft_tokens: DraftTokens = None,
     stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Show the text as it arrives.")] = True,
     as_json: options.Json = False,
     models: options.ModelOptions,
-    max_new_tokens: sampling.MaxNewTokens = None,
-    temperature: sampling.Temperature = None,
-    top_k: sampling.TopK = None,
-    top_p: sampling.TopP = None,
-    min_p: sampling.MinP = None,
-    repetition_penalty: sampling.RepetitionPenalty = None,
-    stop: sampling.Stop = None,
-    seed: options.Seed = None,
+    sampling: Sampling,
 ) -> None:
     """Generate text from a prompt with the composed model.
 
@@ -56,40 +50,27 @@ def command(
     aligned model's generation settings, unless you say otherwise.
     """
     text = read_prompt(prompt, file)
-    drafting.parse(draft_tokens)
-    settings = sampling.Sampling(
-        max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, tuple(stop or ()), seed
-    )
-    if raw and (system is not None or thinking is not None):
-        raise UsageError("--raw uses no chat template: --system and --thinking would do nothing.")
+    options.check_raw(raw, system, thinking)
     if as_json and color:
         raise UsageError("Give --json or --color, not both; the JSON holds the origin shares.")
     started = time.perf_counter()
     model = models.load()
-    tokenizer = loading.load_tokenizer(model)
-    prompt_ids = encode_text(tokenizer, text) if raw else encode_chat(tokenizer, messages(system, text), thinking)
-    loaded = time.perf_counter() - started
+    from kad.cli import display, origins
+    from kad.text.generate import stream as answer_to
 
-    from kad.cli import display, origins, running
-
-    plan = drafting.plan(model, draft_tokens, settings)
-    run = partial(running.generate, model, tokenizer, prompt_ids, settings, plan)
-    if as_json:
-        answer = run()
-        found = display.as_dict(model, tokenizer, answer, display.origins_of(model, prompt_ids, answer), loaded)
-        stdio.print_json(found | (display.speed_up(model, prompt_ids, answer) if stats else {}))
-        return
     if color:
-        origins.require(model)
-        answer = display.show_origins(model, tokenizer, prompt_ids, run)
-    else:
-        answer = display.show(run, stream)
+        origins.require(model.composition)
+    answering = answer_to(
+        model, text, system=system, thinking=thinking, raw=raw, sampling=sampling, num_draft_tokens=draft_tokens,
+        origins=as_json or color,
+    )  # fmt: skip
+    loaded = time.perf_counter() - started
+    if as_json:
+        answer = answering.finish()
+        gain = display.speed_up(model, answer) if stats else {}
+        stdio.print_json(display.as_dict(model, answer, loaded) | gain)
+        return
+    answer = display.show_origins(answering) if color else display.show(answering, stream)
     display.remark(answer)
     if stats:
-        display.show_statistics(model, prompt_ids, answer)
-
-
-def messages(system: str | None, user: str) -> list[dict[str, str]]:
-    """The conversation of one question."""
-    first = [] if system is None else [{"role": "system", "content": system}]
-    return [*first, {"role": "user", "content": user}]
+        display.show_statistics(model, answer)

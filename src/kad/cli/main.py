@@ -29,7 +29,7 @@ from typer.core import TyperCommand, TyperGroup
 from kad import __version__
 from kad.cli.flatten import flatten
 from kad.cli.stdio import write_anything
-from kad.errors import KadError, UsageError
+from kad.errors import KadError, OptionError, UsageError
 
 _USE, _PAIRS, _MEASURE, _LOOK = "Generate", "Pairs and rules", "Measure", "Look inside"
 
@@ -58,6 +58,8 @@ _CONTEXT_SETTINGS: Mapping[str, dict[str, Any]] = {"serve": _PASS_THROUGH}
 
 # The names of options that are no longer shown, and today's.
 _OLD_OPTIONS: Mapping[str, str] = {"--output": "--out"}
+
+_OPTIONS = {"num_draft_tokens": "--draft-tokens"}
 
 INTERRUPTED = 130  # 128 + SIGINT
 PIPE_CLOSED = 141  # 128 + SIGPIPE
@@ -136,6 +138,8 @@ def exit_code(run: Callable[[], Any]) -> int:
         code = run()
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
+    except OptionError as error:
+        return _wrong_input(re.sub("`([a-z_]+)`", _as_option, str(error)))
     except KadError as error:
         return _wrong_input(str(error))
     except _ClickError as error:
@@ -146,6 +150,11 @@ def exit_code(run: Callable[[], Any]) -> int:
     except BrokenPipeError:
         _drop_output()
         return PIPE_CLOSED
+
+
+def _as_option(name: re.Match[str]) -> str:
+    """An option's name in Python as the command line spells it."""
+    return _OPTIONS.get(name[1], "--" + name[1].replace("_", "-"))
 
 
 def _drop_output() -> None:

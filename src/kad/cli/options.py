@@ -9,20 +9,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
+from kad.engines.load import DTYPES, check_sources
 from kad.errors import UsageError
 from kad.options import Option, check_fields
 
 if TYPE_CHECKING:
     from kad.modeling import KadForCausalLM
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-
 Model = str | None
 Json = Annotated[bool, Option("Print one JSON object on standard output, and nothing else there.", name="--json")]
 PromptFile = Annotated[Path | None, Option("Read the prompt from a file.", "FILE", "-f")]
-Seed = Annotated[int | None, Option("Seed of the random numbers.", "N", allowed=">= 0", shown="random")]
 System = Annotated[str | None, Option("A system message before the conversation.", "TEXT")]
+Thinking = Annotated[bool | None, Option("For chat templates with a thinking switch (Qwen3).", shown="the template's")]
 Raw = Annotated[bool, Option("Give the prompt as it stands, without the chat template.")]
+
+
+def check_raw(raw: bool, system: str | None, thinking: bool | None) -> None:
+    """Refuse what needs the chat template beside a raw prompt.
+
+    Raises:
+        UsageError: both are given.
+    """
+    if raw and (system is not None or thinking is not None):
+        raise UsageError("--raw uses no chat template: --system and --thinking would do nothing.")
 
 
 @dataclass(frozen=True)
@@ -83,15 +92,7 @@ class ModelOptions:
         Raises:
             UsageError: both, or one of the two models without the other.
         """
-        given = {"--base": self.base, "--aligned": self.aligned, "--reference": self.reference}
-        named = [option for option, value in given.items() if value is not None]
-        if self.pair is not None and named:
-            raise UsageError(f"Give --pair or {' '.join(named)}, not both.")
-        if named and (self.base is None or self.aligned is None):
-            missing = "--base" if self.base is None else "--aligned"
-            raise UsageError(
-                f"{' '.join(named)} needs {missing} beside it: a composition has a base and an aligned model."
-            )
+        check_sources(self.pair, self.base, self.aligned, self.reference)
 
     def load(self) -> KadForCausalLM:
         """The composed model; see `kad.cli.loading.load_model`."""

@@ -10,9 +10,10 @@ from rich.console import Group, RenderableType
 from rich.syntax import Syntax
 from rich.text import Text
 
-from kad.cli import loading, options, stdio
+from kad.cli import loading, stdio
 from kad.cli.flatten import Only, Prefix
 from kad.cli.options import Json, ModelOptions
+from kad.engines.load import DTYPES
 from kad.errors import UsageError
 from kad.options import Option
 
@@ -37,7 +38,7 @@ _MODELS = ModelOptions(rule=_RULE, deferral_temperature=1.0)
 class LoadOptions:
     """How one model of the pair is loaded, where it differs from the others."""
 
-    dtype: Annotated[str | None, Option("As --dtype.", "DTYPE", allowed=options.DTYPES)] = None
+    dtype: Annotated[str | None, Option("As --dtype.", "DTYPE", allowed=DTYPES)] = None
     gguf_file: Annotated[str | None, Option("Weights from this GGUF file of it.", "FILE")] = None
     subfolder: Annotated[str | None, Option("The folder inside its repository.", "DIR")] = None
     others: Annotated[
@@ -60,7 +61,7 @@ def command(
     models: Annotated[ModelOptions, Only("base", "aligned", "reference", "rule", "deferral_temperature")] = _MODELS,
     dtype: Annotated[
         str | None,
-        Option("Weights as float32, bfloat16, float16 or auto (as stored).", "DTYPE", allowed=options.DTYPES),
+        Option("Weights as float32, bfloat16, float16 or auto (as stored).", "DTYPE", allowed=DTYPES),
     ] = None,
     out: Annotated[Path | None, Option("The folder to write.", "DIR", "-o")] = None,
     trust_remote_code: Annotated[

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from kad.errors import UsageError
 from kad.evaluation.options import DataDir
 from kad.options import Option, check_fields
+from kad.text.prompts import render
 
 if TYPE_CHECKING:
     from kad.figures.answers import Question
@@ -96,8 +97,6 @@ def _from_task(tokenizer: Any, name: str, data_dir: Path | None, limit: int) -> 
     ]
 
 
-def _chat(tokenizer: Any, messages: Sequence[dict[str, str]]) -> str:
-    if not getattr(tokenizer, "chat_template", None):
-        raise UsageError("The aligned model's tokenizer has no chat template, so questions cannot be put to it.")
-    text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-    return text
+def _chat(tokenizer: Any, conversation: Sequence[Mapping[str, str]]) -> str:
+    """A question as `kad eval` would put it: without thinking."""
+    return render(tokenizer, conversation, thinking=False, drop_system=True)

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kad.cli import drafting, loading, options, sampling, stdio
-from kad.cli.prompts import encode_chat, encode_text, read_prompt
+from kad.cli import options, stdio
+from kad.cli.prompts import read_prompt
 from kad.errors import UsageError
 from kad.options import Option
+from kad.text.drafting import DraftTokens
+from kad.text.sampling import Sampling
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from kad.modeling import KadForCausalLM
-    from kad.speculation import SpeculationStatistics
     from kad.tracing.schema import Trace
 
 EXAMPLES = (
@@ -42,18 +39,11 @@ def command(
     ] = False,
     system: options.System = None,
     raw: options.Raw = False,
-    thinking: sampling.Thinking = None,
-    draft_tokens: drafting.DraftTokens = None,
+    thinking: options.Thinking = None,
+    draft_tokens: DraftTokens = None,
     as_json: options.Json = False,
     models: options.ModelOptions,
-    max_new_tokens: sampling.MaxNewTokens = None,
-    temperature: sampling.Temperature = None,
-    top_k: sampling.TopK = None,
-    top_p: sampling.TopP = None,
-    min_p: sampling.MinP = None,
-    repetition_penalty: sampling.RepetitionPenalty = None,
-    stop: sampling.Stop = None,
-    seed: options.Seed = None,
+    sampling: Sampling,
 ) -> None:
     """Record what the rule did at every position: who each token came from, and the distributions behind it.
 
@@ -67,60 +57,16 @@ def command(
         _deliver(_read(stored), out, every_position, as_json)
         return
     question = read_prompt(prompt, file)
-    settings = sampling.Sampling(
-        max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, tuple(stop or ()), seed
-    )
-    drafting.parse(draft_tokens)
-    if raw and (system is not None or thinking is not None):
-        raise UsageError("--raw uses no chat template: --system and --thinking would do nothing.")
+    options.check_raw(raw, system, thinking)
     answer = None if text is None else read_prompt(None, text)
     model = models.load()
-    tokenizer = loading.load_tokenizer(model)
-    messages = [{"role": "system", "content": system}] if system is not None else []
-    messages.append({"role": "user", "content": question})
-    prompt_ids = encode_text(tokenizer, question) if raw else encode_chat(tokenizer, messages, thinking)
-    if answer is not None:
-        trace = _given(model, tokenizer, prompt_ids, answer)
-    else:
-        trace = _generated(model, tokenizer, prompt_ids, settings, drafting.plan(model, draft_tokens, settings))
-    _deliver(trace, out, every_position, as_json)
+    from kad.tracing.ask import trace
 
-
-def _given(model: KadForCausalLM, tokenizer: Any, prompt_ids: Tensor, answer: str) -> Trace:
-    from kad.tracing.tracer import trace
-
-    tokens = tokenizer(answer, add_special_tokens=False).input_ids
-    return trace(model, tokenizer, prompt_ids[0].tolist(), tokens)
-
-
-@dataclass(frozen=True)
-class _LoggedPlan(drafting.Plan):
-    """A plan whose speculation is written down token by token."""
-
-    log: SpeculationStatistics = field(kw_only=True)
-
-    def options(self, statistics: SpeculationStatistics) -> dict[str, Any]:
-        return super().options(self.log)
-
-
-def _generated(
-    model: KadForCausalLM, tokenizer: Any, prompt_ids: Tensor, settings: sampling.Sampling, plan: drafting.Plan
-) -> Trace:
-    from kad.cli import running
-    from kad.tracing.speculation_log import SpeculationLog
-    from kad.tracing.tracer import trace
-
-    log = SpeculationLog()
-    answer = running.generate(
-        model, tokenizer, prompt_ids, settings, _LoggedPlan(plan.draft_tokens, plan.reason, log=log)
-    )
-    config = settings.apply(model.generation_config, None)
-    made: dict[str, Any] = {"source": "generated", "do_sample": bool(config.do_sample)}
-    if config.do_sample:
-        made |= {"temperature": config.temperature, "seed": answer.seed}
-    made |= {"finish_reason": answer.finish_reason, "draft_tokens": plan.draft_tokens}
-    events = log.events(len(answer.token_ids)) if log.windows else []
-    return trace(model, tokenizer, prompt_ids[0].tolist(), answer.token_ids, events=events, generation=made)
+    made = trace(
+        model, question, answer, system=system, thinking=thinking, raw=raw,
+        sampling=sampling, num_draft_tokens=draft_tokens,
+    )  # fmt: skip
+    _deliver(made, out, every_position, as_json)
 
 
 def _stored(prompt: str | None) -> Path | None:

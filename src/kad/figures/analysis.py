@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from kad.figures.answers import Answer, Question, answer
+from kad.figures.answers import Question, answer
 from kad.figures.approximation import Approximation, approximation, concatenate
 from kad.knapsack import TOLERANCE, Exact
 from kad.rules import Dual, LinearProgram, Primal, Rule
-from kad.tracing.scoring import score
+from kad.text.score import logits_of
 
 if TYPE_CHECKING:
     from kad.modeling import KadForCausalLM
+    from kad.text.answer import Answer
 
 _CONFIDENCE = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0 + 1e-9)
 
@@ -30,10 +31,10 @@ def approximation_on(
     progress: Callable[[int], object] = lambda done: None,
 ) -> Approximation:
     """The certificates at every position of some answers; `progress` is called with 1 an answer."""
-    parts = []
+    parts, temperature = [], model.composition.deferral_temperature
     for item in answers:
-        for chunk in score(model, item.prompt_ids, item.token_ids):
-            base, aligned = chunk.logits["base"], chunk.logits["aligned"]
+        for chunk in logits_of(model, item.prompt_ids, item.token_ids, roles=("base", "aligned")):
+            base, aligned = (chunk.logits[role].cpu() / temperature for role in ("base", "aligned"))
             parts.append(approximation(base, aligned, budget=budget, threshold=threshold))
         progress(1)
     return concatenate(parts)

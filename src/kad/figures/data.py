@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from kad.composition import acceptance, deferred_mass
 from kad.errors import UsageError
-from kad.figures.answers import Answer, Answers, Question, answer
+from kad.figures.answers import Answers, Question, answer
 from kad.figures.approximation import LAMBDAS, Approximation, approximation, concatenate, entropy_difference
-from kad.rules import CascadeRule, Dual, ImplicitReward, Nudging, Primal, Rule, parse_rule
+from kad.rules import Dual, ImplicitReward, Nudging, Primal, Rule, parse_rule
+from kad.text.score import logits_of, score_tokens
 from kad.tracing.schema import Position
-from kad.tracing.scoring import score
-from kad.tracing.tracer import trace
+from kad.tracing.tracer import trace_tokens
 
 if TYPE_CHECKING:
     from kad.modeling import KadForCausalLM
+    from kad.text.answer import Answer
 
 RULES = ("base_only", "aligned_only", "nudging", "primal", "dual", "confidence_bet")
 """Compared in figures 2, 5 and 7, at their defaults; with a reference model also the implicit reward."""
@@ -104,11 +104,10 @@ def measure(
     )
     alphas, betas = [], []
     for item in answers.answers:
-        chunks = list(score(model, item.prompt_ids, item.token_ids))
-        logits = [(c.logits["base"], c.logits["aligned"], c.logits.get("reference")) for c in chunks]
-        betas.append(torch.cat([acceptance(rule, *rows) for rows in logits]))
-        if isinstance(rule, CascadeRule):
-            alphas.append(torch.cat([deferred_mass(rule, p, q) for p, q, _ in logits]))
+        found = score_tokens(model, item.prompt_ids, item.token_ids, model.composed_by(rule))
+        betas.append(found.acceptance)
+        if found.deferred_mass is not None:
+            alphas.append(found.deferred_mass)
     return Measured(answers, alphas, betas)
 
 
@@ -116,7 +115,7 @@ def distributions(model: KadForCausalLM, tokenizer: Any, answers: Answers) -> di
     """Figure 1: p, q* and pi where, in the first answer, p is in two minds and q* has another opinion."""
     first = answers.answers[0]
     with model.using(answers.rule):
-        made = trace(model, tokenizer, first.prompt_ids, first.token_ids)
+        made = trace_tokens(model, tokenizer, first.prompt_ids, first.token_ids)
     index, position = max(enumerate(made.positions), key=lambda item: _interest(item[1]))
     rows = sorted(position.candidates, key=lambda row: -max(row.p, row.q, row.pi))[:8]
     before = "".join(item.text for item in made.positions[:index])
@@ -207,12 +206,13 @@ def _interest(position: Position) -> float:
 def _knapsacks(
     model: KadForCausalLM, answers: Sequence[Answer], target: Any, settings: Settings
 ) -> tuple[Approximation, list[tuple[Tensor, Tensor]]]:
-    parts, entropies = [], []
-    others = {} if target is None else {"target": target}
+    parts, entropies, temperature = [], [], model.composition.deferral_temperature
     for item in answers:
-        for chunk in score(model, item.prompt_ids, item.token_ids, others):
-            base, aligned = chunk.logits["base"], chunk.logits["aligned"]
+        others = {} if target is None else {"target": model.scorer_of(target, rollback=False)}
+        for chunk in logits_of(model, item.prompt_ids, item.token_ids, roles=("base", "aligned"), others=others):
+            logits = {role: rows.cpu() / temperature for role, rows in chunk.logits.items()}
+            base, aligned = logits["base"], logits["aligned"]
             parts.append(approximation(base, aligned, budget=settings.budget, threshold=settings.threshold))
             if target is not None:
-                entropies.append(entropy_difference(base, chunk.logits["target"]))
+                entropies.append(entropy_difference(base, logits["target"]))
     return concatenate(parts), entropies

@@ -1,9 +1,28 @@
 """Speculative decoding of the composed model: q* drafts a window, the base model verifies it in one forward.
 
-`speculative` is a Transformers `custom_generate` callable. The output follows pi exactly, whatever the draft.
+`speculative` is a Transformers `custom_generate` callable. The output follows pi exactly, whatever the draft. Names are
+imported on first use, so that the light modules of this package stay light.
 """
 
-from kad.speculation.generate import SpeculativeOutput, speculative
-from kad.speculation.statistics import SpeculationStatistics
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kad.speculation.generate import SpeculativeOutput, speculative
+    from kad.speculation.statistics import SpeculationStatistics
 
 __all__ = ["SpeculationStatistics", "SpeculativeOutput", "speculative"]
+
+_MODULES = {
+    "SpeculationStatistics": "kad.speculation.statistics",
+    "SpeculativeOutput": "kad.speculation.generate",
+    "speculative": "kad.speculation.generate",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
+    raise AttributeError(f"module 'kad.speculation' has no attribute {name!r}")

@@ -11,6 +11,8 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from kad.cache import KadCache
+from kad.engines.base import Scorer
+from kad.engines.cached_model import CachedModel
 from kad.errors import UsageError
 from kad.hosts.transformers import CACHE, BaseStreamer, GenerateDecoderOnlyOutput
 from kad.modeling import KadForCausalLM
@@ -18,7 +20,6 @@ from kad.speculation import inputs
 from kad.speculation.loop import SpeculativeLoop
 from kad.speculation.policies import Records, choose_policy
 from kad.speculation.randomness import TorchRandomness
-from kad.speculation.scorers import CachedModel
 from kad.speculation.statistics import SpeculationStatistics
 from kad.speculation.windows import window_size
 from kad.verification import Randomness, Verifier, verify_block, verify_tokens
@@ -100,7 +101,7 @@ def speculative(
         ids=ids[padding:],
         length=input_ids.shape[1] - padding,
         drafter=draft_model,
-        scorers=dict(scorers),
+        scorers=scorers,
         policy=choose_policy(
             model.rule,
             drafter=draft_model,
@@ -118,7 +119,7 @@ def speculative(
     try:
         _run(loop, streamer)
         if generation_config.return_dict_in_generate or cache.given:
-            _bring_level(loop, scorers)
+            loop.bring_level()
     finally:
         for scorer in scorers.values():
             scorer.release()
@@ -136,7 +137,7 @@ def speculative(
     )
 
 
-def _scorers(model: KadForCausalLM, cache: KadCache) -> dict[str, CachedModel]:
+def _scorers(model: KadForCausalLM, cache: KadCache) -> dict[str, Scorer]:
     return {
         role: CachedModel(model.parts[role], part, model.config.vocab_size, model.base.device)
         for role, part in cache.parts.items()
@@ -144,24 +145,15 @@ def _scorers(model: KadForCausalLM, cache: KadCache) -> dict[str, CachedModel]:
 
 
 def _run(loop: SpeculativeLoop, streamer: BaseStreamer | None) -> None:
-    for tokens in loop.run():
+    for emitted in loop.run():
         if streamer is not None:
-            streamer.put(tokens.cpu())
+            streamer.put(torch.tensor([item.token for item in emitted]))
     if streamer is not None:
         streamer.end()
 
 
 def _wants_records(config: GenerationConfig) -> bool:
     return bool(config.return_dict_in_generate and (config.output_scores or config.output_logits))
-
-
-def _bring_level(loop: SpeculativeLoop, scorers: dict[str, CachedModel]) -> None:
-    """Leave every cache as plain decoding would: all tokens processed but the last one."""
-    end = loop.length - 1
-    for scorer in scorers.values():
-        scorer.rollback(end)
-        if scorer.processed < end:
-            scorer.advance(loop.ids[scorer.processed : end], 1)
 
 
 def _rows(rows: list[Tensor], count: int) -> tuple[Tensor, ...]:

@@ -139,11 +139,11 @@ def stop_rule(criteria: StoppingCriteriaList, ids: Tensor, padding: int) -> Stop
     def stops(end: int, token: int) -> bool:
         return token in ends or (bool(called) and bool(called(ids[:end].unsqueeze(0), None).all()))
 
-    def stop(committed: Tensor, new: int) -> tuple[int, bool]:
-        start = padding + committed.shape[0] - new
-        for count, token in enumerate(committed[-new:].tolist(), start=1):
+    def stop(committed: Tensor, new: list[int]) -> tuple[int, bool]:
+        start = padding + committed.shape[0] - len(new)
+        for count, token in enumerate(new, start=1):
             if stops(start + count, token):
                 return count, True
-        return new, start + new >= ids.shape[0]
+        return len(new), start + len(new) >= ids.shape[0]
 
     return stop

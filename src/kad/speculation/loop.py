@@ -13,19 +13,50 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from kad.engines.base import Scorer
 from kad.speculation.policies import Bonus, Draft, Policy, Rows
-from kad.speculation.scorers import Scorer
 from kad.speculation.statistics import SpeculationStatistics
 from kad.speculation.windows import WindowSize
 
-# Given all ids (length,) and how many of them are new: how many of the new ones stay, and whether that is the end.
-StopRule = Callable[[Tensor, int], tuple[int, bool]]
+# Given all ids (length,) and the new ones at their end: how many of the new ones stay, and whether that is the end.
+StopRule = Callable[[Tensor, list[int]], tuple[int, bool]]
+Event = Literal["accepted", "rejected", "bonus", "deferred"]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How one token came about.
+
+    Attributes:
+        event: a draft was "accepted"; a draft was "rejected" and this token drawn in its place; this is the "bonus"
+            token after a whole accepted window; or that one was "deferred" to q*, whose draw needs no verification.
+            None where nothing was drafted.
+        rejected: (), the rejected draft.
+        rows: the models' logits (vocab,) at this position by role, where the loop keeps them.
+    """
+
+    event: Event | None = None
+    rejected: Tensor | None = None
+    rows: Rows | None = None
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """One token of the output and its origin."""
+
+    token: int
+    origin: Origin
+
+
+# Tokens (), not yet committed, with their origins.
+_Tokens = list[tuple[Tensor, Origin]]
 
 
 @dataclass
@@ -41,6 +72,8 @@ class SpeculativeLoop:
         window: how many to draft.
         stop: applied to every batch of committed tokens, before they are emitted.
         statistics: counts and times, kept up to date.
+        keep_rows: give each token the rows of logits it was decided by. The drafting model then reads the position of
+            a bonus token at once, in a forward of its own.
     """
 
     ids: Tensor
@@ -51,11 +84,12 @@ class SpeculativeLoop:
     window: WindowSize
     stop: StopRule
     statistics: SpeculationStatistics = field(default_factory=SpeculationStatistics)
+    keep_rows: bool = False
     finished: bool = False
-    _open: Bonus | None = None
+    _open: tuple[Bonus, Origin] | None = None
 
-    def run(self) -> Iterator[Tensor]:
-        """Tokens (n,) as they are committed, n >= 1, until a stop rule or the end of `ids`."""
+    def run(self) -> Iterator[list[Emitted]]:
+        """Tokens as they are committed, one or more at a time, until a stop rule or the end of `ids`."""
         for scorer in self.scorers.values():
             # A model must see at least the last token to say what follows it.
             scorer.rollback(self.length - 1)
@@ -63,7 +97,7 @@ class SpeculativeLoop:
         while not self.finished and self._room > 0:
             start = perf_counter()
             if self._open is not None:
-                yield self._commit(self._settle(self._open))
+                yield self._commit(self._settle(*self._open))
                 if self.finished or self._room == 0:
                     return
             size = min(self.window.next(), self._room - 1)
@@ -79,7 +113,15 @@ class SpeculativeLoop:
     def _room(self) -> int:
         return self.ids.shape[0] - self.length
 
-    def _settle(self, bonus: Bonus) -> list[Tensor]:
+    def bring_level(self) -> None:
+        """Leave every model as plain decoding would: all tokens processed but the last one."""
+        end = self.length - 1
+        for scorer in self.scorers.values():
+            scorer.rollback(end)
+            if scorer.processed < end:
+                scorer.advance(self.ids[scorer.processed : end], 1)
+
+    def _settle(self, bonus: Bonus, origin: Origin) -> _Tokens:
         """Draw the open bonus token now that the drafting model has its row."""
         with self._timed("seconds_draft"):
             logits = self._advance_drafter(self.length)
@@ -89,7 +131,8 @@ class SpeculativeLoop:
             self.statistics.bonus_deferred += 1
         else:
             self.statistics.bonus_composed += 1
-        return [token]
+        rows = None if origin.rows is None else origin.rows | {self.drafter: logits}
+        return [(token, replace(origin, rows=rows))]
 
     def _draft(self, size: int) -> list[Draft]:
         """Draft `size` tokens, written behind the committed ones."""
@@ -100,7 +143,7 @@ class SpeculativeLoop:
                 self.ids[end] = drafts[-1].token
         return drafts
 
-    def _verify(self, drafts: list[Draft]) -> tuple[list[Tensor], list[float]]:
+    def _verify(self, drafts: list[Draft]) -> tuple[_Tokens, list[float]]:
         """Tokens that follow the committed ones, perhaps none, and the acceptance probabilities on the way."""
         size = len(drafts)
         with self._timed("seconds_verify"):
@@ -108,39 +151,56 @@ class SpeculativeLoop:
             if size == 0:
                 self.statistics.count_window(0, 0)
                 self._roll_back(self.length)
-                return self._bonus(rows), []
+                return self._bonus(rows, drafts), []
             window = {role: logits[:size] for role, logits in rows.items()}
             verdict = self.policy.judge(drafts, window, self.length)
             self.statistics.count_window(size, verdict.accepted, verdict.chance)
             self._count_deferred(window, drafts, len(verdict.chance))
-            tokens = [draft.token for draft in drafts[: verdict.accepted]]
+            tokens: _Tokens = [
+                (draft.token, Origin("accepted", rows=self._rows(rows, i, draft)))
+                for i, draft in enumerate(drafts[: verdict.accepted])
+            ]
             self._roll_back(self.length + verdict.accepted)
             if verdict.correction is None:
-                tokens += self._bonus({role: logits[size:] for role, logits in rows.items()})
+                tokens += self._bonus({role: logits[size:] for role, logits in rows.items()}, drafts)
             else:
-                self.statistics.count_correction(drafts[verdict.accepted].token)
-                tokens.append(verdict.correction)
+                self.statistics.corrections += 1
+                fallen = drafts[verdict.accepted]
+                origin = Origin("rejected", fallen.token, self._rows(rows, verdict.accepted, fallen))
+                tokens.append((verdict.correction, origin))
             return tokens, list(verdict.chance)
 
-    def _bonus(self, row: Rows) -> list[Tensor]:
+    def _bonus(self, rows: Rows, drafts: list[Draft]) -> _Tokens:
         """The token after a whole window if it can be known now; else it stays open."""
-        bonus = self.policy.bonus(row)
+        bonus = self.policy.bonus(rows)
+        seen = self._rows(rows, 0)
         if bonus.token is None:
-            self._open = bonus
+            event: Event = "deferred" if bonus.rows is None else "bonus"
+            self._open = (bonus, Origin(event if drafts else None, rows=seen))
             return []
         self.statistics.bonus_kept += 1
-        return [bonus.token]
+        if seen is not None:
+            seen |= {self.drafter: self._advance_drafter(self.length + len(drafts))}
+        return [(bonus.token, Origin("bonus" if drafts else None, rows=seen))]
 
-    def _commit(self, tokens: list[Tensor]) -> Tensor:
+    def _rows(self, rows: Rows, index: int, draft: Draft | None = None) -> Rows | None:
+        """The logits at one position, those of the drafting model where it has drafted there."""
+        if not self.keep_rows:
+            return None
+        own = {} if draft is None else {self.drafter: draft.logits}
+        return {role: logits[index] for role, logits in rows.items()} | own
+
+    def _commit(self, tokens: _Tokens) -> list[Emitted]:
         """Append tokens, as far as the stop rule lets them."""
         end = self.length + len(tokens)
-        self.ids[self.length : end] = torch.stack([token.to(self.ids.device) for token in tokens])
-        kept, self.finished = self.stop(self.ids[:end], len(tokens))
-        start, self.length = self.length, self.length + kept
+        self.ids[self.length : end] = torch.stack([token.to(self.ids.device) for token, _ in tokens])
+        values = self.ids[self.length : end].tolist()
+        kept, self.finished = self.stop(self.ids[:end], values)
+        self.length += kept
         self.statistics.tokens += kept
         if self.finished:
             self._roll_back(self.length)
-        return self.ids[start : self.length]
+        return [Emitted(value, origin) for value, (_, origin) in zip(values[:kept], tokens[:kept], strict=True)]
 
     def _advance_drafter(self, end: int) -> Tensor:
         scorer = self.scorers[self.drafter]
@@ -155,7 +215,7 @@ class SpeculativeLoop:
         }
 
     def _roll_back(self, length: int) -> None:
-        """The only place where models forget: everything past `length`, whoever has got how far."""
+        """The only place where models forget rejected drafts: each model forgets what it has read past `length`."""
         for scorer in self.scorers.values():
             scorer.rollback(length)
 

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
-
 
 @dataclass
 class SpeculationStatistics:
@@ -95,10 +93,6 @@ class SpeculationStatistics:
         self.accepted += accepted
         self.lengths[accepted] += 1
         self.sizes[drafted] += 1
-
-    def count_correction(self, rejected: Tensor) -> None:
-        """One more rejected draft, a 0-d token; reading it would wait for the device, so only who wants it does."""
-        self.corrections += 1
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON, derived figures included."""

@@ -15,8 +15,9 @@ import kad
 from kad.composition import compose_distributions, distributions
 from kad.errors import UsageError
 from kad.rules import CascadeRule, Rule, ThresholdRule
+from kad.text.prompts import pieces
+from kad.text.score import logits_of
 from kad.tracing.schema import NOTHING_KEPT, Candidate, Event, Position, Trace
-from kad.tracing.scoring import score
 
 if TYPE_CHECKING:
     from kad.modeling import KadForCausalLM
@@ -35,7 +36,7 @@ class SpeculationEvent:
     drafted: int | None = None
 
 
-def trace(
+def trace_tokens(
     model: KadForCausalLM,
     tokenizer: Any,
     prompt_ids: Sequence[int],
@@ -63,9 +64,9 @@ def trace(
     if events and len(events) != len(output_ids):
         raise UsageError(f"{len(events)} events for {len(output_ids)} tokens: give one a token, or none.")
     rule = model.rule
-    positions = list(_score(model, prompt_ids, output_ids))
-    pieces = text_pieces(tokenizer, prompt_ids, output_ids)
-    positions = [replace(position, text=piece) for position, piece in zip(positions, pieces, strict=True)]
+    positions = list(_positions(model, prompt_ids, output_ids))
+    texts = pieces(tokenizer, output_ids, prompt_ids, special=True)
+    positions = [replace(position, text=text) for position, text in zip(positions, texts, strict=True)]
     if events:
         positions = [_with_event(position, event) for position, event in zip(positions, events, strict=True)]
     return Trace(
@@ -138,27 +139,16 @@ def family(rule: Rule) -> str:
     return "cascade" if isinstance(rule, CascadeRule) else "product"
 
 
-def text_pieces(tokenizer: Any, before: Sequence[int], tokens: Sequence[int]) -> list[str]:
-    """What each token adds to the text; they join to it. A token that leaves a character incomplete adds ""."""
-    ids = [*before, *tokens]
-    start = done = len(before)
-    # Decoding begins a few tokens early: tokenizers strip the space before the first token they are given.
-    context = max(start - 4, 0)
-    pieces = []
-    for end in range(start + 1, len(ids) + 1):
-        known, text = tokenizer.decode(ids[context:done]), tokenizer.decode(ids[context:end])
-        incomplete = text.endswith("\N{REPLACEMENT CHARACTER}") and end < len(ids)
-        pieces.append("" if incomplete else text[len(known) :])
-        if not incomplete:
-            context, done = max(done - 4, context), end
-    return pieces
-
-
-def _score(model: KadForCausalLM, prompt_ids: Sequence[int], output_ids: Sequence[int]) -> Iterator[Position]:
-    rule, temperature = model.rule, model.composition.deferral_temperature
-    for chunk in score(model, prompt_ids, output_ids):
+def _positions(model: KadForCausalLM, prompt_ids: Sequence[int], output_ids: Sequence[int]) -> Iterator[Position]:
+    composition = model.composition
+    for chunk in logits_of(model, prompt_ids, output_ids, roles=tuple(model.parts)):
         logits = (chunk.logits["base"], chunk.logits["aligned"], chunk.logits.get("reference"))
-        yield from record(rule, chunk.tokens, *logits, deferral_temperature=temperature)
+        yield from record(
+            composition.rule,
+            chunk.tokens.cpu(),
+            *(None if rows is None else rows.cpu() for rows in logits),  # type: ignore[arg-type]
+            deferral_temperature=composition.deferral_temperature,
+        )
 
 
 def _shares(p: Tensor, q: Tensor, kept: float | None, alpha: Tensor | None) -> float | None:

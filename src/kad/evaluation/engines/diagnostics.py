@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from kad.composition import acceptance, deferred_mass
+from kad.engines.forward import run_part
 from kad.modeling import KadForCausalLM
-from kad.parts import run_part
 from kad.rules import CascadeRule
 from kad.vocabulary import trim
 

@@ -8,10 +8,12 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from kad.errors import UsageError, missing_extra
+from kad.text.prompts import render
 
 TASKS_FOLDER = Path(__file__).parent
 PAPER_TASKS = (
@@ -124,25 +126,14 @@ def chat_renderer(tokenizer: Any) -> Renderer:
     """The tokenizer's chat template with thinking off, as published.
 
     If a template refuses a system message, the question goes without one.
-    """
-    import jinja2
 
+
+    Raises:
+        UsageError: there is no chat template.
+    """
     if getattr(tokenizer, "chat_template", None) is None:
         raise UsageError("the aligned model's tokenizer has no chat template; the tasks are chats and need one")
-
-    def apply(messages: Messages) -> str:
-        rendered: str = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )
-        return rendered
-
-    def render(messages: Messages) -> str:
-        try:
-            return apply(messages)
-        except jinja2.exceptions.TemplateError:
-            return apply([message for message in messages if message["role"] != "system"])
-
-    return render
+    return partial(render, tokenizer, thinking=False, drop_system=True)
 
 
 def _manager(metadata: dict[str, Any]) -> Any:

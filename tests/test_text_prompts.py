@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cli_runs import make_tiny_tokenizer
-from kad.cli.prompts import Detokenizer, decode
+from kad.text.prompts import Detokenizer, decode
 
 
 @pytest.mark.parametrize(

@@ -1,29 +1,15 @@
-"""One model with its cache, as the loop sees it: run on new tokens, roll back to a length."""
+"""The scorer of Transformers: one model with its key-value cache."""
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
-from transformers import Cache, PreTrainedModel
+from transformers import Cache, DynamicLayer, PreTrainedModel
 
+from kad.engines.forward import run_part
 from kad.errors import UsageError
 from kad.hosts.transformers import forget, record_past, unforgetting
-from kad.parts import run_part
 from kad.vocabulary import trim
-
-
-class Scorer(Protocol):
-    """What the loop asks of a model."""
-
-    processed: int
-
-    def advance(self, ids: Tensor, keep: int) -> Tensor:
-        """Process ids (n,) that follow the `processed` ones; logits (keep, vocab) at the last `keep` of them."""
-
-    def rollback(self, length: int) -> None:
-        """Forget everything but the first `length` tokens; a `length` not yet reached changes nothing."""
 
 
 class CachedModel:
@@ -34,16 +20,25 @@ class CachedModel:
         cache: its cache; may hold a prefix already.
         vocab_size: the common vocabulary; rows past it are cut off.
         device: where the logits are wanted.
+        rollback: whether tokens will have to be taken back.
 
     Raises:
-        UsageError: a cache that cannot be rolled back.
+        UsageError: a cache that cannot be rolled back, and `rollback`.
     """
 
-    def __init__(self, model: PreTrainedModel, cache: Cache, vocab_size: int, device: torch.device) -> None:
-        _check_can_roll_back(cache)
+    def __init__(
+        self, model: PreTrainedModel, cache: Cache, vocab_size: int, device: torch.device, *, rollback: bool = True
+    ) -> None:
+        if rollback:
+            _check_can_roll_back(cache)
         self.processed = int(cache.get_seq_length())
         self._model, self._cache, self._vocab, self._device = model, cache, vocab_size, device
-        self._recording = record_past(cache, True)
+        self._recording = rollback and record_past(cache, True)
+
+    @property
+    def reversible(self) -> bool:
+        """See `kad.engines.base.Scorer`."""
+        return all(type(layer) is DynamicLayer for layer in self._cache.layers)
 
     def advance(self, ids: Tensor, keep: int) -> Tensor:
         """Process ids (n,); logits (keep, vocab) at the last `keep` of them."""
@@ -61,7 +56,8 @@ class CachedModel:
 
     def release(self) -> None:
         """Hand the cache back as an ordinary one."""
-        record_past(self._cache, False)
+        if self._recording:
+            record_past(self._cache, False)
 
 
 def _check_can_roll_back(cache: Cache) -> None:

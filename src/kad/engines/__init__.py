@@ -1,0 +1,1 @@
+"""The seam to whatever runs models: what an engine gives (`base`), and the engine of Transformers."""

@@ -1,0 +1,140 @@
+"""Load a pair with the engine that fits its files, and put it where it is to run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from kad.errors import OptionError, UsageError
+
+if TYPE_CHECKING:
+    from kad.modeling import KadForCausalLM
+
+ENGINES = ("auto", "transformers")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+_SHARDING = ("auto", "balanced", "balanced_low_0", "sequential")
+
+
+def load(
+    pair: str | None = None,
+    *,
+    base: str | None = None,
+    aligned: str | None = None,
+    reference: str | None = None,
+    engine: str = "auto",
+    rule: str | Mapping[str, Any] | None = None,
+    deferral_temperature: float | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
+    trust_remote_code: bool = False,
+) -> KadForCausalLM:
+    """Load a pair, ready for `kad.generate`, `kad.stream`, `kad.score` and `kad.trace`.
+
+    Args:
+        pair: a folder written by `kad pack`, a hub id, or "tiny", the embedded one, which is the default.
+        base, aligned, reference: models to compose instead of a pair.
+        engine: "transformers", or "auto": the engine that reads the models' files.
+        rule, deferral_temperature: replace the pair's own.
+        dtype: of the weights: "float32", "bfloat16", "float16", or "auto" (as stored); the pair's own by default.
+        device: "cpu", "cuda", "cuda:1", "mps"; "auto" spreads the models over all devices (needs accelerate). By
+            default where the pair says, else the first accelerator, else the CPU.
+        trust_remote_code: run code that comes with the models.
+
+    Raises:
+        UsageError: options that contradict each other, an unknown engine, dtype or device. PairError: no such pair, or
+        a model that cannot be loaded.
+
+    Example:
+        >>> model = kad.load("my-pair", rule="primal:budget=0.8", device="cuda")
+    """
+    check_sources(pair, base, aligned, reference)
+    if engine not in ENGINES:
+        raise OptionError(f"Unknown `engine` {engine!r}. Choose from: {', '.join(ENGINES)}.")
+    options = _loading_options(dtype, device, trust_remote_code)
+    from kad.modeling import KadForCausalLM
+    from kad.rules import parse_rule
+
+    composition: dict[str, Any] = {"rule": rule, "deferral_temperature": deferral_temperature}
+    given = {key: value for key, value in composition.items() if value is not None}
+    if base is not None and aligned is not None:
+        if rule is not None and reference is None and parse_rule(rule).needs_reference:
+            raise OptionError(f"Rule {parse_rule(rule)} needs the reference model. Give one with `reference`.")
+        model = KadForCausalLM.from_models(base, aligned, reference=reference, **given, **options)
+    else:
+        model = KadForCausalLM.from_pretrained(pair or "tiny", **given, **options)
+    _place(model, device)
+    return model
+
+
+def check_sources(pair: str | None, base: str | None, aligned: str | None, reference: str | None) -> None:
+    """Either a pair, or base and aligned model.
+
+    Raises:
+        UsageError: both, or one of the two models without the other.
+    """
+    given = {"`base`": base, "`aligned`": aligned, "`reference`": reference}
+    named = [option for option, value in given.items() if value is not None]
+    if pair is not None and named:
+        raise OptionError(f"Give `pair` or {' '.join(named)}, not both.")
+    if named and (base is None or aligned is None):
+        missing = "`base`" if base is None else "`aligned`"
+        raise OptionError(
+            f"{' '.join(named)} needs {missing} beside it: a composition has a base and an aligned model."
+        )
+
+
+def check_dtype(dtype: str | None, option: str = "dtype") -> None:
+    """Raise UsageError unless `dtype` is None or one of `DTYPES`."""
+    if dtype is not None and dtype not in DTYPES:
+        raise OptionError(f"Unknown `{option}` {dtype!r}. Choose from: {', '.join(DTYPES)}.")
+
+
+def _loading_options(dtype: str | None, device: str | None, trust_remote_code: bool) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    if dtype is not None:
+        check_dtype(dtype)
+        options["dtype"] = dtype
+    if device is not None:
+        _check_device(device)
+        options["device_map"] = device if device in _SHARDING else None
+    if trust_remote_code:
+        options["trust_remote_code"] = True
+    return options
+
+
+def _check_device(device: str) -> None:
+    if device in _SHARDING:
+        return
+    import torch
+
+    if not re.fullmatch(r"(cpu|cuda|mps|xpu|hpu|npu)(:\d+)?", device):
+        raise OptionError(f"Unknown `device` {device!r}. Choose from: cpu, cuda, cuda:1, mps, xpu, auto.")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(f"Device {device!r} cannot be used here: {reason}") from error
+
+
+def _place(model: KadForCausalLM, device: str | None) -> None:
+    """Move the models to the device asked for; without one, to the first accelerator, unless the pair places them."""
+    if device in _SHARDING:
+        return
+    target: Any = device
+    if device is None:
+        import torch
+
+        placed = any(
+            key in source.kwargs
+            for source in model.config.model_references().values()
+            for key in ("device_map", "quantization_config")
+        )
+        if placed or not torch.accelerator.is_available():
+            return
+        target = torch.accelerator.current_accelerator(check_available=True)
+    try:
+        model.to(target)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise OptionError(f"The models cannot be moved to {target}: {reason}. Try `device` cpu or auto.") from error

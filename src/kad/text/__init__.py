@@ -1,0 +1,1 @@
+"""A composed model at work on text: prompts, answers, streams, scores, batches, conversations."""

@@ -1,0 +1,142 @@
+"""Many prompts at once: plain decoding in lockstep, every answer with random numbers of its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from kad.engines.lockstep import Lockstep
+from kad.text.answer import Answer
+from kad.text.drafting import Drafting
+from kad.text.prompts import decode
+from kad.text.sampling import Sampling, end_tokens, processors
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedModel
+
+
+class Noise:
+    """Standard Gumbel noise, one generator a row: argmax_v (log pi_v + g_v) is distributed as pi.
+
+    Row i draws its g from its own generator. So its text depends on its seed and its prompt alone, and not on which
+    rows share the batch or on what ran before. That is what lets a killed run resume without drawing anything twice.
+
+    The noise is float64: in float32 the tail of g would end at 16.6 and a token rarer than 2^-24 could never win.
+    """
+
+    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
+        self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def add(self, scores: Tensor) -> Tensor:
+        """(batch, vocab) log-probabilities or scores -> the same with noise, float64."""
+        rows = [
+            torch.rand(scores.shape[-1], generator=generator, dtype=torch.float64, device=scores.device)
+            for generator in self._generators
+        ]
+        # rand is in [0, 1): a zero, once in 2^53, gives -inf, a token that cannot win this time.
+        return scores.double() - torch.log(-torch.log(torch.stack(rows)))
+
+
+def seeds_from(seed: int, count: int) -> list[int]:
+    """As many seeds as there are prompts, drawn from one."""
+    generator = torch.Generator().manual_seed(seed)
+    seeds: list[int] = torch.randint(2**31, (count,), generator=generator).tolist()
+    return seeds
+
+
+def generate_all(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    sampling: Sampling | None = None,
+    seeds: Sequence[int] | None = None,
+    ends: Sequence[int] | None = None,
+    batch_size: int = 16,
+    progress: Callable[[int], object] = lambda done: None,
+) -> list[Answer]:
+    """The answers to many prompts, decoded in batches. The Transformers engine alone, a pair or a single model.
+
+    Args:
+        model: a `KadForCausalLM`, under the composition in force, or any other causal language model.
+        tokenizer: of the answers.
+        prompts: token ids; see `kad.text.prompts.encode`.
+        sampling: how to draw tokens, over the model's own settings.
+        seeds: one for each prompt; needed where tokens are drawn at random.
+        ends: the tokens that end a text, instead of those of the model's settings.
+        batch_size: how many prompts to decode at once.
+        progress: called with the number of answers after each batch.
+
+    Raises:
+        UsageError: settings that cannot be followed.
+    """
+    config = (sampling or Sampling()).apply(model.generation_config, None)
+    if ends is not None:
+        config.eos_token_id = list(ends)
+    answers: list[Answer] = []
+    for start in range(0, len(prompts), batch_size):
+        some = [list(prompt) for prompt in prompts[start : start + batch_size]]
+        seed = None if seeds is None or not config.do_sample else list(seeds[start : start + batch_size])
+        if config.do_sample and seed is None:
+            raise ValueError("Sampled answers need one seed for each prompt.")
+        answers += _decode_together(model, tokenizer, some, config, seed)
+        progress(len(some))
+    return answers
+
+
+@torch.no_grad()
+def _decode_together(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    prompts: list[list[int]],
+    config: GenerationConfig,
+    seeds: list[int] | None,
+) -> list[Answer]:
+    started = _now(model.device)
+    ends = end_tokens(config)
+    rows = Lockstep(model, prompts, pad=_pad_token(tokenizer, config, ends))
+    noise = None if seeds is None else Noise(seeds, model.device)
+    process = processors(config, rows.ids.shape[1], model.device)
+    stopping = torch.tensor(ends or [-1], device=model.device)
+    unfinished = torch.ones(len(prompts), dtype=torch.bool, device=model.device)
+    for _ in range(int(config.max_new_tokens)):
+        scores = process(rows.ids, rows.next_logits())
+        tokens = (scores if noise is None else noise.add(scores)).argmax(dim=-1)
+        rows.append(torch.where(unfinished, tokens, rows.pad))
+        unfinished &= ~torch.isin(tokens, stopping)
+        if not bool(unfinished.any()):
+            break
+    share = (_now(model.device) - started) / len(prompts)
+    written = rows.ids[:, rows.width :].tolist()
+    found = []
+    for index, (prompt, row) in enumerate(zip(prompts, written, strict=True)):
+        end = next((place + 1 for place, token in enumerate(row) if token in ends), None)
+        found.append(
+            Answer(
+                prompt_ids=prompt,
+                token_ids=row[:end],
+                text=decode(tokenizer, row[:end]),
+                finish_reason="length" if end is None else "stop",
+                seconds=share,
+                first_token=share,
+                drafting=Drafting(0, "many prompts at once"),
+                temperature=(config.temperature or 1.0) if config.do_sample else None,
+                seed=None if seeds is None else seeds[index],
+            )
+        )
+    return found
+
+
+def _pad_token(tokenizer: Any, config: GenerationConfig, ends: Sequence[int]) -> int:
+    candidates = (tokenizer.pad_token_id, config.pad_token_id, *ends, 0)
+    return next(int(token) for token in candidates if token is not None)
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

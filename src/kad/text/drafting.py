@@ -1,0 +1,94 @@
+"""Whether the aligned model drafts, and how many tokens at a time: the choice where the caller makes none."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from kad.engines.base import roles_of
+from kad.errors import OptionError, UsageError
+from kad.options import Option
+from kad.speculation.windows import AUTO, default_draft_tokens
+
+if TYPE_CHECKING:
+    from kad.composition import Composition
+    from kad.engines.base import ComposedModel
+
+MAX_DRAFT_TOKENS = 64
+PAYS_BELOW = 0.5
+"""Drafting costs about this share of a base step per token; above it, even a good draft hardly pays."""
+
+
+@dataclass(frozen=True)
+class Drafting:
+    """How many tokens to draft at a time, and why.
+
+    Attributes:
+        draft_tokens: a number, "auto" (learned by the clock), or 0: plain decoding.
+        reason: in words.
+    """
+
+    draft_tokens: int | str
+    reason: str
+
+    @property
+    def speculates(self) -> bool:
+        """Whether anything is drafted."""
+        return self.draft_tokens != 0
+
+
+def check(draft_tokens: int | str | None) -> int | str | None:
+    """The number of tokens to draft as a number or "auto"; None where nobody has said.
+
+    Raises:
+        UsageError: anything else.
+    """
+    if draft_tokens is None or draft_tokens == AUTO:
+        return draft_tokens
+    number = int(draft_tokens) if re.fullmatch(r"[0-9]{1,3}", str(draft_tokens)) else -1
+    if not 0 <= number <= MAX_DRAFT_TOKENS:
+        raise OptionError(
+            f"`num_draft_tokens` must be a number from 0 to {MAX_DRAFT_TOKENS} or auto, but is {draft_tokens!r}."
+        )
+    return number
+
+
+DraftTokens = Annotated[
+    int | str | None,
+    Option(
+        "Speculative decoding: draft N tokens at a time with the aligned model; auto learns N by the clock, so that a "
+        "seed repeats no sampled text; 0 is off. The distribution of the text is the same.",
+        "N|auto|0",
+        shown=f"where it should pay: {default_draft_tokens(False)}, or {default_draft_tokens(True)} when sampling",
+        parse=check,
+    ),
+]
+
+
+def choose(
+    model: ComposedModel, composition: Composition, draft_tokens: int | str | None, *, sampled: bool
+) -> Drafting:
+    """What the caller asks for; else to draft where the aligned model is much the smaller one.
+
+    Args:
+        model: the pair.
+        composition: how it will be composed.
+        draft_tokens: a number, "auto", 0 for plain decoding, or None.
+        sampled: whether tokens are drawn at random.
+
+    Raises:
+        UsageError: a value that is none of these.
+    """
+    asked = check(draft_tokens)
+    if asked is not None:
+        return Drafting(asked, "as asked")
+    facts = model.facts
+    cost = facts["aligned"].parameters / facts["base"].parameters
+    if cost >= PAYS_BELOW:
+        return Drafting(0, f"the aligned model is too large to draft: {cost:.0%} of the base model's parameters")
+    try:
+        model.scorers(roles_of(composition))
+    except UsageError:
+        return Drafting(0, "a model's cache cannot take rejected drafts back")
+    return Drafting(default_draft_tokens(sampled), f"the aligned model has {cost:.1%} of the base model's parameters")

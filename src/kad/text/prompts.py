@@ -1,0 +1,171 @@
+"""From messages to token ids and from token ids back to text: the one place that applies a chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from kad.errors import OptionError, UsageError
+
+if TYPE_CHECKING:
+    from kad.engines.base import ComposedModel
+
+Message = Mapping[str, str]
+Prompt = str | Sequence[Message] | Sequence[int]
+"""A user's text, the messages of a conversation, or token ids."""
+
+
+def messages(prompt: str | Sequence[Message], system: str | None = None) -> list[dict[str, str]]:
+    """A prompt as the messages of a conversation, the system message first.
+
+    Args:
+        prompt: what the user says, or messages {"role": ..., "content": ...}, in order.
+        system: a system message to put before them.
+    """
+    said = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(message) for message in prompt]
+    return said if system is None else [{"role": "system", "content": system}, *said]
+
+
+def render(
+    tokenizer: Any, conversation: Sequence[Message], thinking: bool | None = None, *, drop_system: bool = False
+) -> str:
+    """The conversation as the text that the models read, ready for the answer.
+
+    Args:
+        tokenizer: the aligned model's.
+        conversation: messages {"role": ..., "content": ...}, in order.
+        thinking: passed to templates that know `enable_thinking` (Qwen3); None leaves it to the template.
+        drop_system: where the template refuses a system message, leave it out.
+
+    Raises:
+        UsageError: no chat template, or one that refuses these messages.
+    """
+    from jinja2 import TemplateError
+
+    if not getattr(tokenizer, "chat_template", None):
+        raise OptionError(
+            "The aligned model's tokenizer has no chat template. Use `raw` to give the prompt as it stands."
+        )
+    switches = {} if thinking is None else {"enable_thinking": thinking}
+    try:
+        text: str = tokenizer.apply_chat_template(
+            list(conversation), tokenize=False, add_generation_prompt=True, **switches
+        )
+    except TemplateError as error:
+        without = [message for message in conversation if message["role"] != "system"]
+        if drop_system and len(without) < len(conversation):
+            return render(tokenizer, without, thinking)
+        raise UsageError(f"The aligned model's chat template refuses this conversation: {error}") from error
+    return text
+
+
+def encode(
+    tokenizer: Any, prompt: Prompt, *, system: str | None = None, thinking: bool | None = None, raw: bool = False
+) -> list[int]:
+    """The token ids of a prompt.
+
+    Args:
+        tokenizer: the aligned model's.
+        prompt: what the user says, messages, or token ids, which are returned as they are.
+        system: a system message before it.
+        thinking: see `render`.
+        raw: take the text as it stands, without the chat template, behind the tokenizer's own start token.
+
+    Raises:
+        UsageError: no token comes out, or as `render`.
+    """
+    if not isinstance(prompt, str) and all(isinstance(item, int) for item in prompt):
+        return _not_empty([item for item in prompt if isinstance(item, int)])
+    said: Any = prompt
+    if raw:
+        if system is not None or thinking is not None or not isinstance(prompt, str):
+            raise OptionError("`raw` uses no chat template: messages, `system` and `thinking` would do nothing.")
+        return _not_empty(tokenizer(prompt).input_ids)
+    # The template has written every special token that belongs there.
+    text = render(tokenizer, messages(said, system), thinking)
+    return _not_empty(tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def text_ids(tokenizer: Any, text: str | Sequence[int]) -> list[int]:
+    """The token ids of a text that follows a prompt; token ids are returned as they are."""
+    return list(tokenizer(text, add_special_tokens=False).input_ids if isinstance(text, str) else text)
+
+
+def _not_empty(ids: Sequence[int]) -> list[int]:
+    if not ids:
+        raise UsageError("The prompt is empty: the tokenizer makes no token of it.")
+    return list(ids)
+
+
+def context_length(model: ComposedModel) -> int | None:
+    """The most positions that all models of the pair were made for, or None where none of them says."""
+    limits = (facts.context_length for facts in model.facts.values())
+    return min((limit for limit in limits if limit), default=None)
+
+
+def room(model: ComposedModel, prompt_tokens: int) -> int | None:
+    """How many tokens fit after the prompt; None where no model sets a limit.
+
+    Raises:
+        UsageError: none.
+    """
+    context = context_length(model)
+    if context is not None and prompt_tokens >= context:
+        raise UsageError(
+            f"The prompt has {prompt_tokens} tokens; the models' context holds {context}, answer included. Shorten it."
+        )
+    return None if context is None else context - prompt_tokens
+
+
+def decode(tokenizer: Any, token_ids: Sequence[int], *, special: bool = False) -> str:
+    """The text of some tokens. Special tokens are left out unless `special` is True."""
+    text: str = tokenizer.decode(list(token_ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False)
+    return text
+
+
+class Detokenizer:
+    """Text piece by piece as tokens arrive; a piece waits until its characters are complete.
+
+    Only the tokens since the last complete piece are decoded anew, with the piece before them as context: some
+    tokenizers write a space or not depending on what came before.
+
+    Args:
+        tokenizer: of the tokens.
+        before: tokens that precede the first one.
+        special: whether special tokens are part of the text.
+    """
+
+    def __init__(self, tokenizer: Any, before: Sequence[int] = (), *, special: bool = False) -> None:
+        self._tokenizer, self._special = tokenizer, special
+        self._tokens = list(before[-_CONTEXT:])
+        self._context, self._shown = 0, len(self._tokens)
+
+    def push(self, token: int) -> str:
+        """The text that this token completes, possibly none."""
+        self._tokens.append(token)
+        before, now = self._decode(self._shown), self._decode(len(self._tokens))
+        if now.endswith("\N{REPLACEMENT CHARACTER}") or len(now) <= len(before):
+            return ""
+        self._context, self._shown = self._shown, len(self._tokens)
+        return now[len(before) :]
+
+    def finish(self) -> str:
+        """What is left at the end, incomplete characters included."""
+        rest = self._decode(len(self._tokens))[len(self._decode(self._shown)) :]
+        self._context = self._shown = len(self._tokens)
+        return rest
+
+    def _decode(self, end: int) -> str:
+        return decode(self._tokenizer, self._tokens[self._context : end], special=self._special)
+
+
+_CONTEXT = 4  # tokens before the first one that decide whether it begins with a space
+
+
+def pieces(tokenizer: Any, token_ids: Sequence[int], before: Sequence[int] = (), *, special: bool = False) -> list[str]:
+    """What each token adds to the text; they join to it. A token that leaves a character incomplete adds ""."""
+    text = Detokenizer(tokenizer, before, special=special)
+    parts = [text.push(token) for token in token_ids]
+    if parts:
+        parts[-1] += text.finish()
+    return parts

@@ -1,0 +1,189 @@
+"""How tokens are drawn from log pi: options over the aligned model's own settings, as processors and a stop rule."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from kad.errors import OptionError, UsageError
+from kad.options import Option, check_fields
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, LogitsProcessorList
+
+MAX_NEW_TOKENS = 512
+"""The longest answer where neither the caller nor the aligned model's settings say."""
+_TOP_K = 50
+"""What Transformers takes where settings ask to sample and name no top_k."""
+_DRAWING = ("temperature", "top_k", "top_p", "min_p")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw tokens; None leaves a setting to the aligned model's generation_config.
+
+    Attributes:
+        max_new_tokens: the most tokens to generate.
+        temperature: on log pi; 0 takes the most probable token.
+        top_k, top_p, min_p: draw from the head of log pi alone, as in Transformers.
+        repetition_penalty: makes tokens that occurred less probable; 1 is off.
+        stop: texts after which an answer ends.
+        seed: of the random numbers; None draws one.
+
+    Raises:
+        UsageError: a value out of its range, or sampling options beside temperature 0.
+    """
+
+    PANEL: ClassVar[str] = "Sampling"
+
+    max_new_tokens: Annotated[
+        int | None,
+        Option(
+            "The most tokens to generate.", "N", "-n", allowed=">= 1",
+            shown=f"the aligned model's, else {MAX_NEW_TOKENS}",
+        ),
+    ] = None  # fmt: skip
+    temperature: Annotated[
+        float | None,
+        Option(
+            "Temperature on the composed distribution; 0 takes the most probable token.", "T", "-t", allowed=">= 0",
+            shown="the aligned model's",
+        ),
+    ] = None  # fmt: skip
+    top_k: Annotated[int | None, Option("Draw from the K most probable tokens; 0: all.", "K", allowed=">= 0")] = None
+    top_p: Annotated[float | None, Option("Draw from the smallest head of mass P.", "P", allowed="(0, 1]")] = None
+    min_p: Annotated[
+        float | None, Option("Draw from tokens of at least P times the top one.", "P", allowed="[0, 1]")
+    ] = None
+    repetition_penalty: Annotated[
+        float | None, Option("Make tokens that occurred less probable; 1: off.", "X", allowed="> 0")
+    ] = None
+    stop: Annotated[tuple[str, ...], Option("Stop after this text; may be given several times.", "TEXT")] = ()
+    seed: Annotated[int | None, Option("Seed of the random numbers.", "N", allowed=">= 0", shown="random")] = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if "" in self.stop:
+            raise OptionError("`stop` needs some text to stop at.")
+        given = [name for name in _DRAWING[1:] if getattr(self, name) is not None]
+        if self.temperature == 0 and given:
+            names = ", ".join(f"`{name}`" for name in given)
+            raise OptionError(f"`temperature` 0 takes the most probable token; {names} would do nothing.")
+
+    def seeded(self) -> Sampling:
+        """With a seed in any case, so that every run can be repeated."""
+        return self if self.seed is not None else replace(self, seed=secrets.randbelow(2**32))
+
+    def draws(self, config: GenerationConfig) -> bool:
+        """Whether tokens are drawn at random, given the aligned model's settings, and not the most probable taken."""
+        return bool(self._drawing(config)["do_sample"])
+
+    def apply(self, config: GenerationConfig, room: int | None) -> GenerationConfig:
+        """A copy of the aligned model's settings with these on top, at most `room` tokens long.
+
+        Raises:
+            UsageError: the aligned model's settings ask for a way of decoding that does not emit token by token.
+        """
+        from transformers import GenerationConfig
+
+        made = GenerationConfig.from_dict(config.to_dict())
+        made.max_new_tokens = self.max_new_tokens or config.max_new_tokens or MAX_NEW_TOKENS
+        if room is not None:
+            made.max_new_tokens = min(made.max_new_tokens, room)
+        made.max_length = None
+        for name, value in self._drawing(config).items():
+            setattr(made, name, value)
+        if self.repetition_penalty is not None:
+            made.repetition_penalty = self.repetition_penalty
+        if self.stop:
+            made.stop_strings = list(self.stop)
+        if (made.num_beams or 1) > 1:
+            raise UsageError(
+                f"The aligned model's settings ask for a search with {made.num_beams} beams, which emits no token "
+                "until its end. Use model.generate(...) of the Transformers engine, or set num_beams to 1."
+            )
+        return made
+
+    def _drawing(self, config: GenerationConfig) -> dict[str, Any]:
+        given = {name: getattr(self, name) for name in _DRAWING if getattr(self, name) is not None}
+        if self.temperature == 0 or not (given or config.do_sample):
+            return {"do_sample": False, **dict.fromkeys(_DRAWING)}
+        if not config.do_sample:
+            # The aligned model's settings are greedy; what the user did not name is then plain sampling.
+            given = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, **given}
+        elif config.top_k is None:
+            given = {"top_k": _TOP_K, **given}
+        return {"do_sample": True, **given}
+
+
+def end_tokens(config: GenerationConfig) -> list[int]:
+    """The end-of-sequence tokens of some generation settings."""
+    tokens = config.eos_token_id
+    if tokens is None:
+        return []
+    return list(tokens) if isinstance(tokens, list | tuple) else [int(tokens)]
+
+
+# What these settings ask for is no function of log pi and of the text so far.
+_OTHER_DECODING = ("guidance_scale", "penalty_alpha", "dola_layers", "watermarking_config", "constraints")
+
+
+def processors(config: GenerationConfig, prompt_tokens: int, device: Any = "cpu") -> LogitsProcessorList:
+    """The settings as functions of log pi, in Transformers' order, which later ones depend on.
+
+    Args:
+        config: the settings, as `Sampling.apply` makes them.
+        prompt_tokens: how long the prompt is.
+        device: where log pi lies.
+
+    Raises:
+        UsageError: the aligned model's settings ask for something that is no function of log pi and the text.
+    """
+    import transformers as hf
+
+    unknown = [name for name in _OTHER_DECODING if getattr(config, name, None) not in (None, 1)]
+    if unknown:
+        raise UsageError(
+            f"The aligned model's settings ask for {', '.join(unknown)}, which is decoding of another kind. Use "
+            "model.generate(...) of the Transformers engine, or take it out of generation_config.json."
+        )
+    ends, place = end_tokens(config), {"device": device}
+    penalty, decay = config.repetition_penalty or 1.0, config.exponential_decay_length_penalty
+    last = prompt_tokens + (config.max_new_tokens or MAX_NEW_TOKENS)
+    begin, fewest = config.begin_suppress_tokens, config.min_new_tokens
+    table: list[tuple[Any, Callable[[], Any]]] = [
+        (config.sequence_bias, lambda: hf.SequenceBiasLogitsProcessor(config.sequence_bias)),
+        (penalty != 1.0, lambda: hf.RepetitionPenaltyLogitsProcessor(penalty)),
+        (config.no_repeat_ngram_size, lambda: hf.NoRepeatNGramLogitsProcessor(config.no_repeat_ngram_size)),
+        (config.bad_words_ids, lambda: hf.NoBadWordsLogitsProcessor(config.bad_words_ids, ends)),
+        (config.min_length and ends, lambda: hf.MinLengthLogitsProcessor(config.min_length, ends, **place)),
+        (fewest and ends, lambda: hf.MinNewTokensLengthLogitsProcessor(prompt_tokens, fewest, ends, **place)),
+        (
+            config.forced_eos_token_id,
+            lambda: hf.ForcedEOSTokenLogitsProcessor(last, config.forced_eos_token_id, **place),
+        ),
+        (decay and ends, lambda: hf.ExponentialDecayLengthPenalty(decay, ends, prompt_tokens)),
+        (config.suppress_tokens, lambda: hf.SuppressTokensLogitsProcessor(config.suppress_tokens, **place)),
+        (begin, lambda: hf.SuppressTokensAtBeginLogitsProcessor(begin, prompt_tokens, **place)),
+    ]
+    warpers = _warpers(config, place) if config.do_sample else []
+    return hf.LogitsProcessorList(make() for wanted, make in (*table, *warpers) if wanted)
+
+
+def _warpers(config: GenerationConfig, place: dict[str, Any]) -> list[tuple[Any, Callable[[], Any]]]:
+    import transformers as hf
+
+    temperature = 1.0 if config.temperature is None else float(config.temperature)
+    top_h, epsilon, eta = getattr(config, "top_h", None), config.epsilon_cutoff or 0.0, config.eta_cutoff or 0.0
+    return [
+        (temperature != 1.0, lambda: hf.TemperatureLogitsWarper(temperature)),
+        (top_h is not None, lambda: hf.TopHLogitsWarper(top_h)),
+        (config.top_k, lambda: hf.TopKLogitsWarper(config.top_k)),
+        ((config.top_p or 1.0) < 1.0, lambda: hf.TopPLogitsWarper(config.top_p)),
+        (config.min_p is not None, lambda: hf.MinPLogitsWarper(config.min_p)),
+        ((config.typical_p or 1.0) < 1.0, lambda: hf.TypicalLogitsWarper(config.typical_p)),
+        (0.0 < epsilon < 1.0, lambda: hf.EpsilonLogitsWarper(epsilon)),
+        (0.0 < eta < 1.0, lambda: hf.EtaLogitsWarper(eta, **place)),
+    ]

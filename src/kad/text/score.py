@@ -1,0 +1,160 @@
+"""A finished text under a composed model: each model's logits, and what the rule makes of every token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from kad.composition import acceptance, compose_distributions, deferred_mass, distributions, origin_shares
+from kad.engines.base import roles_of
+from kad.errors import UsageError
+from kad.rules import CascadeRule, ThresholdRule
+from kad.text.prompts import Prompt, encode, text_ids
+
+if TYPE_CHECKING:
+    from kad.composition import Composition
+    from kad.engines.base import ComposedModel, Scorer
+
+LOGITS_AT_ONCE = 8_000_000
+"""Logits of one model that exist at once: 32 MB in float32."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some consecutive tokens of a text, and the logits that each model had for them.
+
+    Attributes:
+        tokens: (n,), the tokens.
+        logits: role -> (n, vocab), in float32.
+    """
+
+    tokens: Tensor
+    logits: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a composed model thinks of a text: one entry a token, all (n,) on the CPU.
+
+    Attributes:
+        token_ids: the tokens.
+        log_pi, log_p, log_aligned: log-probabilities under the composed, the base and the aligned model.
+        base_share: which part of pi came from the base model; None for product rules.
+        deferred_mass: alpha, the mass that the base model hands over at this position; None for product rules.
+        acceptance: beta = sum_v min(pi_v, q*_v), the probability that a draft from q* is accepted here.
+        tau: the probability that a token of the base model needs to be kept (infinity: none is kept); None where the
+            rule has no threshold.
+    """
+
+    token_ids: list[int]
+    log_pi: Tensor
+    log_p: Tensor
+    log_aligned: Tensor
+    base_share: Tensor | None
+    deferred_mass: Tensor | None
+    acceptance: Tensor
+    tau: Tensor | None
+
+
+def score(
+    model: ComposedModel,
+    prompt: Prompt,
+    text: str | Sequence[int],
+    *,
+    system: str | None = None,
+    thinking: bool | None = None,
+    raw: bool = False,
+    rule: Any = None,
+    deferral_temperature: float | None = None,
+) -> Score:
+    """Every token of a finished text under a composed model. Temperature and other sampling options play no part.
+
+    Args:
+        model: a pair, as `kad.load` gives it.
+        prompt: what precedes the text: what the user says, messages, or token ids.
+        text: the text, or its token ids.
+        system, thinking, raw: see `kad.generate`.
+        rule, deferral_temperature: replace the model's own.
+
+    Raises:
+        UsageError: no token before the text, or none in it. RuleError: a bad rule.
+
+    Example:
+        >>> found = kad.score(model, "Ann has 5 pens. She buys 8 more. How many?", "First, 5 + 8 = 13.")
+        >>> found.log_pi.sum(), found.deferred_mass.mean()
+    """
+    tokenizer = model.tokenizer
+    prompt_ids = encode(tokenizer, prompt, system=system, thinking=thinking, raw=raw)
+    return score_tokens(model, prompt_ids, text_ids(tokenizer, text), model.composed_by(rule, deferral_temperature))
+
+
+def score_tokens(
+    model: ComposedModel, prompt_ids: Sequence[int], token_ids: Sequence[int], composition: Composition
+) -> Score:
+    """As `score`, of token ids and under a composition."""
+    chunks = logits_of(model, prompt_ids, token_ids, roles=roles_of(composition))
+    rows = [_score_chunk(composition, chunk) for chunk in chunks]
+    joined = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+    optional = {name: joined.pop(name, None) for name in ("base_share", "deferred_mass", "tau")}
+    return Score(token_ids=list(token_ids), **joined, **optional)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def _score_chunk(composition: Composition, chunk: Chunk) -> dict[str, Tensor]:
+    rule, logits = composition.rule, (chunk.logits["base"], chunk.logits["aligned"], chunk.logits.get("reference"))
+    base, aligned, reference = distributions(composition, *logits)
+    at = chunk.tokens.unsqueeze(-1)
+
+    def of_token(rows: Tensor) -> Tensor:
+        return rows.gather(-1, at).squeeze(-1)
+
+    found = {
+        "log_pi": of_token(compose_distributions(rule, base, aligned, reference)),
+        "log_p": of_token(base.log_probs()),
+        "log_aligned": of_token(aligned.log_probs()),
+        "acceptance": acceptance(composition, *logits),
+    }
+    if isinstance(rule, CascadeRule):
+        found["base_share"] = of_token(origin_shares(composition, *logits[:2])[0])
+        found["deferred_mass"] = deferred_mass(composition, *logits[:2])
+    if isinstance(rule, ThresholdRule):
+        found["tau"] = rule.log_tau(base, aligned).exp()
+    return {name: values.cpu() for name, values in found.items()}
+
+
+def logits_of(
+    model: ComposedModel,
+    prompt_ids: Sequence[int],
+    token_ids: Sequence[int],
+    *,
+    roles: Sequence[str],
+    others: Mapping[str, Scorer] | None = None,
+) -> Iterator[Chunk]:
+    """The logits of a pair's models at every token of a text, one forward pass of each, chunk by chunk.
+
+    Args:
+        model: the pair.
+        prompt_ids, token_ids: the tokens before the text, and the text's; at least one each.
+        roles: the models to run.
+        others: scorers of further models that speak the same tokens, by name.
+
+    Raises:
+        UsageError: no token before the text, or none in it.
+    """
+    if not prompt_ids or not token_ids:
+        raise UsageError("A score needs at least one token before the text and one in it.")
+    scorers = {**model.scorers(roles, rollback=False), **(others or {})}
+    ids = torch.tensor([*prompt_ids, *token_ids], device=model.device)
+    first, last = len(prompt_ids) - 1, len(ids) - 1
+    chunk, start, end = 1, 0, first + 1
+    while start < last:
+        begin = max(start, first)
+        with torch.no_grad():
+            logits = {role: scorer.advance(ids[start:end], end - begin).float() for role, scorer in scorers.items()}
+        yield Chunk(ids[begin + 1 : end + 1], logits)
+        chunk = max(1, LOGITS_AT_ONCE // logits["base"].shape[-1])
+        start, end = end, min(end + chunk, last)

@@ -1,0 +1,39 @@
+"""How fast plain decoding is, measured now: what speculation is compared with."""
+
+from __future__ import annotations
+
+import time
+from statistics import median
+from typing import TYPE_CHECKING
+
+import torch
+
+from kad.composition import compose
+from kad.engines.base import roles_of
+from kad.text.answer import Answer
+
+if TYPE_CHECKING:
+    from kad.composition import Composition
+    from kad.engines.base import ComposedModel
+
+
+@torch.no_grad()
+def plain_step_seconds(model: ComposedModel, composition: Composition, answer: Answer, steps: int = 8) -> float | None:
+    """What a step of plain decoding takes at the end of this answer: the median of `steps`, measured now.
+
+    None for an answer of less than two tokens.
+    """
+    steps = min(steps, len(answer.token_ids) - 1)
+    if steps < 1:
+        return None
+    ids = torch.tensor([*answer.prompt_ids, *answer.token_ids], device=model.device)[:-1]
+    scorers = model.scorers(roles_of(composition), rollback=False)
+    for scorer in scorers.values():
+        scorer.advance(ids[:-steps], 1)
+    times = []
+    for token in torch.split(ids[-steps:], 1):
+        started = time.perf_counter()
+        rows = {role: scorer.advance(token, 1) for role, scorer in scorers.items()}
+        compose(composition, rows["base"], rows["aligned"], rows.get("reference")).argmax().item()
+        times.append(time.perf_counter() - started)
+    return median(times)

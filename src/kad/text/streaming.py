@@ -1,0 +1,253 @@
+"""An answer under way: the speculative loop over an engine's scorers, its tokens turned into pieces of text.
+
+Plain decoding is the loop with windows of no drafts.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from kad.composition import deferred_mass, origin_shares
+from kad.engines.base import ComposedModel, Scorer, roles_of
+from kad.rules import CascadeRule
+from kad.speculation.inputs import warp_of
+from kad.speculation.loop import Emitted, SpeculativeLoop
+from kad.speculation.policies import choose_policy
+from kad.speculation.randomness import TorchRandomness
+from kad.speculation.statistics import SpeculationStatistics
+from kad.speculation.windows import window_size
+from kad.text import drafting
+from kad.text.answer import Answer, Piece
+from kad.text.prompts import Detokenizer, decode, room
+from kad.text.sampling import Sampling, end_tokens, processors
+from kad.verification import verify_block
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
+
+    from kad.composition import Composition
+
+
+class Stream:
+    """An answer under way: an iterator of `Piece`. `answer` is what there is of it so far; `stop` ends it early.
+
+    Args:
+        model: the pair.
+        prompt_ids: the prompt's tokens.
+        composition: how the models are composed.
+        sampling: how tokens are drawn.
+        num_draft_tokens: see `generate`.
+        take_scorers: asked for models that have read a part of the prompt already, by role; new ones by default.
+        origins: see `generate`.
+
+    Raises:
+        UsageError: the prompt fills the models' context, or settings that cannot be followed.
+    """
+
+    def __init__(
+        self,
+        model: ComposedModel,
+        prompt_ids: Sequence[int],
+        composition: Composition,
+        sampling: Sampling,
+        num_draft_tokens: int | str | None = None,
+        *,
+        take_scorers: Callable[[Sequence[int]], dict[str, Scorer]] | None = None,
+        origins: bool = True,
+    ) -> None:
+        space = room(model, len(prompt_ids))
+        config = sampling.apply(model.generation_config, space)
+        self.prompt_ids = list(prompt_ids)
+        self.drafting = drafting.choose(model, composition, num_draft_tokens, sampled=bool(config.do_sample))
+        self.seed = sampling.seeded().seed if config.do_sample else None
+        self.temperature = (config.temperature or 1.0) if config.do_sample else None
+        self.statistics = SpeculationStatistics()
+        self._tokenizer = model.tokenizer
+        self._composition = composition
+        self._origins = origins and isinstance(composition.rule, CascadeRule)
+        self._stop = _Stop(config, self._tokenizer, space)
+        # Only now is nothing left that could be refused: who keeps scorers does not lose them to a wrong option.
+        self.loop = self._make_loop(model, config, take_scorers(self.prompt_ids) if take_scorers else {})
+        self._pieces: list[Piece] = []
+        self._first_token: float | None = None
+        self._started, self._seconds = time.perf_counter(), 0.0
+        self._run = self._pieces_of(self.loop)
+
+    def __iter__(self) -> Iterator[Piece]:
+        return self
+
+    def __next__(self) -> Piece:
+        piece = next(self._run)
+        self._pieces.append(piece)
+        return piece
+
+    def finish(self) -> Answer:
+        """Take all pieces that are still to come; the whole answer."""
+        for _ in self:
+            pass
+        return self.answer
+
+    def stop(self) -> None:
+        """End the answer after the piece at hand; the iterator then gives no more."""
+        self._stop.interrupted = True
+
+    @property
+    def stopped(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stop.interrupted
+
+    @property
+    def answer(self) -> Answer:
+        """The answer as far as its pieces have been taken."""
+        token_ids = [piece.token for piece in self._pieces]
+        return Answer(
+            prompt_ids=self.prompt_ids,
+            token_ids=token_ids,
+            text=decode(self._tokenizer, token_ids),
+            finish_reason=self._finish_reason(),
+            seconds=self._seconds,
+            first_token=self._seconds if self._first_token is None else self._first_token,
+            drafting=self.drafting,
+            pieces=tuple(self._pieces),
+            statistics=self.statistics if self.drafting.speculates else None,
+            temperature=self.temperature,
+            seed=self.seed,
+        )
+
+    def _finish_reason(self) -> str:
+        taken = len(self.prompt_ids) + len(self._pieces) == self.loop.length
+        return self._stop.reason if taken and self._complete else "interrupted"
+
+    @property
+    def _complete(self) -> bool:
+        """Whether the loop has nothing more to emit."""
+        return self.loop.finished or self.loop.length == self.loop.ids.shape[0]
+
+    def _make_loop(self, model: ComposedModel, config: GenerationConfig, scorers: dict[str, Scorer]) -> SpeculativeLoop:
+        capacity = len(self.prompt_ids) + int(config.max_new_tokens)
+        ids = torch.zeros(capacity, dtype=torch.long, device=model.device)
+        ids[: len(self.prompt_ids)] = torch.tensor(self.prompt_ids)
+        speculates = self.drafting.speculates
+        return SpeculativeLoop(
+            ids=ids,
+            length=len(self.prompt_ids),
+            drafter="aligned",
+            scorers=scorers or model.scorers(roles_of(self._composition), rollback=speculates),
+            policy=choose_policy(
+                self._composition.rule,
+                drafter="aligned",
+                greedy=not config.do_sample,
+                verifier=verify_block,
+                randomness=TorchRandomness(self.seed),
+                warp=warp_of(processors(config, len(self.prompt_ids), ids.device), ids, 0),
+                deferral_temperature=self._composition.deferral_temperature,
+                records=None,
+            ),
+            window=window_size(self.drafting.draft_tokens),
+            stop=self._stop,
+            statistics=self.statistics,
+            keep_rows=self._origins,
+        )
+
+    def ended(self) -> None:
+        """Called when the last piece has been taken, or `stop` was obeyed."""
+
+    def _pieces_of(self, loop: SpeculativeLoop) -> Iterator[Piece]:
+        text, emitted = Detokenizer(self._tokenizer), loop.run()
+        self._started = time.perf_counter()
+        try:
+            while not self._stop.interrupted and (items := self._next(emitted)) is not None:
+                for index, piece in enumerate(self._as_pieces(items, text), start=1):
+                    last = self._complete and index == len(items)
+                    yield replace(piece, text=piece.text + text.finish()) if last else piece
+                    if self._stop.interrupted:
+                        break
+            self.statistics.seconds_total = self._seconds
+            self.ended()
+        finally:
+            for scorer in loop.scorers.values():
+                scorer.release()
+
+    def _next(self, emitted: Iterator[list[Emitted]]) -> list[Emitted] | None:
+        """The next committed tokens; without gradients, but only while the loop runs: the caller's code is its own."""
+        with torch.no_grad():
+            items = next(emitted, None)
+        self._seconds = time.perf_counter() - self._started
+        if self._first_token is None:
+            self._first_token = self._seconds
+        return items
+
+    def _as_pieces(self, items: list[Emitted], text: Detokenizer) -> list[Piece]:
+        shares, masses = self._shares(items)
+        return [
+            Piece(
+                item.token,
+                text.push(item.token),
+                item.origin.event,
+                None if item.origin.rejected is None else int(item.origin.rejected),
+                share,
+                mass,
+            )
+            for item, share, mass in zip(items, shares, masses, strict=True)
+        ]
+
+    def _shares(self, items: list[Emitted]) -> tuple[Sequence[float | None], Sequence[float | None]]:
+        if not self._origins:
+            return [None] * len(items), [None] * len(items)
+        base, aligned = (_rows(items, role) for role in ("base", "aligned"))
+        tokens = torch.tensor([item.token for item in items], device=base.device).unsqueeze(-1)
+        with torch.no_grad():
+            share, _ = origin_shares(self._composition, base, aligned)
+            mass = deferred_mass(self._composition, base, aligned)
+            return share.gather(-1, tokens).squeeze(-1).tolist(), mass.tolist()
+
+
+class _Stop:
+    """The loop's stop rule: the end of the text, a stop string, an interruption."""
+
+    def __init__(self, config: GenerationConfig, tokenizer: Any, space: int | None) -> None:
+        self.interrupted = False
+        self._ends = frozenset(end_tokens(config))
+        self._strings = tuple(config.stop_strings or ())
+        self._text = Detokenizer(tokenizer, special=True)
+        self._tail = ""
+        self._found: str | None = None
+        self._full = "context" if config.max_new_tokens == space else "length"
+        self._deadline = time.perf_counter() + (config.max_time or math.inf)
+
+    def __call__(self, committed: Tensor, new: list[int]) -> tuple[int, bool]:
+        """See `kad.speculation.loop.StopRule`."""
+        for count, token in enumerate(new, start=1):
+            self._found = self._reason_to_end(token)
+            if self._found is not None:
+                return count, True
+        return len(new), time.perf_counter() > self._deadline
+
+    @property
+    def reason(self) -> str:
+        """Why the answer ended."""
+        return self._found or self._full
+
+    def _reason_to_end(self, token: int) -> str | None:
+        if token in self._ends:
+            return "stop"
+        if not self._strings:
+            return None
+        longest = max(map(len, self._strings))
+        piece = self._text.push(token)
+        self._tail = self._tail[-(longest - 1) :] if longest > 1 else ""
+        self._tail += piece
+        return "stop_string" if any(text in self._tail for text in self._strings) else None
+
+
+def _rows(items: list[Emitted], role: str) -> Tensor:
+    """One model's logits (n, vocab) at the tokens."""
+    rows = [item.origin.rows[role] for item in items if item.origin.rows is not None]
+    return torch.stack(rows).float()

@@ -1,0 +1,67 @@
+"""`kad.trace`: let a pair answer, or take a given answer, and trace it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from kad.text.answer import Piece
+from kad.text.generate import stream
+from kad.text.prompts import Prompt, encode, text_ids
+from kad.text.sampling import Sampling
+from kad.tracing.tracer import SpeculationEvent, trace_tokens
+
+if TYPE_CHECKING:
+    from kad.modeling import KadForCausalLM
+    from kad.tracing.schema import Trace
+
+
+def trace(
+    model: KadForCausalLM,
+    prompt: Prompt,
+    text: str | Sequence[int] | None = None,
+    *,
+    system: str | None = None,
+    thinking: bool | None = None,
+    raw: bool = False,
+    sampling: Sampling | None = None,
+    num_draft_tokens: int | str | None = None,
+    rule: Any = None,
+    deferral_temperature: float | None = None,
+) -> Trace:
+    """What the rule did at every position of an answer: who each token came from, and the distributions behind it.
+
+    Args:
+        model: a pair, as `kad.load` gives it.
+        prompt: what the user says, the messages of a conversation, or token ids.
+        text: a given answer to trace, or its token ids; by default the pair answers.
+        system, thinking, raw, sampling, num_draft_tokens, rule, deferral_temperature: see `kad.generate`.
+
+    Raises:
+        UsageError: an empty answer, or as `kad.generate`.
+
+    Example:
+        >>> kad.trace(model, "Ann has 5 pens. She buys 8 more. How many pens does she have now?").save("trace.html")
+    """
+    with model.using(rule, deferral_temperature):
+        if text is not None:
+            prompt_ids = encode(model.tokenizer, prompt, system=system, thinking=thinking, raw=raw)
+            return trace_tokens(model, model.tokenizer, prompt_ids, text_ids(model.tokenizer, text))
+        answering = stream(
+            model, prompt, system=system, thinking=thinking, raw=raw, sampling=sampling,
+            num_draft_tokens=num_draft_tokens, origins=False,
+        )  # fmt: skip
+        events = [_event(piece) for piece in answering]
+        answer = answering.answer
+        made: dict[str, Any] = {"source": "generated", "do_sample": answer.seed is not None}
+        if answer.seed is not None:
+            made |= {"temperature": answer.temperature, "seed": answer.seed}
+        made |= {"finish_reason": answer.finish_reason, "draft_tokens": answer.drafting.draft_tokens}
+        return trace_tokens(
+            model, model.tokenizer, answer.prompt_ids, answer.token_ids,
+            events=events if answer.drafting.speculates else (), generation=made,
+        )  # fmt: skip
+
+
+def _event(piece: Piece) -> SpeculationEvent | None:
+    return None if piece.event is None else SpeculationEvent(piece.event, piece.rejected)

@@ -75,7 +75,7 @@ def test_a_long_help_paragraph_is_broken_by_the_terminal_only(kad: CliRunner) ->
         (["--verison"], "No such option: --verison"),
         (["generate", "--bse", "x", "Hi"], "No such option: --bse"),
         (["generate", "--max-new-tokens", "many", "Hi"], "Invalid value for '--max-new-tokens'"),
-        (["generate", "--max-new-tokens", "0", "Hi"], "Invalid value for '--max-new-tokens'"),
+        (["generate", "--max-new-tokens", "0", "Hi"], "--max-new-tokens must be >= 1, but is 0."),
         (["generate", "a", "b"], "Got unexpected extra argument"),
         (["generate", "--seed", "-1", "Hi"], "--seed must be >= 0, but is -1."),
     ],

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from kad.parts import run_part
 from transformers import Cache, GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
 
 import kad
@@ -23,7 +24,6 @@ from kad.errors import HostError, UsageError
 from kad.hosts import needs, transformers, versions
 from kad.hosts.needs import Need, check, missing, moved
 from kad.hosts.versions import HOSTS, LM_EVAL, TRANSFORMERS, installed
-from kad.parts import run_part
 
 NEEDED = [*transformers.NEEDS]
 SOURCES = Path(kad.__file__).parent

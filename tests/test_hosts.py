@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from kad.parts import run_part
+from kad.engines.forward import run_part
 from transformers import Cache, GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
 
 import kad

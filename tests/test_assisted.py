@@ -9,6 +9,8 @@ from scipy.stats import chisquare
 import kad
 from conftest import make_model
 
+pytestmark = pytest.mark.core
+
 RUNS = 1200
 FALSE_ALARM = 1e-6
 

@@ -43,6 +43,7 @@ def talk(models_: dict[str, Any], folders: dict[str, Path]) -> Chat:
     return Chat(Conversation(model, sampling=Sampling(max_new_tokens=8, temperature=0), num_draft_tokens=0))
 
 
+@pytest.mark.core
 def test_piped_lines_are_turns_of_one_conversation() -> None:
     both = chat(ANN, BEN).stdout
     first, second = both.split("\n\n")[:2]
@@ -51,6 +52,7 @@ def test_piped_lines_are_turns_of_one_conversation() -> None:
     assert chat("", ANN, "  ").stdout == first + "\n\n"
 
 
+@pytest.mark.core
 def test_the_rule_switches_in_the_middle() -> None:
     result = chat(ANN, "/rule aligned_only", "/clear", ANN, "/rule")
     composed, aligned = result.stdout.split("\n\n")[:2]
@@ -124,6 +126,7 @@ def decoded(talk: Chat) -> str:
 PLANS = pytest.mark.parametrize("drafts", [0, 3], ids=["plain", "speculative"])
 
 
+@pytest.mark.core
 @PLANS
 def test_a_turn_reads_only_what_is_new(talk: Chat, drafts: int, capsys: pytest.CaptureFixture[str]) -> None:
     talk.conversation.num_draft_tokens = drafts
@@ -147,6 +150,7 @@ def test_a_turn_reads_only_what_is_new(talk: Chat, drafts: int, capsys: pytest.C
             lengths.clear()
 
 
+@pytest.mark.core
 @PLANS
 def test_what_the_models_have_read_changes_no_answer(
     talk: Chat, drafts: int, capsys: pytest.CaptureFixture[str]

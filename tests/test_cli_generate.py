@@ -42,6 +42,7 @@ def expected(prompt: str, **options: Any) -> list[int]:
 # ---------------------------------------------------------------------- the text
 
 
+@pytest.mark.core
 def test_the_answer_is_what_transformers_generates() -> None:
     tokens = expected(QUESTION)
     text = make_tiny_tokenizer().decode(tokens, skip_special_tokens=True)
@@ -50,6 +51,7 @@ def test_the_answer_is_what_transformers_generates() -> None:
     assert as_json(generate(QUESTION, "--json"))["token_ids"] == tokens
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("draft_tokens", ["0", "1", "5", "auto"])
 def test_speculation_does_not_change_a_greedy_text(draft_tokens: str) -> None:
     found = as_json(generate(QUESTION, "--dtype", "float32", "--draft-tokens", draft_tokens, "--json"))
@@ -95,6 +97,7 @@ def test_rules_change_the_text() -> None:
 # ---------------------------------------------------------------------- drawing
 
 
+@pytest.mark.core
 def test_a_seed_repeats_a_sampled_text_and_json_names_the_seed(models: list[str]) -> None:
     sampled = as_json(generate("Hi", *models, "-t", "1.3", "--json"))
     again = as_json(generate("Hi", *models, "-t", "1.3", "--json", "--seed", sampled["seed"]))
@@ -121,6 +124,7 @@ def test_the_aligned_models_settings_hold_unless_overruled(models: list[str], fo
     assert greedy["token_ids"] == as_json(generate("Hi", *models, "--json", "--top-k", "1"))["token_ids"]
 
 
+@pytest.mark.core
 def test_stop_strings_end_the_text() -> None:
     found = as_json(generate(QUESTION, "--stop", "The answer", "--json"))
     assert found["text"].endswith("The answer")
@@ -138,6 +142,7 @@ def test_a_text_that_was_cut_says_so(models: list[str]) -> None:
 # ---------------------------------------------------------------------- JSON, origins, statistics
 
 
+@pytest.mark.core
 def test_json_shares_and_alpha_follow_the_definition(models: list[str], models_: dict[str, Any]) -> None:
     found = as_json(generate("What is this?", *models, "--json", "--max-new-tokens", "70", "-t", "1", "--seed", "3"))
     tokenizer = make_tokenizer()

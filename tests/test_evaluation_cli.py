@@ -34,6 +34,7 @@ def kad_command(*arguments: object, code: int = 0) -> tuple[str, str]:
     return done.stdout, done.stderr
 
 
+@pytest.mark.core
 def test_eval_all_six_tasks_with_every_kind_of_method(pair: Path, folders: dict[str, Path], tmp_path: Path) -> None:
     methods = (
         f"base;aligned;reference;oracle={folders['base']};dual;nudging:threshold=0.4;primal;implicit_reward;"
@@ -60,6 +61,7 @@ def test_eval_all_six_tasks_with_every_kind_of_method(pair: Path, folders: dict[
     assert len(json.loads(compared)["rows"]) == 60
 
 
+@pytest.mark.core
 def test_speculative_and_plain_runs_agree_when_greedy(pair: Path, tmp_path: Path) -> None:
     options = ["--pair", pair, "--limit", 4, "--temperature", 0, "--max-new-tokens", 12, "--batch-size", 1]
     methods = "dual;dual@speculative;implicit_reward;implicit_reward@speculative:draft=reference"
@@ -108,6 +110,7 @@ def test_sweep_writes_the_curve(pair: Path, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "report" / "kad_tiny_development-curve.svg").stat().st_size > 1000
 
 
+@pytest.mark.core
 def test_tune_writes_the_rule_into_the_pair(pair: Path, tmp_path: Path) -> None:
     options = ["--pair", pair, "--grid", "0.1,0.5", "--limit", 3, "--max-new-tokens", 5]
     stdout, _ = kad_command("tune", *options, "--out", tmp_path / "run", "--json")

@@ -17,6 +17,8 @@ import kad
 from kad.errors import UsageError
 from kad.evaluation.harness import KadLM, register
 
+pytestmark = pytest.mark.core
+
 
 @pytest.fixture(scope="module")
 def lm(folders: dict[str, Path]) -> KadLM:

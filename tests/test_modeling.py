@@ -24,6 +24,8 @@ from conftest import VOCAB, make_model, make_tokenizer
 from kad.errors import RuleError, UsageError
 from kad.rules import Rule, registry
 
+pytestmark = pytest.mark.core
+
 EXACT = {"atol": 2e-5, "rtol": 1e-5}
 Prompt = Callable[..., torch.Tensor]
 

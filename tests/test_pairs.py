@@ -19,6 +19,8 @@ from kad.errors import PairError, RuleError, VocabularyError
 from kad.sources import Source, resolve_model, resolve_pair
 from kad.vocabulary import check_token_maps, common_size
 
+pytestmark = pytest.mark.core
+
 
 @pytest.fixture
 def pair(folders: dict[str, Path], tmp_path: Path) -> Path:

@@ -15,6 +15,8 @@ from conftest import make_model, make_tokenizer
 from kad.errors import UsageError
 from kad.speculation import SpeculationStatistics
 
+pytestmark = pytest.mark.core
+
 RULES = [
     "dual:threshold=0.2", "primal", "nudging", "confidence_bet:margin=-0.1", "relative", "aligned_only", "base_only",
     "mixture", "aligned_below", "implicit_reward", "contrastive",

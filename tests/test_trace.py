@@ -101,6 +101,7 @@ def test_product_rules_have_no_origin() -> None:
         assert position.pi == pytest.approx(pi[position.token], **DIGITS)
 
 
+@pytest.mark.core
 def test_a_trace_is_one_forward_of_the_models(
     model: kad.KadForCausalLM, recorded: Trace, prompt: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,6 +210,7 @@ def test_notebooks_get_the_page_in_a_frame(recorded: Trace) -> None:
     assert "<script" not in frame
 
 
+@pytest.mark.core
 class TestCommand:
     """`kad trace` on the embedded pair."""
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 import torch
-from kad.engines.forward import run_part
 from transformers import Cache, GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
 
 import kad
+from kad.engines.forward import run_part
 from kad.errors import HostError, UsageError
 from kad.hosts import needs, transformers, versions
 from kad.hosts.needs import Need, check, missing, moved

@@ -46,8 +46,8 @@ def test_composed_tokens_are_coloured_by_who_decided_them():
 def tiny_answer():
     from transformers import AutoTokenizer
 
-    from kad.tiny.measure import Answer
+    from kad.tiny.measure import Attempt
 
     text = "First, 24 + 13 = 37. The answer is \\boxed{37}."
     ids = AutoTokenizer.from_pretrained(tiny.path("small-aligned"))(text)["input_ids"]
-    return Answer(tiny.problems("held-out", 1)[0], [], ids, text)
+    return Attempt(tiny.problems("held-out", 1)[0], [], ids, text)

@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import kad
 from kad import tiny
-from kad.tiny.measure import answer
-from kad.tiny.origins import base_shares
+from kad.text.score import score_tokens
+from kad.tiny.measure import attempt
 
 WEIGHTS = tiny.path().parent
 
@@ -74,7 +74,7 @@ def test_chat_markers_are_single_tokens_and_end_a_turn(tokenizer, models):
 
 
 def accuracy(model, tokenizer, n=60):
-    return sum(a.correct for a in answer(model, tokenizer, tiny.problems("development", n), batch_size=n)) / n
+    return sum(a.correct for a in attempt(model, tokenizer, tiny.problems("development", n), batch_size=n)) / n
 
 
 def test_the_gaps_between_the_single_models(models, tokenizer):
@@ -111,19 +111,22 @@ def test_pair_takes_a_rule_and_has_the_reference():
 
 
 def test_base_shares_lie_between_the_two_ends(pair, tokenizer):
-    written = answer(pair, tokenizer, tiny.problems("development", 1))[0]
-    shares = base_shares(pair, written)
-    assert len(shares) == len(written.token_ids)
-    assert all(0 <= share <= 1 for share in shares)
+    written = attempt(pair, tokenizer, tiny.problems("development", 1))[0]
+
+    def shares():
+        return score_tokens(pair, written.prompt_ids, written.token_ids, pair.composition).base_share.tolist()
+
+    assert len(shares()) == len(written.token_ids)
+    assert all(0 <= share <= 1 for share in shares())
     with pair.using("base_only"):
-        assert all(share == pytest.approx(1) for share in base_shares(pair, written))
+        assert all(share == pytest.approx(1) for share in shares())
     with pair.using("aligned_only"):
-        assert all(share == pytest.approx(0) for share in base_shares(pair, written))
+        assert all(share == pytest.approx(0) for share in shares())
 
 
 def test_batched_answers_are_those_of_one_at_a_time(models, tokenizer):
     asked = tiny.problems("development", 6)
-    together = answer(models["small-aligned"], tokenizer, asked, batch_size=6)
-    alone = answer(models["small-aligned"], tokenizer, asked, batch_size=1)
+    together = attempt(models["small-aligned"], tokenizer, asked, batch_size=6)
+    alone = attempt(models["small-aligned"], tokenizer, asked, batch_size=1)
     assert [a.text for a in together] == [a.text for a in alone]
     assert [a.prompt_ids for a in together] == [a.prompt_ids for a in alone]

@@ -11,7 +11,7 @@ from recipes.tiny.table import accuracy_table, model_table
 from kad import tiny
 from kad.composition import acceptance
 from kad.rules import registry
-from kad.tiny.measure import answer
+from kad.tiny.measure import attempt
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -54,7 +54,7 @@ def test_mean_acceptance_in_a_padded_batch_is_that_of_each_answer_alone():
 
     tokenizer = AutoTokenizer.from_pretrained(tiny.path("pair"))
     pair = tiny.pair().float()
-    answers = answer(pair, tokenizer, tiny.problems("development", 4))
+    answers = attempt(pair, tokenizer, tiny.problems("development", 4))
     total, positions = 0.0, 0
     for written in answers:
         ids = torch.tensor([written.prompt_ids + written.token_ids])

@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from kad.tiny.measure import Answer, answer
+from kad.tiny.measure import Attempt, attempt
 from kad.tiny.problems import problems
 from recipes.tiny.pretrain import load_tokenizer
 from recipes.tiny.settings import BUILD
 
 
-def halves(answers: list[Answer]) -> dict[str, float]:
+def halves(answers: list[Attempt]) -> dict[str, float]:
     """Accuracy in per cent on all problems, on those whose equations may have been seen, and on the rest."""
     parts = {
         "all": answers,
@@ -31,7 +31,7 @@ def evaluate(folder: Path, n: int) -> None:
     tokenizer = load_tokenizer()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     for sampled in (False, True):
-        answers = answer(model, tokenizer, problems("development", n), sampled=sampled)
+        answers = attempt(model, tokenizer, problems("development", n), sampled=sampled)
         print(folder.name, "sampled" if sampled else "greedy", halves(answers), flush=True)
     for wrong in [a for a in answers if not a.correct][:4]:
         print("   ", wrong.problem.chain, "|", wrong.text.replace("\n", "\\n"))

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
+from kad.text.prompts import encode
 from kad.tiny.problems import Problem, problems
 from recipes.tiny.alignment import solution
 from recipes.tiny.measurements import load_single
@@ -62,7 +63,7 @@ def read(model: Any, tokenizer: Any, asked: list[Problem]) -> dict[Place, Given]
     """What `model` gives at each kind of place in the aligned answers to `asked`."""
     given: dict[Place, Given] = defaultdict(Given)
     for problem in asked:
-        prompt = tokenizer.apply_chat_template(problem.messages(), add_generation_prompt=True, return_dict=False)
+        prompt = encode(tokenizer, problem.messages())
         answer = [*tokenizer(solution(problem.equations)).input_ids, tokenizer.eos_token_id]
         rows = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1].float().softmax(-1)
         for position, place in places([tokenizer.decode([token]) for token in answer]):

@@ -10,10 +10,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kad import tiny
-from kad.composition import acceptance
 from kad.modeling import KadForCausalLM
 from kad.rules import Rule
-from kad.tiny.measure import Answer, answer
+from kad.text.score import score_tokens
+from kad.tiny.measure import Attempt, attempt
 
 Record = dict[str, Any]
 PROBLEMS = 500
@@ -35,16 +35,16 @@ def measure_rule(model: KadForCausalLM, rule: Rule, n: int = PROBLEMS) -> Record
     return record | {"cpu_seconds": round(time.process_time() - started)}
 
 
-def _answers(model: Any, n: int) -> dict[str, list[Answer]]:
+def _answers(model: Any, n: int) -> dict[str, list[Attempt]]:
     tokenizer = AutoTokenizer.from_pretrained(tiny.path("small-aligned"))
     held_out = tiny.problems("held-out", n)
     return {
-        way: answer(model, tokenizer, held_out, sampled=way == "sampled", batch_size=_ROWS)
+        way: attempt(model, tokenizer, held_out, sampled=way == "sampled", batch_size=_ROWS)
         for way in ("greedy", "sampled")
     }
 
 
-def _counts(answers: list[Answer]) -> Record:
+def _counts(answers: list[Attempt]) -> Record:
     unseen = [a for a in answers if a.problem.unseen]
     return {
         "asked": len(answers),
@@ -54,22 +54,11 @@ def _counts(answers: list[Answer]) -> Record:
     }
 
 
-@torch.inference_mode()
-def mean_acceptance(model: KadForCausalLM, answers: list[Answer]) -> float:
+def mean_acceptance(model: KadForCausalLM, answers: list[Attempt]) -> float:
     """Mean of sum_v min(pi_v, q*_v) over all positions of the answers, their end included."""
-    total, positions = 0.0, 0
-    for start in range(0, len(answers), _ROWS):
-        rows = answers[start : start + _ROWS]
-        width = max(len(a.prompt_ids) + len(a.token_ids) for a in rows)
-        ids = torch.tensor([a.prompt_ids + a.token_ids + [0] * (width - len(a.prompt_ids + a.token_ids)) for a in rows])
-        reference = model.reference(ids).logits if model.rule.needs_reference else None
-        rates = acceptance(model.rule, model.base(ids).logits, model.aligned(ids).logits, reference)
-        for rate, a in zip(rates, rows, strict=True):
-            # The position before a token is where it was chosen; the last one is where the answer ended.
-            first, last = len(a.prompt_ids) - 1, len(a.prompt_ids) + len(a.token_ids)
-            total += float(rate[first:last].sum())
-            positions += last - first
-    return total / positions
+    end = model.tokenizer.eos_token_id
+    rates = [score_tokens(model, a.prompt_ids, [*a.token_ids, end], model.composition).acceptance for a in answers]
+    return float(torch.cat(rates).mean())
 
 
 def load_single(folder: Path) -> Any:

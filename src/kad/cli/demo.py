@@ -21,7 +21,7 @@ from kad.options import Option
 
 if TYPE_CHECKING:
     from kad.modeling import KadForCausalLM
-    from kad.tiny.measure import Answer
+    from kad.tiny.measure import Attempt
 
 EXAMPLES = ("kad demo", "kad demo --problems 200", "kad demo --json")
 
@@ -40,7 +40,7 @@ _NEXT = (
 class Shown:
     """One problem answered by the base model, the aligned model and their composition."""
 
-    answers: dict[str, Answer]
+    answers: dict[str, Attempt]
     base_shares: list[float]
 
 
@@ -80,7 +80,7 @@ def command(
 def _measure(n: int, messages: Console, console: Console | None) -> Findings:
     with messages.status("Loading the tiny family ..."):
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM
         from transformers.utils import logging
 
         from kad import tiny
@@ -89,7 +89,7 @@ def _measure(n: int, messages: Console, console: Console | None) -> Findings:
         # Models this small lose more by threads that wait for each other than they gain.
         torch.set_num_threads(1)
         pair = tiny.pair()
-        tokenizer = AutoTokenizer.from_pretrained(tiny.path("pair"))
+        tokenizer = pair.tokenizer
         bound = AutoModelForCausalLM.from_pretrained(tiny.path("big-aligned"))
     findings = Findings(str(pair.rule))
     _answer_shown(findings, pair, tokenizer)
@@ -103,27 +103,36 @@ def _measure(n: int, messages: Console, console: Console | None) -> Findings:
 def _answer_shown(findings: Findings, pair: KadForCausalLM, tokenizer: Any) -> None:
     """The first problems of the held-out split, one at a time, as a user would ask them."""
     from kad import tiny
-    from kad.tiny.measure import answer
-    from kad.tiny.origins import base_shares
+    from kad.tiny.measure import attempt
 
     asked = tiny.problems("held-out", _SHOWN)
     written, seconds = 0, 0.0
     for problem in asked:
         answers = {
-            BASE: answer(pair.base, tokenizer, [problem])[0],
-            ALIGNED: answer(pair.aligned, tokenizer, [problem])[0],
+            BASE: attempt(pair.base, tokenizer, [problem])[0],
+            ALIGNED: attempt(pair.aligned, tokenizer, [problem])[0],
         }
         started = time.perf_counter()
-        answers[COMPOSED] = answer(pair, tokenizer, [problem])[0]
+        answers[COMPOSED] = attempt(pair, tokenizer, [problem])[0]
         seconds += time.perf_counter() - started
         written += len(answers[COMPOSED].token_ids) + 1  # and the end of the turn
-        findings.shown.append(Shown(answers, base_shares(pair, answers[COMPOSED])))
+        findings.shown.append(Shown(answers, _base_shares(pair, answers[COMPOSED])))
     findings.tokens_per_second = written / seconds
+
+
+def _base_shares(pair: KadForCausalLM, answer: Attempt) -> list[float]:
+    """Per token, which part of its probability comes from the base model."""
+    from kad.text.score import score_tokens
+
+    found = score_tokens(pair, answer.prompt_ids, answer.token_ids, pair.composition)
+    assert found.base_share is not None, "the embedded pair is a cascade"
+    shares: list[float] = found.base_share.tolist()
+    return shares
 
 
 def _count_correct(findings: Findings, models: dict[str, Any], tokenizer: Any, n: int, messages: Console) -> None:
     from kad import tiny
-    from kad.tiny.measure import answer
+    from kad.tiny.measure import attempt
 
     held_out = tiny.problems("held-out", n)
     findings.asked = n
@@ -132,7 +141,7 @@ def _count_correct(findings: Findings, models: dict[str, Any], tokenizer: Any, n
         for name, model in models.items():
             task = progress.add_task(name, total=n)
             advance = partial(progress.advance, task)
-            answers = answer(model, tokenizer, held_out, batch_size=25, progress=advance)
+            answers = attempt(model, tokenizer, held_out, batch_size=25, progress=advance)
             findings.correct[name] = sum(a.correct for a in answers)
 
 
@@ -162,21 +171,15 @@ def _cell(name: str, shown: Shown) -> Text:
     return Text.assemble(text, mark if "\\boxed" in answer.text else ("\n✗ no boxed answer", "red"))
 
 
-def _coloured(answer: Answer, shares: Sequence[float]) -> Text:
+def _coloured(answer: Attempt, shares: Sequence[float]) -> Text:
     from kad import tiny
+    from kad.loading import load_tokenizer
+    from kad.sources import Source
+    from kad.text.prompts import pieces
 
-    tokens = _token_texts(answer, str(tiny.path("pair")))
+    tokens = pieces(load_tokenizer(Source(str(tiny.path("pair")))), answer.token_ids)
     styles = [_STYLES[BASE] if share >= 0.5 else _STYLES[ALIGNED] for share in shares]
     return Text.assemble(*zip(tokens, styles, strict=True))
-
-
-def _token_texts(answer: Answer, tokenizer_path: str) -> list[str]:
-    """Each token's own text: the difference it makes to the text before it."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_path)
-    ends = [tokenizer.decode(answer.token_ids[: i + 1]) for i in range(len(answer.token_ids))]
-    return [end[len(start) :] for start, end in zip(["", *ends], ends, strict=False)]
 
 
 def _print_accuracy(console: Console, findings: Findings) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
+from kad.text.batch import generate_all, seeds_from
+from kad.text.prompts import encode
+from kad.text.sampling import Sampling
 from kad.tiny.problems import SYSTEM_PROMPT, Problem
 
 # Four steps take about 75 tokens. A model that has not ended by then does not end.
@@ -15,7 +16,7 @@ MAX_NEW_TOKENS = 112
 
 
 @dataclass(frozen=True)
-class Answer:
+class Attempt:
     """What a model wrote for one problem: the tokens before the end of the turn, and their text."""
 
     problem: Problem
@@ -25,10 +26,11 @@ class Answer:
 
     @property
     def correct(self) -> bool:
+        """Whether the text answers the problem."""
         return self.problem.is_correct(self.text)
 
 
-def answer(
+def attempt(
     model: Any,
     tokenizer: Any,
     problems: Sequence[Problem],
@@ -37,48 +39,36 @@ def answer(
     seed: int = 0,
     batch_size: int = 125,
     system: str | None = SYSTEM_PROMPT,
-    progress: Callable[[int], object] | None = None,
-    **generate_options: Any,
-) -> list[Answer]:
+    progress: Callable[[int], object] = lambda done: None,
+) -> list[Attempt]:
     """Let `model` answer `problems` in chat form, greedily or sampled at temperature 1.
 
     Every model stops at the end of a turn or of a document. So a base model loses nothing by continuing after its
     answer.
 
     Args:
-        model: anything with Transformers' `generate`.
-        problems: answered in batches of `batch_size`, padded on the left.
+        model: a pair under the composition in force, or a single model of Transformers.
+        tokenizer: of the aligned model.
+        problems: answered in batches of `batch_size`.
+        sampled: draw tokens at temperature 1 instead of taking the most probable one.
+        seed: of sampled answers.
+        batch_size: how many problems are answered at once.
+        system: the system message.
         progress: called with the number of problems done after each batch.
-        generate_options: passed on to `generate`.
     """
-    torch.manual_seed(seed)
     ends = [tokenizer.eos_token_id, tokenizer.pad_token_id]
-    options = {"max_new_tokens": MAX_NEW_TOKENS, "do_sample": sampled, "pad_token_id": tokenizer.pad_token_id}
-    if sampled:
-        options |= {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
-    answers: list[Answer] = []
-    for start in range(0, len(problems), batch_size):
-        batch = problems[start : start + batch_size]
-        inputs = _prompts(tokenizer, batch, system).to(model.device)
-        with torch.inference_mode():
-            output = model.generate(**inputs, **(options | {"eos_token_id": ends} | generate_options))
-        for problem, mask, row in zip(batch, inputs["attention_mask"], output.tolist(), strict=True):
-            width = len(mask)
-            written = _before_end(row[width:], ends)
-            text = tokenizer.decode(written, skip_special_tokens=True)
-            answers.append(Answer(problem, row[width - int(mask.sum()) : width], written, text))
-        if progress is not None:
-            progress(len(batch))
-    return answers
-
-
-def _prompts(tokenizer: Any, problems: Sequence[Problem], system: str | None) -> Any:
-    chats = [problem.messages(system) for problem in problems]
-    return tokenizer.apply_chat_template(
-        chats, add_generation_prompt=True, padding=True, padding_side="left", return_tensors="pt", return_dict=True
+    drawing: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} if sampled else {"temperature": 0.0}
+    answers = generate_all(
+        model,
+        tokenizer,
+        [encode(tokenizer, problem.messages(system)) for problem in problems],
+        sampling=Sampling(max_new_tokens=MAX_NEW_TOKENS, **drawing),
+        seeds=seeds_from(seed, len(problems)),
+        ends=ends,
+        batch_size=batch_size,
+        progress=progress,
     )
-
-
-def _before_end(tokens: list[int], ends: list[int]) -> list[int]:
-    places = [place for place, token in enumerate(tokens) if token in ends]
-    return tokens[: places[0]] if places else tokens
+    return [
+        Attempt(problem, found.prompt_ids, [token for token in found.token_ids if token not in ends], found.text)
+        for problem, found in zip(problems, answers, strict=True)
+    ]

@@ -32,18 +32,21 @@ def load(
     """Load a pair, ready for `kad.generate`, `kad.stream`, `kad.score` and `kad.trace`.
 
     Args:
-        pair: a folder written by `kad pack`, a hub id, or "tiny", the embedded one, which is the default.
-        base, aligned, reference: models to compose instead of a pair.
-        engine: "transformers", or "auto": the engine that reads the models' files.
-        rule, deferral_temperature: replace the pair's own.
-        dtype: of the weights: "float32", "bfloat16", "float16", or "auto" (as stored); the pair's own by default.
-        device: "cpu", "cuda", "cuda:1", "mps"; "auto" spreads the models over all devices (needs accelerate). By
-            default where the pair says, else the first accelerator, else the CPU.
+        pair: a folder written by `kad pack`, a hub id, or "tiny", the embedded pair. "tiny" is the default.
+        base: the base model, a folder or a hub id, if there is no pair.
+        aligned: the aligned model, if there is no pair.
+        reference: the reference model, if there is no pair and the rule needs one.
+        engine: "transformers", or "auto": the engine that reads the files of the models.
+        rule: replaces the pair's own rule.
+        deferral_temperature: replaces the pair's own deferral temperature.
+        dtype: of the weights: "float32", "bfloat16", "float16", or "auto" (as stored). The default is the pair's own.
+        device: "cpu", "cuda", "cuda:1", "mps", or "auto", which spreads the models over all devices (needs accelerate).
+            By default the models go where the pair says, else to the first accelerator, else to the CPU.
         trust_remote_code: run code that comes with the models.
 
     Raises:
-        UsageError: options that contradict each other, an unknown engine, dtype or device. PairError: no such pair, or
-        a model that cannot be loaded.
+        UsageError: options that contradict each other, or an unknown engine, dtype or device.
+        PairError: no such pair, or a model that cannot be loaded.
 
     Example:
         >>> model = kad.load("my-pair", rule="primal:budget=0.8", device="cuda")

@@ -29,20 +29,22 @@ def generate(
     Args:
         model: a pair, as `kad.load` gives it.
         prompt: what the user says, the messages of a conversation, or token ids.
-        system: a system message before it.
-        thinking: for chat templates with a thinking switch; None leaves it to the template.
-        raw: take the text as it stands, without the chat template.
-        sampling: how to draw tokens; the aligned model's own settings where it says nothing.
-        num_draft_tokens: how many tokens the aligned model drafts at a time. 0 is plain decoding; "auto" learns the
-            number by the clock. None drafts where it should pay. The distribution of the text is the same.
-        rule, deferral_temperature: replace the model's own for this answer.
-        origins: find out which model each token came from, under rules where it comes from one.
+        system: a system message before the prompt.
+        thinking: for chat templates with a thinking switch. None leaves it to the template.
+        raw: use the text without the chat template.
+        sampling: how to draw tokens. Where it says nothing, the aligned model's own settings hold.
+        num_draft_tokens: how many tokens the aligned model drafts at a time. 0 is plain decoding. "auto" measures and
+            chooses the number. None drafts if it should be faster. The distribution of the text is always the same.
+        rule: replaces the model's own rule for this answer.
+        deferral_temperature: replaces the model's own deferral temperature for this answer.
+        origins: whether the pieces say which model each token came from. Product rules never say so.
 
     Returns:
         The answer: text, tokens with their origins, times, speculation.
 
     Raises:
-        UsageError: a prompt that cannot be put to the model, options that contradict each other. RuleError: a bad rule.
+        UsageError: a prompt that the model cannot take, or options that contradict each other.
+        RuleError: a bad rule.
 
     Example:
         >>> model = kad.load("tiny")
@@ -69,7 +71,7 @@ def stream(
     deferral_temperature: float | None = None,
     origins: bool = True,
 ) -> Stream:
-    """The pieces of an answer as they come; arguments and errors as `generate`.
+    """The pieces of an answer as they come. Arguments and errors are those of `generate`.
 
     Example:
         >>> for piece in kad.stream(model, "Ann has 5 pens. She buys 8 more. How many pens does she have now?"):

@@ -71,17 +71,21 @@ def score(
     rule: Any = None,
     deferral_temperature: float | None = None,
 ) -> Score:
-    """Every token of a finished text under a composed model. Temperature and other sampling options play no part.
+    """What a composed model says about every token of a finished text. Sampling options have no effect here.
 
     Args:
         model: a pair, as `kad.load` gives it.
-        prompt: what precedes the text: what the user says, messages, or token ids.
+        prompt: what comes before the text: what the user says, messages, or token ids.
         text: the text, or its token ids.
-        system, thinking, raw: see `kad.generate`.
-        rule, deferral_temperature: replace the model's own.
+        system: a system message before the prompt.
+        thinking: for chat templates with a thinking switch. None leaves it to the template.
+        raw: use the prompt without the chat template.
+        rule: replaces the model's own rule.
+        deferral_temperature: replaces the model's own deferral temperature.
 
     Raises:
-        UsageError: no token before the text, or none in it. RuleError: a bad rule.
+        UsageError: there is no token before the text, or no token in it.
+        RuleError: a bad rule.
 
     Example:
         >>> found = kad.score(model, "Ann has 5 pens. She buys 8 more. How many?", "First, 5 + 8 = 13.")

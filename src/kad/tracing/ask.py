@@ -34,8 +34,14 @@ def trace(
     Args:
         model: a pair, as `kad.load` gives it.
         prompt: what the user says, the messages of a conversation, or token ids.
-        text: a given answer to trace, or its token ids; by default the pair answers.
-        system, thinking, raw, sampling, num_draft_tokens, rule, deferral_temperature: see `kad.generate`.
+        text: a given answer to trace, or its token ids. By default the pair answers.
+        system: see `kad.generate`, also for the other options.
+        thinking: for chat templates with a thinking switch.
+        raw: use the prompt without the chat template.
+        sampling: how to draw tokens.
+        num_draft_tokens: how many tokens the aligned model drafts at a time.
+        rule: replaces the model's own rule.
+        deferral_temperature: replaces the model's own deferral temperature.
 
     Raises:
         UsageError: an empty answer, or as `kad.generate`.

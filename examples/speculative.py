@@ -1,28 +1,18 @@
-"""Speculative decoding: q* drafts, one forward pass of p checks, and the text is exactly pi's."""
+"""Speculative decoding: q* drafts, one forward pass of p checks, and the text is distributed exactly as without drafts.
 
-from transformers import AutoTokenizer
+At temperature 0 there is one most probable text, so it is even the same text.
+"""
 
 import kad
-from kad.speculation import SpeculationStatistics
 
 QUESTION = "Mia has 24 apples. She buys 13 more. Then she loses 9. How many are left?"
 
-model = kad.tiny.pair()
-tokenizer = AutoTokenizer.from_pretrained(kad.tiny.path("pair"))
-
-chat = [{"role": "system", "content": kad.tiny.SYSTEM_PROMPT}, {"role": "user", "content": QUESTION}]
-inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-statistics = SpeculationStatistics()
-plain = model.generate(**inputs, do_sample=False, max_new_tokens=80)
-fast = model.generate(
-    **inputs,
-    do_sample=False,
-    max_new_tokens=80,
-    custom_generate=kad.speculative,
-    num_draft_tokens=6,
-    statistics=statistics,
-)
-print(tokenizer.decode(fast[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
-print(f"the same as without drafts: {plain.equal(fast)}")
-print(f"{statistics.tokens} tokens from {statistics.windows} forward passes of the base model")
-print(f"{statistics.accepted} of {statistics.drafted} drafts accepted ({statistics.acceptance_rate:.0%})")
+model = kad.load("tiny")
+greedy = kad.Sampling(temperature=0, max_new_tokens=80)
+plain = kad.generate(model, QUESTION, sampling=greedy, num_draft_tokens=0)
+fast = kad.generate(model, QUESTION, sampling=greedy, num_draft_tokens=6)
+counted = fast.statistics
+print(fast.text)
+print(f"the same as without drafts: {plain.token_ids == fast.token_ids}")
+print(f"{counted.tokens} tokens from {counted.windows} forward passes of the base model")
+print(f"{counted.accepted} of {counted.drafted} drafts accepted ({counted.acceptance_rate:.0%})")

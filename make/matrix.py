@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -63,8 +62,12 @@ def main() -> int:
     print(table(rows))
     if arguments.only is None:
         RESULTS.parent.mkdir(parents=True, exist_ok=True)
-        found = {"system": f"{platform.system()} {platform.machine()}", "environments": rows}
-        RESULTS.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8", newline="\n")
+        shown = [
+            {"Transformers": row["name"], "works": "yes" if row["works"] else "no", "python": row["python"]}
+            | row["versions"]
+            for row in rows
+        ]
+        RESULTS.write_text(json.dumps(shown, indent=1) + "\n", encoding="utf-8", newline="\n")
     for row in rows:
         print(verdict(row))
     return 0 if all(row["works"] for row in rows) else 1

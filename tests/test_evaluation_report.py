@@ -34,7 +34,7 @@ def record(method: str, question: int, strict: float, **changes: Any) -> dict[st
         "accepted": None,
         "acceptance_lengths": {},
         "deferred_mass": None,
-        "expected_acceptance": None,
+        "acceptance": None,
     } | changes
 
 
@@ -50,7 +50,7 @@ RECORDS = [record("aligned", index, float(index < 2)) for index in range(8)] + [
         accepted=index,
         acceptance_lengths={"0": 1, str(index): 1},
         deferred_mass=0.1 if index == 0 else 0.2,
-        expected_acceptance=0.9,
+        acceptance=0.9,
     )
     for index in range(8)
 ]
@@ -84,7 +84,7 @@ def test_rows_by_hand() -> None:
     assert dual.acceptance_histogram == pytest.approx({0: 8 / 15, **dict.fromkeys(range(1, 8), 1 / 15)})
     assert dual.acceptance_length == pytest.approx(28 / 15)
     assert dual.deferred_mass == pytest.approx((0.1 * 10 + 0.2 * 350) / 360)
-    assert dual.expected_acceptance == pytest.approx(0.9)
+    assert dual.acceptance == pytest.approx(0.9)
 
 
 def test_the_baseline_can_be_chosen_and_must_exist() -> None:

@@ -76,7 +76,7 @@ def test_a_sample_does_not_depend_on_its_company(folders: dict[str, Path], unint
     evaluation.evaluate(make_plan(folders, batch_size=1), tmp_path)
     alone, together = samples_of(tmp_path), samples_of(uninterrupted)
     assert [row["text"] for row in alone] == [row["text"] for row in together]
-    for field in ("deferred_mass", "expected_acceptance"):
+    for field in ("deferred_mass", "acceptance"):
         for one, other in zip(alone, together, strict=True):
             assert one[field] == pytest.approx(other[field], abs=1e-5)
 
@@ -122,7 +122,7 @@ def test_diagnostics_equal_the_definition(folders: dict[str, Path], uninterrupte
             alphas.append(kad.deferred_mass(parse_method(row["method"]).rule, p, q))
             betas.append(kad.acceptance(parse_method(row["method"]).rule, p, q))
     assert row["deferred_mass"] == pytest.approx(float(torch.stack(alphas).mean()), abs=1e-5)
-    assert row["expected_acceptance"] == pytest.approx(float(torch.stack(betas).mean()), abs=1e-5)
+    assert row["acceptance"] == pytest.approx(float(torch.stack(betas).mean()), abs=1e-5)
 
 
 def test_gumbel_sampling_draws_from_the_softmax() -> None:

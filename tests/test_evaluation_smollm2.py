@@ -58,7 +58,7 @@ def check_acceptance(records: list[Record]) -> None:
     row of their neighbour: 55 of 82 and 49 of 65 where beta is 0.93, which fails.
     """
     tokens = sum(r["tokens"] for r in records)
-    beta = sum(r["tokens"] * r["expected_acceptance"] for r in records) / tokens
+    beta = sum(r["tokens"] * r["acceptance"] for r in records) / tokens
     accepted = sum(r["accepted"] for r in records)
     short = sum(count for r in records for length, count in r["acceptance_lengths"].items() if int(length) < 8)
     fallen = short - sum(not r["finished"] for r in records)

@@ -21,7 +21,7 @@ class Diagnosis(NamedTuple):
     """Means over a text's positions; the deferred mass of a product is None."""
 
     deferred_mass: float | None
-    expected_acceptance: float
+    acceptance: float
 
 
 def diagnose(model: KadForCausalLM, prompt: Tensor, tokens: Tensor) -> Diagnosis:
@@ -51,5 +51,5 @@ def diagnose(model: KadForCausalLM, prompt: Tensor, tokens: Tensor) -> Diagnosis
             alphas.append(deferred_mass(model.rule, base, aligned))
     return Diagnosis(
         deferred_mass=float(torch.cat(alphas).mean()) if alphas else None,
-        expected_acceptance=float(torch.cat(betas).mean()),
+        acceptance=float(torch.cat(betas).mean()),
     )

@@ -27,7 +27,7 @@ class Completion:
 
     `seconds` is its share of the wall time, so that summed tokens over summed seconds is the throughput;
     `finished` says that the model ended it, not the limit. `drafted`, `accepted` and `acceptance_lengths`
-    (accepted drafts -> windows) come from speculation, `deferred_mass` and `expected_acceptance` are means
+    (accepted drafts -> windows) come from speculation, `deferred_mass` and `acceptance` are means
     over the generated positions.
     """
 
@@ -40,7 +40,7 @@ class Completion:
     accepted: int | None = None
     acceptance_lengths: dict[str, int] = field(default_factory=dict)
     deferred_mass: float | None = None
-    expected_acceptance: float | None = None
+    acceptance: float | None = None
 
 
 class Engine(Protocol):

@@ -69,7 +69,7 @@ class TransformersEngine:
         if not (self.diagnostics and isinstance(model, KadForCausalLM) and len(drawn.tokens)):
             return completion
         found = diagnose(model, prompt, drawn.tokens)
-        return replace(completion, deferred_mass=found.deferred_mass, expected_acceptance=found.expected_acceptance)
+        return replace(completion, deferred_mass=found.deferred_mass, acceptance=found.acceptance)
 
 
 @dataclass(frozen=True)

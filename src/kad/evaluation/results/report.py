@@ -14,6 +14,9 @@ from kad.evaluation.results.plots import write_plots
 from kad.evaluation.results.storage import Record, read_samples, read_sessions, read_settings, write_atomically
 from kad.evaluation.results.summary import Row, choose_baseline, summarise
 
+SCHEMA = "kad-report/2"
+"""What report.json holds. Version 1 named no schema, and called `acceptance` `expected_acceptance`."""
+
 
 @dataclass(frozen=True)
 class Report:
@@ -31,6 +34,7 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
         return {
+            "schema": SCHEMA,
             "baseline": self.baseline,
             "rows": [row.to_dict() for row in self.rows],
             "runs": self.runs,

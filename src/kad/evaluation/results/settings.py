@@ -18,6 +18,8 @@ from typing import Any
 from kad.evaluation.options import RunOptions
 from kad.evaluation.tasks.task import TaskInfo
 
+SCHEMA = "kad-run/2"
+"""What a run directory holds. Version 1 stored no prompts, and called a sample's `acceptance` `expected_acceptance`."""
 _PACKAGES = ("kad-align", "torch", "transformers", "lm-eval", "math-verify", "vllm", "numpy")
 
 
@@ -45,7 +47,12 @@ class Settings(RunOptions):
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON: tuples are lists."""
-        return {**asdict(self), "methods": list(self.methods), "tasks": [asdict(task) for task in self.tasks]}
+        return {
+            "schema": SCHEMA,
+            **asdict(self),
+            "methods": list(self.methods),
+            "tasks": [asdict(task) for task in self.tasks],
+        }
 
     def temperature_of(self, task: TaskInfo) -> float:
         return task.temperature if self.temperature is None else self.temperature

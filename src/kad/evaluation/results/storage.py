@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, NamedTuple, Self
 from filelock import FileLock, Timeout
 
 from kad.errors import UsageError
-from kad.evaluation.results.settings import Settings
+from kad.evaluation.results.settings import SCHEMA, Settings
 
 Record = dict[str, Any]
 
@@ -95,7 +95,12 @@ class RunDirectory:
                 raise UsageError(f"{self.path} holds samples without settings.json; choose another --out")
             write_atomically(file, json.dumps(wanted, indent=2) + "\n")
             return
-        stored = json.loads(file.read_text("utf-8"))
+        stored = read_settings(self.path)
+        if stored["schema"] != SCHEMA:
+            raise UsageError(
+                f"{self.path} was made by an earlier version of kad: kad report reads it, but it cannot go on. "
+                "Choose another --out"
+            )
         changes = list(differences(stored, wanted))
         if changes:
             raise UsageError(
@@ -117,21 +122,48 @@ def differences(stored: Any, wanted: Any, path: str = "") -> Iterator[str]:
 
 
 def read_samples(path: Path) -> Iterator[Record]:
-    """The finished samples of a run directory, a torn last line left out."""
-    with (path / "samples.jsonl").open(encoding="utf-8", newline="\n") as file:
-        yield from (json.loads(line) for line in file if line.endswith("\n"))
+    """The finished samples of a run directory, a torn last line left out.
+
+    Raises:
+        UsageError: a line that is no sample.
+    """
+    with (path / "samples.jsonl").open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.endswith(b"\n"):
+                yield _sample(line, f"{path / 'samples.jsonl'}, line {number}")
+
+
+def _sample(line: bytes, place: str) -> Record:
+    """One stored sample, in today's words."""
+    try:
+        record: Record = json.loads(line)
+        key_of(record)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{place} is no sample of a run ({error}). Take the line out, and its sample runs again"
+        ) from None
+    if "expected_acceptance" in record:
+        record["acceptance"] = record.pop("expected_acceptance")
+    return record
 
 
 def read_settings(path: Path) -> Record:
-    """The settings of a run directory.
+    """The settings of a run directory; those of version 1 get their `schema`.
 
     Raises:
-        UsageError: it is none.
+        UsageError: it is none, its settings are damaged, or a later version of kad made it.
     """
+    file = path / "settings.json"
     try:
-        settings: Record = json.loads((path / "settings.json").read_text("utf-8"))
+        settings: Record = {"schema": "kad-run/1", **json.loads(file.read_text("utf-8"))}
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"{path} is no run directory: it has no settings.json; give the --out of a kad eval") from None
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{file} is damaged ({error}). Choose another --out") from None
+    if settings["schema"] not in ("kad-run/1", SCHEMA):
+        raise UsageError(
+            f"{path} has the schema {settings['schema']!r}, but this version of kad reads {SCHEMA!r} and older"
+        )
     return settings
 
 

@@ -29,7 +29,7 @@ class Row:
         throughput: new tokens per second of generation.
         acceptance_rate: accepted over drafted tokens.
         acceptance_length: accepted drafts per window; `acceptance_histogram` has the share of windows by length.
-        deferred_mass, expected_acceptance: alpha and beta, mean over the generated positions.
+        deferred_mass, acceptance: alpha and beta, mean over the generated positions.
     """
 
     task: str
@@ -45,7 +45,7 @@ class Row:
     acceptance_length: float | None
     acceptance_histogram: dict[int, float]
     deferred_mass: float | None
-    expected_acceptance: float | None
+    acceptance: float | None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
@@ -105,7 +105,7 @@ def _row(records: list[Record], baseline: list[Record] | None) -> Row:
         acceptance_length=sum(k * share for k, share in lengths.items()) if lengths else None,
         acceptance_histogram=lengths,
         deferred_mass=_token_mean(records, "deferred_mass"),
-        expected_acceptance=_token_mean(records, "expected_acceptance"),
+        acceptance=_token_mean(records, "acceptance"),
     )
 
 

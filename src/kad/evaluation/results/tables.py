@@ -59,8 +59,8 @@ COLUMNS = (
     Column("tok/s", lambda row: f"{row.throughput:.1f}", core=True),
     Column("acceptance rate", _optional(lambda row: row.acceptance_rate, ".3f")),
     Column("acceptance length", _optional(lambda row: row.acceptance_length, ".2f")),
-    Column("expected acceptance", _optional(lambda row: row.expected_acceptance, ".3f")),
-    Column("deferred mass", _optional(lambda row: row.deferred_mass, ".3f")),
+    Column("acceptance β", _optional(lambda row: row.acceptance, ".3f")),
+    Column("deferred mass α", _optional(lambda row: row.deferred_mass, ".3f")),
 )
 
 
@@ -134,5 +134,5 @@ def _flat(row: Row) -> dict[str, Any]:
             f"{metric}_difference_high": versus and versus.difference.high,
             f"{metric}_p_value": versus and versus.p_value,
         }
-    plain = ("unfinished", "tokens", "throughput", "acceptance_rate", "acceptance_length", "expected_acceptance")
+    plain = ("unfinished", "tokens", "throughput", "acceptance_rate", "acceptance_length", "acceptance")
     return flat | {name: getattr(row, name) for name in (*plain, "deferred_mass")}

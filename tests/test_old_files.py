@@ -1,0 +1,63 @@
+"""What an earlier version of kad wrote, read today, or refused in one sentence. golden/old was written by 0.1.0."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from kad.cli.main import app
+from kad.errors import UsageError
+from kad.evaluation.results.report import build_report
+from kad.evaluation.results.storage import read_samples, read_settings
+
+OLD = Path(__file__).parent / "golden" / "old"
+
+
+def test_an_old_run_is_reported_in_todays_words() -> None:
+    report = build_report([OLD / "run"])
+    rows = {row.method: row for row in report.rows}
+    stored = [json.loads(line) for line in (OLD / "run" / "samples.jsonl").read_text("utf-8").splitlines()]
+    of_dual = [record for record in stored if record["method"] == "dual:threshold=0.4"]
+    mean = sum(record["tokens"] * record["expected_acceptance"] for record in of_dual)
+    assert rows["dual:threshold=0.4"].acceptance == pytest.approx(mean / sum(record["tokens"] for record in of_dual))
+    assert rows["aligned"].acceptance is None
+    assert report.to_dict()["schema"] == "kad-report/2"
+    assert report.runs[0]["settings"]["schema"] == "kad-run/1"
+    assert all("expected_acceptance" not in record for record in read_samples(OLD / "run"))
+
+
+def test_an_old_run_is_not_resumed(tmp_path: Path) -> None:
+    shutil.copytree(OLD / "run", tmp_path / "run")
+    before = (tmp_path / "run" / "samples.jsonl").read_bytes()
+    done = CliRunner().invoke(app, ["eval", "--limit", "2", "--out", str(tmp_path / "run")])
+    assert done.exit_code == 2
+    assert "made by an earlier version of kad: kad report reads it, but it cannot go on." in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert (tmp_path / "run" / "samples.jsonl").read_bytes() == before
+
+
+def test_a_run_of_a_later_version_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(OLD / "run", tmp_path / "run")
+    settings = tmp_path / "run" / "settings.json"
+    settings.write_text(json.dumps({"schema": "kad-run/9", **json.loads(settings.read_text("utf-8"))}))
+    with pytest.raises(UsageError, match="schema 'kad-run/9', but this version of kad reads 'kad-run/2' and older"):
+        read_settings(tmp_path / "run")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "\0\0"])
+def test_damaged_settings_are_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / "settings.json").write_text(text)
+    with pytest.raises(UsageError, match=r"settings\.json is damaged"):
+        read_settings(tmp_path)
+
+
+@pytest.mark.parametrize("line", [b"garbage", b"\0\0\0", b"{}", b"[]", b'{"method": "x"}', b"\xff"])
+def test_a_damaged_sample_is_named_with_its_line(line: bytes, tmp_path: Path) -> None:
+    good = (OLD / "run" / "samples.jsonl").read_bytes().splitlines(keepends=True)[0]
+    (tmp_path / "samples.jsonl").write_bytes(good + line + b"\n" + good)
+    with pytest.raises(UsageError, match=r"samples\.jsonl, line 2 is no sample of a run"):
+        list(read_samples(tmp_path))

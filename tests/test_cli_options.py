@@ -85,7 +85,7 @@ def test_a_wrong_value_is_named_by_its_option(arguments: list[str], message: str
 
 
 def test_in_python_the_same_check_names_the_field() -> None:
-    with pytest.raises(UsageError, match=r"^share must be in \(0, 1\], but is 2\.$"):
+    with pytest.raises(UsageError, match=r"^`share` must be in \(0, 1\], but is 2\.$"):
         Group(share=2.0)
 
 
@@ -179,5 +179,5 @@ def test_models_are_named_as_a_pair_or_one_by_one() -> None:
     ModelOptions(pair="tiny").check_sources()
     with pytest.raises(UsageError, match="not both"):
         ModelOptions(pair="tiny", base="x").check_sources()
-    with pytest.raises(UsageError, match="needs --base beside it"):
+    with pytest.raises(UsageError, match="needs `base` beside it"):
         ModelOptions(aligned="x").check_sources()

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
-from kad.errors import UsageError
+from kad.errors import OptionError
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,10 @@ class Option:
             return
         if isinstance(self.allowed, tuple):
             if value not in self.allowed:
-                raise UsageError(f"Unknown {name} {value!r}. Choose from: {', '.join(self.allowed)}.")
+                raise OptionError(f"Unknown {name} {value!r}. Choose from: {', '.join(self.allowed)}.")
         elif not _within(value, self.allowed):
             must = self.allowed if self.allowed.startswith(">") else f"in {self.allowed}"
-            raise UsageError(f"{name} must be {must}, but is {value:g}.")
+            raise OptionError(f"{name} must be {must}, but is {value:g}.")
 
 
 def options_of(group: type[Any]) -> dict[str, Option]:
@@ -77,7 +77,7 @@ def check_fields(group: Any) -> None:
         UsageError: a value is not allowed.
     """
     for name, option in options_of(type(group)).items():
-        option.check(name, getattr(group, name))
+        option.check(f"`{name}`", getattr(group, name))
 
 
 def _within(value: float, allowed: str) -> bool:

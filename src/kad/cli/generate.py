@@ -10,6 +10,7 @@ import typer
 from kad.cli import options, stdio
 from kad.cli.prompts import read_prompt
 from kad.errors import UsageError
+from kad.options import Option
 from kad.text.drafting import DraftTokens
 from kad.text.sampling import Sampling
 
@@ -31,15 +32,13 @@ def command(
     system: options.System = None,
     raw: options.Raw = False,
     thinking: options.Thinking = None,
-    color: Annotated[
-        bool, typer.Option("--color", help="Show, once the text is finished, which model each token came from.")
-    ] = False,
+    color: Annotated[bool, Option("Show, once the text is finished, which model each token came from.")] = False,
     stats: Annotated[
         bool,
-        typer.Option("--stats", help="Show speed and speculation on standard error (with --json: add the speed-up)."),
+        Option("Show speed and speculation on standard error (with --json: add the speed-up)."),
     ] = False,
     draft_tokens: DraftTokens = None,
-    stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Show the text as it arrives.")] = True,
+    stream: Annotated[bool, Option("Show the text as it arrives.")] = True,
     as_json: options.Json = False,
     models: options.ModelOptions,
     sampling: Sampling,

@@ -1,0 +1,419 @@
+"""The room for text: answers against Transformers and against the definition, on any engine; nothing leaks."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import defaultdict
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+import kad
+import oracle
+from conftest import make_model, make_tokenizer
+from kad.composition import Composition
+from kad.engines.base import ComposedModel, Facts
+from kad.errors import UsageError
+from kad.in_force import InForce
+from kad.rules import parse_rule
+from kad.text.batch import Noise, generate_all, seeds_from
+from kad.text.sampling import processors
+from kad.text.score import score_tokens
+from speculative_tables import PROMPT, Script, TableScorer, total_variation, true_distribution
+
+GREEDY = kad.Sampling(temperature=0, max_new_tokens=24)
+
+
+@pytest.fixture
+def pair(model: kad.KadForCausalLM) -> kad.KadForCausalLM:
+    """The random pair with a tokenizer."""
+    model.tokenizer = make_tokenizer()
+    return model
+
+
+# ---------------------------------------------------------------------- an engine that gives scorers and nothing else
+
+
+class Scorer(TableScorer):
+    """A table model as an engine gives it."""
+
+    reversible = True
+
+    def release(self) -> None:
+        self.released = True
+
+
+class TableEngine(InForce):
+    """A pair of table models: no Transformers model anywhere."""
+
+    def __init__(self, rule: str, vocab: int, eos: int | None = None) -> None:
+        self.config, self.reference, self.vocab = SimpleNamespace(), None, vocab
+        self.own_composition = Composition.of(rule)
+        self.generation_config = GenerationConfig(eos_token_id=eos)
+        self.tokenizer = make_tokenizer()
+        self.device = torch.device("cpu")
+        self.facts = {"base": Facts(100, None), "aligned": Facts(10, 512)}
+
+    def scorers(self, roles: Any, *, rollback: bool = True) -> dict[str, Scorer]:
+        return {role: Scorer(role, self.vocab) for role in roles}
+
+
+@pytest.mark.parametrize("drafts", [0, 2])
+@pytest.mark.parametrize("sampling", [{}, {"top_k": 2}, {"temperature": 0.7}], ids=str)
+@pytest.mark.parametrize("rule", ["dual:threshold=0.4", "confidence_bet:margin=0.0", "mixture:weight=0.4"])
+def test_the_distribution_is_pi_on_any_engine(
+    rule: str, sampling: dict[str, Any], drafts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every random outcome of `kad.stream` is enumerated, with the bookkeeping of origins on."""
+    model, script = TableEngine(rule, vocab=3, eos=2), Script()
+    assert isinstance(model, ComposedModel)
+    monkeypatch.setattr("kad.text.streaming.TorchRandomness", lambda seed: script)
+    how = kad.Sampling(max_new_tokens=3, **({"temperature": 1.0} | sampling))
+    found: dict[tuple[int, ...], float] = defaultdict(float)
+    for _ in script.runs():
+        answer = kad.generate(model, PROMPT, sampling=how, num_draft_tokens=drafts)
+        found[tuple(answer.token_ids)] += script.probability
+    made = processors(how.apply(model.generation_config, None), len(PROMPT))
+    truth = true_distribution(parse_rule(rule), vocab=3, new_tokens=3, eos=2, processors=made)
+    assert total_variation(dict(found), truth) < 1e-6
+
+
+@pytest.mark.parametrize("drafts", [0, 1, 3])
+@pytest.mark.parametrize("rule", ["dual:threshold=0.4", "confidence_bet:margin=0.0", "mixture:weight=0.4"])
+def test_each_piece_says_where_it_came_from(rule: str, drafts: int) -> None:
+    """Shares and deferred mass at every token, for every kind of token, are those of the definition."""
+    model = TableEngine(rule, vocab=5)
+    events = set()
+    for seed in range(12):
+        how = kad.Sampling(max_new_tokens=9, temperature=1.0, seed=seed)
+        answer = kad.generate(model, PROMPT, sampling=how, num_draft_tokens=drafts)
+        found = score_tokens(model, answer.prompt_ids, answer.token_ids, model.composition)
+        assert found.base_share is not None
+        assert found.deferred_mass is not None
+        assert [piece.base_share for piece in answer.pieces] == pytest.approx(found.base_share.tolist(), abs=1e-5)
+        assert [piece.deferred_mass for piece in answer.pieces] == pytest.approx(found.deferred_mass.tolist(), abs=1e-5)
+        events |= {piece.event for piece in answer.pieces}
+    expected = {None} if drafts == 0 else {None, "accepted", "rejected", "bonus"}
+    assert expected <= events
+    assert ("deferred" in events) == (drafts > 0 and rule.startswith("dual"))
+
+
+def test_origins_change_no_sampled_text() -> None:
+    model = TableEngine("dual:threshold=0.4", vocab=5)
+    how = kad.Sampling(max_new_tokens=12, temperature=1.0, seed=3)
+    with_, without = (kad.generate(model, PROMPT, sampling=how, num_draft_tokens=3, origins=o) for o in (True, False))
+    assert with_.token_ids == without.token_ids
+    assert with_.seed == 3
+    assert all(piece.base_share is None for piece in without.pieces)
+
+
+def test_the_random_numbers_are_the_answers_own(pair: kad.KadForCausalLM) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    how = kad.Sampling(max_new_tokens=12, temperature=1.0, seed=3)
+    first = kad.generate(pair, "Hi", sampling=how, num_draft_tokens=2)
+    assert torch.equal(before, torch.get_rng_state())
+    torch.manual_seed(99)
+    assert kad.generate(pair, "Hi", sampling=how, num_draft_tokens=2).token_ids == first.token_ids
+
+
+# ---------------------------------------------------------------------- answers
+
+
+@pytest.mark.parametrize("drafts", [0, 3, "auto"])
+def test_a_greedy_answer_is_what_transformers_generates(pair: kad.KadForCausalLM, drafts: int | str) -> None:
+    answer = kad.generate(pair, "Hi", system="Be kind", sampling=GREEDY, num_draft_tokens=drafts)
+    ids = torch.tensor([answer.prompt_ids])
+    expected = pair.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=24)
+    assert answer.token_ids == expected[0, ids.shape[1] :].tolist()
+    assert pair.tokenizer.decode(answer.prompt_ids) == "[system]Be kind\n[user]Hi\n[assistant]"
+    assert "".join(piece.text for piece in answer.pieces) == answer.text
+
+
+def test_settings_of_the_aligned_model_act_on_log_pi_as_in_transformers(pair: kad.KadForCausalLM) -> None:
+    """Greedy with penalties: the same tokens. Sampling: the same processors in the same order."""
+    pair.generation_config = GenerationConfig(
+        repetition_penalty=1.4, no_repeat_ngram_size=2, bad_words_ids=[[40]], suppress_tokens=[50, 51],
+        begin_suppress_tokens=[60], min_new_tokens=6, eos_token_id=1, exponential_decay_length_penalty=(8, 1.2),
+        sequence_bias={(33,): -2.0}, forced_eos_token_id=1,
+    )  # fmt: skip
+    answer = kad.generate(pair, "Hi", sampling=GREEDY, num_draft_tokens=3)
+    ids = torch.tensor([answer.prompt_ids])
+    expected = pair.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=24)
+    assert answer.token_ids == expected[0, ids.shape[1] :].tolist()
+    sampled = GenerationConfig(
+        do_sample=True, temperature=0.7, top_k=20, top_p=0.9, min_p=0.05, typical_p=0.9, epsilon_cutoff=0.01,
+        eta_cutoff=0.01, top_h=0.5, repetition_penalty=1.2, eos_token_id=1, max_new_tokens=5,
+    )  # fmt: skip
+    ours = [type(made).__name__ for made in processors(sampled, 4)]
+    theirs = [type(made).__name__ for made in pair._get_logits_processor(sampled, 4)]
+    assert ours == theirs
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"num_beams": 4}, "a search with 4 beams"), ({"guidance_scale": 1.5}, "ask for guidance_scale")],
+)
+def test_other_ways_of_decoding_are_named(pair: kad.KadForCausalLM, settings: dict[str, Any], message: str) -> None:
+    pair.generation_config = GenerationConfig(eos_token_id=1, **settings)
+    with pytest.raises(UsageError, match=message):
+        kad.generate(pair, "Hi")
+
+
+def test_a_stop_string_ends_the_answer_where_it_is_complete(pair: kad.KadForCausalLM) -> None:
+    whole = kad.generate(pair, "Hi", sampling=GREEDY)
+    stop = whole.text[5:8]
+    cut = kad.generate(pair, "Hi", sampling=kad.Sampling(temperature=0, max_new_tokens=24, stop=(stop, "never so")))
+    assert cut.text == whole.text[: whole.text.index(stop) + len(stop)]
+    assert cut.finish_reason == "stop_string"
+    assert cut.finished
+
+
+def test_a_stream_can_be_stopped(pair: kad.KadForCausalLM) -> None:
+    whole = kad.generate(pair, "Hi", sampling=GREEDY, num_draft_tokens=4)
+    answering = kad.stream(pair, "Hi", sampling=GREEDY, num_draft_tokens=4)
+    for _ in range(3):
+        next(answering)
+    answering.stop()
+    assert list(answering) == []
+    assert answering.answer.token_ids == whole.token_ids[:3]
+    assert answering.answer.finish_reason == "interrupted"
+
+
+def test_messages_ids_and_raw_text(pair: kad.KadForCausalLM) -> None:
+    talk = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Yes?"},
+        {"role": "user", "content": "A"},
+    ]
+    answer = kad.generate(pair, talk, sampling=GREEDY)
+    assert pair.tokenizer.decode(answer.prompt_ids) == "[user]Hi\n[assistant]Yes?\n[user]A\n[assistant]"
+    assert kad.generate(pair, answer.prompt_ids, sampling=GREEDY).token_ids == answer.token_ids
+    assert kad.generate(pair, "Hi", raw=True, sampling=GREEDY).prompt_ids == pair.tokenizer("Hi").input_ids
+    with pytest.raises(UsageError, match="`raw` uses no chat template"):
+        kad.generate(pair, "Hi", raw=True, system="Be kind")
+    with pytest.raises(UsageError, match="The prompt is empty"):
+        kad.generate(pair, [])
+
+
+# ---------------------------------------------------------------------- scores
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_a_score_is_the_definition(pair: kad.KadForCausalLM, temperature: float, monkeypatch: Any) -> None:
+    monkeypatch.setattr("kad.text.score.LOGITS_AT_ONCE", 500)  # several chunks
+    found = kad.score(pair, "Hi", "one two three", rule="dual:threshold=0.2", deferral_temperature=temperature)
+    prompt = pair.tokenizer("[user]Hi\n[assistant]", add_special_tokens=False).input_ids
+    ids = torch.tensor([[*prompt, *found.token_ids]])
+    with torch.no_grad():
+        p, q = (part(ids).logits[0, len(prompt) - 1 : -1].double() / temperature for part in (pair.base, pair.aligned))
+    for row, token in enumerate(found.token_ids):
+        base, aligned = (oracle.softmax(x[row].tolist()) for x in (p, q))
+        keep = oracle.keep_dual(base, aligned, 0.2)
+        alpha = sum((1 - k) * x for k, x in zip(keep, base, strict=True))
+        pi = [k * x + alpha * y for k, x, y in zip(keep, base, aligned, strict=True)]
+        assert found.log_pi[row].exp().item() == pytest.approx(pi[token], rel=1e-4)
+        assert found.log_p[row].exp().item() == pytest.approx(base[token], rel=1e-4)
+        assert found.log_aligned[row].exp().item() == pytest.approx(aligned[token], rel=1e-4)
+        assert found.deferred_mass is not None
+        assert found.base_share is not None
+        assert found.tau is not None
+        assert found.deferred_mass[row].item() == pytest.approx(alpha, abs=1e-5)
+        assert found.base_share[row].item() == pytest.approx(keep[token] * base[token] / pi[token], abs=1e-4)
+        assert found.acceptance[row].item() == pytest.approx(sum(map(min, pi, aligned)), abs=1e-5)
+        assert found.tau[row].item() == pytest.approx(0.2, rel=1e-5)
+
+
+def test_a_product_has_no_origins(pair: kad.KadForCausalLM) -> None:
+    found = kad.score(pair, "Hi", "one", rule="implicit_reward")
+    assert (found.base_share, found.deferred_mass, found.tau) == (None, None, None)
+    answer = kad.generate(pair, "Hi", rule="implicit_reward", sampling=GREEDY)
+    assert answer.base_share is None
+
+
+# ---------------------------------------------------------------------- one composition a model
+
+
+def test_one_models_rule_does_not_reach_another(models_: dict[str, Any], prompt: Any) -> None:
+    one = kad.KadForCausalLM.from_models(**models_, rule="base_only")
+    other = kad.KadForCausalLM.from_models(models_["base"], models_["aligned"], rule="dual:threshold=0.2")
+    ids = prompt(8)
+    expected = other(ids).logits
+    with one.using("implicit_reward", 2.0):
+        assert str(one.rule) == "implicit_reward"
+        assert str(other.rule) == "dual:threshold=0.2"
+        assert other.composition.deferral_temperature == 1.0
+        assert torch.equal(other(ids).logits, expected)
+        with other.using("aligned_only"):
+            assert (str(one.rule), str(other.rule)) == ("implicit_reward", "aligned_only")
+    assert str(one.rule) == "base_only"
+
+
+def test_a_rule_of_a_call_stays_in_its_thread_and_its_task(pair: kad.KadForCausalLM) -> None:
+    seen: list[str] = []
+
+    async def look() -> None:
+        await asyncio.sleep(0)
+        seen.append(str(pair.rule))
+
+    async def use() -> None:
+        with pair.using("aligned_only"):
+            await asyncio.sleep(0)
+            seen.append(str(pair.rule))
+
+    async def both() -> None:
+        await asyncio.gather(use(), look())
+
+    with pair.using("base_only"):
+        thread = threading.Thread(target=lambda: seen.append(str(pair.rule)))
+        thread.start()
+        thread.join()
+    asyncio.run(both())
+    assert sorted(seen) == ["aligned_only", "dual:threshold=0.2", "dual:threshold=0.2"]
+
+
+def test_a_stream_leaves_the_callers_rule_alone(pair: kad.KadForCausalLM) -> None:
+    answering = kad.stream(pair, "Hi", rule="aligned_only", sampling=GREEDY)
+    next(answering)
+    assert str(pair.rule) == "dual:threshold=0.2"
+    with pair.using("base_only"):
+        answer = answering.finish()
+    assert answer.base_share == 0.0
+
+
+def test_the_composition_is_held_parsed_and_written_as_a_string(pair: kad.KadForCausalLM) -> None:
+    assert pair.composition is pair.composition
+    pair.rule = "primal:budget=0.5"
+    assert (pair.config.rule, pair.composition.rule) == ("primal:budget=0.5", parse_rule("primal:budget=0.5"))
+    pair.own_composition = Composition.of("dual", 2.0)
+    assert (pair.config.rule, pair.config.deferral_temperature) == ("dual:threshold=0.4", 2.0)
+    with pytest.raises(kad.KadError, match="needs the reference model"):
+        kad.KadForCausalLM.from_models(pair.base, pair.aligned).rule = "implicit_reward"
+
+
+# ---------------------------------------------------------------------- batches
+
+
+def test_answers_in_batches_are_those_of_transformers(pair: kad.KadForCausalLM, prompt: Any) -> None:
+    prompts = [prompt(n, seed=n)[0].tolist() for n in (3, 9, 6, 4, 7)]
+    together = generate_all(pair, pair.tokenizer, prompts, sampling=GREEDY, batch_size=2)
+    for ids, answer in zip(prompts, together, strict=True):
+        row = torch.tensor([ids])
+        expected = pair.generate(row, attention_mask=torch.ones_like(row), do_sample=False, max_new_tokens=24)
+        assert answer.token_ids == expected[0, len(ids) :].tolist()
+        assert answer.finish_reason == ("stop" if answer.token_ids[-1] == 1 else "length")
+
+
+def test_a_sampled_answer_does_not_depend_on_its_company(pair: kad.KadForCausalLM, prompt: Any) -> None:
+    prompts, how = [prompt(n, seed=n)[0].tolist() for n in (3, 9, 6)], kad.Sampling(temperature=1.0, max_new_tokens=12)
+    seeds = seeds_from(7, 3)
+    assert seeds == seeds_from(7, 5)[:3]
+    assert len(set(seeds)) == 3
+    together = generate_all(pair, pair.tokenizer, prompts, sampling=how, seeds=seeds)
+    alone = [
+        generate_all(pair, pair.tokenizer, [p], sampling=how, seeds=[s])[0] for p, s in zip(prompts, seeds, strict=True)
+    ]
+    assert [answer.token_ids for answer in together] == [answer.token_ids for answer in alone]
+
+
+def test_noise_draws_from_the_softmax_by_the_rows_own_seed() -> None:
+    logits = torch.tensor([[2.0, 1.0, 0.0, -torch.inf]]).log_softmax(-1)
+    draws, noise = 20_000, Noise([7], torch.device("cpu"))
+    counts = torch.zeros(4)
+    for _ in range(draws):
+        counts[noise.add(logits).argmax()] += 1
+    expected = logits[0].exp() * draws
+    kept = expected > 0
+    assert counts[3] == 0
+    # 99.9 % of chi square with two degrees of freedom
+    assert float(((counts - expected)[kept] ** 2 / expected[kept]).sum()) < 13.8
+    both = Noise([1, 2], torch.device("cpu")).add(torch.cat([logits, logits]))
+    assert torch.equal(both[1], Noise([2], torch.device("cpu")).add(logits)[0])
+    assert not torch.equal(both[0], both[1])
+
+
+# ---------------------------------------------------------------------- measures respect the temperature, prompts agree
+
+
+def test_figures_and_analysis_respect_the_deferral_temperature(models_: dict[str, Any]) -> None:
+    """They say of an answer what its trace says."""
+    from kad.figures.analysis import approximation_on
+    from kad.figures.answers import Question
+    from kad.figures.data import Settings, measure
+
+    model = kad.KadForCausalLM.from_models(**models_, rule="dual:threshold=0.2", deferral_temperature=3.0)
+    model.tokenizer = make_tokenizer()
+    questions, settings = [Question("one and two"), Question("three?")], Settings(max_new_tokens=8)
+    found = measure(model, model.tokenizer, questions, parse_rule("dual:threshold=0.2"), settings)
+    for answer, alpha, beta in zip(found.answers.answers, found.alpha, found.beta, strict=True):
+        positions = kad.trace(model, answer.prompt_ids, answer.token_ids).positions
+        assert alpha.tolist() == pytest.approx([position.alpha for position in positions], abs=1e-5)
+        assert beta.tolist() == pytest.approx([position.acceptance for position in positions], abs=1e-5)
+        rows = approximation_on(model, [answer], budget=0.9, threshold=0.2)
+        ids = torch.tensor([[*answer.prompt_ids, *answer.token_ids]])
+        p = (model.base(ids).logits[0, len(answer.prompt_ids) - 1 : -1].double() / 3.0).softmax(-1)
+        torch.testing.assert_close(rows.max_p, p.amax(-1), atol=1e-5, rtol=0)
+
+
+THINKING = (
+    "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    "{% if enable_thinking is defined and not enable_thinking %}[no thinking]{% endif %}"
+)
+
+
+def test_whatever_is_measured_is_asked_without_thinking(tmp_path: Any) -> None:
+    from kad.cli.questions import Questions
+    from kad.evaluation.tasks.task import chat_renderer
+
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = THINKING
+    (tmp_path / "prompts.txt").write_text("Hi\n")
+    asked = [
+        *Questions(prompts=tmp_path / "prompts.txt").load(tokenizer),
+        *Questions(task="tiny", limit=1).load(tokenizer),
+    ]
+    assert [question.prompt.endswith("[no thinking]") for question in asked] == [True, True]
+    assert chat_renderer(tokenizer)([{"role": "user", "content": "Hi"}]) == "Hi[no thinking]"
+
+
+def test_the_one_default_for_drafting(pair: kad.KadForCausalLM) -> None:
+    """Greedy: learned by the clock. Sampled: fixed, so that a seed repeats. A large aligned model: none."""
+    from kad.text.drafting import choose
+
+    small = TableEngine("dual", vocab=3)
+    assert choose(small, small.composition, None, sampled=False).draft_tokens == "auto"
+    assert choose(small, small.composition, None, sampled=True).draft_tokens == 4
+    assert choose(small, small.composition, 0, sampled=True).draft_tokens == 0
+    small.facts["aligned"] = Facts(60, None)
+    chosen = choose(small, small.composition, None, sampled=False)
+    assert (chosen.draft_tokens, chosen.speculates) == (0, False)
+    assert "too large to draft: 60%" in chosen.reason
+    for wrong in (-1, 65, "many", True, 2.5):
+        with pytest.raises(UsageError, match="`num_draft_tokens` must be a number from 0 to 64 or auto"):
+            choose(small, small.composition, wrong, sampled=False)
+
+
+def test_a_model_that_cannot_take_tokens_back_decodes_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer that forgets nothing: no drafts, the same text as Transformers', and a conversation that reads anew."""
+    from transformers import BambaConfig, BambaForCausalLM
+
+    torch.manual_seed(0)
+    config = BambaConfig(
+        vocab_size=96, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, attn_layer_indices=[1], mamba_n_heads=4, mamba_d_head=16, mamba_d_state=8,
+        mamba_n_groups=1, mamba_chunk_size=8, eos_token_id=1, pad_token_id=2,
+    )  # fmt: skip
+    base = BambaForCausalLM(config).eval()
+    model = kad.KadForCausalLM.from_models(base, make_model(1, hidden=8, layers=1), rule="dual:threshold=0.02")
+    model.tokenizer = make_tokenizer()
+    talk = kad.Conversation(model, sampling=kad.Sampling(temperature=0, max_new_tokens=8))
+    for text in ("Hi", "And?"):
+        answer = talk.say(text).finish()
+        assert "cannot take rejected drafts back" in answer.drafting.reason
+        ids = torch.tensor([answer.prompt_ids])
+        expected = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=8)
+        assert answer.token_ids == expected[0, ids.shape[1] :].tolist()

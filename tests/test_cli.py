@@ -64,7 +64,7 @@ def test_every_option_says_what_it_does(name: str) -> None:
 
 def test_a_long_help_paragraph_is_broken_by_the_terminal_only(kad: CliRunner) -> None:
     wide = kad.invoke(app, ["generate", "--help"], env={"COLUMNS": "250"}).output
-    assert "(--raw: as it stands). How to draw tokens follows the aligned model's generation settings, unless" in wide
+    assert "unless you give --raw. Tokens are drawn as the generation settings of the aligned model say, unless" in wide
 
 
 @pytest.mark.parametrize(

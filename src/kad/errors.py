@@ -1,10 +1,10 @@
-"""What can go wrong, in words: every error a user can cause is a `KadError`; at the command line, exit code 2."""
+"""Errors. Every error that a user can cause is a `KadError`. At the command line it gives exit code 2."""
 
 from __future__ import annotations
 
 
 class KadError(ValueError):
-    """Base of every error that kad raises on purpose; the message says what was got, what is allowed, what to do."""
+    """The base of all errors of kad. The message says what was given, what is allowed, and what to do."""
 
 
 class RuleError(KadError):
@@ -12,11 +12,11 @@ class RuleError(KadError):
 
 
 class LogitsError(KadError):
-    """Logits that are no distribution: NaN, +inf, a row without any finite entry, shapes that do not fit."""
+    """Logits that are not a distribution: NaN, +inf, a row without a finite entry, or shapes that do not fit."""
 
 
 class VocabularyError(KadError):
-    """Two models that do not speak the same tokens."""
+    """Two models with different vocabularies."""
 
 
 class PairError(KadError):
@@ -28,8 +28,10 @@ class UsageError(KadError):
 
 
 class OptionError(UsageError):
-    """A bad value of an option. The message puts the names of options in backticks, as Python spells them; the command
-    line shows them as it spells them."""
+    """A bad value of an option.
+
+    The message has the names of options in backticks, as Python writes them. The command line shows its own names.
+    """
 
 
 class MissingExtraError(KadError):
@@ -41,5 +43,5 @@ class HostError(KadError):
 
 
 def missing_extra(extra: str, package: str) -> MissingExtraError:
-    """The one-line error for a missing optional dependency: names `package` and the command that installs `extra`."""
+    """The error for a missing optional dependency. It names `package` and the command that installs `extra`."""
     return MissingExtraError(f'{package} is not installed. Install it with: pip install "kad-align[{extra}]"')

@@ -32,9 +32,9 @@ def command(
 ) -> None:
     """Talk with the composed model.
 
-    Type a message, or a command: /rule switches the rule in the middle, /color shows which model the last answer came
-    from, /help lists the others. Ctrl-C stops an answer; Ctrl-D, or Ctrl-C twice, leaves. Piped in, every line is a
-    message or a command.
+    Type a message or a command. /rule changes the rule, /color shows which model wrote the last answer, and /help lists
+    all commands. Ctrl-C stops an answer. Ctrl-D, or Ctrl-C twice, leaves. If you pipe text in, every line is a message
+    or a command.
     """
     with stdio.stderr().status("Loading the models ..."):
         model = models.load()
@@ -65,7 +65,7 @@ def _interactive(talk: Chat) -> None:
 
 
 def _lines() -> Iterator[str]:
-    """Lines as they are typed, until Ctrl-D, or Ctrl-C twice in a row (a KeyboardInterrupt)."""
+    """The typed lines, until Ctrl-D, or Ctrl-C twice in a row (a KeyboardInterrupt)."""
     _edit_lines()
     interrupted = False
     while True:

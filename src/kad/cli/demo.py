@@ -63,8 +63,8 @@ def command(
 ) -> None:
     """See alignment at work on the embedded tiny pair.
 
-    A big base model that can calculate but not behave, a small aligned model that behaves but cannot calculate, and
-    the two composed: three problems side by side, then the accuracy of each on held-out problems.
+    The big base model calculates well but does not keep the asked form. The small aligned model keeps the form but
+    calculates badly. The demo shows three problems side by side, then the accuracy on held-out problems.
     """
     console, messages = Console(), Console(stderr=True)
     started = time.perf_counter()
@@ -86,7 +86,7 @@ def _measure(n: int, messages: Console, console: Console | None) -> Findings:
         from kad import tiny
 
         logging.disable_progress_bar()
-        # Models this small lose more by threads that wait for each other than they gain.
+        # For models this small, several threads are slower than one.
         torch.set_num_threads(1)
         pair = tiny.pair()
         tokenizer = pair.tokenizer
@@ -101,7 +101,7 @@ def _measure(n: int, messages: Console, console: Console | None) -> Findings:
 
 
 def _answer_shown(findings: Findings, pair: KadForCausalLM, tokenizer: Any) -> None:
-    """The first problems of the held-out split, one at a time, as a user would ask them."""
+    """The answers to the first held-out problems, one at a time."""
     from kad import tiny
     from kad.tiny.measure import attempt
 
@@ -121,7 +121,7 @@ def _answer_shown(findings: Findings, pair: KadForCausalLM, tokenizer: Any) -> N
 
 
 def _base_shares(pair: KadForCausalLM, answer: Attempt) -> list[float]:
-    """Per token, which part of its probability comes from the base model."""
+    """For each token, the share of its probability that comes from the base model."""
     from kad.text.score import score_tokens
 
     found = score_tokens(pair, answer.prompt_ids, answer.token_ids, pair.composition)

@@ -1,4 +1,4 @@
-"""What a person or a program sees of an answer: text as it arrives, origins in colour, statistics, JSON."""
+"""How an answer is shown: text as it arrives, origins in color, statistics, JSON."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _REMARKS = {
 
 
 def write(piece: str) -> None:
-    """Put a piece of text on standard output at once."""
+    """Write a piece of text to standard output without delay."""
     sys.stdout.write(piece)
     sys.stdout.flush()
 
@@ -38,7 +38,7 @@ def show(answering: Stream, live: bool) -> Answer:
 
 
 def show_origins(answering: Stream) -> Answer:
-    """Generate, then print the text in the colours of its origins, the legend on standard error."""
+    """Generate, then print the text in the colors of its origins, and the legend on standard error."""
     with stdio.stderr().status("Generating ...", spinner="dots") as status:
         text = ""
         for piece in answering:
@@ -55,7 +55,7 @@ def show_origins(answering: Stream) -> Answer:
 
 
 def print_origins(texts: Sequence[str], base_shares: Sequence[float], deferred_mass: Sequence[float]) -> None:
-    """A text in the colours of its origins, token by token, the legend on standard error."""
+    """Print a text in the colors of its origins, token by token, and the legend on standard error."""
     if texts:
         stdio.stdout().print(origins.render(zip(texts, base_shares, strict=True)), soft_wrap=True)
         means = (sum(values) / len(values) for values in (base_shares, deferred_mass))
@@ -63,13 +63,13 @@ def print_origins(texts: Sequence[str], base_shares: Sequence[float], deferred_m
 
 
 def remark(answer: Answer) -> None:
-    """Say on standard error why a text ended where it did, unless it simply was finished."""
+    """Say on standard error why a text ended, unless the model ended it."""
     if answer.finish_reason in _REMARKS:
         stdio.message(f"[{_REMARKS[answer.finish_reason].format(tokens=len(answer.token_ids))}]")
 
 
 def as_dict(model: KadForCausalLM, answer: Answer, load_seconds: float) -> dict[str, Any]:
-    """The answer as JSON; `origin_shares` and `alpha` are null under product rules, and where there is no token."""
+    """The answer as JSON. `origin_shares` and `alpha` are null under product rules, and for an empty answer."""
     shares = alpha = None
     if answer.base_share is not None:
         base = _rounded([piece.base_share for piece in answer.pieces])
@@ -94,12 +94,12 @@ def as_dict(model: KadForCausalLM, answer: Answer, load_seconds: float) -> dict[
 
 
 def _rounded(values: Sequence[float | None]) -> list[float]:
-    """To the digits that float32 carries."""
+    """Rounded to the digits that float32 has."""
     return [round(value, 6) for value in values if value is not None]
 
 
 def speculation(answer: Answer) -> dict[str, Any]:
-    """Whether the aligned model drafted and why (not), and what came of it."""
+    """Whether the aligned model drafted, why or why not, and the counts."""
     plan, counted = answer.drafting, answer.statistics
     used = {"used": plan.speculates, "draft_tokens": plan.draft_tokens, "reason": plan.reason}
     if counted is None:
@@ -108,7 +108,7 @@ def speculation(answer: Answer) -> dict[str, Any]:
 
 
 def speed_up(model: KadForCausalLM, answer: Answer) -> dict[str, float]:
-    """Plain decoding's speed, measured on a few steps, and how much faster this answer came; empty without drafts."""
+    """The speed of plain decoding, from a few steps, and how much faster this answer was. Empty without drafts."""
     from kad.text.speed import plain_step_seconds
 
     step = None if answer.statistics is None else plain_step_seconds(model, model.composition, answer)

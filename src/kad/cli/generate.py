@@ -45,8 +45,8 @@ def command(
 ) -> None:
     """Generate text from a prompt with the composed model.
 
-    The prompt goes through the aligned model's chat template (--raw: as it stands). How to draw tokens follows the
-    aligned model's generation settings, unless you say otherwise.
+    The prompt goes through the chat template of the aligned model, unless you give --raw. Tokens are drawn as the
+    generation settings of the aligned model say, unless you give sampling options.
     """
     text = read_prompt(prompt, file)
     options.check_raw(raw, system, thinking)

@@ -1,4 +1,4 @@
-"""How the origin of each token is shown: the colours of the two models, and what lies between."""
+"""How the origin of each token is shown: the colors of the two models, and blends of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kad.errors import UsageError
 if TYPE_CHECKING:
     from kad.composition import Composition
 
-# Blue and orange differ for every kind of colour vision; these two are equally bright, and readable on black and white.
+# Blue and orange differ for every kind of color vision. These two are equally bright, and readable on black and white.
 BASE_COLOR, ALIGNED_COLOR = (47, 134, 214), (201, 106, 0)
 
 
@@ -31,23 +31,23 @@ def require(composition: Composition) -> None:
 
 
 def color(base_share: float) -> str:
-    """A colour between the aligned model's (share 0) and the base model's (share 1), grey in the middle."""
+    """A color between the aligned model's (share 0) and the base model's (share 1), with gray in the middle."""
     mixed = (round(a + (b - a) * base_share) for a, b in zip(ALIGNED_COLOR, BASE_COLOR, strict=True))
     return "#{:02x}{:02x}{:02x}".format(*mixed)
 
 
 def style(base_share: float) -> str:
-    """The style of a token. Underlined where more of it is the aligned model's, which shows without colours too."""
+    """The style of a token. If more of it comes from the aligned model, it is underlined, which needs no colors."""
     return color(base_share) if base_share >= 0.5 else f"{color(base_share)} underline"
 
 
 def render(pieces: Iterable[tuple[str, float]]) -> Text:
-    """A text given piece by piece, each with the share of the base model, in the colours of its origins."""
+    """A text in the colors of its origins, given as pieces with the share of the base model."""
     return Text.assemble(*((piece, style(share)) for piece, share in pieces))
 
 
 def legend(base_share: float, deferred_mass: float) -> Text:
-    """What the colours mean, and how much of the text is whose; both numbers are means over the text."""
+    """What the colors mean, and the share of each model. The numbers are means over the text."""
     text = Text.assemble(
         ("base model", style(1.0)),
         (f" {base_share:.0%}  ", "dim"),

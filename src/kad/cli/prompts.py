@@ -1,4 +1,4 @@
-"""The prompt that a person typed, named or piped in."""
+"""Read the prompt: an argument, a file, or standard input."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The seam to whatever runs models: what an engine gives (`base`), and the engine of Transformers."""
+"""Engines run models. `base` says what an engine provides; `transformers` is the engine of Transformers."""

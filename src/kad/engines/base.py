@@ -1,4 +1,4 @@
-"""What the rooms above ask of an engine: for each model of a pair, a scorer that advances and rolls back."""
+"""What an engine provides: for each model of a pair, a scorer that advances and rolls back."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ if TYPE_CHECKING:
 
 
 class Scorer(Protocol):
-    """One model with its cache: it reads tokens, answers with logits, and forgets."""
+    """One model with its cache. It reads tokens, returns logits, and can drop tokens again."""
 
     processed: int
-    """How many tokens it has read and not forgotten."""
+    """How many tokens its cache holds."""
 
     @property
     def reversible(self) -> bool:
-        """Whether it can go back to any earlier length. If not, it can still forget the drafts of one window."""
+        """Whether it can go back to any earlier length. If not, it can still drop the drafts of one window."""
 
     def advance(self, ids: Tensor, keep: int) -> Tensor:
-        """Process ids (n,) that follow the `processed` ones; logits (keep, vocab) at the last `keep` of them."""
+        """Read ids (n,), which follow the `processed` ones. Returns logits (keep, vocab) at the last `keep` ids."""
 
     def rollback(self, length: int) -> None:
-        """Forget everything but the first `length` tokens; a `length` not yet reached changes nothing."""
+        """Keep only the first `length` tokens. A `length` that is not reached yet changes nothing."""
 
     def release(self) -> None:
-        """The generation is over: put the cache back into its ordinary state."""
+        """Called at the end of a generation. Puts the cache back into its ordinary state."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Facts:
     """What an engine knows about one model.
 
     Attributes:
-        parameters: how many weights it has.
-        context_length: the most positions it was made for; None where it does not say.
+        parameters: the number of its weights.
+        context_length: the number of positions it supports. None if it does not say.
     """
 
     parameters: int
@@ -52,7 +52,7 @@ class ComposedModel(Protocol):
     """A pair loaded by an engine. `kad.KadForCausalLM` is the one of the Transformers engine.
 
     Attributes:
-        generation_config: how the aligned model wants tokens to be drawn, and which tokens end a text.
+        generation_config: the aligned model's sampling settings, and the tokens that end a text.
     """
 
     generation_config: GenerationConfig
@@ -62,7 +62,7 @@ class ComposedModel(Protocol):
         """The rule and the deferral temperature in force."""
 
     def composed_by(self, rule: Any = None, deferral_temperature: float | None = None) -> Composition:
-        """The composition in force with these replaced, checked against the models that there are."""
+        """The current composition with these parts replaced. It is checked against the models of the pair."""
 
     @property
     def tokenizer(self) -> Any:
@@ -74,10 +74,10 @@ class ComposedModel(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where logits arrive."""
+        """The device of the logits."""
 
     def scorers(self, roles: Collection[str], *, rollback: bool = True) -> dict[str, Scorer]:
-        """New scorers, by role. `rollback` False takes models that cannot forget a token (recurrent states).
+        """New scorers, by role. With `rollback` False, models that cannot roll back are allowed (recurrent states).
 
         Raises:
             UsageError: `rollback`, and a model that cannot take rejected drafts back.
@@ -85,6 +85,6 @@ class ComposedModel(Protocol):
 
 
 def roles_of(composition: Composition, drafter: str = "aligned") -> tuple[str, ...]:
-    """The models that must run: base and aligned; the reference where the rule needs it, or where it drafts."""
+    """The models that must run: base and aligned, and the reference if the rule needs it or if it drafts."""
     needs_reference = composition.rule.needs_reference or drafter == "reference"
     return ("base", "aligned", "reference") if needs_reference else ("base", "aligned")

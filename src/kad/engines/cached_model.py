@@ -17,13 +17,13 @@ class CachedModel:
 
     Args:
         model: the model.
-        cache: its cache; may hold a prefix already.
-        vocab_size: the common vocabulary; rows past it are cut off.
-        device: where the logits are wanted.
-        rollback: whether tokens will have to be taken back.
+        cache: its cache. It may already hold a prefix.
+        vocab_size: the size of the common vocabulary. Later rows are cut off.
+        device: the device of the logits.
+        rollback: whether the cache must roll back.
 
     Raises:
-        UsageError: a cache that cannot be rolled back, and `rollback`.
+        UsageError: `rollback` with a cache that cannot roll back.
     """
 
     def __init__(
@@ -41,13 +41,13 @@ class CachedModel:
         return all(type(layer) is DynamicLayer for layer in self._cache.layers)
 
     def advance(self, ids: Tensor, keep: int) -> Tensor:
-        """Process ids (n,); logits (keep, vocab) at the last `keep` of them."""
+        """Read ids (n,). Returns logits (keep, vocab) at the last `keep` ids."""
         logits = run_part(self._model, ids.unsqueeze(0), self._cache, logits_to_keep=keep)
         self.processed += ids.shape[0]
         return trim(logits[0, -keep:], self._vocab).to(self._device)
 
     def rollback(self, length: int) -> None:
-        """Forget everything but the first `length` tokens."""
+        """Keep only the first `length` tokens."""
         surplus = max(self.processed - length, 0)
         if surplus == 0 and (not self._recording or self.processed == 0):
             return
@@ -55,13 +55,13 @@ class CachedModel:
         self.processed -= surplus
 
     def release(self) -> None:
-        """Hand the cache back as an ordinary one."""
+        """Put the cache back into its ordinary state."""
         if self._recording:
             record_past(self._cache, False)
 
 
 def _check_can_roll_back(cache: Cache) -> None:
-    """All layers dynamic or all plain static; every other kind cannot forget rejected drafts."""
+    """Layers must be dynamic or plain static. Other kinds cannot drop rejected drafts."""
     stuck = unforgetting(cache)
     if stuck:
         raise UsageError(

@@ -22,7 +22,7 @@ def run_part(
     position_ids: Tensor | None = None,
     logits_to_keep: int | Tensor = 0,
 ) -> Tensor:
-    """One model's logits (batch, kept positions, vocab) on its own device, filling `cache` if there is one."""
+    """The logits of one model (batch, kept positions, vocab) on its own device. Fills `cache` if there is one."""
     device = model.device
     known = _parameters(type(model).forward)
     options: dict[str, Any] = {"use_cache": cache is not None, "return_dict": True}

@@ -1,4 +1,4 @@
-"""Load a pair with the engine that fits its files, and put it where it is to run."""
+"""Load a pair with the engine that fits its files, and put it on its device."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def _check_device(device: str) -> None:
 
 
 def _place(model: KadForCausalLM, device: str | None) -> None:
-    """Move the models to the device asked for; without one, to the first accelerator, unless the pair places them."""
+    """Move the models to `device`. Without one: to the first accelerator, unless the pair says where they go."""
     if device in _SHARDING:
         return
     target: Any = device

@@ -1,4 +1,4 @@
-"""Several prompts through one Transformers model at once, padded on the left, token by token."""
+"""A batch of prompts through one Transformers model, padded on the left, token by token."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from kad.engines.forward import run_part
 
 
 class Lockstep:
-    """A batch under way: `next_logits`, then `append` the chosen tokens, and again.
+    """A batch that is generated step by step: `next_logits`, then `append` the chosen tokens, and so on.
 
     Args:
         model: a pair or a single model.
         prompts: token ids, at least one each.
-        pad: the token that fills short prompts and follows finished texts.
+        pad: the token that fills short prompts and finished texts.
 
     Attributes:
         ids: (batch, positions), prompts and new tokens.
-        width: of the prompts with their padding.
+        width: the number of positions of the padded prompts.
     """
 
     def __init__(self, model: PreTrainedModel, prompts: list[list[int]], pad: int) -> None:
@@ -36,7 +36,7 @@ class Lockstep:
         self._cache = DynamicCache(config=model.config) if make_cache is None else make_cache()
 
     def next_logits(self) -> Tensor:
-        """(batch, vocab), what the model says of the token that follows each row."""
+        """(batch, vocab), the logits of the token that follows each row."""
         positions = (self._mask.cumsum(dim=-1) - 1).clamp(min=0)
         logits = run_part(
             self._model,

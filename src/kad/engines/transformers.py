@@ -1,4 +1,4 @@
-"""The Transformers engine: what `KadForCausalLM` gives the rooms above; see `kad.engines.base`."""
+"""The Transformers engine: the part of `KadForCausalLM` that implements `kad.engines.base`."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class TransformersEngine:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The pair's tokenizer, else the aligned model's; assign one to a pair of models without a path.
+        """The pair's tokenizer, else the aligned model's. Assign one if the models were given as objects.
 
         Raises:
-            PairError: neither has one.
+            PairError: neither has a tokenizer.
         """
         return tokenizer_of(self.config)
 
@@ -45,6 +45,6 @@ class TransformersEngine:
         return {role: self.scorer_of(self.parts[role], rollback=rollback) for role in roles}
 
     def scorer_of(self, model: PreTrainedModel, *, rollback: bool = True) -> Scorer:
-        """A scorer of any model that speaks the pair's tokens."""
+        """A scorer for any model with the pair's vocabulary."""
         cache = DynamicCache(config=model.config)
         return CachedModel(model, cache, int(self.config.vocab_size), self.base.device, rollback=rollback)

@@ -1,4 +1,4 @@
-"""What a generation gave: an `Answer`, made of `Piece`s."""
+"""The result of a generation: an `Answer`, made of `Piece`s."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class Piece:
     Attributes:
         token: its id.
         text: what it adds to the text; "" while a character is incomplete, and for special tokens.
-        event: "accepted": a draft of the aligned model that stood. "rejected": a draft fell, and this token was drawn
-            in its place. "bonus": the token after a whole accepted window. "deferred": the same, handed over to the
-            aligned model. None where nothing was drafted.
-        rejected: the id of the draft that fell here.
-        base_share: which part of the token's probability came from the base model, in [0, 1]; the rest is the aligned
-            model's. None for product rules, and where origins were not asked for.
-        deferred_mass: alpha, the base model's mass that is handed to the aligned model at this position; None as above.
+        event: what happened to the draft. "accepted": this token is a draft that was accepted. "rejected": a draft was
+            rejected, and this token was drawn instead. "bonus": the token after a window of accepted drafts.
+            "deferred": the same, drawn from the aligned model. None if nothing was drafted.
+        rejected: the id of the rejected draft.
+        base_share: the share of the token's probability that came from the base model, in [0, 1]. The rest came from
+            the aligned model. None for product rules, and if origins were not asked for.
+        deferred_mass: alpha, the mass that the base model hands over at this position. None as above.
     """
 
     token: int
@@ -36,7 +36,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Answer:
-    """What one generation gave.
+    """The result of one generation.
 
     Attributes:
         prompt_ids: the prompt's tokens.
@@ -44,12 +44,13 @@ class Answer:
         text: their text without special tokens.
         finish_reason: "stop" (end of sequence), "stop_string", "length", "context" (the models' context is full) or
             "interrupted".
-        seconds: for everything; of several prompts at once, this answer's share.
-        first_token: seconds until the first token was there; of several prompts at once, as `seconds`.
-        drafting: whether the aligned model drafted, and why (not).
-        pieces: the tokens one by one; empty for several prompts at once.
-        statistics: what speculation counted; None without drafts.
-        temperature, seed: what a sampled answer was drawn with; None for greedy ones.
+        seconds: the time for everything. In a batch, this answer's share of the time.
+        first_token: the seconds until the first token. In a batch, the same as `seconds`.
+        drafting: whether the aligned model drafted, and why or why not.
+        pieces: the tokens one by one. Empty in a batch.
+        statistics: the counts of speculation. None without drafts.
+        temperature: the temperature of a sampled answer. None for a greedy one.
+        seed: the seed of a sampled answer. None for a greedy one.
     """
 
     prompt_ids: list[int]
@@ -66,22 +67,22 @@ class Answer:
 
     @property
     def finished(self) -> bool:
-        """Whether the model ended the text, and no limit."""
+        """Whether the model ended the text, and not a limit."""
         return self.finish_reason in ("stop", "stop_string")
 
     @property
     def tokens_per_second(self) -> float:
-        """New tokens per second, the reading of the prompt included."""
+        """New tokens per second. The time includes reading the prompt."""
         return len(self.token_ids) / self.seconds if self.seconds > 0 else 0.0
 
     @property
     def base_share(self) -> float | None:
-        """The mean share of the base model; None where no token has one."""
+        """The mean share of the base model. None if no token has a share."""
         return _mean([piece.base_share for piece in self.pieces])
 
     @property
     def deferred_mass(self) -> float | None:
-        """The mean deferred mass; None where no token has one."""
+        """The mean deferred mass. None if no token has one."""
         return _mean([piece.deferred_mass for piece in self.pieces])
 
 

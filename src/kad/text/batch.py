@@ -1,4 +1,4 @@
-"""Many prompts at once: plain decoding in lockstep, every answer with random numbers of its own."""
+"""Many prompts at once: plain decoding in one batch, with a random generator for each answer."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 class Noise:
     """Standard Gumbel noise, one generator a row: argmax_v (log pi_v + g_v) is distributed as pi.
 
-    Row i draws its g from its own generator. So its text depends on its seed and its prompt alone, and not on which
-    rows share the batch or on what ran before. That is what lets a killed run resume without drawing anything twice.
+    Row i draws its g from its own generator. So its text depends only on its seed and its prompt, and not on the other
+    rows of the batch or on earlier batches. This is why an interrupted run can continue.
 
-    The noise is float64: in float32 the tail of g would end at 16.6 and a token rarer than 2^-24 could never win.
+    The noise is float64. In float32 the tail of g would end at 16.6, and a token rarer than 2^-24 could never win.
     """
 
     def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
@@ -37,7 +37,7 @@ class Noise:
             torch.rand(scores.shape[-1], generator=generator, dtype=torch.float64, device=scores.device)
             for generator in self._generators
         ]
-        # rand is in [0, 1): a zero, once in 2^53, gives -inf, a token that cannot win this time.
+        # rand is in [0, 1). A zero, once in 2^53, gives -inf: this token cannot win this time.
         return scores.double() - torch.log(-torch.log(torch.stack(rows)))
 
 
@@ -59,15 +59,15 @@ def generate_all(
     batch_size: int = 16,
     progress: Callable[[int], object] = lambda done: None,
 ) -> list[Answer]:
-    """The answers to many prompts, decoded in batches. The Transformers engine alone, a pair or a single model.
+    """The answers to many prompts, decoded in batches by the Transformers engine.
 
     Args:
-        model: a `KadForCausalLM`, under the composition in force, or any other causal language model.
-        tokenizer: of the answers.
+        model: a `KadForCausalLM`, or any other causal language model of Transformers.
+        tokenizer: the tokenizer of the answers.
         prompts: token ids; see `kad.text.prompts.encode`.
-        sampling: how to draw tokens, over the model's own settings.
-        seeds: one for each prompt; needed where tokens are drawn at random.
-        ends: the tokens that end a text, instead of those of the model's settings.
+        sampling: how to draw tokens. It overrides the model's own settings.
+        seeds: one for each prompt. Sampled answers need them.
+        ends: the tokens that end a text. They replace those of the model's settings.
         batch_size: how many prompts to decode at once.
         progress: called with the number of answers after each batch.
 

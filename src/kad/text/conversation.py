@@ -1,4 +1,4 @@
-"""A conversation that keeps what the models have read, so that a turn reads only what is new."""
+"""A conversation that keeps the caches of the models, so that a turn reads only new tokens."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Conversation:
-    """Several turns with a composed model. Each goes through the chat template as a whole.
+    """A conversation of several turns with a composed model. Each turn reads only new tokens.
 
     Args:
         model: a pair, as `kad.load` gives it. Its composition may change between turns.
@@ -57,34 +57,35 @@ class Conversation:
         self._read: list[int] = []
 
     def say(self, text: str) -> Stream:
-        """The answer to a message, piece by piece. The turn counts once its pieces are taken, or `stop` is called and
-        one more is asked for.
+        """The answer to a message, piece by piece.
+
+        The turn joins the conversation when all of its pieces are taken. After `stop`, ask for one more piece.
 
         Raises:
-            UsageError: a conversation longer than the context; the conversation is as before.
+            UsageError: the conversation is longer than the context. It then stays as it was.
         """
         turns = [*self.turns, {"role": "user", "content": text}]
         prompt_ids = encode(self.model.tokenizer, messages(turns, self.system), thinking=self.thinking)
         return _Turn(self, turns, prompt_ids)
 
     def clear(self) -> None:
-        """Start a new conversation. What the models have read stays useful, as far as prompts begin alike."""
+        """Start a new conversation. The caches stay, and are used where the next prompt begins with the same tokens."""
         self.turns = []
 
     def forget(self) -> None:
-        """Let go of what the models have read; the next turn reads everything anew."""
+        """Drop the caches. The next turn reads everything again."""
         self._scorers, self._read = {}, []
 
     def take_scorers(self, prompt_ids: Sequence[int]) -> dict[str, Scorer]:
-        """The scorers, cut back to the tokens that this prompt begins with; none where there is nothing to go on from.
+        """The scorers, cut back to the tokens that this prompt begins with. Empty if no token can be reused.
 
-        They are gone from here until `keep`: after a generation that fails, nobody knows what they hold.
+        The conversation gives them away until `keep`. After a failed generation, their content would not be known.
         """
         scorers, read = self._scorers, self._read
         self.forget()
         if set(scorers) != set(roles_of(self.model.composition)):
             return {}
-        # The prompt's last token is read anew in any case: what follows it is asked for.
+        # The last token of the prompt is always read again, because its logits are needed.
         pairs = zip(read, prompt_ids[:-1], strict=False)
         shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         for scorer in scorers.values():
@@ -92,7 +93,7 @@ class Conversation:
         return scorers if shared else {}
 
     def keep(self, turn: Stream, turns: list[dict[str, str]]) -> None:
-        """Remember a turn that has ended, and the scorers if tokens can be taken back from them."""
+        """Store a turn that has ended, and its scorers if they can roll back."""
         self.turns = [*turns, {"role": "assistant", "content": turn.answer.text}]
         loop = turn.loop
         if all(scorer.reversible for scorer in loop.scorers.values()):
@@ -102,7 +103,7 @@ class Conversation:
 
 
 class _Turn(Stream):
-    """The stream of one turn; it tells the conversation when it has ended."""
+    """The stream of one turn. It tells the conversation when it has ended."""
 
     def __init__(self, conversation: Conversation, turns: list[dict[str, str]], prompt_ids: list[int]) -> None:
         self._conversation, self._turns = conversation, turns

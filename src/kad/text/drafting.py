@@ -1,4 +1,4 @@
-"""Whether the aligned model drafts, and how many tokens at a time: the choice where the caller makes none."""
+"""Whether the aligned model drafts, and how many tokens at a time, if the caller does not say."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Drafting:
     """How many tokens to draft at a time, and why.
 
     Attributes:
-        draft_tokens: a number, "auto" (learned by the clock), or 0: plain decoding.
-        reason: in words.
+        draft_tokens: a number, "auto" (measured and chosen while it runs), or 0 for plain decoding.
+        reason: the reason in words.
     """
 
     draft_tokens: int | str
@@ -39,7 +39,7 @@ class Drafting:
 
 
 def check(draft_tokens: int | str | None) -> int | str | None:
-    """The number of tokens to draft as a number or "auto"; None where nobody has said.
+    """The number of tokens to draft, as a number or "auto". None means that the caller does not say.
 
     Raises:
         UsageError: anything else.
@@ -57,8 +57,8 @@ def check(draft_tokens: int | str | None) -> int | str | None:
 DraftTokens = Annotated[
     int | str | None,
     Option(
-        "Speculative decoding: draft N tokens at a time with the aligned model; auto learns N by the clock, so that a "
-        "seed repeats no sampled text; 0 is off. The distribution of the text is the same.",
+        "Speculative decoding: the aligned model drafts N tokens at a time. auto measures and chooses N, so a seed "
+        "does not repeat a sampled text. 0 is off. The text follows the same distribution.",
         "N|auto|0",
         shown=f"where it should pay: {default_draft_tokens(False)}, or {default_draft_tokens(True)} when sampling",
         parse=check,
@@ -69,7 +69,7 @@ DraftTokens = Annotated[
 def choose(
     model: ComposedModel, composition: Composition, draft_tokens: int | str | None, *, sampled: bool
 ) -> Drafting:
-    """What the caller asks for; else to draft where the aligned model is much the smaller one.
+    """What the caller asks for. Otherwise draft if the aligned model is much smaller than the base model.
 
     Args:
         model: the pair.

@@ -1,4 +1,4 @@
-"""A composed model answers: `generate` gives the whole `Answer`, `stream` its pieces as they come."""
+"""The answer of a composed model: `generate` returns the whole `Answer`, `stream` its pieces as they come."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From messages to token ids and from token ids back to text: the one place that applies a chat template."""
+"""Messages to token ids, and token ids to text. This is the only place that applies a chat template."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def render(
     """The conversation as the text that the models read, ready for the answer.
 
     Args:
-        tokenizer: the aligned model's.
+        tokenizer: the tokenizer of the aligned model.
         conversation: messages {"role": ..., "content": ...}, in order.
-        thinking: passed to templates that know `enable_thinking` (Qwen3); None leaves it to the template.
-        drop_system: where the template refuses a system message, leave it out.
+        thinking: passed to templates that know `enable_thinking` (Qwen3). None leaves it to the template.
+        drop_system: leave the system message out if the template refuses it.
 
     Raises:
-        UsageError: no chat template, or one that refuses these messages.
+        UsageError: there is no chat template, or it refuses these messages.
     """
     from jinja2 import TemplateError
 
@@ -65,14 +65,14 @@ def encode(
     """The token ids of a prompt.
 
     Args:
-        tokenizer: the aligned model's.
-        prompt: what the user says, messages, or token ids, which are returned as they are.
-        system: a system message before it.
+        tokenizer: the tokenizer of the aligned model.
+        prompt: what the user says, messages, or token ids, which are returned unchanged.
+        system: a system message before the prompt.
         thinking: see `render`.
-        raw: take the text as it stands, without the chat template, behind the tokenizer's own start token.
+        raw: use the text without the chat template, after the tokenizer's own start token.
 
     Raises:
-        UsageError: no token comes out, or as `render`.
+        UsageError: the prompt has no token, or as `render`.
     """
     if not isinstance(prompt, str) and all(isinstance(item, int) for item in prompt):
         return _not_empty([item for item in prompt if isinstance(item, int)])
@@ -81,13 +81,13 @@ def encode(
         if system is not None or thinking is not None or not isinstance(prompt, str):
             raise OptionError("`raw` uses no chat template: messages, `system` and `thinking` would do nothing.")
         return _not_empty(tokenizer(prompt).input_ids)
-    # The template has written every special token that belongs there.
+    # The template has already written all special tokens.
     text = render(tokenizer, messages(said, system), thinking)
     return _not_empty(tokenizer(text, add_special_tokens=False).input_ids)
 
 
 def text_ids(tokenizer: Any, text: str | Sequence[int]) -> list[int]:
-    """The token ids of a text that follows a prompt; token ids are returned as they are."""
+    """The token ids of a text that follows a prompt. Token ids are returned unchanged."""
     return list(tokenizer(text, add_special_tokens=False).input_ids if isinstance(text, str) else text)
 
 
@@ -98,16 +98,16 @@ def _not_empty(ids: Sequence[int]) -> list[int]:
 
 
 def context_length(model: ComposedModel) -> int | None:
-    """The most positions that all models of the pair were made for, or None where none of them says."""
+    """The number of positions that all models of the pair support. None if no model says."""
     limits = (facts.context_length for facts in model.facts.values())
     return min((limit for limit in limits if limit), default=None)
 
 
 def room(model: ComposedModel, prompt_tokens: int) -> int | None:
-    """How many tokens fit after the prompt; None where no model sets a limit.
+    """How many tokens fit after the prompt. None if no model sets a limit.
 
     Raises:
-        UsageError: none.
+        UsageError: no token fits.
     """
     context = context_length(model)
     if context is not None and prompt_tokens >= context:
@@ -124,14 +124,14 @@ def decode(tokenizer: Any, token_ids: Sequence[int], *, special: bool = False) -
 
 
 class Detokenizer:
-    """Text piece by piece as tokens arrive; a piece waits until its characters are complete.
+    """The text of tokens as they arrive. A piece waits until its characters are complete.
 
-    Only the tokens since the last complete piece are decoded anew, with the piece before them as context: some
-    tokenizers write a space or not depending on what came before.
+    Each time it decodes the tokens since the last complete piece, together with the piece before them: whether a
+    tokenizer writes a space may depend on what came before.
 
     Args:
-        tokenizer: of the tokens.
-        before: tokens that precede the first one.
+        tokenizer: the tokenizer of the tokens.
+        before: the tokens before the first one.
         special: whether special tokens are part of the text.
     """
 
@@ -141,7 +141,7 @@ class Detokenizer:
         self._context, self._shown = 0, len(self._tokens)
 
     def push(self, token: int) -> str:
-        """The text that this token completes, possibly none."""
+        """The text that this token completes. It may be empty."""
         self._tokens.append(token)
         before, now = self._decode(self._shown), self._decode(len(self._tokens))
         if now.endswith("\N{REPLACEMENT CHARACTER}") or len(now) <= len(before):
@@ -163,7 +163,7 @@ _CONTEXT = 4  # tokens before the first one that decide whether it begins with a
 
 
 def pieces(tokenizer: Any, token_ids: Sequence[int], before: Sequence[int] = (), *, special: bool = False) -> list[str]:
-    """What each token adds to the text; they join to it. A token that leaves a character incomplete adds ""."""
+    """What each token adds to the text. Joined, they are the text. A token that completes no character adds ""."""
     text = Detokenizer(tokenizer, before, special=special)
     parts = [text.push(token) for token in token_ids]
     if parts:

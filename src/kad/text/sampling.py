@@ -1,4 +1,4 @@
-"""How tokens are drawn from log pi: options over the aligned model's own settings, as processors and a stop rule."""
+"""How tokens are drawn from log pi: sampling options, which override the aligned model's own settings."""
 
 from __future__ import annotations
 
@@ -22,18 +22,20 @@ _DRAWING = ("temperature", "top_k", "top_p", "min_p")
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to draw tokens; None leaves a setting to the aligned model's generation_config.
+    """How to draw tokens. None leaves a setting to the aligned model's generation_config.
 
     Attributes:
         max_new_tokens: the most tokens to generate.
-        temperature: on log pi; 0 takes the most probable token.
-        top_k, top_p, min_p: draw from the head of log pi alone, as in Transformers.
-        repetition_penalty: makes tokens that occurred less probable; 1 is off.
-        stop: texts after which an answer ends.
-        seed: of the random numbers; None draws one.
+        temperature: the temperature on log pi. 0 takes the most probable token.
+        top_k: draw only from the k most probable tokens.
+        top_p: draw only from the smallest set of most probable tokens with this mass.
+        min_p: draw only from tokens with at least this share of the largest probability.
+        repetition_penalty: makes tokens that already occurred less probable. 1 is off.
+        stop: texts that end an answer.
+        seed: the seed of the random numbers. None draws one.
 
     Raises:
-        UsageError: a value out of its range, or sampling options beside temperature 0.
+        UsageError: a value out of its range, or other sampling options together with temperature 0.
     """
 
     PANEL: ClassVar[str] = "Sampling"
@@ -52,13 +54,18 @@ class Sampling:
             shown="the aligned model's",
         ),
     ] = None  # fmt: skip
-    top_k: Annotated[int | None, Option("Draw from the K most probable tokens; 0: all.", "K", allowed=">= 0")] = None
-    top_p: Annotated[float | None, Option("Draw from the smallest head of mass P.", "P", allowed="(0, 1]")] = None
+    top_k: Annotated[int | None, Option("Draw only from the K most probable tokens. 0: all.", "K", allowed=">= 0")] = (
+        None
+    )
+    top_p: Annotated[
+        float | None, Option("Draw only from the most probable tokens with a mass of P.", "P", allowed="(0, 1]")
+    ] = None
     min_p: Annotated[
-        float | None, Option("Draw from tokens of at least P times the top one.", "P", allowed="[0, 1]")
+        float | None,
+        Option("Draw only from tokens at least P times as probable as the top one.", "P", allowed="[0, 1]"),
     ] = None
     repetition_penalty: Annotated[
-        float | None, Option("Make tokens that occurred less probable; 1: off.", "X", allowed="> 0")
+        float | None, Option("Make tokens that already occurred less probable. 1: off.", "X", allowed="> 0")
     ] = None
     stop: Annotated[tuple[str, ...], Option("Stop after this text; may be given several times.", "TEXT")] = ()
     seed: Annotated[int | None, Option("Seed of the random numbers.", "N", allowed=">= 0", shown="random")] = None
@@ -73,18 +80,18 @@ class Sampling:
             raise OptionError(f"`temperature` 0 takes the most probable token; {names} would do nothing.")
 
     def seeded(self) -> Sampling:
-        """With a seed in any case, so that every run can be repeated."""
+        """The same with a seed, drawn if there is none, so that every run can be repeated."""
         return self if self.seed is not None else replace(self, seed=secrets.randbelow(2**32))
 
     def draws(self, config: GenerationConfig) -> bool:
-        """Whether tokens are drawn at random, given the aligned model's settings, and not the most probable taken."""
+        """Whether tokens are drawn at random, given the settings of the aligned model."""
         return bool(self._drawing(config)["do_sample"])
 
     def apply(self, config: GenerationConfig, room: int | None) -> GenerationConfig:
-        """A copy of the aligned model's settings with these on top, at most `room` tokens long.
+        """A copy of the aligned model's settings, overridden by these, with at most `room` new tokens.
 
         Raises:
-            UsageError: the aligned model's settings ask for a way of decoding that does not emit token by token.
+            UsageError: the settings of the aligned model ask for beam search, which does not emit token by token.
         """
         from transformers import GenerationConfig
 
@@ -111,7 +118,7 @@ class Sampling:
         if self.temperature == 0 or not (given or config.do_sample):
             return {"do_sample": False, **dict.fromkeys(_DRAWING)}
         if not config.do_sample:
-            # The aligned model's settings are greedy; what the user did not name is then plain sampling.
+            # The aligned model's settings are greedy, so options that the user did not give mean plain sampling.
             given = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, **given}
         elif config.top_k is None:
             given = {"top_k": _TOP_K, **given}

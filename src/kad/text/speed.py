@@ -1,4 +1,4 @@
-"""How fast plain decoding is, measured now: what speculation is compared with."""
+"""The speed of plain decoding, measured after an answer, to compare speculation with it."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def plain_step_seconds(model: ComposedModel, composition: Composition, answer: Answer, steps: int = 8) -> float | None:
-    """What a step of plain decoding takes at the end of this answer: the median of `steps`, measured now.
+    """The seconds of a step of plain decoding at the end of this answer: the median of `steps`.
 
-    None for an answer of less than two tokens.
+    None for an answer with fewer than two tokens.
     """
     steps = min(steps, len(answer.token_ids) - 1)
     if steps < 1:

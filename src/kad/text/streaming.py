@@ -1,6 +1,6 @@
-"""An answer under way: the speculative loop over an engine's scorers, its tokens turned into pieces of text.
+"""The stream of an answer: the speculative loop runs over an engine's scorers, and its tokens become pieces of text.
 
-Plain decoding is the loop with windows of no drafts.
+Plain decoding is the same loop with windows of zero drafts.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class Stream:
-    """An answer under way: an iterator of `Piece`. `answer` is what there is of it so far; `stop` ends it early.
+    """An iterator over the pieces of an answer. `answer` is the answer so far, and `stop` ends it early.
 
     Args:
         model: the pair.
@@ -44,11 +44,11 @@ class Stream:
         composition: how the models are composed.
         sampling: how tokens are drawn.
         num_draft_tokens: see `generate`.
-        take_scorers: asked for models that have read a part of the prompt already, by role; new ones by default.
+        take_scorers: returns scorers, by role, that have already read a part of the prompt. New ones by default.
         origins: see `generate`.
 
     Raises:
-        UsageError: the prompt fills the models' context, or settings that cannot be followed.
+        UsageError: the prompt fills the context of the models, or the settings contradict each other.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Stream:
         self._composition = composition
         self._origins = origins and isinstance(composition.rule, CascadeRule)
         self._stop = _Stop(config, self._tokenizer, space)
-        # Only now is nothing left that could be refused: who keeps scorers does not lose them to a wrong option.
+        # Take the scorers last, when nothing can fail any more. Otherwise a wrong option would lose them.
         self.loop = self._make_loop(model, config, take_scorers(self.prompt_ids) if take_scorers else {})
         self._pieces: list[Piece] = []
         self._first_token: float | None = None
@@ -89,13 +89,13 @@ class Stream:
         return piece
 
     def finish(self) -> Answer:
-        """Take all pieces that are still to come; the whole answer."""
+        """Take all remaining pieces and return the whole answer."""
         for _ in self:
             pass
         return self.answer
 
     def stop(self) -> None:
-        """End the answer after the piece at hand; the iterator then gives no more."""
+        """End the answer after the current piece."""
         self._stop.interrupted = True
 
     @property
@@ -105,7 +105,7 @@ class Stream:
 
     @property
     def answer(self) -> Answer:
-        """The answer as far as its pieces have been taken."""
+        """The answer so far: the pieces that have been taken."""
         token_ids = [piece.token for piece in self._pieces]
         return Answer(
             prompt_ids=self.prompt_ids,
@@ -127,7 +127,7 @@ class Stream:
 
     @property
     def _complete(self) -> bool:
-        """Whether the loop has nothing more to emit."""
+        """Whether the loop has no more tokens."""
         return self.loop.finished or self.loop.length == self.loop.ids.shape[0]
 
     def _make_loop(self, model: ComposedModel, config: GenerationConfig, scorers: dict[str, Scorer]) -> SpeculativeLoop:
@@ -157,7 +157,7 @@ class Stream:
         )
 
     def ended(self) -> None:
-        """Called when the last piece has been taken, or `stop` was obeyed."""
+        """Called after the last piece, or after `stop`."""
 
     def _pieces_of(self, loop: SpeculativeLoop) -> Iterator[Piece]:
         text, emitted = Detokenizer(self._tokenizer), loop.run()
@@ -176,7 +176,7 @@ class Stream:
                 scorer.release()
 
     def _next(self, emitted: Iterator[list[Emitted]]) -> list[Emitted] | None:
-        """The next committed tokens; without gradients, but only while the loop runs: the caller's code is its own."""
+        """The next committed tokens. Gradients are off only while the loop runs, not in the caller's code."""
         with torch.no_grad():
             items = next(emitted, None)
         self._seconds = time.perf_counter() - self._started

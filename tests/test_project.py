@@ -26,6 +26,18 @@ def test_the_changelog_has_a_section_for_this_version() -> None:
     assert sections[0] == ("Unreleased" if ".dev" in kad.__version__ else kad.__version__)
 
 
+def test_workflows_call_targets_that_exist() -> None:
+    makefiles = "\n".join(
+        file.read_text(encoding="utf-8") for file in [ROOT / "Makefile", *(ROOT / "make").glob("*.mk")]
+    )
+    targets = set(re.findall(r"^([a-z-]+):", makefiles, re.MULTILINE))
+    for workflow in (ROOT / ".github" / "workflows").glob("*.yml"):
+        jobs = yaml.safe_load(workflow.read_text(encoding="utf-8"))["jobs"]
+        commands = [step.get("run", "") for job in jobs.values() for step in job["steps"]]
+        called = set(re.findall(r"^make ([a-z-]+)", "\n".join(commands), re.MULTILINE))
+        assert called <= targets, workflow.name
+
+
 def test_contributors_are_sent_to_files_that_exist() -> None:
     guides = [ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]
     named = re.findall(r"`((?:src|tests|docs|examples|make)/[^`<> ]+)`", "".join(g.read_text("utf-8") for g in guides))

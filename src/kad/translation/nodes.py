@@ -1,0 +1,106 @@
+"""The base model's next-token distributions at the sequences of its own tokens that a search asks for."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from kad.translation.token_bytes import TokenBytes, whole_characters
+
+# Distributions kept; a search looks back over the last word and its open branches only.
+_KEPT = 64
+
+
+class Scorer(Protocol):
+    """What is asked of the base model: run on new tokens, roll back to a length."""
+
+    processed: int
+
+    def advance(self, ids: Tensor, keep: int) -> Tensor:
+        """Process ids (n,) that follow the `processed` ones; logits (keep, vocab) at the last `keep` of them."""
+
+    def rollback(self, length: int) -> None:
+        """Forget everything but the first `length` tokens."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """What p says after one sequence of its tokens: p(u | h) over the canonical u, renormalised.
+
+    Attributes:
+        p: (vocab,), float64; 0 for tokens that are not canonical here.
+        likely: the canonical ids that were at least `least` before that, largest first.
+    """
+
+    p: Tensor
+    likely: tuple[int, ...]
+
+
+class Nodes:
+    """p at any sequence of answer tokens, by rolling the model's cache back and forth.
+
+    What it returns depends on the sequence alone, never on what is in the cache.
+
+    Args:
+        scorer: the base model, its prompt processed.
+        last: (vocab,), its logits after the prompt.
+        tokens: its tokenizer.
+        least: tokens of a smaller probability are neither checked for being canonical nor looked at one by one.
+    """
+
+    def __init__(self, scorer: Scorer, last: Tensor, tokens: TokenBytes, least: float) -> None:
+        self.forwards = 0
+        self.tokens = tokens
+        self._scorer, self._prompt, self._least = scorer, scorer.processed, least
+        self._path: tuple[int, ...] = ()
+        self._nodes: OrderedDict[tuple[int, ...], Node] = OrderedDict()
+        self._first = self._node((), last)
+
+    def at(self, ids: tuple[int, ...]) -> Node:
+        """p after its prompt and the answer tokens `ids`."""
+        if not ids:
+            return self._first
+        if ids not in self._nodes:
+            self._run(ids)
+        self._nodes.move_to_end(ids)
+        return self._nodes[ids]
+
+    def _run(self, ids: tuple[int, ...]) -> None:
+        shared = min(_shared(self._path, ids), len(ids) - 1)
+        self._scorer.rollback(self._prompt + shared)
+        new = ids[shared:]
+        logits = self._scorer.advance(torch.tensor(new), len(new))
+        self.forwards += 1
+        self._path = ids
+        for count, row in enumerate(logits, start=shared + 1):
+            if ids[:count] not in self._nodes:
+                self._nodes[ids[:count]] = self._node(ids[:count], row)
+        while len(self._nodes) > max(_KEPT, len(new)):
+            self._nodes.popitem(last=False)
+
+    def _node(self, ids: tuple[int, ...], logits: Tensor) -> Node:
+        p = logits.double().softmax(dim=-1)
+        p[len(self.tokens.pieces) :] = 0.0
+        found = (p >= self._least).logical_and(p > 0).nonzero().squeeze(-1)
+        likely = found[p[found].argsort(descending=True, stable=True)].tolist()
+        text = self.tokens.bytes_of(ids)
+        odd = [u for u in likely if not self._is_canonical(text, ids, u)]
+        p[odd] = 0.0
+        return Node(p / p.sum() if odd and len(odd) < len(likely) else p, tuple(u for u in likely if u not in odd))
+
+    def _is_canonical(self, text: bytes, ids: tuple[int, ...], token: int) -> bool:
+        piece = self.tokens.pieces[token]
+        if piece is None:
+            return True
+        longer = text + piece
+        return whole_characters(longer) < len(longer) or self.tokens.encode(longer) == (*ids, token)
+
+
+def _shared(first: Sequence[int], second: Sequence[int]) -> int:
+    pairs = zip(first, second, strict=False)
+    return next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))

@@ -1,0 +1,274 @@
+"""A tokenizer on bytes: which bytes an id stands for, and the ids of a text."""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kad.errors import VocabularyError
+
+# A text is encoded in chunks that begin at a word, so that a longer text costs no more than its last chunk.
+_CHUNK = 64
+# What a tokenizer must give back: words, spaces, digits, line ends, and characters of two to four bytes.
+# Continuations that change a piece of text that some split rule has looked ahead for.
+_PROBES = (b"e", b"l", b"s", b" ", b"\n", b"1", b".", "\N{CJK UNIFIED IDEOGRAPH-4E2D}".encode())
+_SAMPLES = (
+    *("The cat sat.", " two  spaces", "1234 + 56", "line\n\nline", "na\u00efve", "\u65e5\u672c", "\U0001f680 ok"),
+    "<|im_end|>",
+)
+
+
+class TokenBytes:
+    """A byte-exact view of a tokenizer: no special tokens, no space added before a text.
+
+    Attributes:
+        pieces: the bytes of each id; None for special tokens and ids without a token.
+    """
+
+    def __init__(
+        self, tokenizer: Any, pieces: Sequence[bytes | None], *, splits: bool = True, merges_words: bool = True
+    ) -> None:
+        """A view; `of` makes it from a Transformers tokenizer.
+
+        Args:
+            tokenizer: a `tokenizers.Tokenizer` that encodes special tokens as ordinary text.
+            pieces: the bytes of each id.
+            splits: whether its pre-tokenizer splits a text before anything is merged.
+            merges_words: whether tokens may reach across a space.
+        """
+        self.pieces = list(pieces)
+        self._tokenizer = tokenizer
+        self._splits, self._merges_words = splits, merges_words
+        # Of this object alone: the tokenizer is not part of the key.
+        self._chunk = lru_cache(maxsize=4096)(self._encode_chunk)
+
+    @classmethod
+    def of(cls, tokenizer: Any, size: int) -> TokenBytes:
+        """The bytes of a Transformers tokenizer.
+
+        Args:
+            tokenizer: a fast tokenizer: byte-level BPE (Qwen, Llama 3, SmolLM), or BPE with byte fallback in the
+                style of SentencePiece (Gemma, Llama 2).
+            size: the number of rows of the model's output.
+
+        Raises:
+            VocabularyError: a tokenizer of another kind, or one that does not give the bytes of a text back.
+        """
+        from tokenizers import Tokenizer
+
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise VocabularyError(
+                f"{type(tokenizer).__name__} has no fast tokenizer (tokenizer.json), so its bytes cannot be read. "
+                "Convert it with AutoTokenizer(..., use_fast=True)."
+            )
+        plain = json.loads(backend.to_str())
+        kind = _kind(plain)
+        own = Tokenizer.from_str(json.dumps(_without_added_space(plain)))
+        own.no_truncation()
+        own.no_padding()
+        own.encode_special_tokens = True
+        pieces: list[bytes | None] = [None] * size
+        special = {token["id"] for token in plain["added_tokens"] if token["special"]}
+        added = {token["id"]: token["content"] for token in plain["added_tokens"]}
+        for token, index in own.get_vocab(with_added_tokens=True).items():
+            if index < size and index not in special:
+                pieces[index] = token.encode() if index in added and kind == "bytes" else _bytes_of(token, kind)
+        view = cls(own, pieces, splits=_splits(plain), merges_words=kind == "bytes")
+        view._check()
+        return view
+
+    def encode(self, text: bytes) -> tuple[int, ...]:
+        """The ids of a text, which must be whole UTF-8 characters: the canonical ids, in chunks of some words."""
+        ids: tuple[int, ...] = ()
+        start = 0
+        while (end := _next_chunk(text, start)) < len(text):
+            ids += self._chunk(text[start:end])
+            start = end
+        return ids + self._chunk(text[start:])
+
+    def bytes_of(self, ids: Sequence[int]) -> bytes:
+        """The bytes of some ids, special tokens left out."""
+        return b"".join(self.pieces[index] or b"" for index in ids)
+
+    def is_stepwise(self, ids: tuple[int, ...]) -> bool:
+        """Whether a model that writes canonical ids only can arrive at `ids`: each of its prefixes is canonical.
+
+        A split rule that looks ahead (GPT-2's for white space) makes some canonical sequences unreachable. Only the
+        ids since the last chunk are looked at.
+        """
+        text = self.bytes_of(ids)
+        start = 0
+        while (end := _next_chunk(text, start)) < len(text):
+            start = end
+        last = self._chunk(text[start:])
+        return ids[len(ids) - len(last) :] == last and all(
+            self._is_canonical(last[:count]) for count in range(1, len(last))
+        )
+
+    def settled(self, text: bytes) -> tuple[int, ...]:
+        """The first ids of `text` that stay the same however the text goes on.
+
+        They end before the last word of the tokenizer's own splitting, and no probe changes them: some split rules
+        look ahead ("'r" and "e" make one piece "'re"). A tokenizer that splits nothing is split at spaces if its kind
+        merges nothing across them (SentencePiece style), else nothing is settled before the text ends.
+        """
+        text = text[: whole_characters(text)]
+        ids = self.encode(text)
+        count, end, last = 0, 0, self._last_word(text)
+        for index in ids:
+            end += len(self.pieces[index] or b"")
+            if end > last:
+                break
+            count += 1
+        for probe in _PROBES:
+            longer = self.encode(text + probe)
+            while longer[:count] != ids[:count]:
+                count -= 1
+        return ids[:count]
+
+    def extensions(self, prefix: bytes) -> Tensor:
+        """The ids (n,) whose bytes begin with `prefix` and go on."""
+        low, high = bisect_right(self._keys, prefix), bisect_left(self._keys, prefix + b"\xff" * self.longest)
+        return self._by_bytes[low:high]
+
+    def extends(self, token: int, prefix: bytes) -> bool:
+        """Whether the bytes of `token` begin with `prefix` and go on."""
+        piece = self.pieces[token]
+        return piece is not None and len(piece) > len(prefix) and piece.startswith(prefix)
+
+    @cached_property
+    def longest(self) -> int:
+        """The number of bytes of the longest token."""
+        return max(len(piece) for piece in self.pieces if piece)
+
+    @cached_property
+    def _by_bytes(self) -> Tensor:
+        return torch.tensor(sorted((i for i, piece in enumerate(self.pieces) if piece), key=self._piece))
+
+    @cached_property
+    def _keys(self) -> list[bytes]:
+        return [self._piece(index) for index in self._by_bytes.tolist()]
+
+    def _piece(self, token: int) -> bytes:
+        return self.pieces[token] or b""
+
+    def _last_word(self, text: bytes) -> int:
+        """Where the last piece begins that the tokenizer splits off before it merges."""
+        splitter = self._tokenizer.pre_tokenizer
+        if splitter is None or not self._splits:
+            return max(text.rfind(b" "), 0) if not self._merges_words else 0
+        pieces = splitter.pre_tokenize_str(text.decode())
+        return len(text.decode()[: pieces[-1][1][0]].encode()) if pieces else 0
+
+    def _is_canonical(self, ids: tuple[int, ...]) -> bool:
+        text = self.bytes_of(ids)
+        return whole_characters(text) < len(text) or self._chunk(text) == ids
+
+    def _encode_chunk(self, text: bytes) -> tuple[int, ...]:
+        return tuple(self._tokenizer.encode(text.decode(), add_special_tokens=False).ids)
+
+    def _check(self) -> None:
+        for sample in _SAMPLES:
+            text = sample.encode()
+            ids = self.encode(text)
+            if self.bytes_of(ids) == text:
+                continue
+            place, wrong = 0, ids[0] if ids else None
+            for wrong in ids:
+                piece = self.pieces[wrong] or b""
+                if not piece or not text.startswith(piece, place):
+                    break
+                place += len(piece)
+            token = "nothing" if wrong is None else f"{self._tokenizer.id_to_token(wrong)!r} (id {wrong})"
+            raise VocabularyError(
+                f"This tokenizer does not give the bytes of a text back: {sample!r} becomes "
+                f"{self.bytes_of(ids)!r}; the first token that differs is {token}. "
+                "Two models can be composed across tokenizers only if both give a text's bytes back."
+            )
+
+
+def whole_characters(text: bytes) -> int:
+    """How many bytes at the beginning of `text` are whole UTF-8 characters."""
+    try:
+        text.decode()
+    except UnicodeDecodeError as error:
+        return error.start
+    return len(text)
+
+
+def _next_chunk(text: bytes, start: int) -> int:
+    """Where the chunk that begins at `start` ends: at the first space after a letter from `_CHUNK` bytes on."""
+    place = start + _CHUNK
+    while place < len(text):
+        place = text.find(b" ", place)
+        if place < 0:
+            break
+        # The character after the space must be known: a run of spaces is split in its own ways.
+        if text[place - 1 : place].isalpha() and text[place + 1 : place + 2].isalpha():
+            return place
+        place += 1
+    return len(text)
+
+
+def _kind(plain: dict[str, Any]) -> str:
+    """Which of the two ways of writing bytes: the *decoder* tells, for a vocabulary can hold either's letters."""
+    decoders = plain["decoder"] or {}
+    kinds = {part["type"] for part in decoders.get("decoders", [decoders]) if part}
+    if plain["model"]["type"] == "BPE" and "ByteLevel" in kinds:
+        return "bytes"
+    if plain["model"]["type"] == "BPE" and kinds & {"ByteFallback", "Metaspace", "Replace"}:
+        return "pieces"
+    raise VocabularyError(
+        f"A tokenizer of type {plain['model']['type']} with the decoder {sorted(kinds)} cannot be read as bytes. "
+        "Byte-level BPE and BPE with byte fallback (SentencePiece style) can."
+    )
+
+
+def _splits(plain: dict[str, Any]) -> bool:
+    """Whether the pre-tokenizer cuts the text: a regular expression, digits, white space."""
+    splitter = plain["pre_tokenizer"] or {}
+    steps = splitter.get("pretokenizers", [splitter] if splitter else [])
+    # Gemma's splits at spaces, of which its normalizer leaves none.
+    cuts = [s for s in steps if s["type"] != "ByteLevel" or s.get("use_regex", True)]
+    replaced = "Replace" in json.dumps(plain["normalizer"] or {}) or "Metaspace" in json.dumps(steps)
+    return bool(cuts) and not replaced
+
+
+def _without_added_space(plain: dict[str, Any]) -> dict[str, Any]:
+    """The tokenizer without the space that some put before every text, and without markers around a text."""
+    plain["post_processor"] = None
+    normalizer = plain["normalizer"] or {}
+    steps = normalizer.get("normalizers", [normalizer] if normalizer else [])
+    kept = [step for step in steps if step["type"] != "Prepend"]
+    plain["normalizer"] = {"type": "Sequence", "normalizers": kept} if kept else None
+    splitter = plain["pre_tokenizer"] or {}
+    for step in splitter.get("pretokenizers", [splitter]):
+        if "prepend_scheme" in step:
+            step["prepend_scheme"] = "never"
+        if "add_prefix_space" in step:
+            step["add_prefix_space"] = False
+    return plain
+
+
+def _bytes_of(token: str, kind: str) -> bytes:
+    if kind == "bytes":
+        alphabet = byte_alphabet()
+        return bytes(alphabet[letter] for letter in token) if all(c in alphabet for c in token) else token.encode()
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        return bytes([int(token[3:5], 16)])
+    return token.replace("▁", " ").encode()
+
+
+@lru_cache(maxsize=1)
+def byte_alphabet() -> dict[str, int]:
+    """GPT-2's letters for bytes: printable ones stand for themselves, the others for the letters from 256 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}

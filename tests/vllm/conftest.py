@@ -16,12 +16,14 @@ from typing import Any
 import pytest
 import torch
 from models import make_family
+from safetensors.torch import load_file, save_file
 
 from kad import KadForCausalLM
 from kad.sources import resolve_pair
 
 Engine = Callable[..., dict[str, Any]]
-_RUNNER = Path(__file__).parent / "run_engine.py"
+POISON = 7
+_FOLDER = Path(__file__).parent
 _SMALL = {"enforce_eager": True, "max_model_len": 256, "max_num_seqs": 64, "dtype": "float32", "seed": 0}
 
 
@@ -38,16 +40,39 @@ def random_pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def poisoned_pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pair whose base model is damaged at the token `POISON`: after it, all it says is NaN."""
+    pair = make_family(tmp_path_factory.mktemp("poisoned"))
+    for role in ("base", "aligned"):
+        weights = pair.parent / role / "model.safetensors"
+        tensors = load_file(weights)
+        # Nobody says it of its own accord: a draft of it would spoil the request that it is drafted for.
+        tensors["lm_head.weight"][POISON] = 0.0
+        if role == "base":
+            tensors["model.embed_tokens.weight"][POISON] = torch.nan
+        save_file(tensors, weights, metadata={"format": "pt"})
+    return pair
+
+
+@pytest.fixture(scope="session")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    """Run a job (see run_engine.py): engine(pair, batches, environment={...}, **engine_arguments) -> results."""
+    """Run a job (see run_engine.py): engine(pair, batches, environment={...}, **engine_arguments) -> results.
+
+    With second_runner=True vLLM's second model runner runs it, in Triton's interpreter (see run_interpreted.py).
+    """
 
     def run(
-        pair: Any, batches: list[Any], environment: dict[str, str] | None = None, **arguments: Any
+        pair: Any,
+        batches: list[Any],
+        environment: dict[str, str] | None = None,
+        second_runner: bool = False,
+        **arguments: Any,
     ) -> dict[str, Any]:
+        script = _FOLDER / ("run_interpreted.py" if second_runner else "run_engine.py")
         result = tmp_path_factory.mktemp("engine") / "result.json"
         job = {"engine": {"model": str(pair), **_SMALL, **arguments}, "batches": batches}
         done = subprocess.run(
-            [sys.executable, str(_RUNNER), str(result)],
+            [sys.executable, str(script), str(result)],
             input=json.dumps(job),
             env=os.environ | engine_environment() | (environment or {}),
             capture_output=True,
@@ -60,6 +85,16 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
         return answer
 
     return run
+
+
+def speculation(random_pair: Path, method: str = "probabilistic") -> dict[str, Any]:
+    """vLLM's option that lets the aligned model of a pair from `make_family` draft."""
+    return {
+        "method": "draft_model",
+        "model": str(random_pair.parent / "aligned"),
+        "num_speculative_tokens": 3,
+        "draft_sample_method": method,
+    }
 
 
 def engine_environment() -> dict[str, str]:

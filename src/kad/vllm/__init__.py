@@ -11,7 +11,14 @@ MODEL_TYPE = "kad"
 
 
 def register() -> None:
-    """Tell vLLM how to read a pair's configuration, which class runs it, and what cannot work with it."""
+    """Tell vLLM how to read a pair's configuration, which class runs it, and what cannot work with it.
+
+    Raises:
+        HostError: a name of vLLM that kad needs is gone; one sentence says which, and what to install.
+    """
+    from kad.hosts.vllm import check_plugin
+
+    check_plugin()
     from vllm.model_executor.models import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
     from vllm.transformers_utils.config import _CONFIG_REGISTRY
@@ -21,7 +28,7 @@ def register() -> None:
     from kad.vllm.config import PairArchitecture, PairView
     from kad.vllm.requests import check_at_the_door
     from kad.vllm.scheduler import patch_scheduler
-    from kad.vllm.support import PairSupport, stay_with_first_runner
+    from kad.vllm.support import PairSupport
 
     ModelRegistry.register_model(ARCHITECTURE, f"kad.vllm.model:{ARCHITECTURE}")
     _CONFIG_REGISTRY[MODEL_TYPE] = PairView
@@ -30,4 +37,3 @@ def register() -> None:
     registry()  # the rules of other packages, now and not in the middle of a request
     check_at_the_door()
     patch_scheduler()
-    stay_with_first_runner()

@@ -15,15 +15,18 @@ from vllm.model_executor.model_loader.weight_tying import maybe_retie_word_embed
 
 from kad.composition import compose
 from kad.errors import LogitsError
+from kad.hosts.vllm import check_second_runner
 from kad.vllm.config import PairView, part_model_config
 from kad.vllm.rows import RULE_COLUMNS, StepRules
 from kad.vllm.runner import patch_worker
+from kad.vllm.scheduler import zero_new_blocks
 from kad.vocabulary import common_size, trim
 
 if TYPE_CHECKING:
     from vllm.sequence import IntermediateTensors
 
     from kad.rules import Rule
+    from kad.vllm.state import PairState
 
 # Rows are composed in blocks of about this many logits, so that the float32 buffers stay small beside a long prompt's.
 _BLOCK_ELEMENTS = 1 << 26
@@ -38,7 +41,9 @@ class KadForCausalLM(nn.Module):
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
-        patch_worker()
+        zero_new_blocks()
+        if not vllm_config.use_v2_model_runner:
+            patch_worker()
         view: PairView = vllm_config.model_config.hf_config
         self.config = view
         self.load_config = vllm_config.load_config
@@ -57,6 +62,14 @@ class KadForCausalLM(nn.Module):
             vllm_config.model_config.dtype,
             vllm_config.device_config.device,
         )
+
+    @staticmethod
+    def get_model_state_cls() -> type[PairState]:
+        """What vLLM's second model runner keeps of a pair's requests."""
+        check_second_runner()
+        from kad.vllm.state import PairState
+
+        return PairState
 
     def parts(self) -> Iterator[Any]:
         """The models, in the order base, aligned, reference."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from kad.rules import Rule
 
@@ -48,7 +49,11 @@ class StepRules:
         if len(numbers) > 1:
             per_token = per_request.repeat_interleave(torch.tensor(token_counts))
             digits = torch.stack((per_token // _BASE, per_token % _BASE), dim=-1)
-            self._columns[: len(per_token)].copy_(digits.to(self._columns.dtype), non_blocking=True)
+            digits = digits.to(self._columns.dtype)
+            if self._columns.is_cuda:
+                # A copy from pageable memory would wait for the device.
+                digits = digits.pin_memory()
+            self._columns[: len(per_token)].copy_(digits, non_blocking=True)
 
     def columns(self, count: int) -> Tensor:
         """(count, 2), the columns to put beside the hidden states of the step's first `count` tokens."""
@@ -66,3 +71,22 @@ class StepRules:
         numbers = (columns[:, 0].long() * _BASE + columns[:, 1].long()).clamp(0, len(self._rules) - 1)
         for number in sorted(set(numbers.tolist())):
             yield self._rules[number], (numbers == number).nonzero().squeeze(-1)
+
+
+def bad_tokens(bad: Tensor, rows: Sequence[int], counts: Tensor) -> Tensor:
+    """How many of each request's new tokens are none of pi: its first one drawn from a bad row, and those after it.
+
+    Nothing is drawn from the rows after a rejected draft, so they may be as bad as they like.
+
+    Args:
+        bad: (rows,), whether a row is no distribution (NaN); the rows of one request after the other.
+        rows: how many of these rows each request has.
+        counts: (requests,), how many new tokens each request got, one from each of its first rows.
+
+    Returns:
+        (requests,), int32; 0 where all is well.
+    """
+    table = pad_sequence(list(torch.split(bad, list(rows))), batch_first=True)
+    place = torch.arange(table.shape[1], device=bad.device)
+    first = torch.where(table, place, table.shape[1]).amin(dim=-1)
+    return (counts - first).clamp(min=0).int()

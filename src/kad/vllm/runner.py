@@ -1,38 +1,42 @@
-"""What a pair changes of vLLM's first model runner: two things it needs, and three defects of vLLM's CPU build.
+"""What a pair changes of vLLM's first model runner: two things it needs, and four defects of vLLM's CPU build.
 
 1. The model runner tells no model which request a token belongs to; the rule of a request must reach its rows.
 2. A row that is no distribution (NaN) must be reported with its request, so that the scheduler fails only that one.
 3. On CPUs per-request sampling parameters are expanded into a copy that is thrown away (see `_expands_right`).
 4. On CPUs `top_k` without `top_p` ends the engine in a step that verifies no draft (see `_skipping_no_rows`).
-5. On CPUs a request with a seed whose prompt takes more than one step ends the engine (see `_sparing_generators`).
+5. On CPUs blocks of a cache with layers of several shapes are not zeroed (see `_zero_block_ids`).
+6. On CPUs a request with a seed whose prompt takes more than one step ends the engine (see `_sparing_generators`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from vllm.platforms import current_platform
 from vllm.v1.sample import rejection_sampler
+from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
+from kad.hosts.vllm import check_first_runner
 from kad.vllm.requests import rule_of
+from kad.vllm.rows import bad_tokens
 
 
 def patch_worker() -> None:
     """Apply the changes once per process; called when a pair is built, so other models never see them."""
     if getattr(GPUModelRunner._prepare_inputs, "tells_rules", False):
         return
+    check_first_runner()
     GPUModelRunner._prepare_inputs = _telling_rules(GPUModelRunner._prepare_inputs)
     GPUModelRunner._sample = _finding_bad_rows(GPUModelRunner._sample)
     GPUModelRunner._bookkeeping_sync = _reporting_bad_rows(GPUModelRunner._bookkeeping_sync)
     if not _expands_right():
         rejection_sampler.expand_batch_to_tokens = _expand
     if current_platform.is_cpu():
+        CPUModelRunner._zero_block_ids = _zero_block_ids
         rejection_sampler.apply_top_k_top_p = _skipping_no_rows(rejection_sampler.apply_top_k_top_p)
         GPUModelRunner._sample = _rewinding(GPUModelRunner._sample)
         GPUModelRunner._bookkeeping_sync = _sparing_generators(GPUModelRunner._bookkeeping_sync)
@@ -79,17 +83,24 @@ def _skipping_no_rows(apply_top_k_top_p: Any) -> Any:
     """Wrap vLLM's masks of drafted rows: its CPU version takes the largest `top_k` of none where there is no row."""
 
     @wraps(apply_top_k_top_p)
-    def apply(logits: Tensor, k: Tensor | None, p: Tensor | None) -> Tensor:
+    def apply(logits: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if len(logits) == 0:
             return logits
-        masked: Tensor = apply_top_k_top_p(logits, k, p)
+        masked: Tensor = apply_top_k_top_p(logits, *args, **kwargs)
         return masked
 
     return apply
 
 
+def _zero_block_ids(self: CPUModelRunner, block_ids: list[int]) -> None:
+    """Zero these blocks in every layer. vLLM's CPU version passes over caches of several shapes, as a pair's are."""
+    for layer in self.compilation_config.static_forward_context.values():
+        if isinstance(getattr(layer, "kv_cache", None), Tensor):
+            layer.kv_cache[block_ids] = 0
+
+
 def _finding_bad_rows(sample: Any) -> Any:
-    """Wrap sampling: its output says which requests drew one of their tokens from a row of NaN."""
+    """Wrap sampling: its output says how many of the new tokens of each request are none of pi (see `bad_tokens`)."""
 
     @wraps(sample)
     def sample_finding(self: GPUModelRunner, logits: Tensor | None, spec_decode_metadata: Any) -> Any:
@@ -97,37 +108,26 @@ def _finding_bad_rows(sample: Any) -> Any:
         output = sample(self, logits, spec_decode_metadata)
         if bad is not None:
             drafts = [0] * len(bad) if spec_decode_metadata is None else spec_decode_metadata.num_draft_tokens
-            output.requests_without_distribution = _requests_of(bad, drafts, output.sampled_token_ids)
+            counts = (output.sampled_token_ids >= 0).sum(dim=-1)
+            output.bad_tokens = bad_tokens(bad, [count + 1 for count in drafts], counts)
         return output
 
     return sample_finding
 
 
-def _requests_of(bad: Tensor, drafts: Sequence[int], tokens: Tensor) -> Tensor:
-    """Which requests have a bad row among those that gave them a token; rows after a rejected draft gave none.
-
-    Args:
-        bad: (rows,), one row for each draft of a request and one more, request by request.
-        drafts: the number of drafts of each request.
-        tokens: (requests, the most drafts + 1), sampled tokens, -1 where there is none.
-    """
-    rows = pad_sequence(list(torch.split(bad, [count + 1 for count in drafts])), batch_first=True)
-    return (rows & (tokens[:, : rows.shape[1]] >= 0)).any(dim=-1)
-
-
 def _reporting_bad_rows(bookkeeping: Any) -> Any:
-    """Wrap the runner's bookkeeping: the requests found reach the scheduler as vLLM's own count of NaN does."""
+    """Wrap the runner's bookkeeping: what was found reaches the scheduler in place of vLLM's own count of NaN."""
 
     @wraps(bookkeeping)
     def keep_books(self: GPUModelRunner, scheduler_output: Any, sampler_output: Any, *args: Any, **kwargs: Any) -> Any:
-        bad = getattr(sampler_output, "requests_without_distribution", None)
+        bad = getattr(sampler_output, "bad_tokens", None)
         on_host, on_device, *rest = bookkeeping(self, scheduler_output, sampler_output, *args, **kwargs)
         if bad is None:
             return on_host, on_device, *rest
         # A prompt that takes more than one step samples a token that is thrown away.
-        bad = bad & ~self.discard_request_mask.gpu[: len(bad)]
+        bad = bad.masked_fill(self.discard_request_mask.gpu[: len(bad)], 0)
         if self.use_async_scheduling:
-            return on_host, bad.int(), *rest
+            return on_host, bad, *rest
         return {request: int(bad[index]) for request, index in self.input_batch.req_id_to_index.items()}, None, *rest
 
     return keep_books

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 from vllm.config import ModelConfig, VllmConfig
@@ -68,8 +67,6 @@ def _reasons(vllm_config: VllmConfig) -> Iterator[str]:
             f"speculative method {speculative.method!r} drafts from the target's hidden states, which a pair does not "
             f"have; use one of {', '.join(_DRAFT_METHODS)}."
         )
-    if os.environ.get("VLLM_USE_V2_MODEL_RUNNER", "") == "1":
-        yield "it is tested with vLLM's first model runner only; unset VLLM_USE_V2_MODEL_RUNNER."
 
 
 def _indivisible_heads(view: PairView, ranks: int) -> Iterator[str]:
@@ -79,17 +76,3 @@ def _indivisible_heads(view: PairView, ranks: int) -> Iterator[str]:
                 f"the {role} model has {config.num_attention_heads} attention heads, which {ranks} ranks cannot share "
                 "evenly; choose a --tensor-parallel-size that divides the heads of every part."
             )
-
-
-def stay_with_first_runner() -> None:
-    """Keep pairs on vLLM's first model runner, which they are tested with, by its own list of what the second lacks."""
-    listed = VllmConfig._get_v2_model_runner_unsupported_features
-    if getattr(listed, "knows_pairs", False):
-        return
-
-    def unsupported(self: VllmConfig) -> list[str]:
-        pair = self.model_config is not None and isinstance(self.model_config.hf_config, PairView)
-        return [*listed(self), "pairs of models (kad)"] if pair else listed(self)
-
-    unsupported.knows_pairs = True  # type: ignore[attr-defined]
-    VllmConfig._get_v2_model_runner_unsupported_features = unsupported

@@ -77,7 +77,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
             env=os.environ | engine_environment() | (environment or {}),
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=1500 if second_runner else 600,
             check=False,
         )
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]

@@ -15,7 +15,7 @@ import torch
 from conftest import POISON, speculation
 from test_distribution import RULES, TOLERANCE, largest_difference
 
-SAMPLES = 300
+SAMPLES = 80
 
 
 def request(prompt: list[int], rule: str | None = None, **params: Any) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def speculative(engine: Any, poisoned_pair: Path) -> tuple[list[Any], list[Any]]
     rules = [None, "aligned_only", "base_only", "dual:threshold=0.05", "primal", "mixture", "implicit_reward"]
     good = [request(prompt, rule, max_tokens=8) for prompt in prompts(1, 20) for rule in rules]
     bad = [request([*prompts(9)[0], POISON]), request(prompts(9)[0], allowed_token_ids=[POISON])]
-    mixed = [one for single in good for one in (single, *bad)]
+    mixed = [*good[:5], bad[0], *good[5:], bad[1]]
     sampled = [
         request([5, 6, 8], ("dual:threshold=0.02", "implicit_reward")[i % 2], temperature=0.8, max_tokens=3, seed=i)
         for i in range(2 * SAMPLES)
@@ -74,26 +74,27 @@ def speculative(engine: Any, poisoned_pair: Path) -> tuple[list[Any], list[Any]]
 
 
 def test_speculation_is_greedy_decoding(speculative: Any, poisoned_pair: Path, log_pi: Any) -> None:
-    check_log_probabilities(poisoned_pair, log_pi, speculative[0][0][::3], speculative[1][0][::3])
+    batch, answers = speculative[0][0], speculative[1][0]
+    check_log_probabilities(poisoned_pair, log_pi, batch[:5] + batch[6:-1], answers[:5] + answers[6:-1])
 
 
 def test_rows_of_nan_fail_their_request_alone(speculative: Any) -> None:
     mixed = speculative[1][0]
-    assert {answer["outputs"][0]["finish_reason"] for answer in mixed[::3]} == {"length"}
-    assert {answer["outputs"][0]["finish_reason"] for answer in mixed[1::3] + mixed[2::3]} == {"error"}
-    assert {tuple(tokens(answer)) for answer in mixed[1::3]} == {()}
-    assert {tuple(tokens(answer)) for answer in mixed[2::3]} == {(POISON,)}
+    reasons = [answer["outputs"][0]["finish_reason"] for answer in mixed]
+    assert [place for place, reason in enumerate(reasons) if reason == "error"] == [5, len(mixed) - 1]
+    assert tokens(mixed[5]) == []
+    assert tokens(mixed[-1]) == [POISON]
 
 
 @pytest.mark.parametrize("group", [0, 1])
 def test_samples_follow_pi(speculative: Any, poisoned_pair: Path, log_pi: Any, group: int) -> None:
     """At each position the mean log-probability of the tokens drawn is pi's negative entropy, within sampling error."""
     rule = speculative[0][1][group]["params"]["extra_args"]["rule"]
-    # A sample in a thousand may meet the damaged token.
+    # One sample in a thousand may meet the damaged token.
     whole = [
         tokens(answer) for answer in speculative[1][1][group::2] if answer["outputs"][0]["finish_reason"] != "error"
     ]
-    assert len(whole) > 0.99 * SAMPLES
+    assert len(whole) > 0.97 * SAMPLES
     drawn = torch.tensor(whole)
     rows = log_pi(poisoned_pair, rule, torch.cat((torch.tensor([[5, 6, 8]]).expand(len(drawn), -1), drawn), dim=-1))
     log_probs = (rows[:, 2:-1] / 0.8).log_softmax(-1)

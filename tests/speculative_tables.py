@@ -81,14 +81,16 @@ class Script:
         self.probability *= probabilities[chosen]
         return chosen
 
-    def leading(self, probabilities: Sequence[float]) -> int:
+    def leading(self, chances: Tensor) -> Tensor:
+        probabilities = chances.tolist()
         reach = [math.prod(probabilities[:i]) for i in range(len(probabilities) + 1)]
         stop = [reach[i] * (1 - p) for i, p in enumerate(probabilities)]
-        return self._choose([*stop, reach[-1]])
+        return torch.tensor(self._choose([*stop, reach[-1]]))
 
-    def last(self, probabilities: Sequence[float]) -> int:
+    def last(self, chances: Tensor) -> Tensor:
+        probabilities = chances.tolist()
         later = [math.prod(1 - p for p in probabilities[i:]) for i in range(len(probabilities) + 1)]
-        return self._choose([later[0], *(p * later[i + 1] for i, p in enumerate(probabilities))])
+        return torch.tensor(self._choose([later[0], *(p * later[i + 1] for i, p in enumerate(probabilities))]))
 
     def draw(self, weights: Tensor) -> Tensor:
         assert bool((weights >= 0).all())

@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 
 import kad
 import oracle
-from kad.composition import acceptance, compose, deferred_mass, distributions, kept_tokens, origin_shares, residual
+from kad.composition import acceptance, compose, composed, deferred_mass, origin_shares, residual
 from kad.errors import LogitsError, RuleError, VocabularyError
 from kad.rules import CascadeRule, Rule, ThresholdRule, registry
 from test_rules import CASCADES, THRESHOLDS, near_a_decision, pairs_of_rows, parameters, rows, rules_of
@@ -66,14 +66,13 @@ def test_alpha_beta_and_residual_identities(rule: ThresholdRule, logits: tuple[l
     assert abs(float(alpha) - oracle.deferred_mass(p, keep)) < 1e-12
     assert abs(float(beta) - oracle.acceptance(pi, q)) < 1e-12
     assert float(beta) >= float(alpha) - 1e-12
-    rows_ = distributions(rule, base, aligned)[:2]
-    sparse = residual(rule, *rows_)
-    dense = torch.zeros(len(p), dtype=DOUBLE).index_put_((sparse.token,), sparse.weight)
-    torch.testing.assert_close(dense, torch.tensor(oracle.residual(pi, q), dtype=DOUBLE), atol=1e-12, rtol=0)
+    excess = torch.tensor([oracle.residual(pi, q)], dtype=DOUBLE)
+    torch.testing.assert_close(residual(rule, base, aligned), excess, atol=1e-12, rtol=0)
     # pi_v / q*_v = alpha + k_v p_v / q*_v: a deferred token is accepted with probability exactly alpha.
-    kept = kept_tokens(rule, *rows_)
-    assert abs(float(kept.alpha) - float(alpha)) < 1e-12
-    assert {int(t) for t in kept.token} == {i for i, k in enumerate(keep) if k and p[i] > 0}
+    kept = composed(kad.Composition(rule), base, aligned).keep()[0]
+    assert {i for i, k in enumerate(kept.tolist()) if k and p[i] > 0} == {
+        i for i, k in enumerate(keep) if k and p[i] > 0
+    }
 
 
 @settings(max_examples=150, deadline=None)

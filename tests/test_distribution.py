@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kad.distribution import Distribution
+from kad.distribution import Distribution, columns_above, first_max
 from kad.errors import LogitsError
 
 
@@ -24,21 +24,17 @@ def rows_of(kind: str, vocab: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", ["random", "ties", "inf", "saturated"])
 @pytest.mark.parametrize("vocab", [1, 7, 127, 128, 257, 1000, 50_257, 49_152])
-def test_top_and_split_are_those_of_the_whole_row(kind: str, vocab: int) -> None:
+def test_blocks_find_what_the_whole_row_holds(kind: str, vocab: int) -> None:
     logits = rows_of(kind, vocab)
-    distribution = Distribution.from_logits(logits)
-    for count in (1, 3, 16, vocab):
-        count = min(count, vocab)
-        values, tokens = distribution.top(count)
-        assert torch.equal(values, logits.topk(count, dim=-1).values)
-        assert torch.equal(logits.gather(-1, tokens), values)
-        assert all(len(set(row.tolist())) == count for row in tokens)
-    cutoff = torch.tensor([-torch.inf, torch.inf, 0.0, 2.0, float(logits[4].max())])
-    row, token, outside = distribution.split(cutoff)
-    mask = (logits >= cutoff[:, None]) & (logits > -torch.inf)
-    assert sorted(zip(row.tolist(), token.tolist(), strict=True)) == [tuple(x) for x in mask.nonzero().tolist()]
-    expected = logits.double().log_softmax(-1).masked_fill(mask, -torch.inf).logsumexp(-1)
-    torch.testing.assert_close(outside.double(), expected, atol=5e-6, rtol=5e-6)
+    assert first_max(logits).tolist() == logits.argmax(dim=-1).tolist()
+    for cutoff in (torch.full((5,), torch.inf), logits.amax(-1), torch.tensor([9.0, 2.0, 0.0, torch.inf, -torch.inf])):
+        columns = columns_above(logits, cutoff)
+        if columns is None:
+            continue
+        outside = torch.ones(vocab, dtype=torch.bool).index_fill(0, columns, False)
+        assert not bool((logits >= cutoff.unsqueeze(-1))[:, outside].any())
+        assert columns.unique().shape == columns.shape
+    assert vocab != 49_152 or columns_above(logits, logits.amax(-1)) is not None
 
 
 def test_the_normaliser_is_logsumexp_in_every_precision() -> None:

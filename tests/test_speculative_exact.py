@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from transformers import (
     LogitsProcessorList,
     RepetitionPenaltyLogitsProcessor,
@@ -11,7 +12,7 @@ from transformers import (
 )
 
 from kad.rules import parse_rule, registry
-from kad.verification import SparseTarget, Target, Verdict, verify_block, verify_tokens
+from kad.verification import Target, verify_block, verify_tokens
 from speculative_tables import TableScorer, exact_distribution, total_variation, true_distribution
 
 VERIFIERS = {"token": verify_tokens, "block": verify_block}
@@ -115,21 +116,21 @@ def discrepancy(**broken) -> float:
 
 
 def test_dropping_the_residual_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    def pi_itself(self: SparseTarget, row: int, scale: float):
-        return self._token, self._p * (self._row == row)
+    follow = Target.follow
 
-    monkeypatch.setattr(SparseTarget, "residual", pi_itself)
+    def pi_itself(self: Target, accepted: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        weights = follow(self, accepted, scale)
+        stands = int(accepted) == self.drafts.shape[0]
+        return weights if stands else torch.cat((self.kept[int(accepted)], weights[-1:]))
+
+    monkeypatch.setattr(Target, "follow", pi_itself)
     assert discrepancy() > 1e-3
 
 
 def test_accepting_one_too_many_is_seen() -> None:
-    def generous(target: Target, randomness) -> Verdict:
-        verdict = verify_tokens(target, randomness)
-        if verdict.correction is None:
-            return verdict
-        one_more = verdict.accepted + 1
-        correction = None if one_more == len(target.ratio) else verdict.correction
-        return Verdict(one_more, correction, verdict.chance)
+    def generous(target: Target, randomness):
+        accepted, scale = verify_tokens(target, randomness)
+        return (accepted + 1).clamp(max=len(target.ratio)), scale
 
     assert discrepancy(verifier=generous) > 1e-3
 

@@ -12,7 +12,7 @@ from transformers.cache_utils import DynamicLayer
 import kad
 from conftest import make_model
 from kad.speculation import generate as speculation
-from kad.verification import SparseTarget, Target, Verdict, verify_block, verify_tokens
+from kad.verification import Target, verify_block, verify_tokens
 from uniforms import FALSE_ALARM, p_value
 
 PROMPT = "Mia has 24 apples. She buys 13 more. How many apples does she have now?"
@@ -68,10 +68,14 @@ def test_the_loop_as_it_is_passes_where_the_broken_ones_fail(
 def test_dropping_the_residual_is_seen(
     parted: kad.KadForCausalLM, prompt: Callable[..., torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def pi_itself(self: SparseTarget, row: int, scale: float):
-        return self._token, self._p * (self._row == row)
+    follow = Target.follow
 
-    monkeypatch.setattr(SparseTarget, "residual", pi_itself)
+    def pi_itself(self: Target, accepted: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        weights = follow(self, accepted, scale)
+        stands = int(accepted) == self.drafts.shape[0]
+        return weights if stands else torch.cat((self.kept[int(accepted)], weights[-1:]))
+
+    monkeypatch.setattr(Target, "follow", pi_itself)
     assert p_value_of_much_text(parted, prompt) < FALSE_ALARM
 
 
@@ -79,11 +83,9 @@ def test_dropping_the_residual_is_seen(
 def test_accepting_one_too_many_is_seen(
     parted: kad.KadForCausalLM, prompt: Callable[..., torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def generous(target: Target, randomness: Any) -> Verdict:
-        verdict = verify_tokens(target, randomness)
-        one_more = min(verdict.accepted + 1, len(target.ratio))
-        correction = None if one_more == len(target.ratio) else verdict.correction
-        return Verdict(one_more, correction, verdict.chance)
+    def generous(target: Target, randomness: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        accepted, scale = verify_tokens(target, randomness)
+        return (accepted + 1).clamp(max=len(target.ratio)), scale
 
     monkeypatch.setitem(speculation.VERIFIERS, "token", generous)
     assert p_value_of_much_text(parted, prompt) < FALSE_ALARM

@@ -8,23 +8,14 @@ import math
 import pytest
 import torch
 
-from kad.composition import compose, compose_distributions, deferred_mass
-from kad.distribution import Distribution
+from kad.composed import Composed
+from kad.composition import Composition, compose, deferred_mass
+from kad.distribution import Distribution, first_max
+from kad.errors import LogitsError
 from kad.rules import ThresholdRule, parse_rule
+from kad.speculation.policies import Bonus, Greedy, Policy, Sampling
 from kad.speculation.randomness import TorchRandomness
-from kad.verification import (
-    DenseTarget,
-    SparseTarget,
-    draw_kept,
-    draw_token,
-    first_choice,
-    stack_rows,
-    target_of,
-    verify_block,
-    verify_greedy,
-    verify_tokens,
-    wide,
-)
+from kad.verification import Target, few_target, running_product, verify_block, verify_greedy, verify_tokens
 
 THRESHOLD_RULES = [
     "dual:threshold=0.05", "dual:threshold=0.4", "primal", "primal:budget=0.5", "nudging:threshold=0.2",
@@ -41,78 +32,98 @@ def rows(
     base *= torch.logspace(-1, 1.2, count, dtype=torch.float64).unsqueeze(-1)
     aligned = 0.7 * base + torch.randn(count, vocab, generator=generator, dtype=torch.float64)
     base[:, 1] = -torch.inf
-    return Distribution.from_logits(base.to(dtype)), Distribution.from_logits(aligned.to(dtype))
+    return Distribution.in_probabilities(base.to(dtype)), Distribution.in_probabilities(aligned.to(dtype))
 
 
-def dense(rule: ThresholdRule, base: Distribution, aligned: Distribution, drafts: torch.Tensor) -> DenseTarget:
-    return DenseTarget(compose_distributions(rule, base, aligned), aligned.log_probs(), drafts)
+def sampling(rule: str, randomness=None, verifier=verify_block) -> Sampling:
+    return Sampling(
+        composition=Composition(parse_rule(rule)),
+        drafter="aligned",
+        verifier=verifier,
+        randomness=randomness or TorchRandomness(),
+    )
+
+
+def greedy(rule: str) -> Greedy:
+    return Greedy(composition=Composition(parse_rule(rule)), drafter="aligned")
 
 
 @pytest.mark.parametrize("vocab", [5, 1000, 49152])
 @pytest.mark.parametrize("text", THRESHOLD_RULES)
-def test_sparse_target_is_the_dense_one(text: str, vocab: int) -> None:
+def test_the_target_is_pi_against_q(text: str, vocab: int) -> None:
+    """Ratio, excess and residual by their definitions, of whole rows and, where a CPU finds them, of kept tokens."""
     rule = parse_rule(text)
     assert isinstance(rule, ThresholdRule)
     base, aligned = rows(6, vocab)
-    drafts = torch.stack([draw_token(_row(aligned, i), TorchRandomness()) for i in range(6)])
+    drafts = torch.stack([TorchRandomness().draw(q) for q in aligned.probs()])
     drafts[0] = base.logits[0].argmax()
-    found, truth = target_of(rule, base, aligned, drafts), dense(rule, base, aligned, drafts)
-    assert isinstance(found, DenseTarget if wide(base, rule.cutoff(base, aligned)) else SparseTarget)
-    torch.testing.assert_close(found.ratio, truth.ratio, rtol=1e-9, atol=1e-12)
-    for scale in (torch.ones(6, dtype=torch.float64), torch.linspace(0.05, 0.9, 6, dtype=torch.float64)):
-        torch.testing.assert_close(found.excess(scale), truth.excess(scale), rtol=1e-7, atol=1e-12)
-        for row in range(6):
-            tokens, weights = found.residual(row, float(scale[row]))
-            spread = torch.zeros(vocab, dtype=torch.float64).index_add_(0, tokens, weights)
-            if float(truth.excess(scale)[row]) > 1e-9:
-                torch.testing.assert_close(spread, truth.residual(row, float(scale[row]))[1], rtol=1e-6, atol=1e-12)
+    composed = Composed(rule, base, aligned)
+    pi, q = compose(rule, base.logits, aligned.logits).exp(), aligned.probs()
+    targets = [Target(*composed.cascade(), q, drafts)]
+    if (few := composed.few()) is not None:
+        targets.append(few_target([few], list(q), drafts, vocab))
+    always_few = ("dual:threshold=0.05", "dual:threshold=0.4", "aligned_only")
+    assert len(targets) == 2 or vocab < 49152 or text not in always_few
+    for target in targets:
+        at = drafts.unsqueeze(-1)
+        torch.testing.assert_close(
+            target.ratio, (pi.gather(-1, at) / q.gather(-1, at)).squeeze(-1), rtol=1e-9, atol=1e-12
+        )
+        for scale in (torch.ones(6, dtype=torch.float64), torch.linspace(0.05, 0.9, 6, dtype=torch.float64)):
+            excess = (scale.unsqueeze(-1) * pi - q).clamp(min=0)
+            torch.testing.assert_close(target.excess(scale[1:]), excess[1:].sum(-1), rtol=1e-7, atol=1e-12)
+            for row in range(6):
+                weights = target.follow(torch.tensor([row]), scale[row : row + 1])
+                tokens = torch.arange(vocab + 1) if target.columns is None else target.columns
+                spread = torch.zeros(vocab + 1, dtype=torch.float64).index_add_(0, tokens, weights)
+                assert float(spread[vocab]) == 0.0
+                if float(excess[row].sum()) > 1e-9:
+                    torch.testing.assert_close(spread[:vocab], excess[row], rtol=1e-6, atol=1e-12)
 
 
-def test_rules_that_keep_most_of_a_large_vocabulary_take_the_dense_path() -> None:
-    base, aligned = rows(4, 49152)
-    base_only = parse_rule("base_only")
-    assert isinstance(base_only, ThresholdRule)
-    assert wide(base, base_only.cutoff(base, aligned))
+def test_after_a_whole_window_without_its_row_nothing_can_be_drawn_but_the_open_token() -> None:
+    base, aligned = rows(3, 30)
+    target = Target(
+        *Composed(parse_rule("confidence_bet"), base, aligned).cascade(), aligned.probs(), torch.zeros(3).long()
+    )
+    weights = target.follow(torch.tensor([3]), torch.ones(1, dtype=torch.float64))
+    assert weights.tolist() == [0.0] * 30 + [1.0]
 
 
-def test_no_buffer_of_probabilities_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    rule = parse_rule("dual:threshold=0.4")
-    assert isinstance(rule, ThresholdRule)
-    base, aligned = rows(6, 49152)
-    drafts = aligned.logits.argmax(dim=-1)
+def test_where_pi_is_q_up_to_the_last_bit_a_rejection_draws_from_pi() -> None:
+    q = torch.tensor([[0.25, 0.75]])
+    target = Target(torch.zeros(1, 2), torch.tensor([1.0 - 6e-8]), q, torch.tensor([1]))
+    weights = target.follow(torch.tensor([0]), torch.ones(1))
+    torch.testing.assert_close(weights, torch.tensor([0.25, 0.75, 0.0]))
 
-    class Sizes(torch.overrides.TorchFunctionMode):
-        largest = 0
 
-        def __torch_function__(self, func, types, args=(), kwargs=None):
-            out = func(*args, **(kwargs or {}))
-            for tensor in out if isinstance(out, tuple) else (out,):
-                if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() not in inputs:
-                    self.largest = max(self.largest, tensor.numel())
-            return out
-
-    inputs = {x.untyped_storage().data_ptr() for d in (base, aligned) for x in vars(d).values()}
-    with Sizes() as sizes:
-        verify_block(target_of(rule, base, aligned, drafts), TorchRandomness())
-    assert sizes.largest < 49152 / 4
+def test_the_running_product_is_its_recursion() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        ratio = (2.0 * torch.randn(12, generator=generator, dtype=torch.float64)).exp()
+        ratio[torch.rand(12, generator=generator) < 0.05] = 0.0
+        joint, expected = 1.0, []
+        for value in ratio.tolist():
+            joint = min(1.0, joint * value)
+            expected.append(joint)
+        torch.testing.assert_close(running_product(ratio).tolist(), expected, rtol=1e-12, atol=0)
 
 
 def test_rejecting_draws_a_kept_token_and_stops_at_the_first_failure() -> None:
-    rule = parse_rule("dual:threshold=0.4")
-    assert isinstance(rule, ThresholdRule)
     logits = torch.tensor([[5.0, 0.0, 0.0], [0.0, 0.0, 5.0]], dtype=torch.float64)
-    base, aligned = Distribution.from_logits(logits), Distribution.from_logits(logits.flip(-1))
-    drafts = torch.tensor([2, 0])
 
-    class Reject:
+    class Reject(TorchRandomness):
         def leading(self, probabilities):
-            return 0
+            return torch.tensor(0)
 
         last = leading
         draw = staticmethod(lambda weights: weights.argmax())
 
     for verifier in (verify_tokens, verify_block):
-        verdict = verifier(target_of(rule, base, aligned, drafts), Reject())
+        policy = sampling("dual:threshold=0.4", Reject(), verifier)
+        drafts = [policy.draft(row, 0) for row in logits.flip(-1)]
+        assert [int(draft.token) for draft in drafts] == [2, 0]
+        verdict = policy.judge(drafts, {"base": logits}, 0)
         assert verdict.accepted == 0
         assert int(verdict.correction) == 0
         assert len(verdict.chance) == 1
@@ -125,19 +136,22 @@ def _expected_accepted(verifier, pi: torch.Tensor, q: torch.Tensor, window: int)
     class Expectation:
         value = 0.0
 
-        def leading(self, probabilities):
+        def leading(self, chances):
+            probabilities = chances.tolist()
             self.value = sum(math.prod(probabilities[: i + 1]) for i in range(len(probabilities)))
-            return len(probabilities)
+            return torch.tensor(len(probabilities))
 
-        def last(self, probabilities):
+        def last(self, chances):
+            probabilities = chances.tolist()
             # The i-th prefix is within the longest one that stands unless every coin from i on fails.
             self.value = sum(1 - math.prod(1 - p for p in probabilities[i:]) for i in range(len(probabilities)))
-            return len(probabilities)
+            return torch.tensor(len(probabilities))
 
     for drafts in itertools.product(range(vocab), repeat=window):
         expectation = Expectation()
         tokens = torch.tensor(drafts)
-        verifier(DenseTarget(pi.log().expand(window, -1), q.log().expand(window, -1), tokens), expectation)
+        rows = pi.expand(window, -1), torch.zeros(window, dtype=pi.dtype), q.expand(window, -1)
+        verifier(Target(*rows, tokens), expectation)
         total += expectation.value * math.prod(float(q[t]) for t in drafts)
     return total
 
@@ -157,79 +171,92 @@ def test_token_verification_accepts_beta_and_blocks_accept_more(window: int) -> 
 
 
 def test_greedy_stops_at_the_first_difference() -> None:
-    drafts = torch.tensor([4, 7, 1])
-    verdict = verify_greedy(torch.tensor([4, 2, 1]), drafts)
+    assert verify_greedy(torch.tensor([4, 2, 1]), torch.tensor([4, 7, 1])).tolist() == [1]
+    assert verify_greedy(torch.tensor([4, 7, 1]), torch.tensor([4, 7, 1])).tolist() == [3]
+    logits = torch.eye(8)[[4, 7, 1]] * 9
+    policy = greedy("base_only")
+    verdict = policy.judge([policy.draft(row, 0) for row in logits], {"base": torch.eye(8)[[4, 2, 1]] * 9}, 0)
     assert (verdict.accepted, int(verdict.correction), verdict.chance) == (1, 2, [1.0, 0.0])
-    whole = verify_greedy(drafts.clone(), drafts)
+    whole = policy.judge([policy.draft(row, 0) for row in logits], {"base": logits}, 0)
     assert (whole.accepted, whole.correction, whole.chance) == (3, None, [1.0, 1.0, 1.0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("vocab", [5, 1000, 49152])
 @pytest.mark.parametrize("text", THRESHOLD_RULES)
-def test_first_choice_is_the_argmax_of_pi(text: str, vocab: int, dtype: torch.dtype) -> None:
-    rule = parse_rule(text)
-    assert isinstance(rule, ThresholdRule)
+def test_greedy_chooses_the_argmax_of_pi(text: str, vocab: int, dtype: torch.dtype) -> None:
     base, aligned = rows(12, vocab, seed=3, dtype=dtype)
-    found, alpha = first_choice(rule, base, aligned, aligned.logits.argmax(dim=-1))
-    if alpha is not None:
-        expected = deferred_mass(rule, base.logits, aligned.logits)
-        torch.testing.assert_close(alpha, expected, rtol=1e-4, atol=1e-6)
-    assert found.tolist() == compose(rule, base.logits, aligned.logits).argmax(dim=-1).tolist()
+    expected = compose(text, base.logits, aligned.logits).argmax(dim=-1)
+    policy = greedy(text)
+    for row in range(12):
+        chosen = policy.settle(Bonus(rows={"base": base.logits[row : row + 1]}), aligned.logits[row], 0)
+        assert int(chosen) == int(expected[row])
+    drafts = [policy.draft(row, 0) for row in aligned.logits]
+    verdict = policy.judge(drafts, {"base": base.logits}, 0)
+    agree = [int(draft.token) == int(choice) for draft, choice in zip(drafts, expected, strict=True)]
+    assert verdict.accepted == (agree.index(False) if False in agree else 12)
+    if verdict.correction is not None:
+        assert int(verdict.correction) == int(expected[verdict.accepted])
+    alpha = deferred_mass(text, base.logits, aligned.logits)
+    assert policy.deferred({}, drafts, 12) == pytest.approx(float(alpha.sum()), rel=1e-4, abs=1e-6)
 
 
-def test_first_choice_breaks_ties_as_argmax_does() -> None:
-    rule = parse_rule("dual:threshold=0.2")
-    assert isinstance(rule, ThresholdRule)
-    logits = torch.tensor([[0.0, 3.0, 3.0, 0.0], [3.0, 0.0, 0.0, 3.0]])
-    base, aligned = Distribution.from_logits(logits), Distribution.from_logits(torch.zeros(2, 4))
-    assert first_choice(rule, base, aligned, torch.tensor([0, 0]))[0].tolist() == [1, 0]
+def test_ties_go_to_the_smallest_token_as_argmax_does() -> None:
+    base = torch.tensor([[0.0, 3.0, 3.0, 0.0], [3.0, 0.0, 0.0, 3.0]])
+    for row, expected in zip(base, [1, 0], strict=True):
+        assert int(greedy("dual:threshold=0.2").settle(Bonus(rows={"base": row[None]}), torch.zeros(4), 0)) == expected
+    large = torch.zeros(2, 49152)
+    large[0, [900, 30_000]] = 1.0
+    assert first_max(large).tolist() == [900, 0]
 
 
+@pytest.mark.parametrize("vocab", [30, 49152])
 @pytest.mark.parametrize("text", ["dual:threshold=0.2", "primal:budget=0.5", "nudging:threshold=0.9", "base_only"])
-def test_the_bonus_draw_needs_no_aligned_row(text: str) -> None:
+def test_the_bonus_draw_needs_no_aligned_row(text: str, vocab: int) -> None:
     """P(u kept) = sum k p, and a kept u is distributed as k p: all outcomes with their weights."""
     rule = parse_rule(text)
     assert isinstance(rule, ThresholdRule)
     assert not rule.reads_aligned
-    base, _ = rows(3, 30)
+    base, _ = rows(3, vocab)
     for i in range(3):
-        row = Distribution.from_logits(base.logits[i : i + 1])
-        keep = rule.keep(row.log_probs(), row.log_probs())[0]
+        p = base.probs()[i]
+        keep = rule.keep(p.log(), p.log())
         seen: dict[int | None, float] = {}
 
-        class Nth:
+        class Nth(TorchRandomness):
             def __init__(self, index: int) -> None:
                 self.index, self.probability = index, 0.0
 
             def draw(self, weights):
-                self.size, self.probability = len(weights), float(weights[self.index] / weights.sum())
+                self.weights, self.probability = weights, float(weights[self.index] / weights.sum())
                 return torch.tensor(self.index)
 
-        index, size = 0, 1
-        while index < size:
+        first = Nth(0)
+        sampling(text, first).bonus({"base": base.logits[i : i + 1]})
+        for index in first.weights.nonzero()[:, 0].tolist()[:200]:
             outcome = Nth(index)
-            token = draw_kept(rule, row, outcome)
+            token = sampling(text, outcome).bonus({"base": base.logits[i : i + 1]}).token
             seen[None if token is None else int(token)] = outcome.probability
-            index, size = index + 1, outcome.size
-        p = row.log_probs()[0].exp()
-        expected = {t: float(p[t]) for t in range(30) if keep[t] > 0 and p[t] > 0} | {
-            None: float(((1 - keep) * p).sum())
-        }
-        assert seen == pytest.approx(expected, abs=1e-12)
+        kept = (keep * p).nonzero()[:, 0].tolist()
+        deferred = float(((1 - keep) * p).sum())
+        expected = {t: float(p[t]) for t in kept} | ({None: deferred} if deferred > 0 else {})
+        if len(expected) <= 200:
+            assert seen == pytest.approx(expected, abs=1e-12)
+        else:
+            assert all(probability == pytest.approx(expected[t], abs=1e-12) for t, probability in seen.items())
 
 
 def test_a_drawn_token_follows_its_row() -> None:
-    """Blocks first, then the token: 97 (one block) and 512 tokens; chi-square at 1e-6."""
+    """97 and 512 tokens; chi-square at 1e-6."""
     torch.manual_seed(0)
     from scipy.stats import chisquare
 
     for vocab in (97, 512):
-        row = Distribution.from_logits(1.5 * torch.randn(vocab))
+        policy, logits = sampling("dual"), 1.5 * torch.randn(vocab)
         counts = torch.zeros(vocab)
         for _ in range(4000):
-            counts[draw_token(row, TorchRandomness())] += 1
-        p = torch.softmax(row.logits.double(), dim=-1)
+            counts[policy.draft(logits, 0).token] += 1
+        p = torch.softmax(logits.double(), dim=-1)
         large = p * 4000 >= 5
         observed = [*counts[large].tolist(), float(counts[~large].sum())]
         expected = [*(4000 * p[large]).tolist(), float(4000 * p[~large].sum())]
@@ -241,20 +268,37 @@ def test_impossible_tokens_are_never_drawn() -> None:
     assert {int(TorchRandomness().draw(weights)) for _ in range(200)} == {2}
 
 
+def test_the_largest_random_number_still_draws_a_possible_token() -> None:
+    class Largest(TorchRandomness):
+        def _uniform(self, like):
+            return torch.full_like(like, 1.0 - 2.0**-53)
+
+    for mass in (0.1, 1.0, 3.0, 7.3e-12):
+        assert int(Largest().draw(torch.tensor([0.0, mass, 0.0, 0.0]))) == 1
+
+
 def test_coins_count_leading_successes_and_find_the_last_one() -> None:
     randomness = TorchRandomness()
-    assert randomness.leading([1.0, 1.0, 0.0, 1.0]) == 2
-    assert randomness.leading([1.0]) == 1
-    assert randomness.last([1.0, 0.0, 1.0, 0.0]) == 3
-    assert randomness.last([0.0, 0.0]) == 0
+    assert int(randomness.leading(torch.tensor([1.0, 1.0, 0.0, 1.0]))) == 2
+    assert int(randomness.leading(torch.tensor([1.0]))) == 1
+    assert int(randomness.last(torch.tensor([1.0, 0.0, 1.0, 0.0]))) == 3
+    assert int(randomness.last(torch.tensor([0.0, 0.0]))) == 0
 
 
-def _row(batch: Distribution, index: int) -> Distribution:
-    return Distribution.from_logits(batch.logits[index])
+def test_a_seed_repeats_its_decisions() -> None:
+    weights = torch.rand(1000)
+    draws = [
+        [int(r.draw(weights)) for _ in range(20)] for r in (TorchRandomness(5), TorchRandomness(5), TorchRandomness(6))
+    ]
+    assert draws[0] == draws[1] != draws[2]
 
 
-def test_stacked_rows_are_the_batch() -> None:
-    base, _ = rows(3, 1000)
-    stacked = stack_rows([_row(base, i) for i in range(3)])
-    for name, value in vars(stacked).items():
-        torch.testing.assert_close(value, getattr(base, name))
+@pytest.mark.parametrize("policy", [sampling("dual"), greedy("dual"), sampling("mixture"), greedy("confidence_bet")])
+@pytest.mark.parametrize("who", ["base", "aligned"])
+def test_a_bad_row_in_a_window_is_the_error_that_names_it(policy: Policy, who: str) -> None:
+    good, bad = torch.randn(2, 9), torch.randn(2, 9)
+    bad[1, 4] = float("nan")
+    base, aligned = (bad, good) if who == "base" else (good, bad)
+    drafts = [policy.draft(row, 0) for row in aligned]
+    with pytest.raises(LogitsError, match=rf"the {who} model's logits of shape \(2, 9\): row 1 has NaN at token 4"):
+        policy.judge(drafts, {"base": base}, 0)

@@ -1,145 +1,97 @@
-"""Rows of next-token distributions as logits and log-normalisers, and the cheap ways to find a row's head."""
+"""Rows of next-token distributions: logits with their log-probabilities, and the words for a row that is none.
+
+Nothing here looks at a value, so that a device is never waited for, but `check` on a CPU and `problem_of`, which the
+callers ask where they have looked already. A row that is no distribution is NaN throughout: that is its flag.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
 
 from kad.errors import LogitsError
 
-# The vocabulary is seen in blocks. A block's maximum and normaliser are one vectorised pass each; with them a row's
-# head is found by looking into a few blocks (comparing or sorting all of V costs several softmaxes on a CPU), and the
-# mass outside the head is known without cancellation.
+# On a CPU: the entries of a buffer that stay in its caches while rows are passed over ten times; the vocabulary from
+# which looking into a few blocks pays; the share of a row up to which it does.
+_CACHED, _LARGE, _FEW = 1 << 18, 1 << 12, 1 / 8
 _LARGEST_BLOCK, _SMALLEST_BLOCK = 256, 16
-# Entries of scratch memory while normalising: a few rows at a time, however many there are.
-_SCRATCH = 1 << 19
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Distribution:
-    """Next-token distributions as logits and their log-normalisers; probabilities are formed only where asked for.
+    """Next-token distributions, one a row.
 
     Attributes:
         logits: (..., vocab), float32 or float64; -inf marks a token of probability zero.
-        log_z: (...,), logsumexp of `logits` over the vocabulary, so log p_v = logits_v - log_z.
-        block_max: (..., blocks), the largest logit of each block of consecutive tokens.
-        block_log_z: (..., blocks), logsumexp of the logits of each block.
+        log_max: (...,), log of the largest probability of each row.
+        dense: (..., vocab), the log-probabilities where they are at hand already; ask `log_probs()`.
+        probabilities: (..., vocab), the same for the probabilities; ask `probs()`.
     """
 
     logits: Tensor
-    log_z: Tensor
-    block_max: Tensor
-    block_log_z: Tensor
+    log_max: Tensor
+    dense: Tensor | None = None
+    probabilities: Tensor | None = None
+
+    @classmethod
+    def of(cls, logits: Tensor, name: str = "logits") -> Distribution:
+        """Normalise logits (or log-probabilities) of shape (..., vocab) and any float dtype, without looking at them.
+
+        Half precision is raised to float32; float64 stays. A row with NaN, +inf or no finite entry becomes NaN.
+
+        Raises:
+            LogitsError: not a float tensor, or an empty vocabulary.
+        """
+        logits = raised(logits, name)
+        dense = torch.log_softmax(logits, dim=-1)
+        return cls(logits, dense.amax(dim=-1), dense)
+
+    @classmethod
+    def in_probabilities(cls, logits: Tensor) -> Distribution:
+        """As `of`, for who works in probabilities."""
+        probabilities = torch.softmax(logits, dim=-1)
+        return cls(logits, probabilities.amax(dim=-1).log(), probabilities=probabilities)
 
     @classmethod
     def from_logits(cls, logits: Tensor, name: str = "logits") -> Distribution:
-        """Normalise logits (or log-probabilities) of shape (..., vocab) and any float dtype.
-
-        Half precision is raised to float32; float64 stays.
+        """As `of`; on a CPU, where a look costs nothing, a bad row is an error at once.
 
         Raises:
-            LogitsError: not a float tensor, an empty vocabulary, NaN, +inf, or a row whose entries are all -inf.
+            LogitsError: as `of`; and NaN, +inf, or a row whose entries are all -inf.
         """
-        logits = raised(logits, name)
-        block_max, block_log_z = _normalise_blocks(logits)
-        log_z = block_log_z.logsumexp(dim=-1)
-        # The normaliser is finite exactly where the row is a distribution: the check costs no pass over the row.
-        if not bool(log_z.isfinite().all()):
-            raise LogitsError(_describe_bad_row(logits, ~log_z.isfinite(), name))
-        return cls(logits, log_z, block_max, block_log_z)
+        rows = cls.of(logits, name)
+        check(rows.log_max, name, rows.logits)
+        return rows
 
     @property
     def vocab_size(self) -> int:
         """Number of tokens."""
         return self.logits.shape[-1]
 
-    @property
+    @cached_property
     def max_logit(self) -> Tensor:
         """(...,), the largest logit of each row."""
-        return self.block_max.amax(dim=-1)
+        return self.logits.amax(dim=-1)
 
-    @property
-    def log_max(self) -> Tensor:
-        """(...,), log of the largest probability of each row."""
-        return self.max_logit - self.log_z
+    @cached_property
+    def log_z(self) -> Tensor:
+        """(...,), the normaliser: log p_v = logits_v - log_z. Taken at the largest entry, where nothing cancels."""
+        return self.max_logit - self.log_max
 
     def log_probs(self) -> Tensor:
         """(..., vocab), the dense log-probabilities."""
-        return self.logits - self.log_z.unsqueeze(-1)
+        return self.logits - self.log_z.unsqueeze(-1) if self.dense is None else self.dense
+
+    def probs(self) -> Tensor:
+        """(..., vocab), the dense probabilities."""
+        return self.log_probs().exp() if self.probabilities is None else self.probabilities
 
     def log_prob(self, tokens: Tensor) -> Tensor:
         """Log-probabilities (..., n) of the given tokens (..., n)."""
-        return self.logits.gather(-1, tokens) - self.log_z.unsqueeze(-1)
-
-    def log_prob_at(self, row: Tensor, token: Tensor) -> Tensor:
-        """Log-probabilities (n,) of entries of flattened rows, given like those that `split` finds."""
-        rows = self.flat()
-        return rows.logits[row, token] - rows.log_z[row]
-
-    def flat(self) -> Distribution:
-        """The same rows as one batch: logits (rows, vocab), log_z (rows,)."""
-        return Distribution(
-            self.logits.reshape(-1, self.vocab_size),
-            self.log_z.reshape(-1),
-            self.block_max.reshape(-1, self.block_max.shape[-1]),
-            self.block_log_z.reshape(-1, self.block_log_z.shape[-1]),
-        )
-
-    def top(self, count: int) -> tuple[Tensor, Tensor]:
-        """The `count` largest logits of each row in falling order and their tokens, both (..., count)."""
-        blocks = self.block_max.shape[-1]
-        if count >= blocks:
-            return torch.topk(self.logits, min(count, self.vocab_size), dim=-1)
-        # The `count` largest entries lie in the `count` blocks of largest maximum.
-        rows = self.flat()
-        block = torch.topk(rows.block_max, count, dim=-1, sorted=False).indices
-        row = torch.arange(block.shape[0], device=block.device).unsqueeze(-1).expand_as(block)
-        tokens, logits = (x.reshape(block.shape[0], -1) for x in rows._blocks(row.reshape(-1), block.reshape(-1)))
-        values, position = torch.topk(logits, count, dim=-1)
-        shape = (*self.log_z.shape, count)
-        return values.reshape(shape), tokens.gather(-1, position).reshape(shape)
-
-    def split(self, cutoff: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """All tokens of positive probability whose logit reaches their row's cutoff, and the mass of all others.
-
-        Args:
-            cutoff: (...,), one logit per row; -inf asks for every token, +inf for none.
-
-        Returns:
-            (row, token, log_mass_outside): row indices into the flattened rows, in rising order, and token ids, both
-            (n,); the log of the probability of the other tokens, (rows,), to full relative precision, -inf if none is.
-        """
-        rows, bound = self.flat(), cutoff.reshape(-1)
-        row, block = (rows.block_max >= bound.unsqueeze(-1)).nonzero(as_tuple=True)
-        tokens, values = rows._blocks(row, block)
-        found = (values >= bound[row].unsqueeze(-1)) & (values > -torch.inf)
-        hit, column = found.nonzero(as_tuple=True)
-        # Only the blocks looked into have lost anything.
-        remaining = rows.block_log_z.index_put((row, block), values.masked_fill_(found, -torch.inf).logsumexp(dim=-1))
-        return row[hit], tokens[hit, column], remaining.logsumexp(dim=-1) - rows.log_z
-
-    @property
-    def _block_size(self) -> int:
-        return self.vocab_size // self.block_max.shape[-1]
-
-    def _blocks(self, row: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens and logits, both (n, block size), of n blocks of flattened rows."""
-        tokens = block.unsqueeze(-1) * self._block_size + torch.arange(self._block_size, device=block.device)
-        return tokens, self.logits[row.unsqueeze(-1), tokens]
-
-
-def log_probabilities(logits: Tensor, name: str = "logits") -> Tensor:
-    """The dense log-probabilities (..., vocab) where nothing else is wanted: one pass; errors as `from_logits`."""
-    logits = raised(logits, name)
-    log_probs = torch.log_softmax(logits, dim=-1)
-    # A row that is no distribution is NaN throughout.
-    bad = log_probs[..., 0].isnan()
-    if bool(bad.any()):
-        raise LogitsError(_describe_bad_row(logits, bad, name))
-    return log_probs
+        return self.log_probs().gather(-1, tokens)
 
 
 def raised(logits: Tensor, name: str = "logits") -> Tensor:
@@ -152,31 +104,73 @@ def raised(logits: Tensor, name: str = "logits") -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
+def precise(device: torch.device) -> torch.dtype:
+    """The dtype for long sums and for random decisions: float64, where the device has it (Apple's does not)."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def may_look(rows: Tensor) -> bool:
+    """Whether a look at a value costs nothing: on a CPU, unless the code is being compiled."""
+    return rows.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def row_blocks(rows: Tensor) -> list[slice]:
+    """Slices of rows (n, vocab) to work on one after the other: on a CPU as many as its caches hold, else all."""
+    if not may_look(rows) or rows.numel() <= _CACHED:
+        return [slice(None)]
+    step = max(1, _CACHED // rows.shape[-1])
+    return [slice(start, start + step) for start in range(0, rows.shape[0], step)]
+
+
+def first_max(rows: Tensor) -> Tensor:
+    """argmax of rows (..., vocab), the first of equals: (...,). On a CPU by blocks: its `argmax` is slow."""
+    blocks = _in_blocks(rows)
+    if blocks is None:
+        return rows.argmax(dim=-1)
+    block = blocks.amax(dim=-1).argmax(dim=-1, keepdim=True).unsqueeze(-1)
+    inside = blocks.gather(-2, block.expand(*block.shape[:-1], blocks.shape[-1])).argmax(dim=-1, keepdim=True)
+    return (block * blocks.shape[-1] + inside).squeeze((-2, -1))
+
+
+def columns_above(rows: Tensor, cutoff: Tensor) -> Tensor | None:
+    """On a CPU, the tokens of the blocks in which a row (n, vocab) reaches its cutoff (n,), if these are few."""
+    blocks = _in_blocks(rows)
+    if blocks is None:
+        return None
+    hit = (blocks.amax(dim=-1) >= cutoff.unsqueeze(-1)).any(dim=0).nonzero()
+    size = blocks.shape[-1]
+    few = hit.shape[0] * size <= _FEW * rows.shape[-1]
+    return (hit * size + torch.arange(size)).reshape(-1) if few else None
+
+
+def _in_blocks(rows: Tensor) -> Tensor | None:
+    """Rows (..., vocab) as (..., blocks, size) on a CPU, where the vocabulary is large and can be divided."""
+    vocab = rows.shape[-1]
+    if not may_look(rows) or vocab < _LARGE or rows.requires_grad or not rows.is_contiguous():
+        return None
+    size = _block_size(vocab)
+    return None if size is None else rows.view(*rows.shape[:-1], vocab // size, size)
+
+
 @cache
-def _block_size_of(vocab: int) -> int:
-    """The largest divisor of the vocabulary that makes good blocks, else the whole row as one block."""
-    sizes = range(min(_LARGEST_BLOCK, vocab), _SMALLEST_BLOCK - 1, -1)
-    return next((size for size in sizes if vocab % size == 0), vocab)
+def _block_size(vocab: int) -> int | None:
+    sizes = range(_LARGEST_BLOCK, _SMALLEST_BLOCK - 1, -1)
+    return next((size for size in sizes if vocab % size == 0), None)
 
 
-def _normalise_blocks(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Maximum and logsumexp of each block, both (..., blocks), with little scratch memory.
-
-    `log_softmax` is one fused kernel where `logsumexp` makes several passes; at the largest entry nothing cancels, so
-    log_z = max logit - max log p.
-    """
-    size = _block_size_of(logits.shape[-1])
-    blocks = logits.reshape(*logits.shape[:-1], logits.shape[-1] // size, size)
-    block_max = blocks.amax(dim=-1)
-    some = torch.split(blocks.reshape(-1, size), max(1, _SCRATCH // size))
-    log_p_max = torch.cat([torch.log_softmax(part, dim=-1).amax(dim=-1) for part in some]).reshape(block_max.shape)
-    return block_max, (block_max - log_p_max).masked_fill_(block_max == -torch.inf, -torch.inf)
+def check(flags: Tensor, name: str, logits: Tensor) -> None:
+    """Raise LogitsError for NaN in `flags` (...,), one value a row of `logits` (..., vocab), where looking is free."""
+    if may_look(flags) and bool(flags.isnan().any()):
+        raise LogitsError(problem_of(name, logits) or f"{name}: a row is no distribution.")
 
 
-def _describe_bad_row(logits: Tensor, bad: Tensor, name: str) -> str:
-    """What is wrong with the first of the bad rows (...,)."""
+def problem_of(name: str, logits: Tensor) -> str | None:
+    """What is wrong with the first row of `logits` (..., vocab) that is no distribution; None if all rows are."""
     rows = logits.reshape(-1, logits.shape[-1])
-    index = int(bad.reshape(-1).nonzero()[0, 0])
+    bad = torch.log_softmax(raised(rows), dim=-1)[:, 0].isnan()
+    if not bool(bad.any()):
+        return None
+    index = int(bad.nonzero()[0, 0])
     row = rows[index]
     if bool(row.isnan().any()):
         problem = f"NaN at token {int(row.isnan().nonzero()[0, 0])}"

@@ -25,6 +25,7 @@ from kad.rules.base import (
 )
 from kad.rules.cascade import AlignedAbove, AlignedBelow, LinearProgram, Mixture
 from kad.rules.product import Contrastive, ImplicitReward, Product
+from kad.rules.rows import RowRules
 from kad.rules.threshold import AlignedOnly, BaseOnly, ConfidenceBet, Dual, Nudging, Primal, Relative
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "Product",
     "ProductRule",
     "Relative",
+    "RowRules",
     "Rule",
     "ThresholdRule",
     "package_of",

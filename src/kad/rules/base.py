@@ -16,6 +16,10 @@ from kad.distribution import Distribution
 from kad.errors import RuleError
 from kad.rules.plugins import Plugins, SkippedPlugin
 
+# How far below the others a token stands in log pi that pi excludes. Its probability e^-10000 is zero in every float
+# type; but where a mask (a grammar, `allowed_token_ids`) leaves excluded tokens only, their order still decides.
+EXCLUDED = -1e4
+
 
 @dataclass(frozen=True)
 class Rule(ABC):
@@ -85,7 +89,7 @@ class ThresholdRule(CascadeRule):
 
     def keep(self, log_p: Tensor, log_aligned: Tensor) -> Tensor:
         """k_v = 1 where p_v >= tau, else 0; see `CascadeRule.keep`."""
-        base, aligned = Distribution.from_logits(log_p, "log_p"), Distribution.from_logits(log_aligned, "log_aligned")
+        base, aligned = Distribution.of(log_p, "log_p"), Distribution.of(log_aligned, "log_aligned")
         return (base.logits >= self.cutoff(base, aligned).unsqueeze(-1)).to(log_p.dtype)
 
 
@@ -119,8 +123,6 @@ def register(cls: _RuleClass) -> _RuleClass:
         raise RuleError(f"The rule {cls.__qualname__} must define {', '.join(missing)}.")
     if not cls.name.isidentifier() or cls.name != cls.name.lower():
         raise RuleError(f"A rule's name must be a lower-case identifier, but is {cls.name!r}.")
-    if cls.name in _FORMER_NAMES:
-        raise RuleError(f"The rule name {cls.name!r} is taken by {_FORMER_NAMES[cls.name]}; choose another one.")
     known = _REGISTRY.setdefault(cls.name, cls)
     if known is not cls and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
         raise RuleError(f"The rule name {cls.name!r} is taken by {known.__qualname__}; choose another one.")
@@ -165,7 +167,7 @@ def parse_rule(rule: str | Mapping[str, Any] | Rule) -> Rule:
         name = str(parameters.pop("rule", ""))
     else:
         raise RuleError(f"A rule is a string, a dict or a Rule, but got {type(rule).__name__}: {rule!r}.")
-    if name in _FORMER_NAMES:
+    if name in _FORMER_NAMES and name not in _REGISTRY:
         warnings.warn(f"The rule {name!r} is now called {_FORMER_NAMES[name]!r}.", DeprecationWarning, stacklevel=2)
         name = _FORMER_NAMES[name]
     if name not in _REGISTRY:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from kad.distribution import Distribution
+from kad.distribution import Distribution, precise
 from kad.rules.base import CascadeRule, register
 from kad.rules.threshold import critical_logit, difference, probability
 
@@ -73,7 +73,7 @@ class LinearProgram(CascadeRule):
         if self.budget >= 1.0:
             return torch.zeros_like(log_p)
         # In float64: single precision sums a large vocabulary's tail only to some 1e-6.
-        base = Distribution.from_logits(log_p.double(), "log_p")
+        base = Distribution.of(log_p.to(precise(log_p.device)), "log_p")
         p, critical = base.log_probs().exp(), critical_logit(base, self.budget).unsqueeze(-1)
         above, tied = base.logits > critical, base.logits == critical
         missing = 1.0 - self.budget - (p * above).sum(dim=-1, keepdim=True)

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from kad.rules.base import ProductRule, register
+from kad.rules.base import EXCLUDED, ProductRule, register
 from kad.rules.threshold import probability
 
 
@@ -61,7 +61,8 @@ class Contrastive(ProductRule):
     def combine(self, log_p: Tensor, log_aligned: Tensor, log_reference: Tensor) -> Tensor:
         if self.plausibility > 0:
             floor = log_p.amax(dim=-1, keepdim=True) + math.log(self.plausibility)
-            log_p = log_p.masked_fill(log_p < floor, -torch.inf)
+            # Lowered, not excluded: where a mask leaves implausible tokens only, their order survives it.
+            log_p = torch.where(log_p < floor, log_p + EXCLUDED / (1.0 + self.weight), log_p)
         return _power(log_p, 1.0 + self.weight) + _inverse_power(log_reference, self.weight)
 
 

@@ -1,7 +1,7 @@
 """How the loop's three questions are answered: which token to draft, which drafts stand, what follows a whole window.
 
-Four policies: sparse for threshold rules without warpers, dense for everything else; each greedy or sampling. They
-share an interface, so the loop never asks for a rule, a temperature or a warper.
+Two policies, sampling and greedy. They share an interface, so the loop never asks for a rule, a temperature or a
+processor. Everything stays on the device; a window is read in one vector, at the end of `judge`.
 """
 
 from __future__ import annotations
@@ -13,23 +13,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from kad.composition import compose, deferred_mass
-from kad.distribution import Distribution, raised
-from kad.errors import UsageError
+from kad.composed import Composed
+from kad.composition import Composition, composed, tempered
+from kad.distribution import Distribution, first_max, problem_of, raised, row_blocks
+from kad.errors import LogitsError
 from kad.rules import CascadeRule, Rule, ThresholdRule
-from kad.verification import (
-    DenseTarget,
-    Randomness,
-    SparseTarget,
-    Verdict,
-    Verifier,
-    draw_kept,
-    draw_token,
-    first_choice,
-    stack_rows,
-    target_of,
-    verify_greedy,
-)
+from kad.verification import Randomness, Target, Verifier, few_target, verify_greedy
 
 # Rows of logits (rows, vocab) by the model's role, the drafting model's left out.
 Rows = dict[str, Tensor]
@@ -44,14 +33,27 @@ class Draft:
     Attributes:
         token: ().
         logits: (vocab,), the drafting model's.
-        log_draft: (vocab,), log-probabilities it was drawn from where those are not the plain softmax of `logits`.
-        row: the plain softmax, where the policy works with it.
+        weights: (vocab,), the probabilities it was drawn from, or the scores it is the largest of.
     """
 
     token: Tensor
     logits: Tensor
-    log_draft: Tensor | None = None
-    row: Distribution | None = None
+    weights: Tensor
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome for one window.
+
+    Attributes:
+        accepted: how many leading drafts stand.
+        correction: the token () that follows them; None if all stand, and the position after them is still open.
+        chance: the acceptance probabilities min(1, pi/q) at the positions reached, accepted + 1 of them at most.
+    """
+
+    accepted: int
+    correction: Tensor | None
+    chance: Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,23 @@ class Records:
         self.logits += [row.unsqueeze(0) for row in logits]
 
 
+@dataclass(kw_only=True)
 class Policy(ABC):
-    """The interface; see the module's docstring."""
+    """What greedy and sampling share: pi where it must be composed, and the one transfer of a window.
+
+    Args:
+        composition: how the models are composed.
+        drafter: the role of the drafting model.
+        warp: the user's logits processors. They act on log pi, and on the drafting model's log-probabilities alike: any
+            draft is exact, and one shaped like pi is accepted more often.
+        records: where scores go that are to be returned.
+    """
+
+    composition: Composition
+    drafter: str
+    warp: Warp | None = None
+    records: Records | None = None
+    _alpha: Sequence[float] = ()
 
     @abstractmethod
     def draft(self, logits: Tensor, length: int) -> Draft:
@@ -90,11 +107,15 @@ class Policy(ABC):
 
     @abstractmethod
     def judge(self, drafts: Sequence[Draft], rows: Rows, length: int) -> Verdict:
-        """Verify W drafts after a prefix of `length`, given the other models' logits (W, vocab)."""
+        """Verify W drafts after a prefix of `length`, given the other models' logits (W, vocab).
 
-    @abstractmethod
+        Raises:
+            LogitsError: a row of logits that is no distribution. RuleError: keep probabilities outside [0, 1].
+        """
+
     def bonus(self, rows: Rows) -> Bonus:
         """What follows a whole window, from the other models' logits (1, vocab) there."""
+        return Bonus(rows=rows)
 
     @abstractmethod
     def settle(self, bonus: Bonus, logits: Tensor, length: int) -> Tensor:
@@ -102,146 +123,178 @@ class Policy(ABC):
 
     def deferred(self, rows: Rows, drafts: Sequence[Draft], count: int) -> float | None:
         """The deferred mass, summed over the first `count` positions of the window just judged; None if unknown."""
-        return None
+        return sum(self._alpha[:count]) if self._alpha else None
 
+    def _verdict(
+        self,
+        drafts: Sequence[Draft],
+        rows: Rows,
+        length: int,
+        accepted: Tensor,
+        token: Tensor,
+        chance: Tensor,
+        alpha: Tensor | None,
+    ) -> Verdict:
+        """Read the window in one vector: how many drafts stand (1,), the probabilities (W,), alpha (W,)."""
+        numbers: list[float] = torch.cat([accepted, chance, *([] if alpha is None else [alpha])]).tolist()
+        if any(number != number for number in numbers):
+            self._explain(drafts, rows, length)
+        count, window = int(numbers[0]), len(drafts)
+        self._alpha = numbers[1 + window :]
+        return Verdict(count, None if count == window else token, numbers[1 : 1 + min(count + 1, window)])
 
-@dataclass
-class SparseSampling(Policy):
-    """A threshold rule at temperature 1: no pass over the vocabulary but the normalisers of p and q*."""
+    def _composed(self, rows: Rows, drafter: Tensor) -> Composed:
+        """The models at n positions, `drafter` being the drafting model's logits (n, vocab)."""
+        named = rows | {self.drafter: drafter}
+        return composed(self.composition, named["base"], named["aligned"], named.get("reference"))
 
-    rule: ThresholdRule
-    verifier: Verifier
-    randomness: Randomness
-    deferral_temperature: float = 1.0
-    _alpha: Tensor | None = None
+    def _scores(self, log_pi: Tensor, length: int) -> Tensor:
+        """What the processors make of rows (n, vocab) after prefixes of `length`, `length` + 1, ..."""
+        if self.warp is None:
+            return log_pi
+        return torch.stack([self.warp(length + i, row) for i, row in enumerate(log_pi)])
 
-    def draft(self, logits: Tensor, length: int) -> Draft:
-        row = Distribution.from_logits(self._scale(logits), "the aligned model's logits")
-        return Draft(draw_token(row, self.randomness), logits, row=row)
+    def _window_scores(self, drafts: Sequence[Draft], rows: Rows, length: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Scores and log pi (W, vocab) at the drafted positions, and the deferred mass (W,) of a cascade there."""
+        drafted = torch.stack([d.logits for d in drafts])
+        parts = [
+            self._composed({role: logits[block] for role, logits in rows.items()}, drafted[block]).log_pi_and_alpha()
+            for block in row_blocks(drafted)
+        ]
+        log_pi = torch.cat([part for part, _ in parts])
+        masses = [log_alpha for _, log_alpha in parts if log_alpha is not None and self.drafter == "aligned"]
+        return self._scores(log_pi, length), log_pi, torch.cat(masses).squeeze(-1).exp() if masses else None
 
-    def judge(self, drafts: Sequence[Draft], rows: Rows, length: int) -> Verdict:
-        base, aligned = self._base(rows), _stacked(drafts)
-        target = target_of(self.rule, base, aligned, _tokens(drafts))
-        self._alpha = target.alpha if isinstance(target, SparseTarget) else None
-        return self.verifier(target, self.randomness)
-
-    def bonus(self, rows: Rows) -> Bonus:
-        if self.rule.reads_aligned:
-            return Bonus(rows=rows)
-        return Bonus(draw_kept(self.rule, self._base(rows), self.randomness))
-
-    def settle(self, bonus: Bonus, logits: Tensor, length: int) -> Tensor:
-        row = Distribution.from_logits(self._scale(logits), "the aligned model's logits")
-        if bonus.rows is None:
-            return draw_token(row, self.randomness)
-        log_pi = _compose(self.rule, bonus.rows | {"aligned": logits.unsqueeze(0)}, self.deferral_temperature)
-        return draw_token(Distribution.from_logits(log_pi.squeeze(0)), self.randomness)
-
-    def deferred(self, rows: Rows, drafts: Sequence[Draft], count: int) -> float | None:
-        return None if self._alpha is None else float(self._alpha[:count].sum())
-
-    def _base(self, rows: Rows) -> Distribution:
-        return Distribution.from_logits(self._scale(rows["base"]), "the base model's logits")
-
-    def _scale(self, logits: Tensor) -> Tensor:
-        return logits if self.deferral_temperature == 1.0 else logits / self.deferral_temperature
-
-
-@dataclass
-class SparseGreedy(SparseSampling):
-    """A threshold rule, greedy, without processors: argmax pi is a kept token or q*'s own argmax."""
-
-    def draft(self, logits: Tensor, length: int) -> Draft:
-        return Draft(logits.argmax(dim=-1), logits)
-
-    def judge(self, drafts: Sequence[Draft], rows: Rows, length: int) -> Verdict:
-        tokens = _tokens(drafts)
-        aligned = Distribution.from_logits(self._scale(torch.stack([d.logits for d in drafts])))
-        choice, self._alpha = first_choice(self.rule, self._base(rows), aligned, tokens)
-        return verify_greedy(choice, tokens)
-
-    def bonus(self, rows: Rows) -> Bonus:
-        return Bonus(rows=rows)
-
-    def settle(self, bonus: Bonus, logits: Tensor, length: int) -> Tensor:
+    def _settled_scores(self, bonus: Bonus, logits: Tensor, length: int) -> Tensor:
+        """Scores (vocab,) at the open position."""
         assert bonus.rows is not None
-        best = logits.argmax(dim=-1, keepdim=True)
-        aligned = Distribution.from_logits(self._scale(logits.unsqueeze(0)))
-        return first_choice(self.rule, self._base(bonus.rows), aligned, best)[0].squeeze(0)
+        models = self._composed(bonus.rows, logits.unsqueeze(0))
+        log_pi = models.log_pi()
+        if bool(log_pi[:, 0].isnan().any()):
+            models.explain()
+        scores = self._scores(log_pi, length)
+        if self.records is not None:
+            self.records.add(scores, log_pi)
+        return scores.squeeze(0)
 
+    def _draft_scores(self, logits: Tensor, length: int) -> Tensor:
+        """The drafting model's scores (vocab,): at the deferral temperature, and processed."""
+        scores = tempered(self.composition, raised(logits, f"the {self.drafter} model's logits"))
+        return scores if self.warp is None else self.warp(length, scores.log_softmax(dim=-1))
 
-@dataclass
-class DenseSampling(Policy):
-    """Any rule, any processors: pi is composed where it is needed, and the user's processors act on log pi.
-
-    The drafting model's log-probabilities pass through the same processors: any draft is exact, and one shaped like pi
-    is accepted more often.
-    """
-
-    rule: Rule
-    drafter: str
-    verifier: Verifier
-    randomness: Randomness
-    warp: Warp | None = None
-    deferral_temperature: float = 1.0
-    records: Records | None = None
-
-    def draft(self, logits: Tensor, length: int) -> Draft:
-        log_draft = self._scores(length, torch.log_softmax(raised(logits) / self.deferral_temperature, dim=-1))
-        row = Distribution.from_logits(log_draft, "the draft's scores")
-        return Draft(self._choose(row), logits, log_draft=row.log_probs())
-
-    def judge(self, drafts: Sequence[Draft], rows: Rows, length: int) -> Verdict:
-        log_pi = self._log_pi(rows, torch.stack([d.logits for d in drafts]))
-        scores = torch.stack([self._scores(length + i, row) for i, row in enumerate(log_pi)])
-        verdict = self._verify(scores, drafts)
+    def _record(self, verdict: Verdict, scores: Tensor, log_pi: Tensor) -> Verdict:
         if self.records is not None:
             emitted = verdict.accepted + (verdict.correction is not None)
             self.records.add(scores[:emitted], log_pi[:emitted])
         return verdict
 
+    def _explain(self, drafts: Sequence[Draft], rows: Rows, length: int) -> None:
+        """Raise the error for numbers that are NaN: a second look, at every row of the window."""
+        drafted = torch.stack([d.logits for d in drafts])
+        for role, logits in (rows | {self.drafter: drafted}).items():
+            if problem := problem_of(f"the {role} model's logits", logits):
+                raise LogitsError(problem)
+        for i, row in enumerate(drafted):
+            if problem := problem_of("the processed scores of the draft", self._draft_scores(row, length + i)):
+                raise LogitsError(problem)
+        log_pi = self._composed(rows, drafted).log_pi()
+        if problem_of("pi", log_pi):
+            self._composed(rows, drafted).explain()
+        problem = problem_of("the processed scores of pi", self._scores(log_pi, length))
+        raise LogitsError(problem or "a window of drafts came out as NaN.")
+
+
+@dataclass(kw_only=True)
+class Sampling(Policy):
+    """Drafts are drawn, and verified so that what is emitted follows pi.
+
+    A cascade that drafts from q* itself, without processors, needs no log pi: what p keeps and what it defers say all.
+
+    Args:
+        verifier: token by token, or as a block.
+        randomness: where every random decision comes from.
+    """
+
+    verifier: Verifier
+    randomness: Randomness
+
+    def __post_init__(self) -> None:
+        rule = self.composition.rule
+        untouched = self.drafter == "aligned" and self.warp is None and self.records is None
+        self._direct = isinstance(rule, CascadeRule) and untouched
+        # Where the cutoff does not read q*, p alone says what it keeps at the position after the window.
+        self._defers = self._direct and isinstance(rule, ThresholdRule) and not rule.reads_aligned
+
+    def draft(self, logits: Tensor, length: int) -> Draft:
+        q = self._draft_scores(logits, length).softmax(dim=-1)
+        return Draft(self.randomness.draw(q), logits, q)
+
+    def judge(self, drafts: Sequence[Draft], rows: Rows, length: int) -> Verdict:
+        if self._direct:
+            target, recorded = self._direct_target(drafts, rows["base"]), None
+            alpha: Tensor | None = target.alpha
+        else:
+            scores, log_pi, alpha = self._window_scores(drafts, rows, length)
+            pi, recorded = scores.softmax(dim=-1), (scores, log_pi)
+            target = Target(pi, torch.zeros_like(pi[:, 0]), _weights(drafts), _tokens(drafts))
+        accepted, scale = self.verifier(target, self.randomness)
+        token = target.token(self.randomness.draw(target.follow(accepted, scale)))
+        verdict = self._verdict(drafts, rows, length, accepted, token, target.ratio.clamp(max=1.0), alpha)
+        return verdict if recorded is None else self._record(verdict, *recorded)
+
     def bonus(self, rows: Rows) -> Bonus:
-        return Bonus(rows=rows)
+        if not self._defers:
+            return Bonus(rows=rows)
+        target = self._direct_target([], rows["base"])
+        token = target.token(self.randomness.draw(target.follow(target.drafts.new_zeros(1), target.alpha)))
+        if bool(target.alpha.isnan().any()):
+            raise LogitsError(problem_of("the base model's logits", rows["base"]) or "NaN in the base model's logits.")
+        return Bonus() if int(token) == rows["base"].shape[-1] else Bonus(token)
 
     def settle(self, bonus: Bonus, logits: Tensor, length: int) -> Tensor:
-        assert bonus.rows is not None
-        log_pi = self._log_pi(bonus.rows, logits.unsqueeze(0))
-        scores = self._scores(length, log_pi[0])
-        if self.records is not None:
-            self.records.add(scores.unsqueeze(0), log_pi)
-        return self._choose(Distribution.from_logits(scores, "the processed scores of pi"))
+        if bonus.rows is None:
+            return self.draft(logits, length).token
+        return self.randomness.draw(self._settled_scores(bonus, logits, length).softmax(dim=-1))
 
-    def deferred(self, rows: Rows, drafts: Sequence[Draft], count: int) -> float | None:
-        if not isinstance(self.rule, CascadeRule) or self.drafter != "aligned":
-            return None
-        aligned = torch.stack([d.logits for d in drafts[:count]])
-        scale = self.deferral_temperature
-        return float(deferred_mass(self.rule, rows["base"][:count] / scale, aligned / scale).sum())
+    def _direct_target(self, drafts: Sequence[Draft], base_logits: Tensor) -> Target:
+        """The target in probabilities."""
+        tokens = _tokens(drafts) if drafts else torch.zeros(0, dtype=torch.long, device=base_logits.device)
+        rows = [self._window_rows(drafts[block], base_logits[block]) for block in row_blocks(base_logits)]
+        lists = [few for few in (row.few() for row in rows) if few is not None]
+        if len(lists) == len(rows):
+            return few_target(lists, [draft.weights for draft in drafts], tokens, base_logits.shape[-1])
+        kept, alpha = zip(*(row.cascade() for row in rows), strict=True)
+        draft = _weights(drafts) if drafts else kept[0][:0]
+        return Target(torch.cat(kept), torch.cat(alpha), draft, tokens)
 
-    def _verify(self, scores: Tensor, drafts: Sequence[Draft]) -> Verdict:
-        log_pi = Distribution.from_logits(scores, "the processed scores of pi").log_probs()
-        log_draft = torch.stack([d.log_draft for d in drafts if d.log_draft is not None])
-        return self.verifier(DenseTarget(log_pi, log_draft, _tokens(drafts)), self.randomness)
-
-    def _choose(self, row: Distribution) -> Tensor:
-        return draw_token(row, self.randomness)
-
-    def _log_pi(self, rows: Rows, drafter: Tensor) -> Tensor:
-        return _compose(self.rule, rows | {self.drafter: drafter}, self.deferral_temperature)
-
-    def _scores(self, length: int, log_probs: Tensor) -> Tensor:
-        return log_probs if self.warp is None else self.warp(length, log_probs)
+    def _window_rows(self, drafts: Sequence[Draft], base_logits: Tensor) -> Composed:
+        base = aligned = Distribution.in_probabilities(tempered(self.composition, raised(base_logits)))
+        if drafts and not self._defers:
+            q = _weights(drafts)
+            logits = tempered(self.composition, raised(torch.stack([draft.logits for draft in drafts])))
+            aligned = Distribution(logits, q.amax(dim=-1).log(), probabilities=q)
+        return Composed(self.composition.rule, base, aligned)
 
 
-@dataclass
-class DenseGreedy(DenseSampling):
-    """Any rule, any processors, greedy: drafts stand while they are the argmax of the processed log pi."""
+@dataclass(kw_only=True)
+class Greedy(Policy):
+    """Drafts stand while they are the first choice of pi, or of what the processors make of it."""
 
-    def _verify(self, scores: Tensor, drafts: Sequence[Draft]) -> Verdict:
-        return verify_greedy(scores.argmax(dim=-1), _tokens(drafts))
+    def draft(self, logits: Tensor, length: int) -> Draft:
+        scores = self._draft_scores(logits, length)
+        return Draft(first_max(scores), logits, scores)
 
-    def _choose(self, row: Distribution) -> Tensor:
-        return row.logits.argmax(dim=-1)
+    def judge(self, drafts: Sequence[Draft], rows: Rows, length: int) -> Verdict:
+        scores, log_pi, alpha = self._window_scores(drafts, rows, length)
+        choice, tokens = first_max(scores), _tokens(drafts)
+        accepted = verify_greedy(choice, tokens)
+        token = choice.index_select(0, accepted.clamp(max=len(drafts) - 1)).squeeze(0)
+        # A row that is NaN has a first choice too; its flag goes where the probability of acceptance does.
+        chance = (choice == tokens).to(log_pi.dtype) + 0.0 * log_pi.amax(dim=-1)
+        return self._record(self._verdict(drafts, rows, length, accepted, token, chance, alpha), scores, log_pi)
+
+    def settle(self, bonus: Bonus, logits: Tensor, length: int) -> Tensor:
+        return first_max(self._settled_scores(bonus, logits, length))
 
 
 def choose_policy(
@@ -255,30 +308,23 @@ def choose_policy(
     deferral_temperature: float,
     records: Records | None,
 ) -> Policy:
-    """The sparse policy where it is exact: a threshold rule, drafting from q* itself, nothing acting on log pi."""
-    if isinstance(rule, ThresholdRule) and drafter == "aligned" and warp is None and records is None:
-        sparse = SparseGreedy if greedy else SparseSampling
-        return sparse(rule, verifier, randomness, deferral_temperature)
-    dense = DenseGreedy if greedy else DenseSampling
-    return dense(rule, drafter, verifier, randomness, warp, deferral_temperature, records)
+    """The policy of one call."""
+    composition = Composition(rule, deferral_temperature)
+    if greedy:
+        return Greedy(composition=composition, drafter=drafter, warp=warp, records=records)
+    return Sampling(
+        composition=composition,
+        drafter=drafter,
+        warp=warp,
+        records=records,
+        verifier=verifier,
+        randomness=randomness,
+    )
 
 
 def _tokens(drafts: Sequence[Draft]) -> Tensor:
     return torch.stack([draft.token for draft in drafts])
 
 
-def _stacked(drafts: Sequence[Draft]) -> Distribution:
-    return stack_rows([draft.row for draft in drafts if draft.row is not None])
-
-
-def _compose(rule: Rule, rows: Rows, deferral_temperature: float) -> Tensor:
-    """log pi (rows, vocab)."""
-    if rule.needs_reference and "reference" not in rows:
-        raise UsageError(f"Rule {rule} needs the reference model's rows.")
-    return compose(
-        rule,
-        rows["base"],
-        rows["aligned"],
-        rows.get("reference"),
-        deferral_temperature=deferral_temperature,
-    )
+def _weights(drafts: Sequence[Draft]) -> Tensor:
+    return torch.stack([draft.weights for draft in drafts])

@@ -1,11 +1,11 @@
-"""The loop's source of randomness: a generator of its own, or torch's global ones."""
+"""The loop's source of randomness: a generator of its own, or torch's global ones (`torch.manual_seed`)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
+
+from kad.distribution import precise
 
 
 class TorchRandomness:
@@ -18,30 +18,29 @@ class TorchRandomness:
     def __init__(self, seed: int | None = None) -> None:
         self._generator = None if seed is None else torch.Generator().manual_seed(seed)
 
-    def leading(self, probabilities: Sequence[float]) -> int:
-        """Successes before the first failure, one coin per probability."""
-        coins = self._coins(len(probabilities))
-        failures = (i for i, p in enumerate(probabilities) if coins[i] >= p)
-        return next(failures, len(coins))
+    def leading(self, probabilities: Tensor) -> Tensor:
+        """Successes () before the first failure, one coin per probability (n,)."""
+        return (self._uniform(probabilities) < probabilities).to(torch.long).cumprod(dim=-1).sum(dim=-1)
 
-    def last(self, probabilities: Sequence[float]) -> int:
-        """The position (one-based) of the last success, 0 without any."""
-        coins = self._coins(len(probabilities))
-        successes = (i + 1 for i in reversed(range(len(coins))) if coins[i] < probabilities[i])
-        return next(successes, 0)
+    def last(self, probabilities: Tensor) -> Tensor:
+        """The position () (one-based) of the last success, 0 without any."""
+        successes = (self._uniform(probabilities) < probabilities).to(torch.long)
+        return (successes * torch.arange(1, successes.shape[0] + 1, device=successes.device)).amax(dim=-1)
 
     def draw(self, weights: Tensor) -> Tensor:
         """An index () in proportion to `weights` (n,), by inversion in float64.
 
         torch.multinomial draws one exponential per entry instead, which takes as long as a small model's forward.
         """
-        mass = weights.to(torch.float64).cumsum(dim=-1)
-        device = weights.device if self._generator is None else torch.device("cpu")
-        point = torch.rand((), dtype=torch.float64, device=device, generator=self._generator).to(mass.device) * mass[-1]
-        # The first index whose cumulative mass is above the point: its own weight is positive.
-        index = torch.searchsorted(mass, point, right=True)
-        return index.clamp(max=weights.shape[-1] - 1)
+        mass = weights.cumsum(dim=-1, dtype=precise(weights.device))
+        # Below the whole mass even after rounding: then the first index whose cumulative mass is above the point
+        # exists, and its own weight is positive.
+        point = self._uniform(mass[-1:]) * (mass[-1:] * (1.0 - torch.finfo(mass.dtype).eps))
+        return torch.searchsorted(mass, point, right=True).clamp_(max=weights.shape[-1] - 1).squeeze(0)
 
-    def _coins(self, count: int) -> list[float]:
-        coins: list[float] = torch.rand(count, dtype=torch.float64, generator=self._generator).tolist()
-        return coins
+    def _uniform(self, like: Tensor) -> Tensor:
+        """(n,), one number in [0, 1) for each of `like`."""
+        dtype = precise(like.device)
+        if self._generator is None:
+            return torch.rand(like.shape, dtype=dtype, device=like.device)
+        return torch.rand(like.shape, dtype=dtype, generator=self._generator).to(like.device, non_blocking=True)

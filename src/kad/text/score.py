@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from kad.composition import acceptance, compose_distributions, deferred_mass, distributions, origin_shares
+from kad.composition import acceptance, compose, composed, deferred_mass, origin_shares
 from kad.engines.base import roles_of
 from kad.errors import UsageError
 from kad.rules import CascadeRule, ThresholdRule
@@ -110,23 +110,23 @@ def score_tokens(
 @torch.no_grad()
 def _score_chunk(composition: Composition, chunk: Chunk) -> dict[str, Tensor]:
     rule, logits = composition.rule, (chunk.logits["base"], chunk.logits["aligned"], chunk.logits.get("reference"))
-    base, aligned, reference = distributions(composition, *logits)
+    rows = composed(composition, *logits)
     at = chunk.tokens.unsqueeze(-1)
 
     def of_token(rows: Tensor) -> Tensor:
         return rows.gather(-1, at).squeeze(-1)
 
     found = {
-        "log_pi": of_token(compose_distributions(rule, base, aligned, reference)),
-        "log_p": of_token(base.log_probs()),
-        "log_aligned": of_token(aligned.log_probs()),
+        "log_pi": of_token(compose(composition, *logits)),
+        "log_p": of_token(rows.base.log_probs()),
+        "log_aligned": of_token(rows.aligned.log_probs()),
         "acceptance": acceptance(composition, *logits),
     }
     if isinstance(rule, CascadeRule):
         found["base_share"] = of_token(origin_shares(composition, *logits[:2])[0])
         found["deferred_mass"] = deferred_mass(composition, *logits[:2])
     if isinstance(rule, ThresholdRule):
-        found["tau"] = rule.log_tau(base, aligned).exp()
+        found["tau"] = rule.log_tau(rows.base, rows.aligned).exp()
     return {name: values.cpu() for name, values in found.items()}
 
 

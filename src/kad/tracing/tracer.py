@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import kad
-from kad.composition import compose_distributions, distributions
+from kad.composition import Composition, composed, raise_if_bad
 from kad.errors import UsageError
 from kad.rules import CascadeRule, Rule, ThresholdRule
 from kad.text.prompts import pieces
@@ -30,10 +30,10 @@ HEAD = 8
 
 @dataclass(frozen=True)
 class SpeculationEvent:
-    """What speculation did at one emitted token; see `Position.event` and `Position.rejected_draft`."""
+    """What speculation did at one emitted token; see `Position.event` and `Position.drafted`."""
 
     event: Event
-    rejected_draft: int | None = None
+    drafted: int | None = None
 
 
 def trace_tokens(
@@ -98,10 +98,10 @@ def record(
         tokens: (n,), the emitted tokens.
         base_logits, aligned_logits, reference_logits: (n, vocab), the models' logits for those tokens.
     """
-    base, aligned, reference = distributions(
-        rule, base_logits, aligned_logits, reference_logits, deferral_temperature=deferral_temperature
-    )
-    log_pi = compose_distributions(rule, base, aligned, reference)
+    composition = Composition(rule, deferral_temperature)
+    rows = composed(composition, base_logits, aligned_logits, reference_logits)
+    base, aligned, log_pi = rows.base, rows.aligned, rows.log_pi()
+    raise_if_bad(log_pi, composition, base_logits, aligned_logits, reference_logits)
     p, q, pi = base.log_probs().exp(), aligned.log_probs().exp(), log_pi.exp()
     acceptance = torch.minimum(pi, q).sum(-1)
     keep = rule.keep(base.log_probs(), aligned.log_probs()) if isinstance(rule, CascadeRule) else None
@@ -117,12 +117,12 @@ def record(
                 token=token,
                 text="",
                 p=_short(p[row, token]),
-                p_aligned=_short(q[row, token]),
+                q=_short(q[row, token]),
                 pi=_short(pi[row, token]),
-                base_share=origin,
-                aligned_share=None if origin is None else 1 - origin,
+                share_base=origin,
+                share_aligned=None if origin is None else 1 - origin,
                 kept=kept,
-                deferred_mass=None if alpha is None else _short(alpha[row]),
+                alpha=None if alpha is None else _short(alpha[row]),
                 tau=None if log_tau is None else min(_short(log_tau[row].exp()), NOTHING_KEPT),
                 acceptance=_short(acceptance[row]),
                 floor=floor,
@@ -176,14 +176,12 @@ def _short(value: Tensor) -> float:
 
 
 def _with_event(position: Position, event: SpeculationEvent | None) -> Position:
-    return position if event is None else replace(position, event=event.event, rejected_draft=event.rejected_draft)
+    return position if event is None else replace(position, event=event.event, drafted=event.drafted)
 
 
 def _vocabulary(tokenizer: Any, positions: Sequence[Position]) -> dict[int, str]:
     mentioned = {candidate.token for position in positions for candidate in position.candidates}
-    mentioned |= {
-        token for position in positions for token in (position.token, position.rejected_draft) if token is not None
-    }
+    mentioned |= {token for position in positions for token in (position.token, position.drafted) if token is not None}
     return {token: tokenizer.decode([token]) for token in sorted(mentioned)}
 
 

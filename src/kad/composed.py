@@ -1,0 +1,157 @@
+"""One formulation of pi for every device: static shapes, and no look at a value, so that a GPU is never waited for.
+
+Cascades: pi_v = k_v p_v + alpha q*_v with alpha = sum_v (1 - k_v) p_v. Products: pi_v ∝ exp(rule.combine(...)_v). A row
+that is no distribution comes out as NaN, throughout.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kad.distribution import Distribution, columns_above, problem_of
+from kad.errors import LogitsError, RuleError
+from kad.rules import CascadeRule, ProductRule, Rule, ThresholdRule
+from kad.rules.base import EXCLUDED
+
+NAMES = ("base_logits", "aligned_logits", "reference_logits")
+
+
+# Below this deferred mass its logarithm is taken of log-probabilities, which do not underflow.
+_SMALL = 1e-30
+
+
+@dataclass(frozen=True, eq=False)
+class Few:
+    """The kept tokens of rows of p, and some others near by.
+
+    Attributes:
+        columns: (k,), their ids.
+        keep: (n, k), 1 where the token is kept, else 0.
+        log_p: (n, k), their log-probabilities.
+        alpha: (n,), the deferred mass: all that is not kept, of these tokens and of the others.
+    """
+
+    columns: Tensor
+    keep: Tensor
+    log_p: Tensor
+    alpha: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Composed:
+    """What the models say of the same positions, and the rule that is to join them. Nothing looks but `explain`.
+
+    Attributes:
+        rule: the rule, or a rule for each row.
+        base: rows of p at the deferral temperature, (..., vocab).
+        aligned: rows of q*, the same.
+        reference: rows of q, where the rule needs them.
+    """
+
+    rule: Rule
+    base: Distribution
+    aligned: Distribution
+    reference: Distribution | None = None
+
+    def log_pi(self) -> Tensor:
+        """log pi (..., vocab), see `kad.compose`."""
+        return self.log_pi_and_alpha()[0]
+
+    def log_pi_and_alpha(self) -> tuple[Tensor, Tensor | None]:
+        """log pi (..., vocab), and the log of the deferred mass (..., 1), which products have none of."""
+        rule, log_aligned = self.rule, self.aligned.log_probs()
+        few = self.few()
+        if few is not None and bool((few.alpha > _SMALL).all()):
+            return self._log_pi_of_few(few, log_aligned)
+        log_p = self.base.log_probs()
+        if isinstance(rule, CascadeRule):
+            keep = self.keep()
+            if isinstance(rule, ThresholdRule):
+                log_keep, log_defer = (keep - 1.0) * -EXCLUDED, keep * EXCLUDED
+            else:
+                log_keep, log_defer = keep.log().clamp(min=EXCLUDED), torch.log1p(-keep).clamp(min=EXCLUDED)
+            log_alpha = _log_sum(log_p + log_defer)
+            return torch.logaddexp(log_p + log_keep, log_aligned + log_alpha), log_alpha
+        if isinstance(rule, ProductRule):
+            weights = self.product()
+            lowest = torch.maximum(log_p, log_aligned) + (weights.amax(dim=-1, keepdim=True) + EXCLUDED)
+            return torch.maximum(weights, lowest).log_softmax(dim=-1), None
+        raise RuleError(f"{type(rule).__name__} must be derived from CascadeRule or ProductRule.")
+
+    def keep(self) -> Tensor:
+        """The keep probabilities of a cascade, (..., vocab); NaN where a user's rule leaves [0, 1].
+
+        Those of a threshold rule compare a logit with a logit, and come as floats: CPUs are slow on booleans.
+        """
+        rule = self.rule
+        if isinstance(rule, ThresholdRule):
+            logits, cutoff = self.base.logits.detach(), rule.cutoff(self.base, self.aligned).detach()
+            return torch.ge(logits, cutoff.unsqueeze(-1), out=torch.empty_like(logits))
+        assert isinstance(rule, CascadeRule)
+        keep = rule.keep(self.base.log_probs(), self.aligned.log_probs())
+        return torch.where((keep >= 0.0) & (keep <= 1.0), keep, torch.nan)
+
+    def few(self) -> Few | None:
+        """The kept tokens of a threshold rule as lists: on a CPU, for rows (n, vocab), where they are few; else None.
+
+        The one place where a CPU goes a way of its own, several times as fast: passes over whole rows are dear to it.
+        """
+        rule, logits = self.rule, self.base.logits
+        if not isinstance(rule, ThresholdRule) or logits.ndim != 2:
+            return None
+        cutoff = rule.cutoff(self.base, self.aligned)
+        columns = columns_above(logits, cutoff)
+        if columns is None:
+            return None
+        p, log_p = self.base.probs(), logits[:, columns] - self.base.log_z.unsqueeze(-1)
+        keep = (logits[:, columns] >= cutoff.unsqueeze(-1)).to(p.dtype)
+        outside = p.index_fill(1, columns, 0.0).sum(dim=-1)
+        return Few(columns, keep, log_p, outside + ((1.0 - keep) * p[:, columns]).sum(dim=-1))
+
+    def cascade(self) -> tuple[Tensor, Tensor]:
+        """The two parts of pi = kept + alpha q*: k_v p_v (..., vocab), and alpha (...,), a sum of what is deferred."""
+        p = self.base.probs()
+        kept = self.keep() * p
+        return kept, (p - kept).sum(dim=-1)
+
+    def product(self) -> Tensor:
+        """The unnormalised log-weights of a product, (..., vocab)."""
+        rule = self.rule
+        if not isinstance(rule, ProductRule) or self.reference is None:
+            raise RuleError(f"Rule {rule} needs the reference model, but got none.")
+        return rule.combine(self.base.log_probs(), self.aligned.log_probs(), self.reference.log_probs())
+
+    def explain(self) -> None:
+        """Raise the error for rows that came out as NaN: a second look, at every value."""
+        models = (self.base, self.aligned, self.reference)
+        for name, model in zip(NAMES, models, strict=True):
+            problem = None if model is None else problem_of(name, model.logits)
+            if problem:
+                raise LogitsError(problem)
+        rule = self.rule
+        if isinstance(rule, CascadeRule):
+            keep = rule.keep(self.base.log_probs(), self.aligned.log_probs())
+            if not bool(((keep >= 0.0) & (keep <= 1.0)).all()):
+                raise RuleError(
+                    f"The keep probabilities of rule {rule} must lie in [0, 1], but lie between {float(keep.min()):g} "
+                    f"and {float(keep.max()):g}: mend the rule's keep()."
+                )
+        name = f"the product of the models' probabilities under {rule}"
+        raise LogitsError((isinstance(rule, ProductRule) and problem_of(name, self.product())) or f"{rule}: NaN.")
+
+    def _log_pi_of_few(self, few: Few, log_aligned: Tensor) -> tuple[Tensor, Tensor]:
+        """log pi and log alpha: alpha q*, mended at the kept tokens."""
+        log_alpha = few.alpha.log().unsqueeze(-1)
+        log_pi = log_aligned + log_alpha
+        if bool(log_pi.amin() < EXCLUDED):
+            log_pi = torch.maximum(log_pi, self.base.log_probs() + EXCLUDED)
+        kept = few.log_p + (few.keep - 1.0) * -EXCLUDED
+        return log_pi.index_copy_(1, few.columns, torch.logaddexp(kept, log_pi[:, few.columns])), log_alpha
+
+
+def _log_sum(log_x: Tensor) -> Tensor:
+    """logsumexp over the vocabulary, (..., 1): one fused pass, and at the largest entry nothing cancels."""
+    return log_x.amax(dim=-1, keepdim=True) - log_x.log_softmax(dim=-1).amax(dim=-1, keepdim=True)

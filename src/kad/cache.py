@@ -9,13 +9,13 @@ from transformers import Cache
 
 
 class KadCache(Cache):
-    """One cache per model. Its `layers` are all their layers, base first.
+    """One cache for each model. Its `layers` are the layers of all models, base first.
 
-    Transformers' `Cache` is written in terms of `layers`, so cropping, beam reordering, resetting and recording for a
-    rollback act on all models alike, and the sequence length is that of the base model, which the others share.
+    Transformers' `Cache` works on `layers`. So cropping, beam reordering, resetting and recording for a rollback act on
+    all models. The sequence length is that of the base model, and the other models have the same.
 
     Attributes:
-        given: whether a user gave it to `generate`, and will look at it afterwards.
+        given: whether a user gave it to `generate`, and may use it afterwards.
     """
 
     given = False
@@ -39,11 +39,11 @@ class KadCache(Cache):
 
     @property
     def is_compileable(self) -> bool:
-        """False: each model makes its own masks for its own cache."""
+        """Always false, because each model makes its own masks for its own cache."""
         return False
 
     def update(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Not for use: every model updates its own part.
+        """Not for use. Every model updates its own part.
 
         Raises:
             TypeError: always.

@@ -1,7 +1,7 @@
 """`KadConfig`: what a pair folder's config.json holds. Plain values; a mistyped key is an error.
 
-Transformers and vLLM put keys of their own into any configuration, and a new release puts new ones. So an unknown key
-is refused only where it looks like one of ours.
+Transformers and vLLM put keys of their own into any configuration, and new releases add more. So an unknown key is
+refused only if it looks like a mistyped key of kad.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from kad.errors import PairError
 from kad.rules import Rule, parse_rule
 from kad.sources import Source, resolve_pair
 
-# How much of a key must agree with one of ours to be taken for a mistyped one: "rul", "Rule", "temperature".
+# How similar a key must be to one of ours to count as mistyped: "rul", "Rule", "temperature".
 _MISTYPED = 0.7
 
 
@@ -25,13 +25,16 @@ class KadConfig(PreTrainedConfig):
     """A pair: which models, which rule.
 
     Attributes:
-        base, aligned, reference: {"model": id or path, "revision": ..., "kwargs": {...}}, the reference may be None.
-        rule: the rule's string, see `kad.rules.parse_rule`.
+        base: where the base model is: {"model": id or path, "revision": ..., "kwargs": {...}}.
+        aligned: the same for the aligned model.
+        reference: the same for the reference model, or None.
+        rule: the rule as a string, see `kad.rules.parse_rule`.
         deferral_temperature: the models' logits are divided by it before composing.
-        vocab_size: number of tokens that all models share; set when the models are known.
+        vocab_size: the number of tokens that all models share. It is set when the models are known.
 
     Raises:
-        PairError: a mistyped key or a malformed model reference. RuleError: a bad rule.
+        PairError: a mistyped key, or a malformed entry for a model.
+        RuleError: a bad rule.
     """
 
     model_type: ClassVar[str] = "kad"
@@ -58,14 +61,14 @@ class KadConfig(PreTrainedConfig):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
-        """As in Transformers; also takes the embedded pair's name, "tiny"."""
+        """As in Transformers. It also takes "tiny", the name of the embedded pair."""
         place = resolve_pair(pretrained_model_name_or_path)
         # AutoConfig passes the name along, this class's own from_pretrained would not; relative paths need it.
         return super().from_pretrained(place, **{"name_or_path": place, **kwargs})
 
     @property
     def folder(self) -> Path | None:
-        """The folder that the configuration was read from, if it was one: relative paths are relative to it."""
+        """The folder that the configuration came from, if any. Relative paths are relative to it."""
         path = Path(self.name_or_path) if self.name_or_path else None
         return path if path is not None and path.is_dir() else None
 
@@ -75,7 +78,7 @@ class KadConfig(PreTrainedConfig):
         return parse_rule(self.rule)
 
     def model_references(self) -> dict[str, Source]:
-        """The references by role, "base" and "aligned" always, "reference" if there is one, paths made absolute.
+        """Where the models are, by role, with absolute paths. "reference" is there only if the pair has one.
 
         Raises:
             PairError: base or aligned is missing.

@@ -1,4 +1,4 @@
-"""The composition in force for a model: its own, or for the length of a call another one."""
+"""The composition in force for a model: its own, or another one during a call."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from kad.composition import Composition, RuleLike
 from kad.errors import RuleError
 from kad.rules import Rule
 
-# The compositions of the calls under way in this context, by the model's id: other models and other threads see none.
+# The compositions of the current calls in this context, by the id of the model. Other models and threads see none.
 _CALLS: ContextVar[Mapping[int, Composition] | None] = ContextVar("kad_compositions_of_calls", default=None)
 
 
 class InForce:
-    """A model that composes by the composition in force; its configuration writes its own one as strings."""
+    """A model that composes by the composition in force. Its configuration stores its own one as strings."""
 
     config: Any  # a KadConfig
     reference: Any
@@ -24,7 +24,7 @@ class InForce:
 
     @property
     def composition(self) -> Composition:
-        """The rule and deferral temperature in force: those of the call under way, else the model's own."""
+        """The rule and deferral temperature in force: those of the current call, else the model's own."""
         return (_CALLS.get() or {}).get(id(self), self._own)
 
     @property
@@ -40,7 +40,7 @@ class InForce:
 
     @property
     def own_composition(self) -> Composition:
-        """The model's own composition, which holds outside of calls."""
+        """The model's own composition, which is in force outside of calls."""
         return self._own
 
     @own_composition.setter
@@ -62,7 +62,10 @@ class InForce:
 
     @contextmanager
     def using(self, rule: RuleLike | None = None, deferral_temperature: float | None = None) -> Iterator[None]:
-        """Within the block, in this thread, this model composes so; arguments and errors as `composed_by`."""
+        """Compose this model by another rule within a block, in this thread only.
+
+        Arguments and errors are those of `composed_by`.
+        """
         token = _CALLS.set({**(_CALLS.get() or {}), id(self): self.composed_by(rule, deferral_temperature)})
         try:
             yield

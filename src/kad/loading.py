@@ -10,18 +10,18 @@ from kad.errors import PairError, missing_extra
 from kad.hosts.transformers import AutoQuantizationConfig
 from kad.sources import MODEL_KWARGS, Source
 
-# Options that say where a model lies; its tokenizer and settings lie there too.
+# Options that say where a model is. Its tokenizer and settings are there too.
 _PLACE = ("cache_dir", "gguf_file", "local_files_only", "subfolder", "token", "trust_remote_code")
 
 
 def load_model(reference: Source, **overrides: Any) -> PreTrainedModel:
-    """Load a causal language model; `overrides` win over the reference's own keyword arguments.
+    """Load a causal language model. `overrides` replace the source's own keyword arguments.
 
-    Weights come from safetensors or GGUF files only; remote code runs only with `trust_remote_code=True`.
+    Weights come from safetensors or GGUF files only. Remote code runs only with `trust_remote_code=True`.
 
     Raises:
-        PairError: the model cannot be found or loaded, with Transformers' reason. MissingExtraError: GGUF without its
-        packages.
+        PairError: the model cannot be found or loaded. The message has Transformers' reason.
+        MissingExtraError: a GGUF file without the packages that read it.
     """
     options = {"trust_remote_code": False, **reference.kwargs, **overrides}
     unknown = sorted(set(options) - MODEL_KWARGS)
@@ -88,7 +88,7 @@ def load_config(reference: Source) -> Any:
 
 
 def load_generation_config(reference: Source) -> GenerationConfig | None:
-    """The model's generation settings, or None where it has no file of them."""
+    """The model's generation settings. None if it has no file for them."""
     place = {key: value for key, value in _place(reference).items() if key not in ("gguf_file", "trust_remote_code")}
     try:
         return GenerationConfig.from_pretrained(reference.model, **place)

@@ -25,12 +25,14 @@ from kad.vocabulary import trim
 class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrainedModel, GenerationMixin):
     """A base model and a small aligned one, composed token by token.
 
-    Logits are log pi (float32, normalised), so temperature, warpers, penalties and beam search act on the composed
-    model as on any other. Build it with `from_models` or `from_pretrained`.
+    Its logits are log pi (float32, normalized). So temperature, warpers, penalties and beam search act on the composed
+    model as on any other model. Build it with `from_models` or `from_pretrained`.
 
     Attributes:
-        base, aligned, reference: the models; `reference` is None unless the pair has one.
-        rule: the default rule; `generate(..., rule=...)` overrides it for one call.
+        base: the base model.
+        aligned: the aligned model.
+        reference: the reference model, or None if the pair has none.
+        rule: the rule in force. `generate(..., rule=...)` replaces it for one call.
     """
 
     config_class = KadConfig
@@ -70,7 +72,7 @@ class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrained
 
         Args:
             base: the big base model p.
-            aligned: the small aligned model q*; tokenizer, chat template and end-of-sequence tokens are its.
+            aligned: the small aligned model q*. Tokenizer, chat template and end-of-sequence tokens come from it.
             reference: the small reference model q, for product rules.
             rule: a rule, its string or its dict.
             deferral_temperature: the models' logits are divided by it before composing.
@@ -106,8 +108,8 @@ class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrained
 
         Args:
             pretrained_model_name_or_path: where the pair is.
-            **kwargs: `rule` and `deferral_temperature` replace the pair's; `revision`, `token`, `cache_dir` and the
-                like say how to find the pair; the loading options of `kad.sources.MODEL_KWARGS` go to every model.
+            **kwargs: `rule` and `deferral_temperature` replace the pair's. `revision`, `token`, `cache_dir` and similar
+                options say how to find the pair. The loading options of `kad.sources.MODEL_KWARGS` go to every model.
 
         Raises:
             PairError: no such pair, an unknown option, or a model that cannot be loaded.
@@ -125,10 +127,10 @@ class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrained
 
         Args:
             save_directory: the folder, made if needed.
-            tokenizer: the tokenizer to put beside it; the aligned model's by default.
+            tokenizer: the tokenizer to store with it. The default is the aligned model's.
 
         Raises:
-            PairError: a model was given as an object that has no path, or an option this folder has no use for.
+            PairError: a model was given as an object without a path, or an option is not known.
         """
         pairs.save(self, save_directory, tokenizer, kwargs)
 
@@ -173,7 +175,7 @@ class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrained
             Transformers gives it.
 
         Raises:
-            UsageError: arguments that a composition has no meaning for.
+            UsageError: arguments that have no meaning for a composition.
         """
         if input_ids is None:
             raise UsageError("A composed model takes input_ids; the models' embeddings differ, so no inputs_embeds.")
@@ -204,7 +206,7 @@ class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrained
         return output if return_dict is None or return_dict else output.to_tuple()
 
     def make_cache(self, rule: Rule | None = None) -> KadCache:
-        """Empty dynamic caches for the models that `rule` (default: the rule in force) needs."""
+        """Empty dynamic caches for the models that `rule` needs. The default is the rule in force."""
         roles = self._roles(rule or self.rule, None)
         return KadCache(**{role: DynamicCache(config=self.parts[role].config) for role in roles})
 
@@ -215,17 +217,17 @@ class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrained
         deferral_temperature: float | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As in Transformers; `rule` and `deferral_temperature` replace the pair's for this call."""
+        """As in Transformers. `rule` and `deferral_temperature` replace the pair's for this call."""
         with self.using(rule, deferral_temperature):
             return super().generate(*args, **one_cache_name(kwargs))
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
-        """As in Transformers, less what generation passes along for itself (the tokenizer of stop strings)."""
+        """As in Transformers, without what generation passes along for itself (the tokenizer of stop strings)."""
         inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
         return {name: value for name, value in inputs.items() if name in _FORWARD}
 
     def _roles(self, rule: Rule, cache: KadCache | None) -> list[str]:
-        """The models to run: the reference only where the rule needs it, or where a cache must stay in step."""
+        """The models to run. The reference runs only if the rule needs it, or if its cache must stay in step."""
         follow = cache is not None and cache.reference is not None
         return [role for role in self.parts if role != "reference" or rule.needs_reference or follow]
 
@@ -242,7 +244,7 @@ class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrained
         return cache
 
     def take_cache(self, cache: Any) -> KadCache:
-        """The cache that a user gave to `generate`, checked and marked as theirs."""
+        """The cache that a user gave to `generate`, checked and marked as given."""
         taken = self._cache_for(cache, self.rule)
         taken.given = True
         return taken

@@ -1,4 +1,4 @@
-"""`kad analyze`: how close the rules come to the exact knapsack, over real text."""
+"""`kad analyze`: how close the rules come to the exact knapsack, on real text."""
 
 from __future__ import annotations
 
@@ -41,8 +41,10 @@ def command(
     models: Annotated[ModelOptions, Without("reference", "rule")],
     seed: Annotated[int, Option("Seed of the random numbers.", "N", allowed=">= 0")] = 0,
 ) -> None:
-    """Measure how close primal and dual come to the exact optimum of the deferral knapsack, at every position of text
-    that the pair writes, and what the optimum would change.
+    """Measure how close primal and dual come to the exact optimum of the knapsack, at every position of answers.
+
+    The pair writes the answers. With --accuracy, the command also answers under the other solutions, to see what the
+    optimum would change.
     """
     if compare and not accuracy:
         raise UsageError("--compare adds rules to --accuracy: give both.")
@@ -87,7 +89,7 @@ def command(
 
 
 def tables(result: dict[str, Any]) -> RenderableType:
-    """The result for people."""
+    """The result as tables."""
     from rich.console import Group
     from rich.table import Table
 

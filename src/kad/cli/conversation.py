@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Chat:
-    """A conversation with the lines that were typed."""
+    """A conversation, driven by typed lines."""
 
     def __init__(self, conversation: Conversation) -> None:
         self.conversation = conversation
@@ -59,7 +59,7 @@ class Chat:
         return True
 
     def say(self, text: str) -> Answer:
-        """Send a message and stream the answer to standard output; Ctrl-C ends the answer, not the conversation."""
+        """Send a message and stream the answer to standard output. Ctrl-C ends the answer, not the conversation."""
         answering = self.conversation.say(text)
         with stoppable(answering):
             for piece in answering:

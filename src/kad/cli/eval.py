@@ -36,7 +36,10 @@ def command(
     baseline: shared.Baseline = None,
     as_json: Json = False,
 ) -> None:
-    """Evaluate methods on tasks. Every finished answer is on disk at once; the same command resumes a stopped run."""
+    """Evaluate methods on tasks, and compare them.
+
+    Every finished answer is on disk at once. A stopped run continues with the same command.
+    """
     from kad.evaluation.results.report import build_report
     from kad.evaluation.results.summary import choose_baseline
 

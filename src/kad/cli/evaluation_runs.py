@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Baseline = Annotated[
     str | None, Option("The method that the others are compared with.", "METHOD", shown="aligned, else the first")
 ]
-RunFolder = Annotated[Path, Option("Run directory; a run that was stopped resumes there.", "DIR", "-o")]
+RunFolder = Annotated[Path, Option("Run directory. A stopped run continues there.", "DIR", "-o")]
 
 
 def make_plan(models: ModelOptions, tasks: TaskOptions, run: RunOptions, methods: str | Sequence[Method]) -> Plan:
@@ -101,7 +101,7 @@ def execute(plan: Plan, out: Path) -> Settings:
 
 
 def show_report(report: Report, folder: Path | None, as_json: bool, **more: Any) -> None:
-    """The report on standard output, as a table or as JSON; its files in `folder` if one is given."""
+    """Print the report as a table or as JSON, and write its files to `folder` if one is given."""
     from kad.evaluation.results import tables
     from kad.evaluation.results.report import write_report
 
@@ -119,7 +119,7 @@ def show_report(report: Report, folder: Path | None, as_json: bool, **more: Any)
 
 @contextmanager
 def _progress() -> Iterator[Callable[[Settings], Callable[[str, int], None]]]:
-    """A bar over all samples of the run with the time left; those of earlier starts count as done at once."""
+    """A progress bar over all samples of the run. Samples of earlier starts count as done."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,

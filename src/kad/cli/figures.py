@@ -32,10 +32,10 @@ def command(
     as_json: Json = False,
     models: Annotated[ModelOptions, Without("rule")],
 ) -> None:
-    """Draw the paper's figures for a pair, as PNG and SVG, each beside the JSON it was drawn from.
+    """Draw the paper's figures for a pair, as PNG and SVG, each with the JSON that it was drawn from.
 
-    1 the distributions at one position, 2 acceptance by rule, 3 entropy difference over the threshold, 4 critical item
-    and unfilled budget, 5 accuracy against throughput, 6 optimality gap, 7 deferred mass over positions.
+    1: the distributions at one position. 2: acceptance by rule. 3: entropy difference over the threshold. 4: critical
+    item and unfilled budget. 5: accuracy against throughput. 6: optimality gap. 7: deferred mass over positions.
     """
     from kad.figures.drawing import require_pyplot, write_figures
 
@@ -66,7 +66,7 @@ def command(
 
 
 def _target(reference: str | None, model: Any) -> Any:
-    """The big aligned model, loaded as the pair's own models are."""
+    """The big aligned model, loaded like the models of the pair."""
     if reference is None:
         return None
     from kad.loading import load_model

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def load_model(options: ModelOptions) -> KadForCausalLM:
-    """The composed model that the options name: `kad.load`, without a word on the way."""
+    """The composed model that the options name: `kad.load` without messages."""
     options.check_sources()
     check_rule(options.rule)
     quiet_transformers()
@@ -38,7 +38,7 @@ def quiet_transformers() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    # Its lines on every retry say no more than the exception at the end.
+    # Its lines about every retry say no more than the exception at the end.
     getLogger("huggingface_hub").setLevel(ERROR)
 
 

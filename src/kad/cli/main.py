@@ -214,7 +214,7 @@ def _import_command(name: str) -> ModuleType:
 
 
 def _print_examples(examples: tuple[str, ...]) -> None:
-    """One line each, never broken, so that it can be copied."""
+    """One line for each example, never broken, so that it can be copied."""
     if not examples:
         return
     console = Console(highlight=False)

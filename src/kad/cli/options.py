@@ -1,6 +1,7 @@
-"""The options that several commands share, each said once. Light to import: `kad.options` and nothing else of kad.
+"""The options that several commands share. Importing it is cheap: it needs `kad.options` and nothing else of kad.
 
-Groups of options that belong to a room of the library stand there: `RunOptions` in `kad.evaluation.options`.
+Groups of options that belong to a part of the library are defined there, for example `RunOptions` in
+`kad.evaluation.options`.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ if TYPE_CHECKING:
     from kad.modeling import KadForCausalLM
 
 Model = str | None
-Json = Annotated[bool, Option("Print one JSON object on standard output, and nothing else there.", name="--json")]
+Json = Annotated[bool, Option("Print one JSON object, and nothing else, on standard output.", name="--json")]
 PromptFile = Annotated[Path | None, Option("Read the prompt from a file.", "FILE", "-f")]
 System = Annotated[str | None, Option("A system message before the conversation.", "TEXT")]
 Thinking = Annotated[bool | None, Option("For chat templates with a thinking switch (Qwen3).", shown="the template's")]
-Raw = Annotated[bool, Option("Give the prompt as it stands, without the chat template.")]
+Raw = Annotated[bool, Option("Use the prompt without the chat template.")]
 
 
 def check_raw(raw: bool, system: str | None, thinking: bool | None) -> None:
@@ -36,7 +37,7 @@ def check_raw(raw: bool, system: str | None, thinking: bool | None) -> None:
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """Which models, composed how, loaded how: a pair, or models; the embedded pair where nothing is named.
+    """Which models to compose, and how to compose and load them. The default is the embedded pair.
 
     Raises:
         UsageError: a value out of its range.
@@ -46,7 +47,7 @@ class ModelOptions:
 
     pair: Annotated[
         str | None,
-        Option("A pair: a folder written by kad pack, a hub id, or tiny, the embedded one.", "PAIR", shown="tiny"),
+        Option("A pair: a folder written by kad pack, a hub id, or tiny, the embedded pair.", "PAIR", shown="tiny"),
     ] = None
     base: Annotated[
         Model,
@@ -57,11 +58,11 @@ class ModelOptions:
     ] = None
     aligned: Annotated[Model, Option("The small aligned model.", "MODEL")] = None
     reference: Annotated[
-        Model, Option("The small model from which the aligned one was made; product rules need it.", "MODEL")
+        Model, Option("The small model that the aligned model was made from. Product rules need it.", "MODEL")
     ] = None
     rule: Annotated[
         str | None,
-        Option("The rule, like dual:threshold=0.4; kad rules lists them.", "RULE", shown="the pair's"),
+        Option("The rule, for example dual:threshold=0.4. kad rules lists them.", "RULE", shown="the pair's"),
     ] = None
     deferral_temperature: Annotated[
         float | None,
@@ -76,7 +77,7 @@ class ModelOptions:
     device: Annotated[
         str | None,
         Option(
-            "cpu, cuda, cuda:1, mps; or auto, which spreads the models over all devices (needs accelerate).",
+            "cpu, cuda, cuda:1, mps, or auto, which spreads the models over all devices (needs accelerate).",
             "DEVICE",
             shown="the pair's, else the first accelerator, else cpu",
         ),

@@ -38,13 +38,13 @@ _MODELS = ModelOptions(rule=_RULE, deferral_temperature=1.0)
 class LoadOptions:
     """How one model of the pair is loaded, where it differs from the others."""
 
-    dtype: Annotated[str | None, Option("As --dtype.", "DTYPE", allowed=DTYPES)] = None
-    gguf_file: Annotated[str | None, Option("Weights from this GGUF file of it.", "FILE")] = None
-    subfolder: Annotated[str | None, Option("The folder inside its repository.", "DIR")] = None
+    dtype: Annotated[str | None, Option("Like --dtype, for this model.", "DTYPE", allowed=DTYPES)] = None
+    gguf_file: Annotated[str | None, Option("Load the weights from this GGUF file of the model.", "FILE")] = None
+    subfolder: Annotated[str | None, Option("The folder inside the model's repository.", "DIR")] = None
     others: Annotated[
         dict[str, Any],
         Option(
-            "Any other loading option (device_map, attn_implementation, quantization_config, ...), its value as JSON.",
+            "Any other loading option (device_map, attn_implementation, quantization_config, ...). The value is JSON.",
             "KEY=VALUE",
             name="--option",
         ),
@@ -74,9 +74,9 @@ def command(
 ) -> None:
     """Write a pair folder: which models, which rule.
 
-    A pair is a folder of a few KB without weights: the configuration that names the models, and the aligned model's
-    tokenizer, chat template and generation settings. Nothing is loaded but configurations and tokenizers, which are
-    checked against each other.
+    A pair is a folder of a few KB without weights. It holds the names of the models, and the tokenizer, chat template
+    and generation settings of the aligned model. The command loads configurations and tokenizers only, and checks that
+    they match.
     """
     if models.base is None or models.aligned is None or out is None:
         needed = {"--base": models.base, "--aligned": models.aligned, "--out": out}

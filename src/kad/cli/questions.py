@@ -1,4 +1,4 @@
-"""The questions over which `kad figures` and `kad analyze` measure: the embedded pair's own, a task's, or a file's."""
+"""The questions of `kad figures` and `kad analyze`: the embedded pair's own, those of a task, or those of a file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Questions:
-    """Which questions are put to a pair, and how long its answers may be.
+    """Which questions the pair answers, and how long its answers may be.
 
     Raises:
         UsageError: a value out of its range, or questions from a task and from a file.
@@ -34,7 +34,9 @@ class Questions:
             shown="tiny",
         ),
     ] = None
-    prompts: Annotated[Path | None, Option("Questions from a file instead, one a line; no accuracy.", "FILE")] = None
+    prompts: Annotated[
+        Path | None, Option("Questions from a file, one per line. There is then no accuracy.", "FILE")
+    ] = None
     data_dir: DataDir = None
     limit: Annotated[int, Option("Ask the first N questions.", "N", allowed=">= 1")] = 50
     max_new_tokens: Annotated[int, Option("The most tokens to generate.", "N", "-n", allowed=">= 1")] = 256
@@ -51,10 +53,11 @@ class Questions:
         return str(self.prompts or self.task or "tiny")
 
     def load(self, tokenizer: Any) -> list[Question]:
-        """The questions in the aligned model's chat form.
+        """The questions in the chat template of the aligned model.
 
         Raises:
-            UsageError: an unknown task, or a file without a question. MissingExtraError: a task without lm-eval.
+            UsageError: an unknown task, or a file without a question.
+            MissingExtraError: a task, but lm-eval is not installed.
         """
         if self.prompts is not None:
             return _from_file(tokenizer, self.prompts, self.limit)

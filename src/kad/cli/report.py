@@ -17,7 +17,7 @@ EXAMPLES = (
 )
 
 Runs = Annotated[list[Path], typer.Argument(metavar="DIR...", help="Run directories of kad eval.")]
-Out = Annotated[Path | None, Option("Write Markdown, CSV, JSON and plots there as well.", "DIR", "-o")]
+Out = Annotated[Path | None, Option("Also write Markdown, CSV, JSON and plots to this folder.", "DIR", "-o")]
 
 
 def command(runs: Runs, *, out: Out = None, baseline: shared.Baseline = None, as_json: Json = False) -> None:

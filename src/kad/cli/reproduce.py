@@ -35,7 +35,10 @@ def command(
     models: Annotated[ModelOptions, Only("device")],
     as_json: Json = False,
 ) -> None:
-    """Rerun the published experiments: prints what it downloads and the memory it needs, then runs. Resumable."""
+    """Run the published experiments again.
+
+    First it says what it downloads and how much memory it needs. A stopped run continues with the same command.
+    """
     from kad.presets import preset
 
     chosen = preset(name)
@@ -60,7 +63,7 @@ def command(
 
 
 def describe(name: str) -> list[str]:
-    """What a preset downloads, holds in memory and runs, line by line."""
+    """What a preset downloads, how much memory it needs, and what it runs, line by line."""
     from kad.presets import preset
 
     chosen = preset(name)

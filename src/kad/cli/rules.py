@@ -27,8 +27,8 @@ EXAMPLES = (
 def command(as_json: options.Json = False) -> None:
     """List the rules and their parameters.
 
-    A rule decides, at every position, which tokens of the base model p are kept; the mass of the others goes to the
-    aligned model q*. Write a rule as NAME or NAME:PARAMETER=VALUE, for instance dual:threshold=0.4.
+    At every position, a rule decides which tokens of the base model p are kept. The mass of the other tokens goes to
+    the aligned model q*. Write a rule as NAME or NAME:PARAMETER=VALUE, for example dual:threshold=0.4.
     """
     from kad.rules import registry, skipped_plugins
 

@@ -1,4 +1,4 @@
-"""What people and programs see of a command: results on standard output, messages on standard error."""
+"""The output of commands: results on standard output, messages on standard error."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _as_plain(error: UnicodeError) -> tuple[str, int]:
 
 
 def stdout() -> Console:
-    """For results. Colours only on a terminal, and never with NO_COLOR."""
+    """For results. Colors only on a terminal, and never with NO_COLOR."""
     return Console(highlight=False)
 
 

@@ -38,7 +38,10 @@ def command(
     run: RunOptions,
     as_json: Json = False,
 ) -> None:
-    """Evaluate a rule along a grid of one parameter: the table and the curve. Resumable like kad eval."""
+    """Evaluate a rule over values of one parameter. The result is a table and a curve.
+
+    A stopped run continues with the same command.
+    """
     from kad.evaluation.grid import make_grid
     from kad.evaluation.results.plots import write_curve
     from kad.evaluation.results.report import build_report

@@ -28,14 +28,18 @@ EXAMPLES = (
 def command(
     prompt: Annotated[
         str | None,
-        typer.Argument(metavar="[PROMPT]", help="The prompt, or a trace as .json to show again; - reads the prompt."),
+        typer.Argument(metavar="[PROMPT]", help="The prompt, or a trace (.json) to show again. - reads the prompt."),
     ] = None,
     *,
     file: options.PromptFile = None,
     text: Annotated[Path | None, Option("Score the answer in this file instead of generating one.", "FILE")] = None,
     out: Annotated[Path | None, Option("Write a page (.html) or the data (.json).", "FILE", "-o")] = None,
     every_position: Annotated[
-        bool, Option("In the terminal, list every position, not only those where p is overruled.", name="--all")
+        bool,
+        Option(
+            "In the terminal, list every position, not only those where p's first choice was another token.",
+            name="--all",
+        ),
     ] = False,
     system: options.System = None,
     raw: options.Raw = False,
@@ -45,10 +49,10 @@ def command(
     models: options.ModelOptions,
     sampling: Sampling,
 ) -> None:
-    """Record what the rule did at every position: who each token came from, and the distributions behind it.
+    """Record what the rule did at every position: which model each token came from, and the distributions behind it.
 
-    Without -o the trace is shown in the terminal. With -o trace.html it becomes one page that works offline; with
-    -o trace.json data that `kad trace trace.json` shows again.
+    Without -o the trace is shown in the terminal. -o trace.html writes one page that works offline. -o trace.json
+    writes the data, and kad trace trace.json shows it again.
     """
     if out is not None and out.suffix.lower() not in (".html", ".json"):
         raise UsageError(f"A trace is written as .html or .json, not {out.name!r}.")

@@ -26,10 +26,12 @@ OBJECTIVES = ("accuracy", "speed")
 METRICS = ("strict", "paper")
 _RUN = RunOptions(diagnostics=False)
 
-Objective = Annotated[str, Option("The most accurate, or the fastest that reaches --floor.", allowed=OBJECTIVES)]
-Floor = Annotated[float | None, Option("The least accuracy.", "A", allowed="[0, 1]")]
-Metric = Annotated[str, Option("The accuracy that counts.", allowed=METRICS)]
-OnTestSplit = Annotated[bool, Option("Tune on test questions all the same; their result is then worthless.")]
+Objective = Annotated[
+    str, Option("Choose the most accurate value, or the fastest that reaches --floor.", allowed=OBJECTIVES)
+]
+Floor = Annotated[float | None, Option("The accuracy that the fastest value must reach.", "A", allowed="[0, 1]")]
+Metric = Annotated[str, Option("Which accuracy to use.", allowed=METRICS)]
+OnTestSplit = Annotated[bool, Option("Allow test questions. The result on them is then worth nothing.")]
 Write = Annotated[bool, Option("Write the chosen rule into the pair folder.")]
 
 
@@ -50,7 +52,10 @@ def command(
     run: Annotated[RunOptions, Without("diagnostics")] = _RUN,
     as_json: Json = False,
 ) -> None:
-    """Choose a rule's parameter on development questions, show how sure the choice is, write it into the pair."""
+    """Choose a parameter of a rule on development questions.
+
+    The command says how sure the choice is, and writes the rule into the pair.
+    """
     from kad.evaluation.choice import choose, refuse_test_splits, write_rule
     from kad.evaluation.grid import WINDOW, make_grid
     from kad.evaluation.results.storage import read_samples
@@ -75,7 +80,7 @@ def command(
 
 
 def _target(pair: str | None) -> Path:
-    """The pair folder that the rule is written into; refused before anything runs."""
+    """The pair folder that the rule is written into. A wrong one is refused before anything runs."""
     if pair is None or pair == "tiny" or not (Path(pair) / "config.json").is_file():
         raise UsageError(
             f"the rule is written into a pair folder of your own, but --pair is {pair or 'tiny'}; "

@@ -1,6 +1,6 @@
-"""The options of a run: which questions, and how every answer is made. Plans, stored settings and commands share them.
+"""The options of a run: which questions, and how answers are made. Plans, stored settings and commands share them.
 
-Light to import: it needs no torch.
+Importing it is cheap: it needs no torch.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def split_names(text: str) -> tuple[str, ...]:
 
 
 DataDir = Annotated[
-    Path | None, Option("Read the tasks' rows from JSON lines in DIR instead of the Hugging Face hub.", "DIR")
+    Path | None, Option("Read the rows of the tasks from JSON lines in DIR, not from the Hugging Face hub.", "DIR")
 ]
 
 
@@ -45,7 +45,7 @@ class TaskOptions:
 
     tasks: Annotated[
         tuple[str, ...],
-        Option("Tasks separated by commas; kad_paper stands for the six published ones.", "NAMES", parse=split_names),
+        Option("Tasks, separated by commas. kad_paper means the six published ones.", "NAMES", parse=split_names),
     ] = ("kad_tiny",)
     limit: Annotated[int | None, Option("The first N questions of each task.", "N", allowed=">= 1")] = None
     data_dir: DataDir = None
@@ -56,10 +56,10 @@ class TaskOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """How every answer is made. A resumed run must repeat all of it.
+    """How answers are made. A resumed run must have the same options.
 
-    `temperature` and `max_new_tokens` are None where each task's own value holds; `batch_size` counts because rounding
-    differs with the shape of a batch.
+    `temperature` and `max_new_tokens` are None if each task uses its own value. `batch_size` belongs here because
+    rounding depends on the shape of a batch.
 
     Raises:
         UsageError: a value out of its range, or engine options that the engine does not take.
@@ -93,13 +93,13 @@ class RunOptions:
     ] = None
     batch_size: Annotated[
         int,
-        Option("Questions at once, for plain decoding; speculative decoding takes one at a time.", "N", allowed=">= 1"),
+        Option("Questions at once, for plain decoding. Speculative decoding takes one at a time.", "N", allowed=">= 1"),
     ] = 8
     engine: Annotated[str, Option("transformers or vllm.", "ENGINE", allowed=ENGINES)] = "transformers"
     engine_options: Annotated[
         dict[str, Any],
         Option(
-            "An argument of vllm.LLM (tensor_parallel_size, max_model_len, ...), its value as JSON; may be repeated.",
+            "An argument of vllm.LLM (tensor_parallel_size, max_model_len, ...). The value is JSON. May be repeated.",
             "KEY=VALUE",
             name="--engine-option",
         ),

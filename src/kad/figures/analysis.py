@@ -1,4 +1,4 @@
-"""Is the approximation good enough, and is the optimum what one wants? The numbers behind docs/approximation.md."""
+"""How good the approximations are, and what the optimum would change: the numbers of docs/approximation.md."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def approximation_on(
     threshold: float,
     progress: Callable[[int], object] = lambda done: None,
 ) -> Approximation:
-    """The certificates at every position of some answers; `progress` is called with 1 an answer."""
+    """The certificates at every position of some answers. `progress` is called with 1 after each answer."""
     parts, temperature = [], model.composition.deferral_temperature
     for item in answers:
         for chunk in logits_of(model, item.prompt_ids, item.token_ids, roles=("base", "aligned")):
@@ -41,7 +41,7 @@ def approximation_on(
 
 
 def summarise(rows: Approximation, *, budget: float, threshold: float) -> dict[str, Any]:
-    """What `kad analyze` prints of the positions, as plain values."""
+    """What `kad analyze` prints about the positions, as plain values."""
     within = ~rows.dual_gap.isnan()
     return {
         "positions": len(rows.bound),
@@ -112,7 +112,7 @@ def accuracies(
 
 
 def _by_confidence(rows: Approximation) -> list[dict[str, float | int]]:
-    """The unfilled budget and primal's gap by how sure p is."""
+    """The unfilled budget and primal's gap, grouped by max p."""
     table: list[dict[str, float | int]] = []
     for low, high in pairwise(_CONFIDENCE):
         inside = (rows.max_p >= low) & (rows.max_p < high)
@@ -133,7 +133,7 @@ def _by_confidence(rows: Approximation) -> list[dict[str, float | int]]:
 
 
 def _spread(values: Tensor) -> dict[str, float] | None:
-    """Mean, quantiles and maximum; None of no values."""
+    """Mean, quantiles and maximum. None without values."""
     if not len(values):
         return None
     quantiles = {f"p{round(100 * q)}": float(values.quantile(q)) for q in (0.5, 0.9, 0.99)}

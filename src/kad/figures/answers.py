@@ -1,4 +1,4 @@
-"""Questions, and a pair's answers to them: the text over which figures and analysis measure."""
+"""Questions and a pair's answers to them: the text that figures and analyses measure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt as it goes to the models, and whether a text answers it (None: nobody can tell)."""
+    """A prompt as it goes to the models, and a check of answers. Without a check, correctness is not known."""
 
     prompt: str
     correct: Callable[[str], bool] | None = None
@@ -25,7 +25,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Answers:
-    """One rule's answers to all questions, and which are correct (None where the question cannot tell)."""
+    """The answers of one rule to all questions, and which are correct (None if not known)."""
 
     rule: Rule
     answers: tuple[Answer, ...]
@@ -38,12 +38,12 @@ class Answers:
 
     @property
     def seconds(self) -> float:
-        """What it took to generate them."""
+        """The time to generate them."""
         return sum(answer.seconds for answer in self.answers)
 
     @property
     def accuracy(self) -> float | None:
-        """Share of correct answers; None where nobody can tell."""
+        """The share of correct answers. None if not known."""
         marks = [mark for mark in self.correct if mark is not None]
         return sum(marks) / len(marks) if marks else None
 

@@ -1,7 +1,7 @@
-"""The figures' data: plain values, so that a figure can be checked, redrawn elsewhere and quoted.
+"""The data of the figures, as plain values, so that a figure can be checked, drawn elsewhere and quoted.
 
-1 to 4 are the paper's (pmf, acceptance, entropy difference, critical item), 5 to 7 ours (accuracy against throughput,
-optimality gap, alpha over positions). `kad.figures.drawing` draws them.
+Figures 1 to 4 are the paper's: distributions, acceptance, entropy difference, critical item. Figures 5 to 7 are ours:
+accuracy against throughput, optimality gap, alpha over positions. `kad.figures.drawing` draws them.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def measure(
 
 
 def distributions(model: KadForCausalLM, tokenizer: Any, answers: Answers) -> dict[str, Any]:
-    """Figure 1: p, q* and pi where, in the first answer, p is in two minds and q* has another opinion."""
+    """Figure 1: p, q* and pi at a position of the first answer where p is unsure and q* prefers another token."""
     first = answers.answers[0]
     with model.using(answers.rule):
         made = trace_tokens(model, tokenizer, first.prompt_ids, first.token_ids)
@@ -160,7 +160,7 @@ def critical_items(rows: Approximation, budget: float) -> dict[str, Any]:
 
 
 def accuracy_throughput(measured: dict[str, Measured]) -> dict[str, Any]:
-    """Figure 5: accuracy (null where nobody can tell) and generated tokens a second, the batch as one."""
+    """Figure 5: accuracy (null if it is not known) and generated tokens per second of the batch."""
     rules = [
         {
             "rule": name,

@@ -1,4 +1,4 @@
-"""The libraries that kad works inside, one module for each: every name of theirs that is not documented, checked.
+"""The hosts: libraries that kad works inside. Each has a module with the undocumented names that kad needs, checked.
 
-`versions` says which versions are tested. `needs` holds the check and the one sentence for a host that has changed.
+`versions` says which versions are tested. `needs` has the check, and the sentence for a host that has changed.
 """

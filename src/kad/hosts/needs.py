@@ -1,4 +1,4 @@
-"""What kad relies on in a host beyond its documented interface, and the one sentence for a host that has changed."""
+"""What kad needs from a host beyond its documented interface, and the sentence for a host that has changed."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Need:
     Attributes:
         name: "package.module:Class.attribute".
         purpose: what kad does with it.
-        instead: what would replace it, the day it is gone.
-        parameters: the parameters of that callable that kad gives or takes by name.
+        instead: what could replace it if the host removes it.
+        parameters: the parameters of this callable that kad uses by name.
     """
 
     name: str
@@ -45,7 +45,7 @@ def check(host: Host, needs: Iterable[Need]) -> None:
 
 
 def missing(need: Need) -> str | None:
-    """What a host lacks of a need, in words; None where it has everything."""
+    """What a host lacks, in words. None if it has everything."""
     place, _, path = need.name.partition(":")
     try:
         found: Any = import_module(place)

@@ -91,7 +91,7 @@ CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 
 
 def cache_name(known: Iterable[str]) -> str | None:
-    """The name of the cache among these names; None where there is none."""
+    """The name of the cache among these names. None if there is none."""
     known = set(known)
     return next((name for name in CACHE_NAMES if name in known), None)
 
@@ -133,9 +133,9 @@ _CROPPABLE = frozenset({"DynamicLayer", "DynamicSlidingWindowLayer", "DynamicInd
 
 
 def unforgetting(cache: Cache) -> list[str]:
-    """The kinds of layers that keep a cache from forgetting tokens; empty where it can.
+    """The kinds of layers that cannot drop tokens. Empty if the cache can roll back.
 
-    All layers must be dynamic, or all plain static ones.
+    All layers must be dynamic, or all must be plain static ones.
     """
     kinds = {type(layer).__name__ for layer in cache.layers}
     stuck = sorted(kinds - _CROPPABLE - {"StaticLayer"})
@@ -143,10 +143,10 @@ def unforgetting(cache: Cache) -> list[str]:
 
 
 def record_past(cache: Cache, on: bool) -> bool:
-    """Switch on or off that layers keep the past that they would drop; whether there are such layers.
+    """Switch on or off that layers keep states that they would drop. Returns whether there are such layers.
 
-    Sliding-window and convolution layers drop what they no longer need, unless told to wait for a crop, which they then
-    need after every window, even by nothing.
+    Sliding-window and convolution layers drop states that they no longer need. If they are told to wait for a crop,
+    they need one after every window, even a crop by zero tokens.
     """
     layers = [layer for layer in cache.layers if hasattr(layer, "record_past")]
     for layer in layers:

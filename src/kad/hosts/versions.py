@@ -40,7 +40,7 @@ class Host:
 
 
 def installed(package: str) -> str | None:
-    """The installed version of a package; None where it is not installed."""
+    """The installed version of a package. None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -64,7 +64,7 @@ HOSTS = (
 
 
 def release(text: str) -> tuple[int, ...]:
-    """The numbers of a version that decide its order: "5.24.0.dev0" gives (5, 24, 0)."""
+    """The numbers of a version, for comparison: "5.24.0.dev0" gives (5, 24, 0)."""
     numbers = []
     for piece in text.split("+")[0].split("."):
         if not piece.isdigit():

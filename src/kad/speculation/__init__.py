@@ -1,7 +1,7 @@
-"""Speculative decoding of the composed model: q* drafts a window, the base model verifies it in one forward.
+"""Speculative decoding of the composed model: q* drafts a window, the base model verifies it in one forward pass.
 
-`speculative` is a Transformers `custom_generate` callable. The output follows pi exactly, whatever the draft. Names are
-imported on first use, so that the light modules of this package stay light.
+`speculative` is a Transformers `custom_generate` callable. The output follows pi exactly, whatever was drafted. Names
+are imported on first use, so that importing a light module of this package stays cheap.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ VERIFIERS: dict[str, Verifier] = {"block": verify_block, "token": verify_tokens}
 
 @dataclass
 class SpeculativeOutput(GenerateDecoderOnlyOutput):
-    """Transformers' output, and `statistics` of the run."""
+    """The output of Transformers, with the `statistics` of the run."""
 
     statistics: SpeculationStatistics | None = None
 
@@ -54,8 +54,8 @@ def speculative(
 ) -> Tensor | SpeculativeOutput:
     """Decode the composed model speculatively: `model.generate(**inputs, custom_generate=kad.speculative)`.
 
-    The output follows pi exactly, under every rule, processor and stop rule; greedy decoding chooses the tokens that
-    plain greedy decoding does. One prompt a call.
+    The output follows pi exactly, under every rule, processor and stop rule. Greedy decoding chooses the same tokens as
+    plain greedy decoding. It takes one prompt per call.
 
     Args:
         model: the composed model.
@@ -65,13 +65,14 @@ def speculative(
         generation_config: given by `generate`.
         synced_gpus: given by `generate`.
         streamer: given by `generate`.
-        num_draft_tokens: drafts per window, or "auto": the number that is measured to be fastest, 0 (no speculation)
-            included. Measured times differ from run to run, so with "auto" a seed does not repeat a sampled text.
-        verification: "block" (accepts at least as many drafts) or "token".
+        num_draft_tokens: drafts per window, or "auto": the number that is measured to be fastest. It may be 0, which
+            means no speculation. Measured times differ between runs, so with "auto" a seed does not repeat a sampled
+            text.
+        verification: "block", which accepts at least as many drafts, or "token".
         draft_model: "aligned", or "reference" to draft from the reference model.
-        statistics: an object to fill; with `return_dict_in_generate` it is in the output as well.
-        randomness: the source of random decisions, torch's by default.
-        tokenizer: given by `generate`; stop strings need it.
+        statistics: an object to fill. With `return_dict_in_generate` it is also in the output.
+        randomness: the source of random decisions. By default torch's.
+        tokenizer: given by `generate`. Stop strings need it.
         **model_kwargs: given by `generate`.
 
     Returns:
@@ -157,5 +158,5 @@ def _wants_records(config: GenerationConfig) -> bool:
 
 
 def _rows(rows: list[Tensor], count: int) -> tuple[Tensor, ...]:
-    """Without the rows of tokens behind a stop rule's cut, which were judged but not emitted."""
+    """The rows of the emitted tokens. Rows of tokens that a stop rule cut off are left out."""
     return tuple(rows[:count])

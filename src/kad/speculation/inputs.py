@@ -1,4 +1,4 @@
-"""What `generate` hands over, checked and turned into what the loop works with."""
+"""Check the arguments of Transformers' `generate` and turn them into what the loop needs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from kad.modeling import KadForCausalLM
 from kad.speculation.loop import StopRule
 from kad.speculation.policies import Warp
 
-# What `generate` passes to every decoding method and this one reads itself or has no use for.
+# What `generate` passes to every decoding method. This one reads it elsewhere, or does not need it.
 _KNOWN = frozenset(
     {
         "attention_mask", "position_ids", CACHE, "use_cache", "logits_to_keep", "cache_position",
@@ -40,7 +40,7 @@ def check(
     """Refuse what the loop cannot do, before anything runs.
 
     Raises:
-        UsageError: with what can be done instead.
+        UsageError: the loop cannot do this. The message says what to do instead.
     """
     if not isinstance(model, KadForCausalLM):
         raise UsageError(
@@ -64,10 +64,10 @@ def check(
 
 
 def left_padding(input_ids: Tensor, model_kwargs: dict[str, Any]) -> int:
-    """How many padding tokens precede the prompt; the models never see them.
+    """The number of padding tokens before the prompt. The models never see them.
 
     Raises:
-        UsageError: padding elsewhere, or position ids that are not simply counted from the first token.
+        UsageError: padding in another place, or position ids that are not counted from the first token.
     """
     mask, positions = model_kwargs.get("attention_mask"), model_kwargs.get("position_ids")
     padding = 0 if mask is None else int(mask[0].to(torch.long).argmax())
@@ -114,9 +114,9 @@ def room_for_new_tokens(input_ids: Tensor, criteria: StoppingCriteriaList, confi
 
 
 def warp_of(processors: LogitsProcessorList | None, ids: Tensor, padding: int) -> Warp | None:
-    """The processors as a function of the prefix's length; None if there are none.
+    """The processors as a function of the length of the prefix. None if there are none.
 
-    They see the ids as `generate` gave them, padding included, and a copy of the row, which some change in place.
+    They see the ids that `generate` gave, with padding. They get a copy of the row, because some change it in place.
     """
     if not processors:
         return None
@@ -129,9 +129,9 @@ def warp_of(processors: LogitsProcessorList | None, ids: Tensor, padding: int) -
 
 
 def stop_rule(criteria: StoppingCriteriaList, ids: Tensor, padding: int) -> StopRule:
-    """All criteria, asked after every single token as in plain decoding.
+    """All stopping criteria, checked after every single token, as in plain decoding.
 
-    End-of-sequence tokens and the maximal length are looked up directly; the others are called.
+    End-of-sequence tokens and the maximal length are looked up directly. The other criteria are called.
     """
     ends = {int(t) for c in criteria if type(c) is EosTokenCriteria for t in torch.as_tensor(c.eos_token_id).flatten()}
     called = StoppingCriteriaList(c for c in criteria if type(c) not in (EosTokenCriteria, MaxLengthCriteria))

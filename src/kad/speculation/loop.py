@@ -1,12 +1,12 @@
 """The speculative loop: settle what the last window left open, draft, verify, commit.
 
-Positions. `ids` holds the committed tokens. A scorer has processed a prefix of them (and, between drafting and
-verifying, drafts). A window drafts d_1..d_W after the committed tokens; the drafting model runs W times, one token
-each; the others run once, on what they have not seen of the committed tokens and on the drafts, and give the W rows
-that verify the drafts and one more, the bonus row. After the verdict all of them forget the drafts that fell.
+Positions. `ids` holds the committed tokens. A scorer has read a prefix of them, and between drafting and verifying also
+the drafts. A window drafts d_1..d_W after the committed tokens. The drafting model runs W times, over one token each.
+The other models run once, over the drafts and the committed tokens that they have not read. They give W rows that
+verify the drafts, and one more, the bonus row. After the verdict all models drop the rejected drafts.
 
-When all drafts stand, the drafting model has no row at the bonus position yet. A bonus that needs it is left open, and
-settled by the next window's first forward of the drafting model.
+If all drafts are accepted, the drafting model has no row at the bonus position yet. A bonus token that needs this row
+stays open. The first forward pass of the drafting model in the next window settles it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from kad.speculation.policies import Bonus, Draft, Policy, Rows
 from kad.speculation.statistics import SpeculationStatistics
 from kad.speculation.windows import WindowSize
 
-# Given all ids (length,) and the new ones at their end: how many of the new ones stay, and whether that is the end.
+# Given all ids (length,) and the number of new ones: how many of the new ones stay, and whether the text ends there.
 StopRule = Callable[[Tensor, list[int]], tuple[int, bool]]
 Event = Literal["accepted", "rejected", "bonus", "deferred"]
 
@@ -35,11 +35,11 @@ class Origin:
     """How one token came about.
 
     Attributes:
-        event: a draft was "accepted"; a draft was "rejected" and this token drawn in its place; this is the "bonus"
-            token after a whole accepted window; or that one was "deferred" to q*, whose draw needs no verification.
-            None where nothing was drafted.
+        event: "accepted": the token is an accepted draft. "rejected": a draft was rejected, and the token was drawn
+            instead. "bonus": the token after a window of accepted drafts. "deferred": the same, drawn from q* without
+            verification. None if nothing was drafted.
         rejected: (), the rejected draft.
-        rows: the models' logits (vocab,) at this position by role, where the loop keeps them.
+        rows: the logits (vocab,) of the models at this position, by role, if the loop keeps them.
     """
 
     event: Event | None = None
@@ -65,15 +65,15 @@ class SpeculativeLoop:
 
     Args:
         ids: (capacity,), the prompt followed by room for as many new tokens as are wanted.
-        length: of the prompt, at least 1.
+        length: the length of the prompt, at least 1.
         drafter: the role of the drafting model.
-        scorers: the models by role, `drafter` among them; each may have processed a prefix of the prompt.
-        policy: what to draft and what stands.
-        window: how many to draft.
+        scorers: the models by role, with `drafter` among them. Each may have read a prefix of the prompt.
+        policy: decides what to draft and which drafts to accept.
+        window: decides how many tokens to draft.
         stop: applied to every batch of committed tokens, before they are emitted.
-        statistics: counts and times, kept up to date.
-        keep_rows: give each token the rows of logits it was decided by. The drafting model then reads the position of
-            a bonus token at once, in a forward of its own.
+        statistics: counts and times. The loop updates them.
+        keep_rows: give each token the rows of logits that decided it. The drafting model then reads the position of a
+            bonus token at once, in a forward pass of its own.
     """
 
     ids: Tensor
@@ -91,7 +91,7 @@ class SpeculativeLoop:
     def run(self) -> Iterator[list[Emitted]]:
         """Tokens as they are committed, one or more at a time, until a stop rule or the end of `ids`."""
         for scorer in self.scorers.values():
-            # A model must see at least the last token to say what follows it.
+            # A model must read at least the last token to predict the next one.
             scorer.rollback(self.length - 1)
         reads_prompt = True
         while not self.finished and self._room > 0:
@@ -105,7 +105,7 @@ class SpeculativeLoop:
             tokens, chance = self._verify(drafts)
             if tokens:
                 yield self._commit(tokens)
-            # The first window reads the prompt: its time says nothing about windows.
+            # The first window reads the prompt, so its time says nothing about other windows.
             self.window.observe(size, None if reads_prompt else perf_counter() - start, chance)
             reads_prompt = False
 
@@ -114,7 +114,7 @@ class SpeculativeLoop:
         return self.ids.shape[0] - self.length
 
     def bring_level(self) -> None:
-        """Leave every model as plain decoding would: all tokens processed but the last one."""
+        """Leave every model as plain decoding does: it has read all tokens but the last one."""
         end = self.length - 1
         for scorer in self.scorers.values():
             scorer.rollback(end)
@@ -144,7 +144,7 @@ class SpeculativeLoop:
         return drafts
 
     def _verify(self, drafts: list[Draft]) -> tuple[_Tokens, list[float]]:
-        """Tokens that follow the committed ones, perhaps none, and the acceptance probabilities on the way."""
+        """The tokens that follow the committed ones, possibly none, and the acceptance probabilities of the drafts."""
         size = len(drafts)
         with self._timed("seconds_verify"):
             rows = self._advance_others(size)
@@ -171,7 +171,7 @@ class SpeculativeLoop:
             return tokens, list(verdict.chance)
 
     def _bonus(self, rows: Rows, drafts: list[Draft]) -> _Tokens:
-        """The token after a whole window if it can be known now; else it stays open."""
+        """The bonus token, if it can be drawn now. Otherwise it stays open."""
         bonus = self.policy.bonus(rows)
         seen = self._rows(rows, 0)
         if bonus.token is None:
@@ -184,14 +184,14 @@ class SpeculativeLoop:
         return [(bonus.token, Origin("bonus" if drafts else None, rows=seen))]
 
     def _rows(self, rows: Rows, index: int, draft: Draft | None = None) -> Rows | None:
-        """The logits at one position, those of the drafting model where it has drafted there."""
+        """The logits at one position. Those of the drafting model only if it drafted there."""
         if not self.keep_rows:
             return None
         own = {} if draft is None else {self.drafter: draft.logits}
         return {role: logits[index] for role, logits in rows.items()} | own
 
     def _commit(self, tokens: _Tokens) -> list[Emitted]:
-        """Append tokens, as far as the stop rule lets them."""
+        """Append tokens, up to where the stop rule ends the text."""
         end = self.length + len(tokens)
         self.ids[self.length : end] = torch.stack([token.to(self.ids.device) for token, _ in tokens])
         values = self.ids[self.length : end].tolist()
@@ -215,7 +215,7 @@ class SpeculativeLoop:
         }
 
     def _roll_back(self, length: int) -> None:
-        """The only place where models forget rejected drafts: each model forgets what it has read past `length`."""
+        """Drop rejected drafts: each model drops what it has read after `length`. This is the only place that does."""
         for scorer in self.scorers.values():
             scorer.rollback(length)
 

@@ -1,4 +1,4 @@
-"""What a speculative run did: drafts, acceptance, bonus tokens, deferred mass, time."""
+"""Counts and times of speculative decoding."""
 
 from __future__ import annotations
 
@@ -10,22 +10,26 @@ from typing import Any
 
 @dataclass
 class SpeculationStatistics:
-    """Counts and times of one run, or of several if the same object is passed to them.
+    """Counts and times of one run, or of several runs that got the same object.
 
     Attributes:
-        tokens: tokens emitted (those cut off by a stop rule do not count).
-        windows: forwards of the base model.
-        drafted: drafts that were verified; `accepted` of them stood.
+        tokens: emitted tokens. Tokens that a stop rule cut off do not count.
+        windows: forward passes of the base model.
+        drafted: drafts that were verified.
+        accepted: drafts that were accepted.
         lengths: how many windows accepted 0, 1, 2, ... drafts.
         sizes: how many windows had 0, 1, 2, ... drafts.
         corrections: tokens drawn from the residual after a rejection.
-        bonus_kept: tokens after a whole window, drawn from p and kept.
-        bonus_deferred: the same, deferred and so drawn from q*.
-        bonus_composed: the same, drawn from pi (or its argmax) once q* was known.
-        chance_sum, chance_rows: the mean acceptance probability min(1, pi/q) over the positions reached.
-        deferred_mass_sum, deferred_mass_rows: the mean deferred mass alpha over verified positions; cascades only.
-        seconds_draft, seconds_verify, seconds_total: wall time; on a GPU the queue is read in verify, so a draft's
-            running time shows there.
+        bonus_kept: bonus tokens that were drawn from p and kept.
+        bonus_deferred: bonus tokens that were deferred and drawn from q*.
+        bonus_composed: bonus tokens that were drawn from pi (or its argmax) after q* was known.
+        chance_sum: the sum of the acceptance probabilities min(1, pi/q) at the positions reached.
+        chance_rows: the number of these positions.
+        deferred_mass_sum: the sum of the deferred mass alpha over the verified positions, for cascades only.
+        deferred_mass_rows: the number of these positions.
+        seconds_draft: wall time of drafting. On a GPU it does not include the running time, see `seconds_verify`.
+        seconds_verify: wall time of verifying. On a GPU the queue is read here, so drafts take their time here.
+        seconds_total: wall time of everything.
     """
 
     tokens: int = 0
@@ -48,40 +52,40 @@ class SpeculationStatistics:
 
     @property
     def acceptance_rate(self) -> float | None:
-        """Accepted per drafted token; None if nothing was drafted."""
+        """Accepted drafts over drafted tokens. None if nothing was drafted."""
         return self.accepted / self.drafted if self.drafted else None
 
     @property
     def acceptance_length(self) -> float | None:
-        """Accepted drafts per window; None without windows."""
+        """Accepted drafts per window. None without windows."""
         return self.accepted / self.windows if self.windows else None
 
     @property
     def tokens_per_window(self) -> float | None:
-        """Tokens per forward of the base model, which is what speculation saves."""
+        """Tokens per forward pass of the base model. Speculation raises this number."""
         return self.tokens / self.windows if self.windows else None
 
     @property
     def beta(self) -> float | None:
-        """The estimate of beta, the acceptance of one draft: less noisy than `acceptance_rate`, and free of the window.
+        """The estimate of beta, the acceptance of one draft. None without drafts.
 
-        None without drafts.
+        It has less noise than `acceptance_rate` and does not depend on the window.
         """
         return self.chance_sum / self.chance_rows if self.chance_rows else None
 
     @property
     def deferred_mass(self) -> float | None:
-        """The mean deferred mass; None if it was not measured."""
+        """The mean deferred mass. None if it was not measured."""
         return self.deferred_mass_sum / self.deferred_mass_rows if self.deferred_mass_rows else None
 
     @property
     def seconds_other(self) -> float:
-        """Time neither in drafting nor in verifying: committing, streaming, stop rules, caches."""
+        """The time outside of drafting and verifying: committing, streaming, stop rules, caches."""
         return max(self.seconds_total - self.seconds_draft - self.seconds_verify, 0.0)
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Tokens per second of the whole run, prompt included; None before it ends."""
+        """Tokens per second of the whole run, with the time for the prompt. None before the end."""
         return self.tokens / self.seconds_total if self.seconds_total else None
 
     def count_window(self, drafted: int, accepted: int, chance: Sequence[float] = ()) -> None:
@@ -95,7 +99,7 @@ class SpeculationStatistics:
         self.sizes[drafted] += 1
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON, derived figures included."""
+        """Everything as JSON, with the derived figures."""
         counts = (
             "tokens", "windows", "drafted", "accepted", "corrections", "bonus_kept", "bonus_deferred", "bonus_composed"
         )  # fmt: skip

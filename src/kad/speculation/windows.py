@@ -9,7 +9,7 @@ from typing import Protocol
 from kad.errors import UsageError
 
 AUTO = "auto"
-# Windows of a sampled text where nobody says otherwise: near the best for drafts that are mostly accepted.
+# The default window of a sampled text. It is near the best if most drafts are accepted.
 _SAMPLED = 4
 # Longest window that "auto" considers.
 MAX_WINDOW = 12
@@ -24,14 +24,19 @@ _MARGIN = 1.02
 
 
 class WindowSize(Protocol):
-    """Chooses the size of each window and is told how it went."""
+    """Chooses the size of each window, and learns from the result."""
 
     def next(self) -> int:
         """The number of tokens to draft."""
 
     def observe(self, size: int, seconds: float | None, chance: Sequence[float]) -> None:
-        """A window of `size` drafts took `seconds` (None: it also read the prompt), with these acceptance probabilities
-        at the positions reached."""
+        """Learn from a window.
+
+        Args:
+            size: the number of drafts.
+            seconds: its time. None if it also read the prompt.
+            chance: the acceptance probabilities at the positions reached.
+        """
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class FixedWindow:
         return self.size
 
     def observe(self, size: int, seconds: float | None, chance: Sequence[float]) -> None:
-        """Nothing to learn."""
+        """A fixed size learns nothing."""
 
 
 @dataclass
@@ -68,9 +73,9 @@ class _Mean:
 class AutoWindow:
     """Learns the acceptance beta and the time of a window, and takes the size W with the most tokens per second.
 
-    A window of W drafts yields (1 - beta^(W+1)) / (1 - beta) tokens in expectation [Spec]. Its time is measured per
-    size, and between measured sizes follows a straight line: base + draft cost times W. Size 0, plain decoding, is
-    one of the choices, so speculation that does not pay stops but for an occasional look.
+    A window of W drafts gives (1 - beta^(W+1)) / (1 - beta) tokens in expectation [Spec]. Its time is measured for each
+    size. Between measured sizes the time follows a straight line: base cost plus draft cost times W. Size 0, plain
+    decoding, is one of the choices. So drafting that does not pay stops, and is tried again from time to time.
     """
 
     largest: int = MAX_WINDOW
@@ -100,7 +105,7 @@ class AutoWindow:
 
     @property
     def acceptance(self) -> float | None:
-        """The estimate of beta; None before the first verified draft."""
+        """The estimate of beta. None before the first verified draft."""
         return min(self._chance.value, 0.999) if self._chance.weight else None
 
     def _best(self) -> int:
@@ -147,9 +152,9 @@ def window_size(num_draft_tokens: int | str) -> WindowSize:
 
 
 def default_draft_tokens(sampled: bool) -> int | str:
-    """The number of tokens to draft where nobody says: "auto", or a fixed number for a sampled text.
+    """The default number of tokens to draft: "auto", or a fixed number for a sampled text.
 
-    "auto" follows the clock. Where a window ends decides which random numbers a token gets, so with "auto" a seed would
-    not repeat a sampled text.
+    "auto" depends on measured times. The ends of the windows decide which random numbers a token gets. So with "auto" a
+    seed would not repeat a sampled text.
     """
     return _SAMPLED if sampled else AUTO

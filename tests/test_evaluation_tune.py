@@ -48,10 +48,43 @@ def test_accuracy_chooses_the_most_accurate() -> None:
     assert choice.chosen.chance > 0.99
 
 
-def test_of_equals_the_faster_is_chosen() -> None:
-    choice = choose(POINTS, outcomes((0.8, 0.8, 0.8), (3, 2, 1)))
+@pytest.mark.parametrize("seconds", [(3, 2, 1), (1, 2, 3), (2, 1, 3)])
+def test_the_clock_does_not_decide_between_equals(seconds: tuple[float, ...]) -> None:
+    choice = choose(POINTS, outcomes((1.0, 1.0, 1.0), seconds))
+    assert choice.chosen.value == 0.4
+    assert choice.reason.startswith("the rule's default, which is among 3 values")
+    assert [candidate.chance for candidate in choice.candidates] == pytest.approx([1 / 3] * 3)
+    assert not any(candidate.told_apart for candidate in choice.candidates)
+
+
+@pytest.mark.parametrize("seconds", [(3, 2, 1, 1, 1), (1, 1, 1, 2, 3)])
+def test_without_the_default_the_middle_of_equals_is_chosen(seconds: tuple[float, ...]) -> None:
+    points = make_grid("dual", None, "0.1,0.5,0.6,0.7,0.9")
+    rates = (0.5, 0.9, 0.9, 0.9, 0.9)
+    records = [
+        row
+        for point, rate, each in zip(points, rates, seconds, strict=True)
+        for row in outcome(point, [1.0] * round(100 * rate) + [0.0] * round(100 - 100 * rate), each)
+    ]
+    choice = choose(points, records)
     assert choice.chosen.value == 0.6
-    assert choice.chosen.throughput == pytest.approx(10)
+    assert choice.reason.startswith("the middle of 4 values")
+    assert [candidate.told_apart for candidate in choice.candidates] == [True, False, False, False, False]
+    assert [candidate.chance for candidate in choice.candidates] == pytest.approx([0, *[1 / 4] * 4])
+
+
+def test_a_value_that_is_told_apart_is_chosen_over_the_default() -> None:
+    choice = choose(POINTS, outcomes((0.5, 0.6, 0.9), (1, 1, 1)))
+    assert choice.chosen.value == 0.6
+    assert choice.reason == "the most accurate"
+
+
+def test_told_apart_is_the_interval_of_the_paired_difference() -> None:
+    """Two questions of a hundred tell nothing; twenty do."""
+    for more, told in ((0.02, False), (0.2, True)):
+        choice = choose(POINTS, outcomes((0.5, 0.5 + more, 0.2), (1, 1, 1)))
+        assert choice.candidates[0].told_apart is told
+        assert choice.candidates[2].told_apart
 
 
 def test_speed_takes_the_fastest_above_the_floor() -> None:
@@ -77,7 +110,8 @@ def test_the_chance_is_the_bootstraps() -> None:
     wins = np.zeros(3)
     for _ in range(4000):
         means = marks[:, generator.integers(0, 60, size=60)].mean(axis=1)
-        wins[int(np.flatnonzero(means == means.max())[0])] += 1
+        best = np.flatnonzero(means == means.max())
+        wins[best] += 1 / len(best)
     assert found == pytest.approx((wins / 4000).tolist(), abs=0.03)
 
 

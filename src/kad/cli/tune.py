@@ -93,7 +93,8 @@ def _show(choice: Choice, metric: str) -> None:
     from rich.table import Table
 
     table = Table(title=f"{choice.questions} questions, objective {choice.objective}", title_justify="left")
-    for heading in ("value", f"accuracy ({metric})", "tok/s", "chance of being chosen", "chance of reaching the floor"):
+    wins = "chance of being best" if choice.objective == "accuracy" else "chance of being fastest"
+    for heading in ("value", f"accuracy ({metric})", "tok/s", wins, "chance of reaching the floor"):
         if heading != "chance of reaching the floor" or choice.floor is not None:
             table.add_column(heading, justify="right")
     for candidate in choice.candidates:
@@ -107,3 +108,4 @@ def _show(choice: Choice, metric: str) -> None:
             cells.append(f"{100 * candidate.meets_floor:.0f} %")
         table.add_row(*cells, style="bold" if candidate == choice.chosen else None)
     stdio.stdout().print(table)
+    stdio.stdout().print(f"{choice.chosen.value} is {choice.reason}.", soft_wrap=True)

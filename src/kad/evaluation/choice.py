@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kad.errors import UsageError
 from kad.evaluation.grid import Point
@@ -18,14 +19,23 @@ from kad.evaluation.results.summary import marks_by_question
 from kad.evaluation.tasks.task import Task
 
 _BOOTSTRAP_DRAWS = 10_000
+_ROUNDING = 1e-9
+OBJECTIVES = ("accuracy", "speed")
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One value of the grid: how it did, and how sure that is.
+    """One value of the grid, how it did, and how sure that is.
 
-    `chance` is the share of bootstrap resamples of the questions in which this candidate is chosen. `meets_floor` is
-    the share in which its accuracy reaches the floor (None without a floor).
+    Attributes:
+        value: of the parameter.
+        rule: the method's name.
+        accuracy: mean over the questions.
+        throughput: new tokens a second, as the run happened to measure it.
+        chance: the share of bootstrap resamples of the questions in which this candidate wins. Equals share it.
+        told_apart: whether the questions tell it from the most accurate one: the 95 % interval of the paired
+            difference leaves out zero.
+        meets_floor: the share of resamples in which its accuracy reaches the floor; None without a floor.
     """
 
     value: float | str
@@ -33,18 +43,20 @@ class Candidate:
     accuracy: float
     throughput: float
     chance: float
+    told_apart: bool
     meets_floor: float | None
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The candidate that was chosen, among all."""
+    """The candidate that was chosen, among all, and why in words."""
 
     chosen: Candidate
     candidates: list[Candidate]
     objective: str
     floor: float | None
     questions: int
+    reason: str
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
@@ -74,38 +86,86 @@ def choose(
     metric: str = "strict",
     seed: int = 0,
 ) -> Choice:
-    """The most accurate point (of equals the fastest), or the fastest point whose accuracy reaches the floor.
+    """The value to take, and the doubt.
 
-    Throughputs are taken as measured. The bootstrap covers the choice of questions only.
+    For accuracy: among the values that the questions do not tell from the most accurate one, the rule's default, or
+    else the middle one. So neither chance nor the clock decides between equals. For speed: the fastest whose accuracy
+    reaches the floor.
+
+    Args:
+        points: the grid.
+        records: the finished samples of the run.
+        objective: "accuracy" or "speed".
+        floor: the least accuracy, for speed alone.
+        metric: the accuracy that counts.
+        seed: of the bootstrap, which covers the choice of questions only: throughputs are taken as measured.
 
     Raises:
         UsageError: an unknown objective, a floor missing or out of place, or one that no candidate reaches.
     """
     _check(objective, floor)
     means, speeds = _table(points, records, metric)
-    accuracies = means.mean(axis=1)
-    pick = _PICKERS[objective]
-    best = pick(accuracies, speeds, floor)
-    if best is None:
-        top = int(accuracies.argmax())
-        raise UsageError(
-            f"no candidate reaches the floor {floor}; the most accurate is {points[top].value} with "
-            f"{accuracies[top]:.3f}. Lower --floor or widen --grid"
-        )
-    resampled = _resample(means, seed)
-    winners = [pick(draw, speeds, floor) for draw in resampled]
+    accuracies, resampled = means.mean(axis=1), _resample(means, seed)
+    top = int(accuracies.argmax())
+    apart = np.quantile(resampled[:, [top]] - resampled, 0.025, axis=0) > _ROUNDING
+    if floor is None:
+        chances = _shared(resampled)
+        best, reason = _among_equals(points, top, apart)
+    else:
+        if accuracies[top] < floor:
+            raise UsageError(
+                f"no candidate reaches the floor {floor}; the most accurate is {points[top].value} with "
+                f"{accuracies[top]:.3f}. Lower --floor or widen --grid"
+            )
+        chances = _shared(np.where(resampled >= floor, speeds, -np.inf))
+        best = int(np.where(accuracies >= floor, speeds, -np.inf).argmax())
+        reason = f"the fastest that reaches {floor:g}"
     candidates = [
         Candidate(
             value=point.value,
             rule=point.method.name,
             accuracy=float(accuracies[index]),
             throughput=float(speeds[index]),
-            chance=winners.count(index) / len(winners),
+            chance=float(chances[index]),
+            told_apart=bool(apart[index]),
             meets_floor=None if floor is None else float((resampled[:, index] >= floor).mean()),
         )
         for index, point in enumerate(points)
     ]
-    return Choice(candidates[best], candidates, objective, floor, means.shape[1])
+    return Choice(candidates[best], candidates, objective, floor, means.shape[1], reason)
+
+
+def _among_equals(points: Sequence[Point], top: int, apart: NDArray[np.bool_]) -> tuple[int, str]:
+    """The default, or else the middle, of the values that are not told from the most accurate one; and why."""
+    first = last = top
+    while first > 0 and not apart[first - 1]:
+        first -= 1
+    while last < len(points) - 1 and not apart[last + 1]:
+        last += 1
+    if first == last:
+        return top, "the most accurate"
+    equals = (
+        f"{last - first + 1} values that {points[0].parameter} may have without a difference that these questions show"
+    )
+    default = _default(points[top])
+    for index in range(first, last + 1):
+        if points[index].value == default:
+            return index, f"the rule's default, which is among {equals}"
+    return (first + last) // 2, f"the middle of {equals}"
+
+
+def _default(point: Point) -> Any:
+    """The default of the parameter that varies."""
+    rule = point.method.rule
+    return None if rule is None else {field.name: field.default for field in fields(rule)}.get(point.parameter)
+
+
+def _shared(scores: Means) -> Means:
+    """The share of draws (draws, points) that each point wins; equals share a draw, and nobody wins one of -inf."""
+    highest = scores.max(axis=1, keepdims=True)
+    wins = (scores >= highest - _ROUNDING) & np.isfinite(highest)
+    shares: Means = (wins / np.maximum(wins.sum(axis=1, keepdims=True), 1)).mean(axis=0)
+    return shares
 
 
 def write_rule(pair: Path, rule: str) -> None:
@@ -123,24 +183,8 @@ def write_rule(pair: Path, rule: str) -> None:
     write_atomically(file, json.dumps({**config, "rule": rule}, indent=2) + "\n")
 
 
-Picker = Callable[[Means, Means, float | None], int | None]
-
-
-def _most_accurate(accuracies: Means, speeds: Means, floor: float | None) -> int | None:
-    return max(range(len(accuracies)), key=lambda index: (accuracies[index], speeds[index]))
-
-
-def _fastest_above(accuracies: Means, speeds: Means, floor: float | None) -> int | None:
-    enough = [index for index in range(len(accuracies)) if floor is None or accuracies[index] >= floor]
-    return max(enough, key=lambda index: speeds[index], default=None)
-
-
-_PICKERS: Mapping[str, Picker] = {"accuracy": _most_accurate, "speed": _fastest_above}
-OBJECTIVES = tuple(_PICKERS)
-
-
 def _check(objective: str, floor: float | None) -> None:
-    if objective not in _PICKERS:
+    if objective not in OBJECTIVES:
         raise UsageError(f"unknown objective {objective!r}; choose from {', '.join(OBJECTIVES)}")
     if (objective == "speed") != (floor is not None):
         raise UsageError("--objective speed needs --floor ACCURACY, and only it takes one")

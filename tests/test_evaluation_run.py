@@ -19,11 +19,11 @@ import kad
 from conftest import make_model
 from kad.errors import UsageError
 from kad.evaluation import evaluate as evaluation
-from kad.evaluation.engines.gumbel import GumbelSampling
 from kad.evaluation.methods import parse_methods
 from kad.evaluation.results.fingerprint import fingerprint
 from kad.evaluation.results.storage import read_samples
 from kad.sources import Source
+from kad.text.batch import Noise
 
 
 def make_plan(folders: dict[str, Path], **changes: Any) -> evaluation.Plan:
@@ -112,8 +112,9 @@ def test_diagnostics_equal_the_definition(folders: dict[str, Path], uninterrupte
     from kad.evaluation.methods import parse_method
     from kad.evaluation.run import sample_seed
 
-    noise = GumbelSampling([sample_seed(0, "kad_tiny", row["question"], row["sample"])], 1.0, torch.device("cpu"))
-    text = model.generate(prompt, do_sample=False, max_new_tokens=12, logits_processor=LogitsProcessorList([noise]))
+    noise = Noise([sample_seed(0, "kad_tiny", row["question"], row["sample"])], torch.device("cpu"))
+    drawing = LogitsProcessorList([lambda ids, scores: noise.add(scores)])
+    text = model.generate(prompt, do_sample=False, max_new_tokens=12, logits_processor=drawing)
     assert tokenizer.decode(text[0, prompt.shape[1] :], skip_special_tokens=True) == row["text"]
     alphas, betas = [], []
     with torch.no_grad():
@@ -123,28 +124,6 @@ def test_diagnostics_equal_the_definition(folders: dict[str, Path], uninterrupte
             betas.append(kad.acceptance(parse_method(row["method"]).rule, p, q))
     assert row["deferred_mass"] == pytest.approx(float(torch.stack(alphas).mean()), abs=1e-5)
     assert row["acceptance"] == pytest.approx(float(torch.stack(betas).mean()), abs=1e-5)
-
-
-def test_gumbel_sampling_draws_from_the_softmax() -> None:
-    logits = torch.tensor([[2.0, 1.0, 0.0, -torch.inf]])
-    draws = 20_000
-    sampler = GumbelSampling([7] * 1, 0.5, torch.device("cpu"))
-    counts = torch.zeros(4)
-    for _ in range(draws):
-        counts[sampler(torch.empty(1, 0), logits).argmax()] += 1
-    expected = torch.softmax(logits[0] / 0.5, dim=0) * draws
-    kept = expected > 0
-    chi_square = float(((counts - expected)[kept] ** 2 / expected[kept]).sum())
-    assert counts[3] == 0
-    assert chi_square < 13.8  # 99.9 % of chi square with two degrees of freedom
-
-
-def test_gumbel_rows_follow_their_own_seeds() -> None:
-    logits = make_model(0)(torch.tensor([[5, 6, 7]])).logits[0, -1].detach()
-    both = GumbelSampling([1, 2], 1.0, torch.device("cpu"))(torch.empty(2, 0), torch.stack([logits, logits]))
-    one = GumbelSampling([2], 1.0, torch.device("cpu"))(torch.empty(1, 0), logits[None])
-    assert torch.equal(both[1], one[0])
-    assert not torch.equal(both[0], both[1])
 
 
 @pytest.fixture(scope="module")

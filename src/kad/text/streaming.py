@@ -44,6 +44,7 @@ class Stream:
         composition: how the models are composed.
         sampling: how tokens are drawn.
         num_draft_tokens: see `generate`.
+        drafter: the role of the drafting model.
         take_scorers: returns scorers, by role, that have already read a part of the prompt. New ones by default.
         origins: see `generate`.
 
@@ -59,6 +60,7 @@ class Stream:
         sampling: Sampling,
         num_draft_tokens: int | str | None = None,
         *,
+        drafter: str = "aligned",
         take_scorers: Callable[[Sequence[int]], dict[str, Scorer]] | None = None,
         origins: bool = True,
     ) -> None:
@@ -70,7 +72,7 @@ class Stream:
         self.temperature = (config.temperature or 1.0) if config.do_sample else None
         self.statistics = SpeculationStatistics()
         self._tokenizer = model.tokenizer
-        self._composition = composition
+        self._composition, self._drafter = composition, drafter
         self._origins = origins and isinstance(composition.rule, CascadeRule)
         self._stop = _Stop(config, self._tokenizer, space)
         # Take the scorers last, when nothing can fail any more. Otherwise a wrong option would lose them.
@@ -138,11 +140,11 @@ class Stream:
         return SpeculativeLoop(
             ids=ids,
             length=len(self.prompt_ids),
-            drafter="aligned",
-            scorers=scorers or model.scorers(roles_of(self._composition), rollback=speculates),
+            drafter=self._drafter,
+            scorers=scorers or model.scorers(roles_of(self._composition, self._drafter), rollback=speculates),
             policy=choose_policy(
                 self._composition.rule,
-                drafter="aligned",
+                drafter=self._drafter,
                 greedy=not config.do_sample,
                 verifier=verify_block,
                 randomness=TorchRandomness(self.seed),

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from kad.evaluation.methods import Method
 from kad.evaluation.tasks.task import Renderer
+
+if TYPE_CHECKING:
+    from kad.text.answer import Answer
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,25 @@ class Completion:
     acceptance_lengths: dict[str, int] = field(default_factory=dict)
     deferred_mass: float | None = None
     acceptance: float | None = None
+
+    @classmethod
+    def of(cls, answer: Answer, *, deferred_mass: float | None = None, acceptance: float | None = None) -> Completion:
+        """The completion that an answer is, with what was measured along it."""
+        counted = answer.statistics
+        return cls(
+            text=answer.text,
+            prompt_tokens=len(answer.prompt_ids),
+            tokens=len(answer.token_ids),
+            finished=answer.finished,
+            seconds=answer.seconds,
+            drafted=None if counted is None else counted.drafted,
+            accepted=None if counted is None else counted.accepted,
+            acceptance_lengths={}
+            if counted is None
+            else {str(length): count for length, count in sorted(counted.lengths.items())},
+            deferred_mass=deferred_mass,
+            acceptance=acceptance,
+        )
 
 
 class Engine(Protocol):

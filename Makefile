@@ -14,6 +14,8 @@ help:
 	@echo "make test       install the test tools and run the tests, but the slow ones and vLLM's"
 	@echo "make slow       run the slow tests; they want Chromium and real weights (SmolLM2), and name what is missing"
 	@echo "make check      lint, types and import directions"
+	@echo "make matrix     test the wheel with the oldest, the pinned and the newest Transformers"
+	@echo "make support    write docs/support.md from the marks of the tests"
 	@echo "make site       build the documentation in site/"
 	@echo "make vllm-env   build the environment of vLLM's CPU engine in .venv-vllm"
 	@echo "make vllm-test  run vLLM's tests there"

@@ -159,9 +159,9 @@ def test_json_shares_and_alpha_follow_the_definition(models: list[str], models_:
     pi_kept, pi_deferred = (x.gather(-1, at).squeeze(-1) for x in (kept, alpha.unsqueeze(-1) * q))
     share = pi_kept / (pi_kept + pi_deferred)
     assert len(tokens) > 33, "the text must be longer than one chunk of the measurement"
-    torch.testing.assert_close(torch.tensor(found["alpha"]).double(), alpha, atol=1e-5, rtol=0)
-    torch.testing.assert_close(torch.tensor(found["origin_shares"]["base"]).double(), share, atol=1e-4, rtol=0)
-    pairs = zip(found["origin_shares"]["base"], found["origin_shares"]["aligned"], strict=True)
+    torch.testing.assert_close(torch.tensor(found["deferred_mass"]).double(), alpha, atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.tensor(found["base_share"]).double(), share, atol=1e-4, rtol=0)
+    pairs = zip(found["base_share"], found["aligned_share"], strict=True)
     assert all(base + aligned == pytest.approx(1) for base, aligned in pairs)
     assert found["text"] == tokenizer.decode(tokens, skip_special_tokens=True)
     assert len(found["tokens"]) == len(tokens)
@@ -171,14 +171,14 @@ def test_json_shares_and_alpha_follow_the_definition(models: list[str], models_:
 
 def test_deferral_temperature_reaches_the_shares(models: list[str]) -> None:
     cold, warm = (as_json(generate("Hi", *models, "--json", "--deferral-temperature", t)) for t in ("1e-5", "1"))
-    assert max(cold["alpha"]) < 1e-3  # one-hot p: everything is kept
-    assert max(warm["alpha"]) > 0.1
+    assert max(cold["deferred_mass"]) < 1e-3  # one-hot p: everything is kept
+    assert max(warm["deferred_mass"]) > 0.1
 
 
 def test_product_rules_have_no_origins(models: list[str]) -> None:
     found = as_json(generate("Hi", *models, "--rule", "implicit_reward", "--json"))
-    assert found["origin_shares"] is None
-    assert found["alpha"] is None
+    assert found["base_share"] is None
+    assert found["deferred_mass"] is None
     refused = generate("Hi", *models, "--rule", "implicit_reward", "--color", code=2)
     assert "Rule implicit_reward multiplies the models" in refused.stderr
 
@@ -205,7 +205,7 @@ def without_escapes(text: str) -> str:
 
 def test_the_two_ends_of_the_colours() -> None:
     for rule, share in (("base_only", 1.0), ("aligned_only", 0.0)):
-        assert as_json(generate(QUESTION, "--rule", rule, "--json", "-n", "5"))["origin_shares"]["base"] == [share] * 5
+        assert as_json(generate(QUESTION, "--rule", rule, "--json", "-n", "5"))["base_share"] == [share] * 5
     assert origins.color(1.0) == "#2f86d6"
     assert origins.color(0.0) == "#c96a00"
     assert "underline" in origins.style(0.49)

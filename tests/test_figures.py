@@ -50,17 +50,17 @@ def rows_of(pair: kad.KadForCausalLM, rule: str) -> list[tuple[list[float], ...]
 def test_every_figure_is_there(data: dict[str, Any]) -> None:
     assert list(data) == [
         "1-distributions", "2-acceptance", "3-entropy-difference", "4-critical-item", "5-accuracy-throughput",
-        "6-optimality-gap", "7-alpha",
+        "6-optimality-gap", "7-deferred-mass",
     ]  # fmt: skip
     json.dumps(data, allow_nan=False)
 
 
 def test_distributions_compose(data: dict[str, Any]) -> None:
     figure = data["1-distributions"]
-    for p, q, pi, kept in zip(*(figure[name] for name in ("p", "q", "pi", "kept")), strict=True):
+    for p, q, pi, kept in zip(*(figure[name] for name in ("p", "p_aligned", "pi", "kept")), strict=True):
         assert kept in (0.0, p)
         assert kept == (p if p >= 0.4 else 0.0)
-        assert pi == pytest.approx(kept + figure["alpha"] * q, rel=1e-4, abs=1e-6)
+        assert pi == pytest.approx(kept + figure["deferred_mass"] * q, rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize("rule", ["dual:threshold=0.4", "nudging:threshold=0.4", "aligned_only", "implicit_reward"])
@@ -125,7 +125,7 @@ def test_gap_quantiles_rise_from_zero(data: dict[str, Any]) -> None:
 
 
 def test_alpha_curve_is_the_mean_over_answers(pair: kad.KadForCausalLM, data: dict[str, Any]) -> None:
-    curve = data["7-alpha"]["rules"]["dual:threshold=0.4"]
+    curve = data["7-deferred-mass"]["rules"]["dual:threshold=0.4"]
     answers = answer(pair, make_tokenizer(), QUESTIONS, parse_rule("dual"), max_new_tokens=8, batch_size=2).answers
     alphas = [oracle.deferred_mass(p, oracle.keep_dual(p, q, 0.4)) for p, q, _ in rows_of(pair, "dual")]
     starts = [sum(len(a.token_ids) for a in answers[:index]) for index in range(3)]
@@ -150,7 +150,7 @@ def test_files_hold_what_was_drawn(data: dict[str, Any], tmp_path: Path) -> None
     paths = write_figures(data, tmp_path)
     assert sorted(path.name for path in paths) == sorted(f"{n}.{kind}" for n in data for kind in ("json", "png", "svg"))
     for name, values in data.items():
-        assert json.loads((tmp_path / f"{name}.json").read_text()) == values
+        assert json.loads((tmp_path / f"{name}.json").read_text()) == {"schema": "kad-figure/2", **values}
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert "<svg" in (tmp_path / f"{name}.svg").read_text()
     first = (tmp_path / "4-critical-item.svg").read_bytes()

@@ -13,6 +13,7 @@ from kad.cli.main import app
 from kad.errors import UsageError
 from kad.evaluation.results.report import build_report
 from kad.evaluation.results.storage import read_samples, read_settings
+from kad.tracing.schema import Trace
 
 OLD = Path(__file__).parent / "golden" / "old"
 
@@ -61,3 +62,27 @@ def test_a_damaged_sample_is_named_with_its_line(line: bytes, tmp_path: Path) ->
     (tmp_path / "samples.jsonl").write_bytes(good + line + b"\n" + good)
     with pytest.raises(UsageError, match=r"samples\.jsonl, line 2 is no sample of a run"):
         list(read_samples(tmp_path))
+
+
+def test_an_old_trace_is_read_shown_and_written_in_todays_words(tmp_path: Path) -> None:
+    stored = json.loads((OLD / "trace.json").read_text("utf-8"))
+    assert stored["schema"] == "kad-trace/1"
+    trace = Trace.from_dict(stored)
+    for position, old in zip(trace.positions, stored["positions"], strict=True):
+        today = (position.p, position.p_aligned, position.pi, position.base_share, position.deferred_mass)
+        assert today == tuple(old[name] for name in ("p", "q", "pi", "share_base", "alpha"))
+        assert position.acceptance == old["acceptance"]
+    done = CliRunner().invoke(app, ["trace", str(OLD / "trace.json"), "--out", str(tmp_path / "new.json")])
+    assert done.exit_code == 0
+    new = json.loads((tmp_path / "new.json").read_text("utf-8"))
+    assert new["schema"] == "kad-trace/2"
+    assert new["summary"]["mean_deferred_mass"] == stored["summary"]["mean_alpha"]
+    assert Trace.from_dict(new) == trace
+
+
+def test_a_trace_of_a_later_version_is_refused(tmp_path: Path) -> None:
+    later = json.loads((OLD / "trace.json").read_text("utf-8")) | {"schema": "kad-trace/9"}
+    (tmp_path / "later.json").write_text(json.dumps(later))
+    done = CliRunner().invoke(app, ["trace", str(tmp_path / "later.json")])
+    assert done.exit_code == 2
+    assert "schema 'kad-trace/9', but 'kad-trace/2' is wanted" in done.stderr

@@ -48,7 +48,7 @@ class Sample:
         positions = [replace(position, text=vocabulary[position.token]) for position in positions]
         events = [SpeculationEvent("accepted"), SpeculationEvent("rejected", 9), SpeculationEvent("bonus")]
         for index, event in enumerate(events):
-            positions[index] = replace(positions[index], event=event.event, drafted=event.drafted)
+            positions[index] = replace(positions[index], event=event.event, rejected_draft=event.rejected_draft)
         self.trace = Trace(
             rule=rule.to_dict(), rule_text=str(rule), family=family(rule), models={"base": "big", "aligned": "small"},
             generation={"source": "generated", "do_sample": False}, deferral_temperature=1.0,
@@ -165,19 +165,19 @@ def test_pointer_shows_the_numbers_of_the_token(open_page: Any, sample: Sample) 
         page.locator(".token").nth(index).hover()
         position = sample.trace.positions[index]
         panel = read_panel(page)
-        assert panel["alpha"] == f"{position.alpha:.3f}"
+        assert panel["alpha"] == f"{position.deferred_mass:.3f}"
         assert panel["tau"] == "0.400"
         assert panel["beta"] == f"{position.acceptance:.3f}"
-        assert float(panel["share"].rstrip(" %")) == pytest.approx(100 * position.share_base, abs=0.51)
+        assert float(panel["share"].rstrip(" %")) == pytest.approx(100 * position.base_share, abs=0.51)
         row = page.locator("#panel tr.chosen td")
         values = [float(row.nth(column).get_attribute("data-value")) for column in range(3)]
-        assert values == pytest.approx([position.p, position.q, position.pi], rel=1e-5)
+        assert values == pytest.approx([position.p, position.p_aligned, position.pi], rel=1e-5)
         assert f"{index + 1} of 40" in page.locator("#panel h2").inner_text()
 
 
 def test_deferred_mass_is_hatched(open_page: Any, sample: Sample) -> None:
     page = open_page(sample.trace).page
-    index = next(i for i, position in enumerate(sample.trace.positions) if 0.2 < position.alpha < 0.6)
+    index = next(i for i, position in enumerate(sample.trace.positions) if 0.2 < position.deferred_mass < 0.6)
     page.locator(".token").nth(index).hover()
     shown = page.eval_on_selector_all(
         "#panel tbody tr:not(.rest) td:nth-child(2)",

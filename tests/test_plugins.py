@@ -76,7 +76,7 @@ def test_a_good_plugin_is_registered_with_its_package(site: Path) -> None:
     install(site, "plugin_good", RULE.format(name="share_good"))
     plugins, rules = load()
     assert rules["share_good"](0.25).to_dict() == {"rule": "share_good", "share": 0.25}
-    assert plugins.packages == {"share_good": "plugin_good 1.2"}
+    assert plugins.packages["share_good"] == "plugin_good 1.2"
     assert not plugins.skipped
 
 
@@ -92,6 +92,7 @@ def test_a_good_plugin_is_registered_with_its_package(site: Path) -> None:
         ("plugin_leaves", "raise SystemExit", "Share", "SystemExit"),
         ("plugin_lost", "", "Share", "AttributeError: module 'plugin_lost' has no attribute 'Share'"),
         ("plugin_clash", RULE.format(name="dual"), "Share", "RuleError: The rule name 'dual' is taken by Dual"),
+        ("plugin_old", RULE.format(name="never"), "Share", "RuleError: The rule name 'never' is taken by base_only"),
         ("plugin_no_rule", "Share = 3", "Share", "RuleError: A rule is a class derived from kad.rules.Rule, but got 3"),
         (
             "plugin_half",

@@ -17,8 +17,8 @@ def test_json_is_one_object_with_answers_origins_and_accuracies(capsys):
         assert set(shown["answers"]) == {demo.BASE, demo.ALIGNED, demo.COMPOSED}
         composed = shown["answers"][demo.COMPOSED]
         assert composed["correct"] == (tiny.boxed(composed["text"]) == str(shown["answer"]))
-        assert max(shown["base_shares"]) > 0.5
-        assert min(shown["base_shares"]) < 0.5
+        assert max(shown["base_share"]) > 0.5
+        assert min(shown["base_share"]) < 0.5
     assert found["tokens_per_second"] > 0
 
 

@@ -63,15 +63,15 @@ def test_every_number_is_the_oracles(rule: str) -> None:
         p, q = oracle.softmax(base[row].tolist()), oracle.softmax(aligned[row].tolist())
         keep, token = keep_of(p, q, parameter), position.token
         pi, alpha = oracle.cascade(p, q, keep), oracle.deferred_mass(p, keep)
-        assert position.alpha == pytest.approx(alpha, **DIGITS)
+        assert position.deferred_mass == pytest.approx(alpha, **DIGITS)
         assert position.acceptance == pytest.approx(oracle.acceptance(pi, q), **DIGITS)
-        assert [position.p, position.q, position.pi] == pytest.approx([p[token], q[token], pi[token]], **DIGITS)
+        assert [position.p, position.p_aligned, position.pi] == pytest.approx([p[token], q[token], pi[token]], **DIGITS)
         assert position.kept == pytest.approx(keep[token], **DIGITS)
-        assert position.share_base == pytest.approx(keep[token] * p[token] / pi[token], **DIGITS)
-        assert position.share_base + position.share_aligned == 1.0
+        assert position.base_share == pytest.approx(keep[token] * p[token] / pi[token], **DIGITS)
+        assert position.base_share + position.aligned_share == 1.0
         for candidate in position.candidates:
             expected = [values[candidate.token] for values in (p, q, pi)]
-            assert [candidate.p, candidate.q, candidate.pi] == pytest.approx(expected, **DIGITS)
+            assert [candidate.p, candidate.p_aligned, candidate.pi] == pytest.approx(expected, **DIGITS)
 
 
 @pytest.mark.parametrize("rule", ["dual:threshold=0.2", "nudging:threshold=0.4", "aligned_only", "base_only"])
@@ -96,7 +96,7 @@ def test_product_rules_have_no_origin() -> None:
     base, aligned, reference = logits(0), logits(1), logits(2)
     rule = parse_rule("implicit_reward")
     for row, position in enumerate(record(rule, torch.arange(12), base, aligned, reference)):
-        assert (position.share_base, position.share_aligned, position.alpha, position.tau) == (None,) * 4
+        assert (position.base_share, position.aligned_share, position.deferred_mass, position.tau) == (None,) * 4
         pi = oracle.product(*(oracle.softmax(x[row].tolist()) for x in (base, aligned, reference)))
         assert position.pi == pytest.approx(pi[position.token], **DIGITS)
 
@@ -126,11 +126,11 @@ def test_deferral_temperature_counts(model: kad.KadForCausalLM, tokenizer: Any, 
 
 
 def test_json_and_back(recorded: Trace) -> None:
-    marked = replace(recorded, positions=(replace(recorded.positions[0], event="rejected", drafted=5),))
+    marked = replace(recorded, positions=(replace(recorded.positions[0], event="rejected", rejected_draft=5),))
     for item in (recorded, marked):
         assert Trace.from_json(item.to_json()) == item
     values = json.loads(recorded.to_json())
-    assert values["schema"] == "kad-trace/1"
+    assert values["schema"] == "kad-trace/2"
     assert values["summary"]["tokens"] == 24 == len(values["positions"])
     assert values["family"] == "threshold"
     assert values["rule"] == {"rule": "dual", "threshold": 0.2}
@@ -141,7 +141,7 @@ def test_events_are_recorded(model: kad.KadForCausalLM, tokenizer: Any, prompt: 
     events = [SpeculationEvent("accepted"), SpeculationEvent("rejected", 7), None, SpeculationEvent("bonus")]
     made = trace_tokens(model, tokenizer, ids[:4], ids[4:], events=events)
     assert [position.event for position in made.positions] == ["accepted", "rejected", None, "bonus"]
-    assert made.positions[1].drafted == 7
+    assert made.positions[1].rejected_draft == 7
     assert 7 in made.vocabulary
     assert made.summary()["rejected"] == 1
 
@@ -166,7 +166,7 @@ def test_a_character_of_several_tokens_comes_whole() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema": "kad-trace/0"}, r"schema 'kad-trace/0', but 'kad-trace/1' is wanted"),
+        ({"schema": "kad-trace/0"}, r"schema 'kad-trace/0', but 'kad-trace/2' is wanted"),
         ({"positions": [{"token": 1}]}, r"damaged .*candidates"),
         ({"more": 1}, r"damaged .*more"),
     ],
@@ -287,8 +287,8 @@ class TestSpeculation:
         )
         assert "rejected" in {position.event for position in made.positions}
         for position in made.positions:
-            draft = max(position.candidates, key=lambda row: row.q).token
+            draft = max(position.candidates, key=lambda row: row.p_aligned).token
             if position.event == "accepted":
                 assert draft == position.token
             if position.event == "rejected":
-                assert draft == position.drafted != position.token
+                assert draft == position.rejected_draft != position.token

@@ -69,6 +69,7 @@ def command(
     stdio.message(f"solving the knapsacks of {text.tokens} positions")
     rows = approximation_on(model, text.answers, budget=budget, threshold=threshold)
     result: dict[str, Any] = {
+        "schema": "kad-analysis/2",
         "task": questions.name,
         "questions": len(asked),
         "sampled": sampled,

@@ -226,5 +226,5 @@ def _shown_as_dict(shown: Shown) -> dict[str, Any]:
         "question": problem.question,
         "answer": problem.answer,
         "answers": answers,
-        "base_shares": shown.base_shares,
+        "base_share": shown.base_shares,
     }

@@ -69,18 +69,19 @@ def remark(answer: Answer) -> None:
 
 
 def as_dict(model: KadForCausalLM, answer: Answer, load_seconds: float) -> dict[str, Any]:
-    """The answer as JSON. `origin_shares` and `alpha` are null under product rules, and for an empty answer."""
-    shares = alpha = None
+    """The answer as JSON; the shares and `deferred_mass` are null under product rules, and for an empty answer."""
+    base_share = deferred_mass = None
     if answer.base_share is not None:
-        base = _rounded([piece.base_share for piece in answer.pieces])
-        shares = {"base": base, "aligned": _rounded([1.0 - share for share in base])}
-        alpha = _rounded([piece.deferred_mass for piece in answer.pieces])
+        base_share = _rounded([piece.base_share for piece in answer.pieces])
+        deferred_mass = _rounded([piece.deferred_mass for piece in answer.pieces])
     return {
+        "schema": "kad-answer/2",
         "text": answer.text,
         "token_ids": answer.token_ids,
         "tokens": [decode(model.tokenizer, [token], special=True) for token in answer.token_ids],
-        "origin_shares": shares,
-        "alpha": alpha,
+        "base_share": base_share,
+        "aligned_share": base_share and _rounded([1.0 - share for share in base_share]),
+        "deferred_mass": deferred_mass,
         "finish_reason": answer.finish_reason,
         "prompt_tokens": len(answer.prompt_ids),
         "tokens_per_second": answer.tokens_per_second,

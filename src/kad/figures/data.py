@@ -82,7 +82,7 @@ def collect(
         "4-critical-item": critical_items(rows, settings.budget),
         "5-accuracy-throughput": accuracy_throughput(measured),
         "6-optimality-gap": optimality_gap(rows, settings),
-        "7-alpha": alpha_over_positions(measured),
+        "7-deferred-mass": alpha_over_positions(measured),
     }
     if entropies:
         figures["3-entropy-difference"] = entropy_over_threshold(entropies)
@@ -117,16 +117,16 @@ def distributions(model: KadForCausalLM, tokenizer: Any, answers: Answers) -> di
     with model.using(answers.rule):
         made = trace_tokens(model, tokenizer, first.prompt_ids, first.token_ids)
     index, position = max(enumerate(made.positions), key=lambda item: _interest(item[1]))
-    rows = sorted(position.candidates, key=lambda row: -max(row.p, row.q, row.pi))[:8]
+    rows = sorted(position.candidates, key=lambda row: -max(row.p, row.p_aligned, row.pi))[:8]
     before = "".join(item.text for item in made.positions[:index])
     return {
         "rule": made.rule_text,
         "context": before[-60:],
-        "alpha": position.alpha,
+        "deferred_mass": position.deferred_mass,
         "tau": position.tau,
         "tokens": [made.vocabulary[row.token] for row in rows],
         "p": [row.p for row in rows],
-        "q": [row.q for row in rows],
+        "p_aligned": [row.p_aligned for row in rows],
         "pi": [row.pi for row in rows],
         "kept": [row.p if row.p >= (position.tau or 0.0) else 0.0 for row in rows],
     }
@@ -199,8 +199,8 @@ def alpha_over_positions(measured: dict[str, Measured]) -> dict[str, Any]:
 
 def _interest(position: Position) -> float:
     """High where p's mass is split evenly between kept and deferred, and q* disagrees with p."""
-    alpha = position.alpha or 0.0
-    return min(alpha, 1 - alpha) * (1 - sum(min(row.p, row.q) for row in position.candidates))
+    alpha = position.deferred_mass or 0.0
+    return min(alpha, 1 - alpha) * (1 - sum(min(row.p, row.p_aligned) for row in position.candidates))
 
 
 def _knapsacks(

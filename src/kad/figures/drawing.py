@@ -12,6 +12,8 @@ from kad.tracing.terminal import visible
 
 BASE, ALIGNED, INK, SOFT = "#0072B2", "#D55E00", "#1d1f23", "#62666d"
 # The palette of Okabe and Ito, ordered so that neighbors differ clearly. Markers tell the rules apart without color.
+SCHEMA = "kad-figure/2"
+"""What the JSON beside a figure holds. Version 1 named no schema, and had other names for some fields."""
 _CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = "osD^vPX"
 _STYLE = {
@@ -37,7 +39,10 @@ def write_figures(figures: Mapping[str, Any], folder: Path) -> list[Path]:
     written = []
     for name, data in figures.items():
         path = folder / f"{name}.json"
-        path.write_text(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        path.write_text(
+            json.dumps({"schema": SCHEMA, **data}, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+            encoding="utf-8",
+        )
         written += [path, *_draw(name, data, folder)]
     return written
 
@@ -60,7 +65,7 @@ def draw_distributions(figure: Any, axes: Any, data: Any) -> None:
     axes.remove()
     panels = figure.subplots(1, 3, sharey=True, sharex=True)
     places = range(len(data["tokens"]))
-    kept, p, q, pi = (data[key] for key in ("kept", "p", "q", "pi"))
+    kept, p, q, pi = (data[key] for key in ("kept", "p", "p_aligned", "pi"))
     deferred = [mass - part for mass, part in zip(p, kept, strict=True)]
     moved = [mass - part for mass, part in zip(pi, kept, strict=True)]
     panels[0].barh(places, kept, color=BASE, label="kept")
@@ -71,7 +76,9 @@ def draw_distributions(figure: Any, axes: Any, data: Any) -> None:
     panels[2].barh(places, moved, left=kept, color=ALIGNED, hatch="////", edgecolor="white", lw=0, label="from q*")
     panels[0].set_yticks(places, [visible(token) for token in data["tokens"]])
     panels[0].invert_yaxis()
-    for panel, title in zip(panels, ("base p", "aligned q*", f"composed π, α = {data['alpha']:.2f}"), strict=True):
+    for panel, title in zip(
+        panels, ("base p", "aligned q*", f"composed π, α = {data['deferred_mass']:.2f}"), strict=True
+    ):
         panel.set_title(title, fontsize=10)
         panel.set_xlim(0, 1)
     panels[0].legend(loc="lower right", fontsize=8)
@@ -152,7 +159,7 @@ DRAWINGS: Mapping[str, Callable[[Any, Any, Any], None]] = {
     "4-critical-item": draw_critical,
     "5-accuracy-throughput": draw_accuracy,
     "6-optimality-gap": draw_gap,
-    "7-alpha": draw_alpha,
+    "7-deferred-mass": draw_alpha,
 }
 
 

@@ -123,6 +123,8 @@ def register(cls: _RuleClass) -> _RuleClass:
         raise RuleError(f"The rule {cls.__qualname__} must define {', '.join(missing)}.")
     if not cls.name.isidentifier() or cls.name != cls.name.lower():
         raise RuleError(f"A rule's name must be a lower-case identifier, but is {cls.name!r}.")
+    if cls.name in _FORMER_NAMES:
+        raise RuleError(f"The rule name {cls.name!r} is taken by {_FORMER_NAMES[cls.name]}; choose another one.")
     known = _REGISTRY.setdefault(cls.name, cls)
     if known is not cls and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
         raise RuleError(f"The rule name {cls.name!r} is taken by {known.__qualname__}; choose another one.")
@@ -167,7 +169,7 @@ def parse_rule(rule: str | Mapping[str, Any] | Rule) -> Rule:
         name = str(parameters.pop("rule", ""))
     else:
         raise RuleError(f"A rule is a string, a dict or a Rule, but got {type(rule).__name__}: {rule!r}.")
-    if name in _FORMER_NAMES and name not in _REGISTRY:
+    if name in _FORMER_NAMES:
         warnings.warn(f"The rule {name!r} is now called {_FORMER_NAMES[name]!r}.", DeprecationWarning, stacklevel=2)
         name = _FORMER_NAMES[name]
     if name not in _REGISTRY:

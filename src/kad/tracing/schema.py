@@ -1,7 +1,8 @@
 """A trace: what the rule did at every position of one answer, as plain values that go to JSON and back.
 
 The JSON is one object with a `schema`. A reader may rely on every field below. A later version that adds fields keeps
-the number of the schema. A version that changes or drops a field raises it.
+the number of the schema. A version that changes or drops a field raises it. Traces of schema 1 are
+read, and written as schema 2.
 """
 
 from __future__ import annotations
@@ -14,7 +15,16 @@ from typing import Any, Literal
 
 from kad.errors import UsageError
 
-SCHEMA = "kad-trace/1"
+SCHEMA = "kad-trace/2"
+_OLD_SCHEMA = "kad-trace/1"
+# Version 1's names of what a position holds, and today's.
+_OLD_NAMES = {
+    "q": "p_aligned",
+    "share_base": "base_share",
+    "share_aligned": "aligned_share",
+    "alpha": "deferred_mass",
+    "drafted": "rejected_draft",
+}
 NOTHING_KEPT = 2.0
 """How a tau of infinity is written: no probability reaches 2, and JSON has no infinity."""
 
@@ -23,11 +33,11 @@ Event = Literal["accepted", "rejected", "bonus", "deferred"]
 
 @dataclass(frozen=True)
 class Candidate:
-    """One token of a position's distributions: its id and its probability under p, q* and pi."""
+    """One token of a position's distributions: its id and its probability under base, aligned and composed model."""
 
     token: int
     p: float
-    q: float
+    p_aligned: float
     pi: float
 
 
@@ -37,10 +47,10 @@ class Position:
 
     Attributes:
         token, text: the emitted token and what it adds to the text ("" while a character is incomplete).
-        p, q, pi: its probabilities under base, aligned and composed model.
-        share_base, share_aligned: which part of pi came from either; they sum to one. None for product rules.
+        p, p_aligned, pi: its probabilities under base, aligned and composed model.
+        base_share, aligned_share: which part of pi came from either; they sum to one. None for product rules.
         kept: k of the emitted token; None for product rules.
-        alpha: the deferred mass of the position; None for product rules.
+        deferred_mass: alpha of the position; None for product rules.
         tau: the threshold on p (`NOTHING_KEPT` for infinity); None where the rule has none.
         acceptance: the probability that a draft from q* is accepted here, sum_v min(pi_v, q*_v).
         floor: every token with p >= floor is among the candidates, by falling p first.
@@ -48,24 +58,24 @@ class Position:
         event: what speculation did: the draft was "accepted"; it was "rejected" and this token drawn instead; this is
             the "bonus" token after a whole accepted window; or it was "deferred" to the next draft and never verified,
             because it is by definition a draw from q*. None without speculation.
-        drafted: the rejected draft, if any.
+        rejected_draft: the draft that was rejected, if one was.
     """
 
     token: int
     text: str
     p: float
-    q: float
+    p_aligned: float
     pi: float
-    share_base: float | None
-    share_aligned: float | None
+    base_share: float | None
+    aligned_share: float | None
     kept: float | None
-    alpha: float | None
+    deferred_mass: float | None
     tau: float | None
     acceptance: float
     floor: float
     candidates: tuple[Candidate, ...]
     event: Event | None = None
-    drafted: int | None = None
+    rejected_draft: int | None = None
 
 
 @dataclass(frozen=True)
@@ -103,9 +113,9 @@ class Trace:
         events = [position.event for position in self.positions]
         return {
             "tokens": len(self.positions),
-            "mean_alpha": _mean(position.alpha for position in self.positions),
+            "mean_deferred_mass": _mean(position.deferred_mass for position in self.positions),
             "mean_acceptance": _mean(position.acceptance for position in self.positions),
-            "mean_share_base": _mean(position.share_base for position in self.positions),
+            "mean_base_share": _mean(position.base_share for position in self.positions),
             "accepted": events.count("accepted"),
             "rejected": events.count("rejected"),
             "bonus": events.count("bonus"),
@@ -113,7 +123,7 @@ class Trace:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON. Candidates are rows [token, p, q, pi]: they are most of a trace."""
+        """Plain values for JSON. Candidates are rows [token, p, p_aligned, pi]: they are most of a trace."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         values["vocabulary"] = {str(token): text for token, text in self.vocabulary.items()}
         values["positions"] = [_position_to_dict(position) for position in self.positions]
@@ -126,12 +136,12 @@ class Trace:
         Raises:
             UsageError: another schema, or a missing or unknown field.
         """
-        if values.get("schema") != SCHEMA:
+        if values.get("schema") not in (_OLD_SCHEMA, SCHEMA):
             raise UsageError(
                 f"This is no trace that this version reads: schema {values.get('schema')!r}, but {SCHEMA!r} is wanted. "
                 "Make it again with kad trace."
             )
-        known = {key: value for key, value in values.items() if key != "summary"}
+        known = {key: value for key, value in values.items() if key != "summary"} | {"schema": SCHEMA}
         try:
             known["vocabulary"] = {int(token): text for token, text in known["vocabulary"].items()}
             known["positions"] = tuple(_position_from_dict(position) for position in known["positions"])
@@ -184,11 +194,12 @@ class Trace:
 
 def _position_to_dict(position: Position) -> dict[str, Any]:
     values = asdict(position)
-    values["candidates"] = [[row.token, row.p, row.q, row.pi] for row in position.candidates]
+    values["candidates"] = [[row.token, row.p, row.p_aligned, row.pi] for row in position.candidates]
     return values
 
 
 def _position_from_dict(values: Mapping[str, Any]) -> Position:
+    values = {_OLD_NAMES.get(name, name): value for name, value in values.items()}
     rows = tuple(Candidate(*row) for row in values["candidates"])
     return Position(**{**values, "candidates": rows})
 

@@ -22,7 +22,7 @@ def render(trace: Trace, every_position: bool = False) -> RenderableType:
     """The trace for `rich.print`. By default it lists only the positions where p's first choice was another token."""
     listed = [item for item in enumerate(trace.positions, 1) if every_position or overruled(item[1])]
     parts: list[RenderableType] = [_headline(trace), Padding(coloured_text(trace), (1, 0))]
-    parts += [_bars(trace, "α deferred  ", [position.alpha for position in trace.positions])]
+    parts += [_bars(trace, "α deferred  ", [position.deferred_mass for position in trace.positions])]
     parts += [_bars(trace, "β acceptance", [position.acceptance for position in trace.positions])]
     if listed:
         parts += [Padding(_table(trace, listed, every_position), (1, 0, 0, 0))]
@@ -40,7 +40,7 @@ def coloured_text(trace: Trace) -> Text:
     """The answer, each token between the base model's blue and the aligned model's orange."""
     text = Text()
     for position in trace.positions:
-        text.append(position.text, _style(position.share_base))
+        text.append(position.text, _style(position.base_share))
     return text
 
 
@@ -52,7 +52,7 @@ def visible(text: str) -> str:
 
 def _headline(trace: Trace) -> Text:
     summary = trace.summary()
-    share, alpha = summary["mean_share_base"], summary["mean_alpha"]
+    share, alpha = summary["mean_base_share"], summary["mean_deferred_mass"]
     parts = [f"{trace.rule_text}   {summary['tokens']} tokens   "]
     line = Text(parts[0], "bold")
     if share is not None and alpha is not None:
@@ -103,18 +103,18 @@ def _table(trace: Trace, listed: Sequence[tuple[int, Position]], every_position:
 
 
 def _numbers(trace: Trace, number: int, position: Position) -> list[Text | str]:
-    share = position.share_base
+    share = position.base_share
     return [
         str(number),
         Text(visible(trace.vocabulary[position.token]), _style(share)),
         "–" if share is None else f"{share:.0%}",
-        *(_probability(value) for value in (position.p, position.q, position.pi)),
-        "–" if position.alpha is None else _probability(position.alpha),
+        *(_probability(value) for value in (position.p, position.p_aligned, position.pi)),
+        "–" if position.deferred_mass is None else _probability(position.deferred_mass),
     ]
 
 
 def _firsts(trace: Trace, position: Position) -> list[Text]:
-    return [_named(trace, _best(position, model), model) for model in ("p", "q")]
+    return [_named(trace, _best(position, model), model) for model in ("p", "p_aligned")]
 
 
 def _probability(value: float) -> str:
@@ -137,8 +137,8 @@ def _named(trace: Trace, row: Candidate, model: str) -> Text:
 
 
 def _event(trace: Trace, position: Position) -> str:
-    if position.event == "rejected" and position.drafted is not None:
-        return f"✗ {visible(trace.vocabulary[position.drafted])}"
+    if position.event == "rejected" and position.rejected_draft is not None:
+        return f"✗ {visible(trace.vocabulary[position.rejected_draft])}"
     return "✓" if position.event == "accepted" else position.event or ""
 
 

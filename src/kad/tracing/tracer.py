@@ -30,10 +30,10 @@ HEAD = 8
 
 @dataclass(frozen=True)
 class SpeculationEvent:
-    """What speculation did at one emitted token; see `Position.event` and `Position.drafted`."""
+    """What speculation did at one emitted token; see `Position.event` and `Position.rejected_draft`."""
 
     event: Event
-    drafted: int | None = None
+    rejected_draft: int | None = None
 
 
 def trace_tokens(
@@ -117,12 +117,12 @@ def record(
                 token=token,
                 text="",
                 p=_short(p[row, token]),
-                q=_short(q[row, token]),
+                p_aligned=_short(q[row, token]),
                 pi=_short(pi[row, token]),
-                share_base=origin,
-                share_aligned=None if origin is None else 1 - origin,
+                base_share=origin,
+                aligned_share=None if origin is None else 1 - origin,
                 kept=kept,
-                alpha=None if alpha is None else _short(alpha[row]),
+                deferred_mass=None if alpha is None else _short(alpha[row]),
                 tau=None if log_tau is None else min(_short(log_tau[row].exp()), NOTHING_KEPT),
                 acceptance=_short(acceptance[row]),
                 floor=floor,
@@ -176,12 +176,14 @@ def _short(value: Tensor) -> float:
 
 
 def _with_event(position: Position, event: SpeculationEvent | None) -> Position:
-    return position if event is None else replace(position, event=event.event, drafted=event.drafted)
+    return position if event is None else replace(position, event=event.event, rejected_draft=event.rejected_draft)
 
 
 def _vocabulary(tokenizer: Any, positions: Sequence[Position]) -> dict[int, str]:
     mentioned = {candidate.token for position in positions for candidate in position.candidates}
-    mentioned |= {token for position in positions for token in (position.token, position.drafted) if token is not None}
+    mentioned |= {
+        token for position in positions for token in (position.token, position.rejected_draft) if token is not None
+    }
     return {token: tokenizer.decode([token]) for token in sorted(mentioned)}
 
 

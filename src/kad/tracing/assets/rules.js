@@ -30,10 +30,10 @@ kad.head = (position) => position.candidates.map((row) => row[1]).filter((p) => 
 
 // The decision as recorded: keep is a function of p where the rule has a threshold, else unknown but for the token.
 kad.recorded = (position, family) => ({
-  known: true, tau: position.tau, alpha: position.alpha, share: position.share_base, pi: position.pi,
+  known: true, tau: position.tau, alpha: position.deferred_mass, share: position.base_share, pi: position.pi,
   acceptance: position.acceptance,
   rows: position.candidates.map(([token, p, q, pi]) => ({token, p, q, pi,
-    kept: family === "product" ? null : kad.keptPart(p, q, pi, position.alpha)})),
+    kept: family === "product" ? null : kad.keptPart(p, q, pi, position.deferred_mass)})),
 });
 
 // k p: what of pi came from p. Where alpha q is all of pi, rounding must not leave a trace of p.
@@ -51,7 +51,7 @@ kad.decide = (position, rule, value) => {
   const kept = (p) => p >= tau * (1 - 1e-6);
   const alpha = tau <= 0 ? 0 : Math.max(0, 1 - head.filter(kept).reduce((sum, p) => sum + p, 0));
   const compose = (p, q) => (kept(p) ? p : 0) + alpha * q;
-  const pi = compose(position.p, position.q);
+  const pi = compose(position.p, position.p_aligned);
   const rows = position.candidates.map(([token, p, q]) => ({token, p, q, pi: compose(p, q), kept: kept(p) ? p : 0}));
   return {known: true, tau, alpha, pi, share: pi > 0 && kept(position.p) ? position.p / pi : 0, acceptance: null, rows};
 };

@@ -24,8 +24,8 @@
     const {summary, generation, models} = trace;
     const how = {given: "given text", generated: generation.do_sample ? "sampled" : "greedy"}[generation.source] ?? generation.source;
     const rows = [["rule", trace.rule_text], ...Object.entries(models), ["answer", `${summary.tokens} tokens, ${how}`]];
-    if (summary.mean_share_base !== null) rows.push(["from base", percent(summary.mean_share_base)]);
-    if (summary.mean_alpha !== null) rows.push(["mean α", number(summary.mean_alpha)]);
+    if (summary.mean_base_share !== null) rows.push(["from base", percent(summary.mean_base_share)]);
+    if (summary.mean_deferred_mass !== null) rows.push(["mean α", number(summary.mean_deferred_mass)]);
     rows.push(["mean β", number(summary.mean_acceptance)]);
     const drafted = summary.accepted + summary.rejected;
     if (drafted) rows.push(["drafts accepted", `${summary.accepted} of ${drafted}`]);
@@ -97,7 +97,7 @@
     const largestOf = (row) => Math.max(row.pi, row.p, row.q);
     const rows = decision.rows.filter((row) => largestOf(row) >= 0.0005).sort((a, b) => largestOf(b) - largestOf(a)).slice(0, 12);
     if (!rows.some((row) => row.token === position.token)) {
-      const own = {token: position.token, p: position.p, q: position.q, pi: decision.pi};
+      const own = {token: position.token, p: position.p, q: position.p_aligned, pi: decision.pi};
       rows.push({...own, kept: decision.share === null ? null : decision.share * decision.pi});
     }
     const largest = Math.max(...rows.map((row) => Math.max(row.p, row.q, row.pi)));
@@ -125,7 +125,7 @@
       ? `Kept: ${percent(decision.share)} of its probability comes from the base model.`
       : "Deferred: the base model gives this token up, it comes from the aligned one.";
     const draft = position.event === "rejected"
-      ? `The draft ${position.drafted === null ? "" : `“${word(position.drafted)}” `}was rejected, and this token drawn instead.`
+      ? `The draft ${position.rejected_draft === null ? "" : `“${word(position.rejected_draft)}” `}was rejected, and this token drawn instead.`
       : events[position.event] ?? "";
     return state.rule ? fate : `${fate} ${draft}`;
   };
@@ -205,7 +205,7 @@
       return;
     }
     const known = positions.map((position, index) => [position, state.decisions[index], index]).filter(([, decision]) => decision.known);
-    const moved = known.filter(([position, decision]) => position.share_base !== null && (decision.share > 0.5) !== (position.share_base > 0.5));
+    const moved = known.filter(([position, decision]) => position.base_share !== null && (decision.share > 0.5) !== (position.base_share > 0.5));
     const differs = known.filter(([position, decision]) => kad.best(decision) !== position.token);
     const parts = [`${moved.length} of ${positions.length} tokens change hands.`];
     if (differs.length) {

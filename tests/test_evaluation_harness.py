@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import kad
+from kad.engines.load import first_device
 from kad.errors import UsageError
 from kad.evaluation.harness import KadLM, register
 
@@ -60,6 +61,12 @@ def test_speculation_takes_one_request_at_a_time(folders: dict[str, Path]) -> No
         KadLM(base=str(folders["base"]), aligned=str(folders["aligned"]), speculative=True, batch_size=2)
     with pytest.raises(UsageError, match="kad takes pair="):
         KadLM(base=str(folders["base"]))
+
+
+def test_a_device_that_is_not_there_is_replaced_as_lm_eval_does(folders: dict[str, Path]) -> None:
+    """lm-eval's command names cuda:0 where nobody says a device."""
+    model = KadLM(base=str(folders["base"]), aligned=str(folders["aligned"]), device="cuda:77")
+    assert str(model.model.base.device) == first_device()
 
 
 def test_the_entry_point_names_the_model() -> None:

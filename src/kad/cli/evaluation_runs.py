@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from kad.cli import loading, stdio
 from kad.cli.options import ModelOptions
+from kad.engines.load import first_device
 from kad.evaluation.options import RunOptions, TaskOptions
 from kad.options import Option
 
@@ -56,7 +57,7 @@ def make_plan(models: ModelOptions, tasks: TaskOptions, run: RunOptions, methods
         methods=tuple(parsed),
         deferral_temperature=composition.deferral_temperature,
         load_options=load_options,
-        device=models.device or default_device(),
+        device=models.device or first_device(),
     )
 
 
@@ -82,14 +83,6 @@ def pair_models(models: ModelOptions) -> tuple[dict[str, Source], Composition]:
     return sources, Composition.of(
         models.rule or config.rule, models.deferral_temperature or config.deferral_temperature
     )
-
-
-def default_device() -> str:
-    """The first accelerator, else the CPU."""
-    import torch
-
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return "cpu" if accelerator is None else str(accelerator)
 
 
 def execute(plan: Plan, out: Path) -> Settings:

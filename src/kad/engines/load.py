@@ -93,6 +93,23 @@ def check_dtype(dtype: str | None, option: str = "dtype") -> None:
         raise OptionError(f"Unknown `{option}` {dtype!r}. Choose from: {', '.join(DTYPES)}.")
 
 
+def first_device() -> str:
+    """Where models go when nobody says: the first accelerator, else the CPU."""
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return "cpu" if accelerator is None else str(accelerator)
+
+
+def is_usable(device: str) -> bool:
+    """Whether tensors can be put on a device here."""
+    try:
+        _check_device(device)
+    except UsageError:
+        return False
+    return True
+
+
 def _loading_options(dtype: str | None, device: str | None, trust_remote_code: bool) -> dict[str, Any]:
     options: dict[str, Any] = {}
     if dtype is not None:
@@ -135,7 +152,7 @@ def _place(model: KadForCausalLM, device: str | None) -> None:
         )
         if placed or not torch.accelerator.is_available():
             return
-        target = torch.accelerator.current_accelerator(check_available=True)
+        target = first_device()
     try:
         model.to(target)
     except RuntimeError as error:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from kad.engines.load import first_device, is_usable
 from kad.errors import UsageError, missing_extra
 from kad.evaluation.tasks.task import TASKS_FOLDER, chat_renderer
 from kad.loading import load_tokenizer
@@ -56,7 +57,8 @@ class KadLM(HFLM):
             pair, base, aligned, reference, rule, deferral_temperature, {} if dtype is None else {"dtype": dtype}
         )
         if device is not None:
-            model.to(device)
+            # lm-eval's command names cuda where nothing is said; without one its own model goes elsewhere too.
+            model.to(device if is_usable(device) else first_device())
         folder = model.config.folder
         place = Source(str(folder)) if folder else model.config.model_references()["aligned"]
         self._speculation = {"num_draft_tokens": num_draft_tokens} if speculative else None

@@ -1,7 +1,8 @@
 """docs/support.md, made from the tests: which rule works with which engine and feature, and with which versions.
 
-A test says what it shows: `@pytest.mark.supports(engine, feature, rules=...)`; without `rules` it is its parameter
-`rule` or `name`. This script collects the marks (it runs no test; the gate does) and writes the page:
+A test says what it shows: `@pytest.mark.supports(engine, feature, rules=...)`. Without `rules` it is the parameter
+`rule` or `name` of the test; `rules=()` is for what does not depend on the rule. This script collects the marks and
+writes the page. It runs no test: the gate does.
 
     python make/support.py            # from tests/ to docs/support/tests.json, and the page
     python make/support.py --vllm     # from tests/vllm, in vLLM's environment, to docs/support/vllm.json, and the page
@@ -36,7 +37,8 @@ HEAD = """# What works with what
 <!-- Made by make/support.py from the tests. Do not edit: run `make support`. -->
 
 A ✓ is a test that passes: it compares the rule, run by this engine in this way, with the definition of the composed
-distribution. [The rules](rules.md) says what each rule does. A rule of your own works wherever its family works.
+distribution. An empty cell is not tested; nothing is known to fail there. [The rules](rules.md) says what each rule
+does. A rule of your own works wherever its family works.
 """
 
 
@@ -53,8 +55,10 @@ class Collector:
 
     def _add(self, item: Any, engine: str, feature: str, rules: Iterable[str] | None = None) -> None:
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
-        for rule in [parameters.get("rule") or parameters["name"]] if rules is None else rules:
-            self.claims.setdefault(engine, {}).setdefault(feature, set()).add(parse_rule(rule).name)
+        shown = [parameters.get("rule") or parameters["name"]] if rules is None else rules
+        self.claims.setdefault(engine, {}).setdefault(feature, set()).update(
+            parse_rule(rule).name for rule in shown if rule
+        )
 
 
 def collect(*arguments: str) -> Claims:
@@ -80,8 +84,14 @@ def page(claims: Claims, hosts: Any) -> str:
     own = [name for name, rule in registry().items() if package_of(rule) == "kad"]
     parts = [HEAD]
     for engine, features in claims.items():
-        rows = [[f"`{rule}`", *("✓" if rule in rules else "" for rules in features.values())] for rule in own]
-        parts += [f"## {engine}\n", _table(["rule", *features], rows)]
+        parts.append(f"## {engine}\n")
+        by_rule = {feature: rules for feature, rules in features.items() if rules}
+        if by_rule:
+            rows = [[f"`{rule}`", *("✓" if rule in rules else "" for rules in by_rule.values())] for rule in own]
+            parts.append(_table(["rule", *by_rule], rows))
+        others = sorted(features.keys() - by_rule.keys(), key=str.lower)
+        if others:
+            parts.append(f"{'Also tested' if by_rule else 'Tested'}, with some rule: {', '.join(others)}.\n")
     parts += ["## Versions\n", "Tested versions. Others within the requirements may work.\n"]
     parts.append(_table(["package", "tested"], [[host.name, host.tested] for host in HOSTS]))
     if hosts:

@@ -32,6 +32,7 @@ def instance(kind: str, *arguments: Any) -> Any:
     return Instance(request_type=kind, doc={}, arguments=arguments, idx=0, metadata=("test", 0, 1))
 
 
+@pytest.mark.supports("lm-eval", "log-likelihoods", rules=())
 def test_log_likelihoods_are_those_of_the_composition(lm: KadLM, folders: dict[str, Path]) -> None:
     pairs = [("What is", " two"), ("A rather longer context than that", " x")]
     found = lm.loglikelihood([instance("loglikelihood", *pair) for pair in pairs])
@@ -45,6 +46,7 @@ def test_log_likelihoods_are_those_of_the_composition(lm: KadLM, folders: dict[s
         assert log_likelihood == pytest.approx(float(log_pi.sum()), abs=1e-3)
 
 
+@pytest.mark.supports("lm-eval", "generation", rules=())
 def test_greedy_generation_is_the_argmax_of_pi(lm: KadLM, folders: dict[str, Path]) -> None:
     prompts = ["Hello", "A longer prompt, so that the batch is padded"]
     arguments = {"until": [], "max_gen_toks": 10, "do_sample": False}

@@ -98,6 +98,7 @@ def test_greedy_is_argmax_pi(model: kad.KadForCausalLM, prompt: Prompt) -> None:
     assert torch.equal(text, uncached)
 
 
+@pytest.mark.supports("Transformers", "logits processors", rules=())
 def test_scores_are_log_pi_and_processors_act_on_it(model: kad.KadForCausalLM, prompt: Prompt) -> None:
     class Ban(LogitsProcessor):
         def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -170,6 +171,7 @@ def test_beam_search_finds_what_scoring_every_continuation_finds(model: kad.KadF
     assert text[0, 4:].tolist() == [best // VOCAB, best % VOCAB]
 
 
+@pytest.mark.supports("Transformers", "static caches", rules=())
 def test_static_and_dynamic_caches_give_the_same(model: kad.KadForCausalLM, prompt: Prompt) -> None:
     runs = [
         model.generate(prompt(5, batch=2), max_new_tokens=9, do_sample=False, cache_implementation=kind)
@@ -178,6 +180,7 @@ def test_static_and_dynamic_caches_give_the_same(model: kad.KadForCausalLM, prom
     assert torch.equal(*runs)
 
 
+@pytest.mark.supports("Transformers", "a cache kept between turns", rules=())
 def test_a_conversation_continues_from_its_cache(model: kad.KadForCausalLM, prompt: Prompt) -> None:
     options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "return_dict_in_generate": True}
     first = model.generate(prompt(6), **options)
@@ -186,6 +189,7 @@ def test_a_conversation_continues_from_its_cache(model: kad.KadForCausalLM, prom
     assert torch.equal(warm.sequences, model.generate(longer, **options).sequences)
 
 
+@pytest.mark.supports("Transformers", "stop strings", rules=())
 def test_streamers_stop_strings_and_stopping_criteria(model: kad.KadForCausalLM, prompt: Prompt) -> None:
     class Count(TextStreamer):
         def __init__(self) -> None:
@@ -258,6 +262,7 @@ def test_never_and_always_give_the_models_own_logits(model: kad.KadForCausalLM, 
             torch.testing.assert_close(model(ids).logits, part(ids).logits.log_softmax(-1), atol=bits, rtol=0)
 
 
+@pytest.mark.supports("Transformers", "padded vocabularies", rules=())
 def test_padded_vocabularies_are_trimmed_to_the_common_rows(prompt: Prompt) -> None:
     base, aligned = make_model(0), make_model(1, vocab=VOCAB + 8)
     model = kad.KadForCausalLM.from_models(base, aligned, rule="dual:threshold=0.2")

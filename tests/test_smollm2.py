@@ -43,6 +43,7 @@ def test_a_chat_prompt_is_answered_through_the_command_line_from_the_gguf_file(t
     assert result["tokens_per_second"] > 0
 
 
+@pytest.mark.supports("Transformers", "GGUF weights", rules=())
 def test_the_composition_follows_its_definition_on_real_weights() -> None:
     model = kad.KadForCausalLM.from_models(str(smollm2.perturbed()), str(smollm2.aligned()), dtype="float32")
     ids = torch.randint(1000, 40_000, (1, 24), generator=torch.Generator().manual_seed(0))

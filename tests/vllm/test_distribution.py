@@ -65,8 +65,8 @@ def served(request: pytest.FixtureRequest, engine: Any) -> tuple[Any, list[Any],
     return pair, batch, result
 
 
-@pytest.mark.supports("vLLM", "log-probabilities", rules=RULES[1:])
-@pytest.mark.supports("vLLM", "greedy", rules=RULES[1:])
+@pytest.mark.supports("vLLM", "log-probabilities", rules=RULES)
+@pytest.mark.supports("vLLM", "greedy", rules=RULES)
 def test_log_probabilities_are_those_of_transformers(served: Any, log_pi: Any) -> None:
     pair, batch, result = served
     for asked, answer in zip(batch, result["batches"][0], strict=True):
@@ -80,7 +80,7 @@ def test_log_probabilities_are_those_of_transformers(served: Any, log_pi: Any) -
             assert (rows.amax(-1) - chosen).max() < TOLERANCE, rule
 
 
-@pytest.mark.supports("vLLM", "prompt log-probabilities", rules=RULES[1:])
+@pytest.mark.supports("vLLM", "prompt log-probabilities", rules=RULES)
 def test_prompt_log_probabilities_follow_the_requests_rule(served: Any, log_pi: Any) -> None:
     pair, batch, result = served
     checked = 0

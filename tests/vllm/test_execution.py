@@ -49,10 +49,12 @@ def speculation(random_pair: Path, **more: Any) -> dict[str, Any]:
     }
 
 
+@pytest.mark.supports("vLLM", "compilation", rules=())
 def test_compiled(engine: Any, random_pair: Path, eager: list[list[int]]) -> None:
     assert texts(engine(random_pair, [batch()], enforce_eager=False)["batches"][0]) == eager
 
 
+@pytest.mark.supports("vLLM", "tensor parallelism", rules=())
 def test_two_ranks_with_speculation(engine: Any, random_pair: Path, eager: list[list[int]]) -> None:
     got = engine(
         random_pair,
@@ -64,6 +66,7 @@ def test_two_ranks_with_speculation(engine: Any, random_pair: Path, eager: list[
     assert texts(got["batches"][0]) == eager
 
 
+@pytest.mark.supports("vLLM", "preemption", rules=())
 @pytest.mark.parametrize("speculate", [False, True])
 def test_preemption(engine: Any, random_pair: Path, eager: list[list[int]], speculate: bool) -> None:
     """Too few blocks for all requests at once: some are put back and start over, in all models' caches."""

@@ -89,6 +89,7 @@ def samples(
     return {task: [json.loads(line) for line in file.read_text().splitlines()] for task, file in files.items()}
 
 
+@pytest.mark.supports("vLLM", "lm-eval's own model `vllm`", rules=())
 def test_generated_texts_are_those_of_transformers(samples: Any, asked: dict[str, Asked]) -> None:
     assert len(samples["problem_answer"]) == len(asked)
     for sample in samples["problem_answer"]:

@@ -85,6 +85,7 @@ def ask(server: Server, **options: Any) -> Any:
     )
 
 
+@pytest.mark.supports("vLLM", "tool calls and reasoning", rules=())
 def test_a_whole_answer(server: Server) -> None:
     choice = ask(server).choices[0]
     assert choice.finish_reason == "tool_calls"

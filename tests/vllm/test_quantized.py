@@ -63,6 +63,7 @@ def pair(quantized: Path, tiny: str) -> Path:
     return folder
 
 
+@pytest.mark.supports("vLLM", "quantized weights", rules=())
 def test_log_pi_is_the_composition_of_the_parts_run_alone(engine: Any, pair: Path, quantized: Path) -> None:
     def log_probs(model: Any, rules: list[str | None]) -> list[torch.Tensor]:
         extra = [{"extra_args": {"rule": rule}} if rule else {} for rule in rules]

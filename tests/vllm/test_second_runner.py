@@ -45,6 +45,7 @@ def check_log_probabilities(pair: Path, log_pi: Any, batch: list[Any], answers: 
             assert (rows.amax(-1) - chosen).max() < TOLERANCE, rule
 
 
+@pytest.mark.supports("vLLM", "second model runner", rules=RULES)
 def test_every_rule_mixed_in_one_batch(engine: Any, random_pair: Path, log_pi: Any) -> None:
     batch = [request(prompt, rule) for prompt in prompts(1, 40) for rule in RULES]
     batch += [request(prompt, rule, temperature=1.0, seed=7) for prompt in prompts(7) for rule in RULES]

@@ -92,12 +92,14 @@ def test_chat_is_what_transformers_answers(server: Server, greedy: str) -> None:
     assert server.metric("vllm:spec_decode_num_accepted_tokens_total") > 0
 
 
+@pytest.mark.supports("vLLM", "streaming", rules=())
 def test_streaming_gives_the_same_in_pieces(server: Server, greedy: str) -> None:
     pieces = [chunk.choices[0].delta.content or "" for chunk in chat(server, stream=True) if chunk.choices]
     assert "".join(pieces) == greedy
     assert len([piece for piece in pieces if piece]) > 1
 
 
+@pytest.mark.supports("vLLM", "several choices", rules=())
 def test_several_choices_with_log_probabilities(server: Server) -> None:
     # Hot, since the trained pair nearly always gives one and the same answer at temperature 1.
     answer = chat(server, n=3, temperature=2.0, seed=1, logprobs=True, top_logprobs=3)
@@ -108,11 +110,13 @@ def test_several_choices_with_log_probabilities(server: Server) -> None:
             assert entry.logprob <= 1e-6
 
 
+@pytest.mark.supports("vLLM", "stop strings", rules=())
 def test_a_stop_string_ends_the_text(server: Server, greedy: str) -> None:
     answer = chat(server, stop=["="]).choices[0]
     assert answer.message.content == greedy.split("=")[0]
 
 
+@pytest.mark.supports("vLLM", "JSON schemas", rules=())
 def test_a_schema_is_kept_to(server: Server) -> None:
     schema = {"type": "object", "properties": {"fruit": {"enum": ["apple", "pear"]}}, "required": ["fruit"]}
     choice = {
@@ -204,7 +208,7 @@ def test_random_requests_good_and_bad(server: Server) -> None:
     assert report.fates["good: 200"] > 60
 
 
-@pytest.mark.supports("vLLM", "server", rules=RULES[1:])
+@pytest.mark.supports("vLLM", "server", rules=RULES)
 def test_two_hundred_at_once_are_answered_as_one_by_one(server: Server) -> None:
     asked = [(" ".join([QUESTION] * (1 + i % 4))[i % 9 :], RULES[i % len(RULES)]) for i in range(200)]
     one_by_one = {request: complete(server, *request) for request in dict.fromkeys(asked)}

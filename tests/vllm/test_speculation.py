@@ -99,7 +99,7 @@ def assert_same_texts(one: list[Any], other: list[Any]) -> None:
             assert all(abs(a[token] - b[token]) < 5e-4 for token in a)
 
 
-@pytest.mark.supports("vLLM", "speculative", rules=GREEDY_RULES[1:])
+@pytest.mark.supports("vLLM", "speculative", rules=GREEDY_RULES)
 def test_greedy_is_token_for_token_the_same(plain: Any, speculative: Any, random_pair: Path) -> None:
     assert_same_texts(plain[str(random_pair)], speculative["batches"][0])
 
@@ -128,7 +128,7 @@ def test_a_seed_repeats_a_sampled_text_with_deterministic_drafts(repeatable: lis
     assert len({tuple(tokens) for tokens in once}) > 20
 
 
-@pytest.mark.supports("vLLM", "speculative sampling", rules=[rule for rule, _ in GROUPS if rule])
+@pytest.mark.supports("vLLM", "speculative sampling", rules=[rule for rule, _ in GROUPS])
 @pytest.mark.parametrize("group", range(len(GROUPS)), ids=[f"{rule}{warpers or ''}" for rule, warpers in GROUPS])
 def test_samples_follow_pi(speculative: Any, log_pi: Any, random_pair: Path, group: int) -> None:
     """At every position the sampled tokens' mean log-probability is pi's negative entropy, within sampling error.

@@ -21,11 +21,12 @@ from transformers import Cache, GenerationConfig, GenerationMixin, PreTrainedCon
 import kad
 from kad.engines.forward import run_part
 from kad.errors import HostError, UsageError
-from kad.hosts import needs, transformers, versions
+from kad.hosts import lm_eval, needs, transformers, versions
 from kad.hosts.needs import Need, check, missing, moved
 from kad.hosts.versions import HOSTS, LM_EVAL, TRANSFORMERS, installed
 
-NEEDED = [*transformers.NEEDS]
+NEEDED = [*transformers.NEEDS, *lm_eval.TASK_NEEDS, *lm_eval.MODEL_NEEDS]
+HOST_OF = {"transformers": TRANSFORMERS, "lm_eval": LM_EVAL}
 SOURCES = Path(kad.__file__).parent
 pytestmark = pytest.mark.core
 
@@ -56,14 +57,16 @@ def test_the_installed_host_has_what_kad_needs(need: Need) -> None:
 @pytest.mark.parametrize("need", NEEDED, ids=lambda need: need.name)
 def test_a_name_that_is_gone_is_one_sentence(need: Need, monkeypatch: pytest.MonkeyPatch) -> None:
     owner, name = owner_of(need)
-    assert name in vars(owner), "the need names a class that only inherits it: removing it would prove nothing"
-    monkeypatch.delattr(owner, name)
+    for place in owner.__mro__ if isinstance(owner, type) else [owner]:
+        if name in vars(place):
+            monkeypatch.delattr(place, name)
+    host = HOST_OF[need.name.split(".")[0].split(":")[0]]
     with pytest.raises(HostError) as raised:
-        check(TRANSFORMERS, transformers.NEEDS)
+        check(host, NEEDED)
     assert str(raised.value) == (
-        f"kad needs {need.name.replace(':', '.')}, which Transformers {installed('transformers')} does not have. "
-        f"Install a tested version ({TRANSFORMERS.oldest} to {TRANSFORMERS.newest}): "
-        f'pip install "transformers>={TRANSFORMERS.oldest},<={TRANSFORMERS.newest}"'
+        f"kad needs {need.name.replace(':', '.')}, which {host.name} {installed(host.package)} does not have. "
+        f"Install a tested version ({host.tested}): "
+        f'pip install "{host.package}>={host.oldest},<={host.newest}"'
     )
 
 
@@ -71,8 +74,9 @@ def test_a_name_that_is_gone_is_one_sentence(need: Need, monkeypatch: pytest.Mon
 def test_a_parameter_that_is_gone_is_one_sentence(need: Need, monkeypatch: pytest.MonkeyPatch) -> None:
     owner, name = owner_of(need)
     monkeypatch.setattr(owner, name, lambda self: None)
-    with pytest.raises(HostError, match=f"kad needs parameter '{need.parameters[0]}' of transformers"):
-        check(TRANSFORMERS, transformers.NEEDS)
+    host = HOST_OF[need.name.split(".")[0].split(":")[0]]
+    with pytest.raises(HostError, match=f"kad needs parameter '{need.parameters[0]}' of {need.name.split(':')[0]}"):
+        check(host, [need])
 
 
 def test_at_the_command_line_it_is_one_line_and_exit_code_2() -> None:
@@ -208,7 +212,7 @@ def private_names() -> set[str]:
 
 
 def uses(source: str, private: set[str]) -> set[str]:
-    """What a module uses of Transformers that is not documented: private names, and modules below the first level."""
+    """What a module uses of a host that is not documented: private names, deep modules, and anything of lm-eval."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Attribute) and node.attr in private:
@@ -219,8 +223,10 @@ def uses(source: str, private: set[str]) -> set[str]:
             found.add(node.value)
         elif isinstance(node, ast.Assign):
             found |= {t.id for t in node.targets if isinstance(t, ast.Name) and t.id in private}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("transformers."):
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(("transformers.", "lm_eval")):
             found.add(str(node.module))
+        elif isinstance(node, ast.Import):
+            found |= {name.name for name in node.names if name.name.startswith("lm_eval")}
     return found - {"transformers.utils"}  # its `logging` is documented
 
 

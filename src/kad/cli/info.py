@@ -1,7 +1,8 @@
-"""`kad info`: what a pair is made of, without loading its weights."""
+"""`kad info`: what a pair is made of, without loading its weights; or what this installation is made of."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +10,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from kad.cli import loading, options, stdio
+from kad.cli import environment, loading, options, stdio
 from kad.cli.flatten import Only
 from kad.errors import PairError, UsageError, VocabularyError
 
@@ -22,6 +23,7 @@ EXAMPLES = (
     "kad info my-pair",
     "kad info --base Qwen/Qwen3-14B-Base --aligned Qwen/Qwen3-1.7B",
     "kad info my-pair --json | jq .memory",
+    "kad info --environment",
 )
 
 # Tokens of context for which the memory of the key-value caches is worked out.
@@ -59,6 +61,9 @@ def command(
     ] = None,
     *,
     named: Annotated[options.ModelOptions, Only("base", "aligned", "reference")],
+    of_environment: Annotated[
+        bool, typer.Option("--environment", help="Show versions, system and devices instead, for a report of an error.")
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
     """Show a pair: models, sizes, vocabulary match, memory.
@@ -66,6 +71,11 @@ def command(
     Everything comes from configurations and tokenizers; no weights are loaded. Instead of a pair you can name models,
     to see whether they would make one.
     """
+    if of_environment:
+        if pair is not None or named.base is not None:
+            raise UsageError("kad info --environment is about this installation: leave out the pair and the models.")
+        _show(environment.environment(), environment.render, as_json)
+        return
     named = replace(named, pair=pair)
     named.check_sources()
     if pair is None and named.base is None:
@@ -83,10 +93,14 @@ def command(
         "memory": _memory(models),
         "draft_cost": models["aligned"].parameters / models["base"].parameters,
     }
+    _show(found, lambda found: _render(found, models), as_json)
+
+
+def _show(found: dict[str, Any], render: Callable[[dict[str, Any]], Table], as_json: bool) -> None:
     if as_json:
         stdio.print_json(found)
     else:
-        stdio.stdout().print(_render(found, models))
+        stdio.stdout().print(render(found))
 
 
 def _configuration(models: options.ModelOptions) -> KadConfig:

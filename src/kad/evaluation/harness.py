@@ -9,23 +9,22 @@ kad.evaluation.harness` is lm-eval's command with both in place.
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import Any
 
 from kad.engines.load import first_device, is_usable
-from kad.errors import UsageError, missing_extra
+from kad.errors import UsageError
 from kad.evaluation.tasks.task import TASKS_FOLDER, chat_renderer
+from kad.hosts import lm_eval
 from kad.loading import load_tokenizer
 from kad.modeling import KadForCausalLM
 from kad.sources import Source
+from kad.speculation import speculative as decode_speculatively
 
-try:
-    from lm_eval.api.registry import model_registry
-    from lm_eval.models.huggingface import HFLM
-except ImportError:
-    raise missing_extra("eval", "lm-eval") from None
+HFLM = lm_eval.model_class()
 
 
-class KadLM(HFLM):
+class KadLM(HFLM):  # type: ignore[misc, valid-type]
     """A pair as an lm-eval model.
 
     Args:
@@ -61,9 +60,12 @@ class KadLM(HFLM):
             model.to(device if is_usable(device) else first_device())
         folder = model.config.folder
         place = Source(str(folder)) if folder else model.config.model_references()["aligned"]
-        self._speculation = {"num_draft_tokens": num_draft_tokens} if speculative else None
-        if self._speculation is not None and str(kwargs.get("batch_size", 1)) != "1":
-            raise UsageError("speculative decoding takes one request at a time; leave batch_size at 1")
+        if speculative:
+            if str(kwargs.get("batch_size", 1)) != "1":
+                raise UsageError("speculative decoding takes one request at a time; leave batch_size at 1")
+            model.generate = partial(  # type: ignore[method-assign]
+                model.generate, custom_generate=decode_speculatively, num_draft_tokens=num_draft_tokens
+            )
         super().__init__(pretrained=model, tokenizer=load_tokenizer(place), **kwargs)
         # lm-eval writes this into its results; a module would not be JSON.
         self.pretrained = model.config.name_or_path or f"{base} + {aligned}"
@@ -76,33 +78,23 @@ class KadLM(HFLM):
             return rendered
         return self._render(chat_history)
 
-    def _model_generate(self, context: Any, max_length: int, stop: list[str], **generation_kwargs: Any) -> Any:
-        if self._speculation is not None:
-            import kad
-
-            generation_kwargs |= {"custom_generate": kad.speculative, **self._speculation}
-        return super()._model_generate(context, max_length, stop, **generation_kwargs)
-
 
 def main(arguments: list[str] | None = None) -> None:
     """lm-eval's command line, with the model `kad` registered and kad's tasks included."""
-    from lm_eval.__main__ import cli_evaluate
-
     register()
     given = list(sys.argv[1:] if arguments is None else arguments)
     # `lm-eval --model ...` without a subcommand means `run`; only that one takes tasks to include.
     if (not given or given[0] == "run" or given[0].startswith("-")) and "--include_path" not in given:
         given += ["--include_path", str(TASKS_FOLDER)]
     sys.argv = ["lm-eval", *given]
-    cli_evaluate()
+    lm_eval.command()()
 
 
 def register() -> None:
     """Make `--model kad` known to this process's lm-eval; harmless where the entry point has done so."""
-    import lm_eval.models  # noqa: F401  (fills the registry, which must not find our name alone)
-
-    if "kad" not in model_registry:
-        model_registry.register("kad", target="kad.evaluation.harness:KadLM")
+    registry = lm_eval.model_registry()
+    if "kad" not in registry:
+        registry.register("kad", target="kad.evaluation.harness:KadLM")
 
 
 def _load(

@@ -67,7 +67,7 @@ def moved(host: Host, what: str | ImportError) -> HostError:
         what = f"{what.name}.{name[1]}" if name else f"the module {what.name}"
     return HostError(
         f"kad needs {what}, which {host.name} {installed(host.package)} does not have. "
-        f'Install a tested version ({host.tested}): pip install "{host.requirement}"'
+        f'Install a tested version ({host.tested}): pip install "{host.tested_requirement}"'
     )
 
 

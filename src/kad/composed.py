@@ -78,7 +78,7 @@ class Composed:
         if isinstance(rule, ProductRule):
             weights = self.product()
             lowest = torch.maximum(log_p, log_aligned) + (weights.amax(dim=-1, keepdim=True) + EXCLUDED)
-            return torch.maximum(weights, lowest).log_softmax(dim=-1), None
+            return torch.where(weights == -torch.inf, lowest, weights).log_softmax(dim=-1), None
         raise RuleError(f"{type(rule).__name__} must be derived from CascadeRule or ProductRule.")
 
     def keep(self) -> Tensor:

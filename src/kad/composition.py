@@ -65,6 +65,7 @@ def compose(
     reference_logits: Tensor | None = None,
     *,
     deferral_temperature: float | None = None,
+    check: bool = True,
 ) -> Tensor:
     """The log-probabilities of the composed model, log pi.
 
@@ -74,6 +75,7 @@ def compose(
         aligned_logits: the same shape, the aligned model q*.
         reference_logits: the same shape, the reference model q; needed by product rules, unused by cascades.
         deferral_temperature: short for `Composition(rule, deferral_temperature)`.
+        check: whether a bad row is an error on a CPU; False leaves it NaN, as on other devices.
 
     Returns:
         (..., vocab), float32 (float64 if an input is), normalised. A token that pi excludes, but p or q* allows, stands
@@ -87,7 +89,7 @@ def compose(
         positive.
     """
     composition = Composition.of(rule, deferral_temperature)
-    return _by_row(Composed.log_pi, composition, base_logits, aligned_logits, reference_logits)
+    return _by_row(Composed.log_pi, composition, base_logits, aligned_logits, reference_logits, check=check)
 
 
 def deferred_mass(rule: RuleLike, base_logits: Tensor, aligned_logits: Tensor) -> Tensor:
@@ -192,6 +194,8 @@ def _by_row(
     base_logits: Tensor,
     aligned_logits: Tensor,
     reference_logits: Tensor | None = None,
+    *,
+    check: bool = True,
 ) -> Tensor:
     """A quantity (rows, n) of every row, as (..., n); on a CPU a few rows at a time, and bad rows are an error."""
     given = _inputs(composition.rule, base_logits, aligned_logits, reference_logits)
@@ -202,7 +206,7 @@ def _by_row(
         here = Composition(rule, composition.deferral_temperature)
         parts.append(quantity(composed(here, *(logits[block] for logits in flat))))
     rows = parts[0] if len(parts) == 1 else torch.cat(parts)
-    if may_look(rows) and bool(rows[:, :1].isnan().any()):
+    if check and may_look(rows) and bool(rows[:, :1].isnan().any()):
         composed(composition, base_logits, aligned_logits, reference_logits).explain()
     return rows.reshape(*given[0].shape[:-1], rows.shape[-1])
 

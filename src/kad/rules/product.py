@@ -67,8 +67,10 @@ class Contrastive(ProductRule):
 
 
 def _power(log_x: Tensor, exponent: float) -> Tensor:
-    """exponent * log x with 0^0 = 1."""
-    return exponent * log_x if exponent > 0 else torch.zeros_like(log_x)
+    """exponent * log x with 0^0 = 1; 0 to an exponent that underflows stays 0."""
+    if exponent == 0:
+        return torch.zeros_like(log_x)
+    return (exponent * log_x).masked_fill(log_x == -torch.inf, -torch.inf)
 
 
 def _inverse_power(log_x: Tensor, exponent: float) -> Tensor:

@@ -36,9 +36,9 @@ HEAD = """# What works with what
 
 <!-- Made by make/support.py from the tests. Do not edit: run `make support`. -->
 
-A ✓ is a test that passes: it compares the rule, run by this engine in this way, with the definition of the composed
-distribution. An empty cell is not tested; nothing is known to fail there. [The rules](rules.md) says what each rule
-does. A rule of your own works wherever its family works.
+A ✓ is a test that every change must pass. It compares the rule, run by this engine in this way, with the definition of
+the composed distribution. An empty cell is not tested; nothing is known to fail there. [The rules](rules.md) says what
+each rule does.
 """
 
 

@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import inspect
+import pkgutil
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 
 import pytest
 
@@ -77,6 +79,19 @@ def test_every_public_function_and_class_has_an_entry(module: ModuleType) -> Non
         thing = getattr(module, name)
         if callable(thing) and thing not in rules:
             assert re.search(rf"^::: kad\.(?:\w+\.)*{name}$", API, flags=re.M), f"docs/api has no entry for {name}"
+
+
+def test_everything_in_the_reference_has_a_docstring() -> None:
+    """A method may inherit it."""
+    entries = re.findall(r"^::: ([\w.]+)$", API, flags=re.M)
+    assert len(entries) > 20
+    for entry in entries:
+        thing = pkgutil.resolve_name(entry)
+        members = vars(thing).items() if isinstance(thing, type) else ()
+        for name, member in [(entry, thing), *members]:
+            documented = isinstance(member, type | FunctionType | property | classmethod | staticmethod)
+            if documented and not name.startswith("_"):
+                assert inspect.getdoc(getattr(thing, name, thing)), f"{entry}: {name} has no docstring"
 
 
 def test_every_rule_stands_in_the_tables() -> None:

@@ -83,10 +83,10 @@ def compose(
 
     Raises:
         LogitsError: NaN, +inf or a row of only -inf. Elsewhere than on a CPU nothing is looked at: such rows are NaN,
-        and `raise_if_bad` says why.
+            and `raise_if_bad` says why.
         VocabularyError: shapes that differ.
         RuleError: a bad rule, one that needs the reference model without it, or a deferral temperature that is not
-        positive.
+            positive.
     """
     composition = Composition.of(rule, deferral_temperature)
     return _by_row(Composed.log_pi, composition, base_logits, aligned_logits, reference_logits, check=check)

@@ -152,6 +152,7 @@ class Exact(CascadeRule):
     budget: float = probability(0.9)
 
     def keep(self, log_p: Tensor, log_aligned: Tensor) -> Tensor:
+        """1 for the tokens that the optimum keeps, else 0."""
         return (1.0 - exact(log_p, self.budget).deferred).to(log_p.dtype)
 
 

@@ -27,6 +27,7 @@ class Only:
         self.fields = fields
 
     def offers(self, field: str) -> bool:
+        """Whether the command offers this field."""
         return field in self.fields
 
 
@@ -34,6 +35,7 @@ class Without(Only):
     """The fields of a group that a command does not offer; they keep their defaults."""
 
     def offers(self, field: str) -> bool:
+        """Whether the command offers this field."""
         return field not in self.fields
 
 

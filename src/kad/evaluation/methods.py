@@ -60,6 +60,7 @@ class Method:
 
     @property
     def name(self) -> str:
+        """The method as `--methods` writes it."""
         if self.role == "oracle":
             return f"oracle={self.oracle}"
         head = str(self.rule) if self.role == "composed" else self.role

@@ -26,6 +26,7 @@ class Job:
 
     @property
     def key(self) -> SampleKey:
+        """Which sample this is."""
         return SampleKey(self.method.name, self.question.task, self.question.question_id, self.sample)
 
 

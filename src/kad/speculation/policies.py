@@ -110,7 +110,8 @@ class Policy(ABC):
         """Verify W drafts after a prefix of `length`, given the other models' logits (W, vocab).
 
         Raises:
-            LogitsError: a row of logits that is no distribution. RuleError: keep probabilities outside [0, 1].
+            LogitsError: a row of logits that is no distribution.
+            RuleError: keep probabilities outside [0, 1].
         """
 
     def bonus(self, rows: Rows) -> Bonus:

@@ -55,9 +55,11 @@ class Settings(RunOptions):
         }
 
     def temperature_of(self, task: TaskInfo) -> float:
+        """The temperature of the run, else that of the task."""
         return task.temperature if self.temperature is None else self.temperature
 
     def max_new_tokens_of(self, task: TaskInfo) -> int:
+        """The token limit of the run, else that of the task."""
         return task.max_new_tokens if self.max_new_tokens is None else self.max_new_tokens
 
 

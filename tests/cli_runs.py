@@ -15,7 +15,7 @@ Result = Any  # Click's, of which Typer may carry its own copy
 
 
 def generate(*arguments: Any, code: int = 0, stdin: str | bytes | None = None, **env: str) -> Result:
-    """What the command gives, without the colour settings of whoever runs the tests; its exit code must be `code`."""
+    """What the command gives, without the color settings of whoever runs the tests; its exit code must be `code`."""
     settings = {"FORCE_COLOR": None, "NO_COLOR": None, **env}
     result = CliRunner().invoke(app, ["generate", *map(str, arguments)], input=stdin, env=settings)
     assert result.exit_code == code, f"{result.stderr}\n{result.exception!r}"

@@ -16,7 +16,7 @@ import oracle
 from conftest import make_tokenizer
 from kad.cli.main import app
 from kad.errors import UsageError
-from kad.figures.analysis import accuracies, approximation_on, summarise
+from kad.figures.analysis import accuracies, approximation_on, summarize
 from kad.figures.answers import Question, answer
 from kad.figures.approximation import approximation, concatenate
 from kad.rules import Primal
@@ -96,7 +96,7 @@ def test_summary_is_of_the_columns(logits: tuple[torch.Tensor, torch.Tensor]) ->
     ]
     for name in rows.__dataclass_fields__:
         assert torch.allclose(getattr(concatenate(halves), name), getattr(rows, name), equal_nan=True), name
-    summary = summarise(rows, budget=BUDGET, threshold=THRESHOLD)
+    summary = summarize(rows, budget=BUDGET, threshold=THRESHOLD)
     assert summary["positions"] == 25 == sum(row["positions"] for row in summary["unfilled_by_confidence"])
     assert summary["primal"]["gap"]["mean"] == pytest.approx(float(rows.primal_gap.mean()))
     assert summary["primal"]["dantzig_gap"]["mean"] >= summary["primal"]["gap"]["mean"]

@@ -183,7 +183,7 @@ def test_product_rules_have_no_origins(models: list[str]) -> None:
     assert "Rule implicit_reward multiplies the models" in refused.stderr
 
 
-def test_color_shows_the_same_text_in_the_colours_of_its_origins() -> None:
+def test_color_shows_the_same_text_in_the_colors_of_its_origins() -> None:
     plain = generate(QUESTION).stdout
     colored = generate(QUESTION, "--color", FORCE_COLOR="1", TERM="xterm-256color", COLORTERM="truecolor").stdout
     assert "\x1b[38;2;" in colored
@@ -203,7 +203,7 @@ def without_escapes(text: str) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 
-def test_the_two_ends_of_the_colours() -> None:
+def test_the_two_ends_of_the_colors() -> None:
     for rule, share in (("base_only", 1.0), ("aligned_only", 0.0)):
         assert as_json(generate(QUESTION, "--rule", rule, "--json", "-n", "5"))["base_share"] == [share] * 5
     assert origins.color(1.0) == "#2f86d6"

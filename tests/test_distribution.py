@@ -37,7 +37,7 @@ def test_blocks_find_what_the_whole_row_holds(kind: str, vocab: int) -> None:
     assert vocab != 49_152 or columns_above(logits, logits.amax(-1)) is not None
 
 
-def test_the_normaliser_is_logsumexp_in_every_precision() -> None:
+def test_the_normalizer_is_logsumexp_in_every_precision() -> None:
     logits = rows_of("random", 1000)
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         distribution = Distribution.from_logits(logits.to(dtype))

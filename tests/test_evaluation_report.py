@@ -16,7 +16,7 @@ from kad.evaluation.results import tables
 from kad.evaluation.results.report import build_report, write_report
 from kad.evaluation.results.settings import Settings
 from kad.evaluation.results.storage import RunDirectory
-from kad.evaluation.results.summary import summarise
+from kad.evaluation.results.summary import summarize
 from kad.evaluation.tasks.task import TaskInfo
 
 
@@ -68,7 +68,7 @@ def write_run(folder: Path, records: list[dict[str, Any]], rows: int = 8) -> Pat
 
 
 def test_rows_by_hand() -> None:
-    aligned, dual = summarise(RECORDS)
+    aligned, dual = summarize(RECORDS)
     assert (aligned.method, aligned.versus_baseline, aligned.acceptance_rate) == ("aligned", None, None)
     assert aligned.accuracy["strict"].estimate == pytest.approx(2 / 8)
     assert dual.accuracy["strict"].estimate == pytest.approx(6 / 8)
@@ -88,14 +88,14 @@ def test_rows_by_hand() -> None:
 
 
 def test_the_baseline_can_be_chosen_and_must_exist() -> None:
-    aligned, dual = summarise(RECORDS, "dual@speculative")
+    aligned, dual = summarize(RECORDS, "dual@speculative")
     assert dual.versus_baseline is None
     assert aligned.versus_baseline is not None
     assert aligned.versus_baseline["strict"].difference.estimate == pytest.approx(-0.5)
     with pytest.raises(UsageError, match="'base' is not among the methods: aligned, dual@speculative"):
-        summarise(RECORDS, "base")
+        summarize(RECORDS, "base")
     with pytest.raises(UsageError, match="no finished samples"):
-        summarise([])
+        summarize([])
 
 
 def test_an_unfinished_run_has_no_differences_and_says_so(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_plots_are_reproducible(tmp_path: Path) -> None:
 
 
 def test_columns_that_nobody_fills_are_left_out() -> None:
-    headings = [column.heading for column in tables.filled_columns(summarise(RECORDS[:8]))]
+    headings = [column.heading for column in tables.filled_columns(summarize(RECORDS[:8]))]
     assert "acceptance rate" not in headings
     assert "strict %" in headings
 

@@ -55,7 +55,7 @@ def check_acceptance(records: list[Record]) -> None:
     before its eighth draft, save that the last window of an answer cut off at the limit may be short for want of room.
 
     Measured with five seeds: 71 to 80 accepted of 74 to 86 decisions, beta 0.90 to 0.93. With drafts judged against the
-    row of their neighbour: 55 of 82 and 49 of 65 where beta is 0.93, which fails.
+    row of their neighbor: 55 of 82 and 49 of 65 where beta is 0.93, which fails.
     """
     tokens = sum(r["tokens"] for r in records)
     beta = sum(r["tokens"] * r["acceptance"] for r in records) / tokens

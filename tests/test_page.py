@@ -228,7 +228,7 @@ def test_keyboard(open_page: Any, sample: Sample) -> None:
         ("relative", [0.0, 0.25, 0.6]),
     ],
 )
-def test_slider_recolours_as_the_rule_would(open_page: Any, sample: Sample, rule: str, values: list[float]) -> None:
+def test_slider_recolors_as_the_rule_would(open_page: Any, sample: Sample, rule: str, values: list[float]) -> None:
     page = open_page(sample.trace).page
     parameter = {"dual": "threshold", "primal": "budget", "nudging": "threshold"}.get(rule, "margin")
     for value in values:
@@ -277,9 +277,9 @@ def test_looks(open_page: Any, sample: Sample, tmp_path: Path, width: int, schem
     page.locator(".token").nth(8).click()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.locator("#panel tr.chosen").is_visible()
-    colours = page.evaluate("""() => { const style = getComputedStyle(document.body);
+    colors = page.evaluate("""() => { const style = getComputedStyle(document.body);
         return [style.color, style.backgroundColor].map(c => c.match(/[\\d.]+/g).slice(0, 3).map(Number)); }""")
-    ink, paper = (_luminance(rgb) for rgb in colours)
+    ink, paper = (_luminance(rgb) for rgb in colors)
     assert (ink > paper) == (scheme == "dark")
     assert (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05) > 7
     assert len(page.screenshot(path=tmp_path / "shot.png")) > 8_000
@@ -293,7 +293,7 @@ def test_theme_button_overrides_the_system(open_page: Any, sample: Sample) -> No
     assert paper() == light
     page.click("#theme")
     assert paper() != light
-    assert page.locator("#theme").get_attribute("aria-label") == "Colour theme: dark"
+    assert page.locator("#theme").get_attribute("aria-label") == "Color theme: dark"
 
 
 @pytest.mark.slow  # its limits are those of an ordinary machine
@@ -314,7 +314,7 @@ def test_a_thousand_tokens_open_within_two_seconds(open_page: Any) -> None:
     assert page.locator(".token").count() == 1000
 
 
-def test_a_product_of_models_has_no_colours(open_page: Any, sample: Sample) -> None:
+def test_a_product_of_models_has_no_colors(open_page: Any, sample: Sample) -> None:
     positions = record(parse_rule("implicit_reward"), sample.tokens, sample.base, sample.aligned, logits(2, 40, 60))
     rule = parse_rule("implicit_reward")
     trace = replace(

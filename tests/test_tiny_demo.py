@@ -35,9 +35,9 @@ def test_page_shows_three_problems_the_accuracies_and_what_to_try_next(capsys, m
     assert "kad generate --pair tiny" in page.split("Next:")[1]
 
 
-def test_composed_tokens_are_coloured_by_who_decided_them():
+def test_composed_tokens_are_colored_by_who_decided_them():
     answer = tiny_answer()
-    text = demo._coloured(answer, [1.0, 0.0] + [0.5] * (len(answer.token_ids) - 2))
+    text = demo._colored(answer, [1.0, 0.0] + [0.5] * (len(answer.token_ids) - 2))
     assert text.plain == answer.text
     styles = [span.style for span in text.spans]
     assert styles[:3] == [demo._STYLES[demo.BASE], demo._STYLES[demo.ALIGNED], demo._STYLES[demo.BASE]]

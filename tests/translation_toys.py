@@ -75,7 +75,7 @@ class TableModel:
 
 
 def all_texts(model: TableModel) -> dict[bytes, float]:
-    """Every text that p can write with canonical tokens, each step renormalised, and its probability."""
+    """Every text that p can write with canonical tokens, each step renormalized, and its probability."""
     tokens, found = model.tokens, {}
 
     def canonical(ids: tuple[int, ...]) -> bool:

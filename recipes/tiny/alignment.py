@@ -1,4 +1,4 @@
-"""The alignment data: one clean form, in chat markup. Few and fixed, so that they teach behaviour, not arithmetic."""
+"""The alignment data: one clean form, in chat markup. Few and fixed, so that they teach behavior, not arithmetic."""
 
 from __future__ import annotations
 

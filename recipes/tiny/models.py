@@ -13,7 +13,7 @@ from recipes.tiny.settings import MAX_POSITIONS, Size
 
 
 def make_model(size: Size, tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
-    """A randomly initialised Llama in float32; input and output embeddings are one matrix."""
+    """A randomly initialized Llama in float32; input and output embeddings are one matrix."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),

@@ -118,7 +118,7 @@ class Composed:
         return kept, (p - kept).sum(dim=-1)
 
     def product(self) -> Tensor:
-        """The unnormalised log-weights of a product, (..., vocab)."""
+        """The unnormalized log-weights of a product, (..., vocab)."""
         rule = self.rule
         if not isinstance(rule, ProductRule) or self.reference is None:
             raise RuleError(f"Rule {rule} needs the reference model, but got none.")

@@ -78,7 +78,7 @@ def compose(
         check: whether a bad row is an error on a CPU; False leaves it NaN, as on other devices.
 
     Returns:
-        (..., vocab), float32 (float64 if an input is), normalised. A token that pi excludes, but p or q* allows, stands
+        (..., vocab), float32 (float64 if an input is), normalized. A token that pi excludes, but p or q* allows, stands
         10,000 below the others: its probability is zero, and a mask that leaves nothing else finds an order.
 
     Raises:

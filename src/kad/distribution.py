@@ -38,7 +38,7 @@ class Distribution:
 
     @classmethod
     def of(cls, logits: Tensor, name: str = "logits") -> Distribution:
-        """Normalise logits (or log-probabilities) of shape (..., vocab) and any float dtype, without looking at them.
+        """Normalize logits (or log-probabilities) of shape (..., vocab) and any float dtype, without looking at them.
 
         Half precision is raised to float32; float64 stays. A row with NaN, +inf or no finite entry becomes NaN.
 
@@ -78,7 +78,7 @@ class Distribution:
 
     @cached_property
     def log_z(self) -> Tensor:
-        """(...,), the normaliser: log p_v = logits_v - log_z. Taken at the largest entry, where nothing cancels."""
+        """(...,), the normalizer: log p_v = logits_v - log_z. Taken at the largest entry, where nothing cancels."""
         return self.max_logit - self.log_max
 
     def log_probs(self) -> Tensor:

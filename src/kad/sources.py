@@ -119,7 +119,7 @@ def resolve_model(reference: str | os.PathLike[str]) -> str:
     if Path(name).is_dir():
         return str(Path(name).resolve())
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise PairError(f"No model folder at {name}. Give a folder, or a hub id like organisation/name.")
+        raise PairError(f"No model folder at {name}. Give a folder, or a hub id like organization/name.")
     return name
 
 

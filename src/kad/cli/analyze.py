@@ -61,7 +61,7 @@ def command(
         "seed": seed,
     }
 
-    from kad.figures.analysis import accuracies, approximation_on, summarise
+    from kad.figures.analysis import accuracies, approximation_on, summarize
     from kad.figures.answers import answer
 
     stdio.message(f"answering {len(asked)} questions under {Primal(budget)}")
@@ -74,7 +74,7 @@ def command(
         "questions": len(asked),
         "sampled": sampled,
         "seed": seed,
-        **summarise(rows, budget=budget, threshold=threshold),
+        **summarize(rows, budget=budget, threshold=threshold),
         "accuracy": None,
     }
     if accuracy:

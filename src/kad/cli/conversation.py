@@ -94,7 +94,7 @@ class Chat:
         display.show_statistics(self.model, self._last())
 
     def show_origins(self, _: str) -> None:
-        """/color           the last answer, each token in the colour of the model it came from (rule in force)"""
+        """/color           the last answer, each token in the color of the model it came from (rule in force)"""
         answer, composition = self._last(), self.model.composition
         origins.require(composition)
         if answer.token_ids:

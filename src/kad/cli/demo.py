@@ -166,12 +166,12 @@ def _print_shown(console: Console, findings: Findings) -> None:
 
 def _cell(name: str, shown: Shown) -> Text:
     answer = shown.answers[name]
-    text = Text(answer.text.strip(), style=_STYLES[name]) if name != COMPOSED else _coloured(answer, shown.base_shares)
+    text = Text(answer.text.strip(), style=_STYLES[name]) if name != COMPOSED else _colored(answer, shown.base_shares)
     mark = ("\n✓ right", "green") if answer.correct else ("\n✗ wrong", "red")
     return Text.assemble(text, mark if "\\boxed" in answer.text else ("\n✗ no boxed answer", "red"))
 
 
-def _coloured(answer: Attempt, shares: Sequence[float]) -> Text:
+def _colored(answer: Attempt, shares: Sequence[float]) -> Text:
     from kad import tiny
     from kad.loading import load_tokenizer
     from kad.sources import Source

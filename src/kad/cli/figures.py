@@ -16,7 +16,7 @@ from kad.options import Option
 
 EXAMPLES = (
     "kad figures -o figures",
-    "kad figures --pair my-pair --target organisation/big-instruct --task kad_gsm8k --limit 20 -o figures",
+    "kad figures --pair my-pair --target organization/big-instruct --task kad_gsm8k --limit 20 -o figures",
 )
 
 

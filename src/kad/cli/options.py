@@ -52,7 +52,7 @@ class ModelOptions:
     base: Annotated[
         Model,
         Option(
-            "The big base model: a folder, a hub id (organisation/name or organisation/name@revision) or tiny:NAME.",
+            "The big base model: a folder, a hub id (organization/name or organization/name@revision) or tiny:NAME.",
             "MODEL",
         ),
     ] = None

@@ -40,7 +40,7 @@ def approximation_on(
     return concatenate(parts)
 
 
-def summarise(rows: Approximation, *, budget: float, threshold: float) -> dict[str, Any]:
+def summarize(rows: Approximation, *, budget: float, threshold: float) -> dict[str, Any]:
     """What `kad analyze` prints about the positions, as plain values."""
     within = ~rows.dual_gap.isnan()
     return {

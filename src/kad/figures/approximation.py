@@ -154,7 +154,7 @@ def _own_gap(log_p: Tensor, threshold: float, dual: knapsack.Solution) -> Tensor
 
 
 def _conditional_entropy(log_x: Tensor, mask: Tensor) -> Tensor:
-    """H = value / mass + log mass of the distribution restricted to `mask` and normalised."""
+    """H = value / mass + log mass of the distribution restricted to `mask` and normalized."""
     mass = knapsack.weight(log_x, mask)
     entropy = knapsack.value(log_x, mask) / mass + mass.log()
     return torch.where(mass > 0, entropy, torch.nan)

@@ -121,9 +121,9 @@ def draw_critical(figure: Any, axes: Any, data: Any) -> None:
 
 def draw_accuracy(figure: Any, axes: Any, data: Any) -> None:
     """Figure 5: one point for each rule. Without marks it shows throughput only."""
-    for row, colour, marker in zip(data["rules"], _CYCLE, _MARKERS, strict=False):
+    for row, color, marker in zip(data["rules"], _CYCLE, _MARKERS, strict=False):
         accuracy = 0.0 if row["accuracy"] is None else 100 * row["accuracy"]
-        axes.scatter(row["tokens_per_second"], accuracy, color=colour, marker=marker, s=55, label=row["rule"])
+        axes.scatter(row["tokens_per_second"], accuracy, color=color, marker=marker, s=55, label=row["rule"])
     questions = data["rules"][0]["questions"]
     axes.set(xlabel="tokens a second", ylabel="accuracy, %", ylim=(-3, 103))
     axes.set_title(f"Accuracy against throughput, {questions} questions, greedy")
@@ -133,9 +133,9 @@ def draw_accuracy(figure: Any, axes: Any, data: Any) -> None:
 
 def draw_gap(figure: Any, axes: Any, data: Any) -> None:
     """Figure 6: quantile curves."""
-    for (name, gaps), colour, style in zip(data["gap"].items(), (BASE, ALIGNED, INK), ("-", "--", ":"), strict=True):
+    for (name, gaps), color, style in zip(data["gap"].items(), (BASE, ALIGNED, INK), ("-", "--", ":"), strict=True):
         if gaps is not None:
-            axes.plot([100 * q for q in data["quantiles"]], gaps, color=colour, ls=style, label=name)
+            axes.plot([100 * q for q in data["quantiles"]], gaps, color=color, ls=style, label=name)
     axes.set(xlabel="positions, %", ylabel="certified gap to the optimum, nats", xlim=(0, 100))
     axes.set_ylim(bottom=-0.005)
     axes.set_title("How far from the optimum?")
@@ -144,10 +144,10 @@ def draw_gap(figure: Any, axes: Any, data: Any) -> None:
 
 def draw_alpha(figure: Any, axes: Any, data: Any) -> None:
     """Figure 7: one curve for each rule, up to the median length of the answers."""
-    for (name, curve), colour in zip(data["rules"].items(), _CYCLE, strict=False):
+    for (name, curve), color in zip(data["rules"].items(), _CYCLE, strict=False):
         most = max(curve["answers"])
         mean = [value for value, count in zip(curve["mean"], curve["answers"], strict=True) if count >= most / 2]
-        axes.plot(range(1, len(mean) + 1), mean, color=colour, lw=1.2, label=name)
+        axes.plot(range(1, len(mean) + 1), mean, color=color, lw=1.2, label=name)
     axes.set(xlabel="position in the answer", ylabel="mean deferred mass α", ylim=(0, 1), title="When the proxy speaks")
     axes.legend(fontsize=8)
 

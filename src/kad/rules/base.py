@@ -100,7 +100,7 @@ class ProductRule(Rule):
 
     @abstractmethod
     def combine(self, log_p: Tensor, log_aligned: Tensor, log_reference: Tensor) -> Tensor:
-        """Unnormalised log-weights (..., vocab) from the log-probabilities of base, aligned and reference model."""
+        """Unnormalized log-weights (..., vocab) from the log-probabilities of base, aligned and reference model."""
 
 
 _RuleClass = TypeVar("_RuleClass", bound=type[Rule])

@@ -23,7 +23,7 @@ class Product(ProductRule):
     """pi_v ∝ p_v^base (q*_v / q_v)^aligned."""
 
     name: ClassVar[str] = "product"
-    summary: ClassVar[str] = "p^base (q*/q)^aligned, normalised; needs the reference model"
+    summary: ClassVar[str] = "p^base (q*/q)^aligned, normalized; needs the reference model"
     source: ClassVar[str] = "EFT (Mitchell et al. 2024), Proxy (Liu et al. 2024)"
     base: float = _exponent(1.0)
     aligned: float = _exponent(1.0)
@@ -40,7 +40,7 @@ class ImplicitReward(ProductRule):
     """pi_v ∝ p_v q*_v / q_v: the reward that turned q into q*, applied to p."""
 
     name: ClassVar[str] = "implicit_reward"
-    summary: ClassVar[str] = "p q*/q, normalised: product with both exponents 1; needs the reference model"
+    summary: ClassVar[str] = "p q*/q, normalized: product with both exponents 1; needs the reference model"
     source: ClassVar[str] = "EFT (Mitchell et al. 2024), Proxy (Liu et al. 2024)"
 
     def combine(self, log_p: Tensor, log_aligned: Tensor, log_reference: Tensor) -> Tensor:

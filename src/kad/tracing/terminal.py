@@ -21,7 +21,7 @@ _WIDTH = 72
 def render(trace: Trace, every_position: bool = False) -> RenderableType:
     """The trace for `rich.print`. By default it lists only the positions where p's first choice was another token."""
     listed = [item for item in enumerate(trace.positions, 1) if every_position or overruled(item[1])]
-    parts: list[RenderableType] = [_headline(trace), Padding(coloured_text(trace), (1, 0))]
+    parts: list[RenderableType] = [_headline(trace), Padding(colored_text(trace), (1, 0))]
     parts += [_bars(trace, "α deferred  ", [position.deferred_mass for position in trace.positions])]
     parts += [_bars(trace, "β acceptance", [position.acceptance for position in trace.positions])]
     if listed:
@@ -36,7 +36,7 @@ def overruled(position: Position) -> bool:
     return _best(position, "p").token != position.token
 
 
-def coloured_text(trace: Trace) -> Text:
+def colored_text(trace: Trace) -> Text:
     """The answer, each token between the base model's blue and the aligned model's orange."""
     text = Text()
     for position in trace.positions:
@@ -146,5 +146,5 @@ def _style(share: float | None) -> str:
     if share is None:
         return ""
     mixed = (round(a + (b - a) * share) for a, b in zip(ALIGNED, BASE, strict=True))
-    colour = "rgb({},{},{})".format(*mixed)
-    return colour if share >= 0.5 else f"{colour} underline"
+    color = "rgb({},{},{})".format(*mixed)
+    return color if share >= 0.5 else f"{color} underline"

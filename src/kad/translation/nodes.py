@@ -30,7 +30,7 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True)
 class Node:
-    """What p says after one sequence of its tokens: p(u | h) over the canonical u, renormalised.
+    """What p says after one sequence of its tokens: p(u | h) over the canonical u, renormalized.
 
     Attributes:
         p: (vocab,), float64; 0 for tokens that are not canonical here.

@@ -76,7 +76,7 @@ class PairArchitecture(ModelArchConfigConvertorBase):
 
 
 def part_model_config(pair: ModelConfig, part: Source) -> ModelConfig:
-    """vLLM's configuration of one part: its own folder, quantisation and shape, the engine's limits and dtype.
+    """vLLM's configuration of one part: its own folder, quantization and shape, the engine's limits and dtype.
 
     Of the part's loading options, those that place weights on devices are Transformers' business and vLLM's here.
 
@@ -113,7 +113,7 @@ def resolve_dtype(pair: ModelConfig) -> torch.dtype:
     """The engine's one dtype: `--dtype` if it was given, else what the pair says of its parts, else what they are in.
 
     vLLM builds attention metadata for one dtype per engine, so parts in different dtypes cannot run side by side
-    (quantised weights can: their activations are in the engine's dtype).
+    (quantized weights can: their activations are in the engine's dtype).
 
     Raises:
         PairError: the parts are in different dtypes and no `--dtype` decides.

@@ -36,7 +36,7 @@ class KadForCausalLM(nn.Module):
     """Base, aligned and, if the pair has one, reference model under one roof, with a KV cache each.
 
     The hidden states it hands to vLLM are those of its parts side by side, and two columns with the number of the
-    token's rule: (tokens, sum of hidden sizes + 2). Weights, dtype and quantisation are each part's own business.
+    token's rule: (tokens, sum of hidden sizes + 2). Weights, dtype and quantization are each part's own business.
     """
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:

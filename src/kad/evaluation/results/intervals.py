@@ -62,20 +62,20 @@ def wilson(proportion: float, size: float, confidence: float = 0.95) -> Interval
     if size <= 0:
         raise ValueError(f"wilson got size {size}; it needs at least one trial")
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    centre = (proportion + z * z / (2 * size)) / (1 + z * z / size)
+    center = (proportion + z * z / (2 * size)) / (1 + z * z / size)
     half = z / (1 + z * z / size) * math.sqrt(proportion * (1 - proportion) / size + z * z / (4 * size * size))
-    low = 0.0 if proportion == 0 else max(0.0, centre - half)
-    high = 1.0 if proportion == 1 else min(1.0, centre + half)
+    low = 0.0 if proportion == 0 else max(0.0, center - half)
+    high = 1.0 if proportion == 1 else min(1.0, center + half)
     return Interval(proportion, low, high)
 
 
 def effective_size(means: Means) -> float:
     """The number of independent binary trials with the same uncertainty: p (1 - p) / var(mean of means)."""
-    centre = float(means.mean())
+    center = float(means.mean())
     spread = float(means.var(ddof=1)) / len(means) if len(means) > 1 else 0.0
-    if spread == 0 or centre in (0.0, 1.0):
+    if spread == 0 or center in (0.0, 1.0):
         return float(len(means))
-    return centre * (1 - centre) / spread
+    return center * (1 - center) / spread
 
 
 def compare_paired(

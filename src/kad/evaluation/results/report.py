@@ -12,7 +12,7 @@ from kad.errors import MissingExtraError, UsageError
 from kad.evaluation.results import tables
 from kad.evaluation.results.plots import write_plots
 from kad.evaluation.results.storage import Record, read_samples, read_sessions, read_settings, write_atomically
-from kad.evaluation.results.summary import Row, choose_baseline, summarise
+from kad.evaluation.results.summary import Row, choose_baseline, summarize
 
 SCHEMA = "kad-report/2"
 """What report.json holds. Version 1 named no schema, and called `acceptance` `expected_acceptance`."""
@@ -62,7 +62,7 @@ def build_report(folders: Sequence[Path], baseline: str | None = None) -> Report
         for folder in folders
     ]
     records = list(_records(folders))
-    rows = summarise(records, baseline)
+    rows = summarize(records, baseline)
     notes = [note for run in runs for note in _notes(run, [r for r in records if r["run"] == run["folder"]])]
     name = choose_baseline([record["method"] for record in records], baseline)
     return Report(rows, name, runs, notes)

@@ -52,7 +52,7 @@ class Row:
         return asdict(self)
 
 
-def summarise(records: Iterable[Record], baseline: str | None = None) -> list[Row]:
+def summarize(records: Iterable[Record], baseline: str | None = None) -> list[Row]:
     """A row for every task and method, in the order of first appearance.
 
     Args:

@@ -54,7 +54,7 @@
     $("text").append(words);
   };
 
-  const recolour = () => {
+  const recolor = () => {
     state.decisions = positions.map((position) =>
       state.rule ? kad.decide(position, state.rule, state.value) : kad.recorded(position, trace.family));
     state.tokens.forEach((token, index) => {
@@ -229,7 +229,7 @@
     state.rule = $("rule").value;
     state.value = Number($("value").value);
     $("shown").textContent = state.value.toFixed(2);
-    recolour();
+    recolor();
   };
 
   const controls = () => {
@@ -242,7 +242,7 @@
       state.rule = null;
       $("rule").value = trace.rule.rule in kad.rules ? trace.rule.rule : "dual";
       chooseRule($("rule").value);
-      recolour();
+      recolor();
     });
   };
 
@@ -294,7 +294,7 @@
     const apply = () => {
       document.documentElement.dataset.theme = theme;
       $("theme").textContent = signs[theme];
-      const said = `Colour theme: ${theme === "auto" ? "as the system" : theme}`;
+      const said = `Color theme: ${theme === "auto" ? "as the system" : theme}`;
       $("theme").setAttribute("aria-label", said);
       $("theme").title = said;
     };
@@ -308,5 +308,5 @@
   controls();
   listen();
   $("timeline").querySelector(".ends span:last-child").textContent = positions.length;
-  recolour();
+  recolor();
 })();

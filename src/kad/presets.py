@@ -13,6 +13,10 @@ from kad.errors import UsageError
 GIGABYTE = 1e9
 
 
+PUBLISHED_WINDOW = 8
+"""How many tokens the published runs draft at a time; `kad eval` takes it where a method names no number."""
+
+
 @dataclass(frozen=True)
 class PublishedModel:
     """A hub model and its number of parameters."""
@@ -37,7 +41,7 @@ class Preset:
     dtype: str = "bfloat16"
     temperature: float = 1.0
     max_new_tokens: int = 1024
-    num_draft_tokens: int = 8
+    num_draft_tokens: int = PUBLISHED_WINDOW
 
     @property
     def methods(self) -> tuple[str, ...]:

@@ -47,7 +47,7 @@ class KadLM(HFLM):  # type: ignore[misc, valid-type]
         rule: str | None = None,
         deferral_temperature: float | None = None,
         speculative: bool = False,
-        num_draft_tokens: int | str = 8,
+        num_draft_tokens: int | str | None = None,
         device: str | None = None,
         dtype: str | None = None,
         **kwargs: Any,

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from kad.errors import UsageError
+from kad.presets import PUBLISHED_WINDOW
 from kad.rules import Rule, parse_rule
 
 ALONE = ("base", "aligned", "reference")
@@ -22,7 +23,7 @@ ALONE = ("base", "aligned", "reference")
 class Speculation:
     """How a rule is decoded speculatively; `num_draft_tokens` is a count or "auto"."""
 
-    num_draft_tokens: int | str = 8
+    num_draft_tokens: int | str = PUBLISHED_WINDOW
     draft: str = "aligned"
 
     def __post_init__(self) -> None:

@@ -21,7 +21,7 @@ from kad.speculation.loop import SpeculativeLoop
 from kad.speculation.policies import Records, choose_policy
 from kad.speculation.randomness import TorchRandomness
 from kad.speculation.statistics import SpeculationStatistics
-from kad.speculation.windows import window_size
+from kad.speculation.windows import default_draft_tokens, window_size
 from kad.verification import Randomness, Verifier, verify_block, verify_tokens
 
 VERIFIERS: dict[str, Verifier] = {"block": verify_block, "token": verify_tokens}
@@ -44,7 +44,7 @@ def speculative(
     synced_gpus: bool = False,
     streamer: BaseStreamer | None = None,
     *,
-    num_draft_tokens: int | str = "auto",
+    num_draft_tokens: int | str | None = None,
     verification: str = "block",
     draft_model: str = "aligned",
     statistics: SpeculationStatistics | None = None,
@@ -65,9 +65,9 @@ def speculative(
         generation_config: given by `generate`.
         synced_gpus: given by `generate`.
         streamer: given by `generate`.
-        num_draft_tokens: drafts per window, or "auto": the number that is measured to be fastest. It may be 0, which
-            means no speculation. Measured times differ between runs, so with "auto" a seed does not repeat a sampled
-            text.
+        num_draft_tokens: drafts per window; 0 is plain decoding; "auto" is the number that is measured to be fastest.
+            By default "auto", and a fixed number for sampled texts: measured times differ between runs, so with "auto"
+            a seed does not repeat a sampled text.
         verification: "block", which accepts at least as many drafts, or "token".
         draft_model: "aligned", or "reference" to draft from the reference model.
         statistics: an object to fill. With `return_dict_in_generate` it is also in the output.
@@ -113,7 +113,9 @@ def speculative(
             deferral_temperature=model.composition.deferral_temperature,
             records=records,
         ),
-        window=window_size(num_draft_tokens),
+        window=window_size(
+            default_draft_tokens(bool(generation_config.do_sample)) if num_draft_tokens is None else num_draft_tokens
+        ),
         stop=inputs.stop_rule(criteria, ids, padding),
         statistics=SpeculationStatistics() if statistics is None else statistics,
     )

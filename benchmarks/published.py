@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 import kad
+from kad.hosts.transformers import CACHE
 
 
 @torch.no_grad()
@@ -21,7 +22,7 @@ def published(model: kad.KadForCausalLM, ids: Tensor, new_tokens: int, window: i
     while ids.shape[1] < end:
         size = min(window, end - ids.shape[1])
         drafted, q = _draft(model, ids, aligned, size)
-        rows = model.base(drafted[:, base.get_seq_length() :], past_key_values=base).logits[0, -size - 1 : -1]
+        rows = model.base(drafted[:, base.get_seq_length() :], **{CACHE: base}).logits[0, -size - 1 : -1]
         pi = kad.compose(model.rule, rows, q.log()).exp()
         ids = _verify(ids, drafted, pi, q)
         for cache in (base, aligned):
@@ -32,7 +33,7 @@ def published(model: kad.KadForCausalLM, ids: Tensor, new_tokens: int, window: i
 def _draft(model: kad.KadForCausalLM, ids: Tensor, cache: DynamicCache, size: int) -> tuple[Tensor, Tensor]:
     rows = []
     for _ in range(size):
-        logits = model.aligned(ids[:, cache.get_seq_length() :], past_key_values=cache).logits[0, -1]
+        logits = model.aligned(ids[:, cache.get_seq_length() :], **{CACHE: cache}).logits[0, -1]
         rows.append(torch.softmax(logits, dim=-1))
         ids = torch.cat([ids, torch.multinomial(rows[-1], 1)[None]], dim=1)
     return ids, torch.stack(rows)

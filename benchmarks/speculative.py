@@ -24,6 +24,7 @@ from transformers import AutoTokenizer
 import kad
 from benchmarks.harness import save
 from benchmarks.published import published
+from kad.hosts.transformers import CACHE
 from kad.speculation import SpeculationStatistics
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -106,14 +107,14 @@ class Forwards:
         device = model.base.device
         self._ids = torch.randint(3, model.config.vocab_size, (1, length), device=device)
         for role, part in self._cache.parts.items():
-            model.parts[role](self._ids, past_key_values=part, logits_to_keep=1)
+            model.parts[role](self._ids, logits_to_keep=1, **{CACHE: part})
         self.sizes = {"aligned": [1], "base": [1, *(window + 1 for window in windows)]}
 
     @torch.no_grad()
     def run(self, role: str, size: int) -> None:
         """One forward of `size` tokens, taken back."""
         cache = self._cache.parts[role]
-        self._model.parts[role](self._ids[:, :size], past_key_values=cache)
+        self._model.parts[role](self._ids[:, :size], **{CACHE: cache})
         cache.crop(-size)
 
 

@@ -2,8 +2,8 @@
 
 For each of the three versions of Transformers: a fresh environment, kad installed from a built wheel without
 constraints.txt (only torch is pinned, so that every machine gets the same build), the newest of everything else, and
-the tests marked `core` against that wheel. The newest version is asked of the package index at run time: so a new
-release that breaks kad is seen, and named. The versions and the results go to docs/support/hosts.json.
+the tests marked `core` (not those also marked `slow`) against that wheel. The newest version is asked of the package
+index at run time: so a new release that breaks kad is seen, and named. The results go to docs/support/hosts.json.
 
 Only the standard library, and uv as a program.
 """
@@ -113,7 +113,19 @@ def test(environment: Environment) -> tuple[int, str]:
     if not Path(place).is_relative_to(environment.folder.resolve()):
         raise SystemExit(f"kad would be imported from {place}, not from the wheel")
     files = [str(file) for file in sorted(ROOT.glob("tests/test_*.py")) if "mark.core" in file.read_text("utf-8")]
-    command = [environment.python, "-m", "pytest", "-q", "-m", "core", "-n", "2", "--dist", "loadfile", *files]
+    command = [
+        environment.python,
+        "-m",
+        "pytest",
+        "-q",
+        "-m",
+        "core and not slow",
+        "-n",
+        "2",
+        "--dist",
+        "loadfile",
+        *files,
+    ]
     done = subprocess.run(command, cwd=ROOT, env=settings, stdout=subprocess.PIPE, text=True, check=False)
     print(done.stdout[-6000:] if done.returncode else done.stdout.strip().splitlines()[-1], flush=True)
     return done.returncode, done.stdout

@@ -217,8 +217,8 @@ def uses(source: str, private: set[str]) -> set[str]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Attribute) and node.attr in private:
             found.add(node.attr)
-        elif isinstance(node, ast.FunctionDef) and node.name in private:
-            found.add(node.name)
+        elif isinstance(node, ast.ClassDef):
+            found |= {part.name for part in node.body if isinstance(part, ast.FunctionDef) and part.name in private}
         elif isinstance(node, ast.Constant) and node.value in private:
             found.add(node.value)
         elif isinstance(node, ast.Assign):

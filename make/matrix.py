@@ -17,6 +17,7 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -167,12 +168,18 @@ def pinned(package: str) -> str:
     return found[1]
 
 
+@cache
+def wheel_folders() -> list[str]:
+    """The folders of wheels that pip is told of: uv does not read pip's settings."""
+    command = [sys.executable, "-m", "pip", "config", "get", "global.find-links"]
+    told = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    return os.environ.get("PIP_FIND_LINKS", told).split()
+
+
 def run(command: list[str], capture_output: bool = False, env: dict[str, str] | None = None) -> str:
     """Run a program, or end with its name and exit code; its output if it is captured."""
     settings = dict(os.environ if env is None else env)
-    # uv reads its own variable for folders of wheels; who has set pip's means both.
-    if "PIP_FIND_LINKS" in settings:
-        settings.setdefault("UV_FIND_LINKS", ",".join(settings["PIP_FIND_LINKS"].split()))
+    settings.setdefault("UV_FIND_LINKS", ",".join(wheel_folders()))
     done = subprocess.run(command, env=settings, stdout=subprocess.PIPE if capture_output else None, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(command[:4])} ... ended with exit code {done.returncode}")

@@ -192,7 +192,7 @@ def test_terminal_view_lists_what_p_would_not_have_said(recorded: Trace) -> None
     console.print(render(recorded))
     shown = console.export_text()
     changed = [position for position in recorded.positions if overruled(position)]
-    assert f"{len(changed)} tokens that are not p's first choice" in shown
+    assert f"{len(changed)} tokens other than p's first choice" in shown
     assert "dual:threshold=0.2" in shown
     console.print(render(recorded, every_position=True))
     assert len([line for line in console.export_text().splitlines() if "%" in line]) >= len(recorded.positions)

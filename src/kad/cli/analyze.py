@@ -12,6 +12,7 @@ from kad.cli.options import Json, ModelOptions
 from kad.cli.questions import Questions
 from kad.errors import UsageError
 from kad.options import Option
+from kad.quantities import counted
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -46,6 +47,8 @@ def command(
     The pair writes the answers. With --accuracy, the command also answers under the other solutions, to see what the
     optimum would change.
     """
+    if out is not None:
+        stdio.check_writable(out)
     if compare and not accuracy:
         raise UsageError("--compare adds rules to --accuracy: give both.")
     from kad.rules import Primal, parse_rule
@@ -64,9 +67,9 @@ def command(
     from kad.figures.analysis import accuracies, approximation_on, summarize
     from kad.figures.answers import answer
 
-    stdio.message(f"answering {len(asked)} questions under {Primal(budget)}")
+    stdio.message(f"answering {counted(len(asked), 'question')} under {Primal(budget)}")
     text = answer(model, tokenizer, asked, Primal(budget), **how)
-    stdio.message(f"solving the knapsacks of {text.tokens} positions")
+    stdio.message(f"solving the knapsacks of {counted(text.tokens, 'position')}")
     rows = approximation_on(model, text.answers, budget=budget, threshold=threshold)
     result: dict[str, Any] = {
         "schema": "kad-analysis/2",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from kad.cli import origins, stdio
+from kad.quantities import counted
 from kad.text.prompts import context_length, decode
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from kad.text.streaming import Stream
 
 _REMARKS = {
-    "length": "stopped after {tokens} tokens; --max-new-tokens allows more",
+    "length": "stopped after {tokens}; --max-new-tokens allows more",
     "context": "stopped: the models' context is full",
 }
 
@@ -65,7 +66,7 @@ def print_origins(texts: Sequence[str], base_shares: Sequence[float], deferred_m
 def remark(answer: Answer) -> None:
     """Say on standard error why a text ended, unless the model ended it."""
     if answer.finish_reason in _REMARKS:
-        stdio.message(f"[{_REMARKS[answer.finish_reason].format(tokens=len(answer.token_ids))}]")
+        stdio.message(f"[{_REMARKS[answer.finish_reason].format(tokens=counted(len(answer.token_ids), 'token'))}]")
 
 
 def as_dict(model: KadForCausalLM, answer: Answer, load_seconds: float) -> dict[str, Any]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from kad.cli import loading, stdio
+from kad.cli import loading, progress, stdio
 from kad.cli.options import ModelOptions
 from kad.engines.load import first_device
 from kad.evaluation.options import RunOptions, TaskOptions
@@ -86,11 +85,11 @@ def pair_models(models: ModelOptions) -> tuple[dict[str, Source], Composition]:
 
 
 def execute(plan: Plan, out: Path) -> Settings:
-    """Run the plan with a progress bar on standard error."""
+    """Run the plan with its progress on standard error."""
     from kad.evaluation.evaluate import evaluate
 
-    with _progress() as progress:
-        return evaluate(plan, out, progress)
+    with progress.shown() as start:
+        return evaluate(plan, out, start)
 
 
 def show_report(report: Report, folder: Path | None, as_json: bool, **more: Any) -> None:
@@ -108,33 +107,3 @@ def show_report(report: Report, folder: Path | None, as_json: bool, **more: Any)
     console.print(tables.terminal_table(report.rows, console.width))
     for note in report.notes:
         stdio.message(f"note: {note}")
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[Settings], Callable[[str, int], None]]]:
-    """A progress bar over all samples of the run. Samples of earlier starts count as done."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=stdio.stderr()) as bar:
-
-        def start(settings: Settings) -> Callable[[str, int], None]:
-            from kad.evaluation.run import total_samples
-
-            task = bar.add_task("", total=total_samples(settings))
-            return lambda what, done: bar.update(task, description=what, advance=done)
-
-        yield start

@@ -13,6 +13,7 @@ from rich.text import Text
 from kad.cli import environment, loading, options, stdio
 from kad.cli.flatten import Only
 from kad.errors import PairError, UsageError, VocabularyError
+from kad.quantities import count_text, counted, size_text
 
 if TYPE_CHECKING:
     from kad.config import KadConfig
@@ -208,8 +209,8 @@ def _render(found: dict[str, Any], models: dict[str, Model]) -> Table:
 def _model_lines(model: Model) -> list[str]:
     context = f", {model.context:,} positions" if model.context else ""
     return [
-        f"{model.architecture}, {_count_text(model.parameters)} parameters in {model.dtype}{context}",
-        f"{_bytes_text(model.weight_bytes)} of weights, {_bytes_text(model.cache_bytes_per_token)} of cache a token",
+        f"{model.architecture}, {count_text(model.parameters)} parameters in {model.dtype}{context}",
+        f"{size_text(model.weight_bytes)} of weights, {size_text(model.cache_bytes_per_token)} of cache a token",
     ]
 
 
@@ -220,8 +221,8 @@ def _fact_rows(found: dict[str, Any]) -> list[tuple[str, Text]]:
         note = f", deferral temperature {temperature:g}" if temperature != 1.0 else ""
         rows.append(("rule", Text(found["rule"] + note)))
     rows.append(("vocabulary", _vocabulary_text(vocabulary)))
-    totals = [f"{_bytes_text(total)} with {int(length):,} tokens" for length, total in memory["total"].items()]
-    rows.append(("memory", Text(", ".join([f"{_bytes_text(memory['weights'])} of weights", *totals]))))
+    totals = [f"{size_text(total)} with {counted(int(length), 'token')}" for length, total in memory["total"].items()]
+    rows.append(("memory", Text(", ".join([f"{size_text(memory['weights'])} of weights", *totals]))))
     rows.append(("drafting", Text(f"the aligned model has {found['draft_cost']:.1%} of the base model's parameters")))
     return rows
 
@@ -230,18 +231,6 @@ def _vocabulary_text(vocabulary: dict[str, Any]) -> Text:
     if not vocabulary["match"]:
         return Text(f"no match: {vocabulary['problem']}", style="red")
     padded = ", ".join(f"{role} {rows:,}" for role, rows in vocabulary["rows"].items() if rows != vocabulary["size"])
-    return Text(f"one for all models, {vocabulary['size']:,} tokens" + (f" (padded: {padded} rows)" if padded else ""))
-
-
-def _count_text(number: float) -> str:
-    for unit, size in (("B", 1e9), ("M", 1e6), ("K", 1e3)):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return str(number)
-
-
-def _bytes_text(number: float) -> str:
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number:.0f} B"
+    return Text(
+        f"one for all models, {counted(vocabulary['size'], 'token')}" + (f" (padded: {padded} rows)" if padded else "")
+    )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import MISSING, Field, asdict, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich import box
 from rich.cells import cell_len
 from rich.console import Group
@@ -19,19 +20,31 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "kad rules",
+    "kad rules primal",
     "kad rules --json | jq '.rules[].name'",
     'kad generate --rule primal:budget=0.8 "Mia has 24 apples. She buys 13 more. Then she loses 9. How many are left?"',
 )
 
 
-def command(as_json: options.Json = False) -> None:
-    """List the rules and their parameters.
+def command(
+    name: Annotated[str | None, typer.Argument(metavar="[RULE]", help="Explain this rule.")] = None,
+    *,
+    as_json: options.Json = False,
+) -> None:
+    """List the rules and their parameters, or explain one.
 
     At every position, a rule decides which tokens of the base model p are kept. The mass of the other tokens goes to
     the aligned model q*. Write a rule as NAME or NAME:PARAMETER=VALUE, for example dual:threshold=0.4.
     """
-    from kad.rules import registry, skipped_plugins
+    from kad.rules import parse_rule, registry, skipped_plugins
 
+    if name is not None:
+        found = describe(type(parse_rule(name)))
+        if as_json:
+            stdio.print_json(found)
+        else:
+            stdio.stdout().print(_explanation(found))
+        return
     described = [describe(rule) for rule in registry().values()]
     if as_json:
         stdio.print_json({"rules": described, "skipped": [asdict(plugin) for plugin in skipped_plugins()]})
@@ -74,6 +87,25 @@ _FAMILIES = {
     "cascade": "Other cascades, π = k p + α q*",
     "product": "Products of the models' probabilities",
 }
+
+
+def _explanation(rule: dict[str, Any]) -> Group:
+    """One rule in full: what it does, its parameters, its source, how to use it."""
+    parameters = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for parameter in rule["parameters"]:
+        default = "required" if parameter["default"] is None else f"default {parameter['default']:g}"
+        parameters.add_row(f"  {parameter['name']}", _range(parameter["min"], parameter["max"]), default)
+    used = ",".join(f"{parameter['name']}={parameter['default'] or 0:g}" for parameter in rule["parameters"])
+    written = f"{rule['name']}:{used}" if used else rule["name"]
+    lines = [
+        Text.assemble((rule["name"], "bold cyan"), f"   {_FAMILIES[rule['family']]}"),
+        Text(rule["summary"]),
+        *([parameters] if rule["parameters"] else []),
+        Text("It needs the reference model.") if rule["needs_reference"] else None,
+        Text(f"Source: {rule['source']}; package {rule['package']}", "dim"),
+        Text(f"Use it: --rule {written}"),
+    ]
+    return Group(*(line for line in lines if line is not None))
 
 
 def _table(described: list[dict[str, Any]]) -> Group:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.console import Console
 
+from kad.errors import UsageError
+
 if TYPE_CHECKING:
     from kad.sources import Source
 
@@ -53,6 +55,26 @@ def stderr() -> Console:
 def message(text: str) -> None:
     """One line on standard error."""
     typer.echo(text, err=True)
+
+
+def check_writable(file: Path) -> None:
+    """Refuse a place for a result before the work for it is done.
+
+    Raises:
+        UsageError: there is no such folder, or nothing can be written there.
+    """
+    there = file if file.exists() else file.parent
+    if not there.exists():
+        raise UsageError(f"Cannot write {file}: there is no folder {there}.")
+    if file.is_dir():
+        raise UsageError(f"Cannot write {file}: it is a folder.")
+    try:
+        existed = file.exists()
+        file.open("ab").close()
+        if not existed:
+            file.unlink()
+    except OSError as error:
+        raise UsageError(f"Cannot write {file}: {error.strerror}.") from error
 
 
 def print_json(value: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from kad.cli import options, stdio
 from kad.cli.prompts import read_prompt
 from kad.errors import UsageError
 from kad.options import Option
+from kad.quantities import counted
 from kad.text.drafting import DraftTokens
 from kad.text.sampling import Sampling
 
@@ -54,8 +55,10 @@ def command(
     Without -o the trace is shown in the terminal. -o trace.html writes one page that works offline. -o trace.json
     writes the data, and kad trace trace.json shows it again.
     """
-    if out is not None and out.suffix.lower() not in (".html", ".json"):
-        raise UsageError(f"A trace is written as .html or .json, not {out.name!r}.")
+    if out is not None:
+        if out.suffix.lower() not in (".html", ".json"):
+            raise UsageError(f"A trace is written as .html or .json, not {out.name!r}.")
+        stdio.check_writable(out)
     stored = _stored(prompt)
     if stored is not None:
         _deliver(_read(stored), out, every_position, as_json)
@@ -89,7 +92,7 @@ def _read(path: Path) -> Trace:
 def _deliver(trace: Trace, out: Path | None, every_position: bool, as_json: bool) -> None:
     if out is not None:
         trace.save(out)
-        stdio.message(f"Wrote {out}: {len(trace.positions)} tokens under {trace.rule_text}.")
+        stdio.message(f"Wrote {out}: {counted(len(trace.positions), 'token')} under {trace.rule_text}.")
     if as_json:
         stdio.print_json(trace.to_dict())
     elif out is None:

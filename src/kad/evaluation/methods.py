@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 
-from kad.errors import UsageError
+from kad.errors import RuleError, UsageError
 from kad.presets import PUBLISHED_WINDOW
 from kad.rules import Rule, parse_rule
 
@@ -129,11 +130,19 @@ def _parse_head(head: str, pair: Rule | None) -> Method:
             raise UsageError("the method pair needs a pair: its rule is what it stands for")
         return Method("pair", pair)
     if not _is_oracle(head):
-        return Method("composed", parse_rule(head))
+        return Method("composed", _parse_rule(head))
     oracle = head.partition("=")[2].strip()
     if not oracle:
         raise UsageError("oracle needs a model: oracle=HUB_ID or oracle=PATH")
     return Method("oracle", oracle=oracle)
+
+
+def _parse_rule(text: str) -> Rule:
+    try:
+        return parse_rule(text)
+    except RuleError as error:
+        close = get_close_matches(text, (*ALONE, "pair", "oracle"), n=1, cutoff=0.7)
+        raise RuleError(f"{error} Did you mean the method {close[0]}?" if close else str(error)) from None
 
 
 def _parse_speculation(text: str) -> Speculation:

@@ -12,6 +12,7 @@ from torch import Tensor
 from kad.figures.answers import Question, answer
 from kad.figures.approximation import Approximation, approximation, concatenate
 from kad.knapsack import TOLERANCE, Exact
+from kad.quantities import counted
 from kad.rules import Dual, LinearProgram, Primal, Rule
 from kad.text.score import logits_of
 
@@ -102,7 +103,7 @@ def accuracies(
     }
     marks = {}
     for name, rule in rules.items():
-        progress(f"answering {len(questions)} questions under {rule}")
+        progress(f"answering {counted(len(questions), 'question')} under {rule}")
         answers = answer(
             model, tokenizer, questions, rule,
             max_new_tokens=max_new_tokens, batch_size=batch_size, sampled=sampled, seed=seed,

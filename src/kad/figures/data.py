@@ -16,6 +16,7 @@ from torch import Tensor
 from kad.errors import UsageError
 from kad.figures.answers import Answers, Question, answer
 from kad.figures.approximation import LAMBDAS, Approximation, approximation, concatenate, entropy_difference
+from kad.quantities import counted
 from kad.rules import Dual, ImplicitReward, Nudging, Primal, Rule, parse_rule
 from kad.text.score import logits_of, score_tokens
 from kad.tracing.schema import Position
@@ -71,7 +72,7 @@ def collect(
         raise UsageError("Figures need at least one question.")
     measured = {}
     for rule in rules_for(model):
-        progress(f"answering {len(questions)} questions under {rule}")
+        progress(f"answering {counted(len(questions), 'question')} under {rule}")
         measured[str(rule)] = measure(model, tokenizer, questions, rule, settings)
     dual = measured[str(Dual(settings.threshold))].answers
     progress("solving the knapsacks of dual's answers")

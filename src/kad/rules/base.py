@@ -7,6 +7,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
@@ -175,7 +176,7 @@ def parse_rule(rule: str | Mapping[str, Any] | Rule) -> Rule:
     if name not in _REGISTRY:
         _PLUGINS.load()
     if name not in _REGISTRY:
-        raise RuleError(f"Unknown rule {name!r}. Choose from: {', '.join(_REGISTRY)}.")
+        raise RuleError(f"Unknown rule {name!r}. Choose from: {', '.join(_REGISTRY)}.{_meant(name)}")
     cls = _REGISTRY[name]
     known = [field.name for field in fields(cls)]
     unknown = sorted(set(parameters) - set(known))
@@ -184,6 +185,17 @@ def parse_rule(rule: str | Mapping[str, Any] | Rule) -> Rule:
             f"{name} has no parameter {', '.join(map(repr, unknown))}. It takes: {', '.join(known) or 'none'}."
         )
     return cls(**parameters)
+
+
+def _meant(name: str) -> str:
+    """A guess at a mistyped rule: "duel", "Dual", or "dual=0.4"."""
+    head, equals, value = name.lower().replace("-", "_").partition("=")
+    close = get_close_matches(head[:40], _REGISTRY, n=1, cutoff=0.7)
+    if not close:
+        return ""
+    parameter = next((field.name for field in fields(_REGISTRY[close[0]])), None)
+    guess = f"{close[0]}:{parameter}={value}" if equals and parameter else close[0]
+    return f" Did you mean {guess}?"
 
 
 def _parse_string(text: str) -> tuple[str, dict[str, float]]:

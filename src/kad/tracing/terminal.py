@@ -9,6 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from kad.quantities import counted
 from kad.tracing.schema import Candidate, Position, Trace
 
 # Blue and orange of equal brightness, readable on black and on white. Deferred tokens are also underlined.
@@ -53,7 +54,7 @@ def visible(text: str) -> str:
 def _headline(trace: Trace) -> Text:
     summary = trace.summary()
     share, alpha = summary["mean_base_share"], summary["mean_deferred_mass"]
-    parts = [f"{trace.rule_text}   {summary['tokens']} tokens   "]
+    parts = [f"{trace.rule_text}   {counted(len(trace.positions), 'token')}   "]
     line = Text(parts[0], "bold")
     if share is not None and alpha is not None:
         line.append("base ", _style(1.0)).append(f"{share:.0%}   ").append("aligned", _style(0.0))
@@ -78,7 +79,7 @@ def _bars(trace: Trace, name: str, values: Sequence[float | None]) -> Text:
 
 
 def _table(trace: Trace, listed: Sequence[tuple[int, Position]], every_position: bool) -> Table:
-    title = None if every_position else f"{len(listed)} tokens that are not p's first choice"
+    title = None if every_position else f"{counted(len(listed), 'token')} other than p's first choice"
     table = Table(
         title=title, title_justify="left", title_style="bold", header_style="dim", box=None, padding=(0, 1, 0, 0)
     )

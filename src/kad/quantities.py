@@ -1,0 +1,30 @@
+"""Numbers in the words of a message: "1 token", "1,000 KiB", "14.8 B"."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+_COUNTS = (("B", 1e9), ("M", 1e6), ("K", 1e3), ("", 1.0))
+_SIZES = (("GiB", 2.0**30), ("MiB", 2.0**20), ("KiB", 2.0**10), ("B", 1.0))
+
+
+def counted(number: int, thing: str) -> str:
+    """A number of things: "1 token", "2,048 tokens"."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def count_text(number: float) -> str:
+    """A large count in three digits: "14.8 B"."""
+    return _scaled(number, _COUNTS)
+
+
+def size_text(number: float) -> str:
+    """A size in bytes in three digits: "1.5 GiB"."""
+    return _scaled(number, _SIZES)
+
+
+def _scaled(number: float, units: Sequence[tuple[str, float]]) -> str:
+    unit, scale = next(((unit, scale) for unit, scale in units if number >= scale), units[-1])
+    value = number / scale
+    # Three digits of 1,010 would be 1.01e+03.
+    return f"{value:,.0f} {unit}".rstrip() if value >= 999.5 or scale == 1.0 else f"{value:.3g} {unit}"

@@ -99,3 +99,28 @@ def test_every_rule_stands_in_the_tables() -> None:
     for name, rule in kad.rules.registry().items():
         if rule.__module__.startswith("kad."):
             assert re.search(rf"^\| `{name}[:`]", text, flags=re.M), f"docs/rules.md has no row for {name}"
+
+
+HOUSE = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
+
+
+def test_the_page_of_the_house_lists_every_room_and_no_other() -> None:
+    listing = HOUSE.split("```\nsrc/kad/\n")[1].split("tests/ ")[0]
+    named = set(re.findall(r"^  ([\w.]+)/? ", listing, flags=re.M))
+    source = REPOSITORY / "src" / "kad"
+    rooms = {path.name for path in source.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert named == rooms
+
+
+def test_the_answers_to_where_it_is_are_right() -> None:
+    rows = re.findall(r"^\| (.+\?) \| (.+) \| (.+) \|$", HOUSE, flags=re.M)
+    assert len(rows) == 10
+    for question, files, names in rows:
+        for file, name in zip(re.findall(r"`(.+?)`", files), re.findall(r"`(\w+)`", names), strict=True):
+            assert name in (REPOSITORY / "src" / "kad" / file).read_text(encoding="utf-8"), question
+
+
+def test_every_file_that_the_page_of_the_house_names_exists() -> None:
+    walk = HOUSE.split("## A walk")[1]
+    for file in re.findall(r"`([\w/]+\.py)`", walk):
+        assert (REPOSITORY / "src" / "kad" / file).is_file(), file

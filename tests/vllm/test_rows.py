@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kad.rules import Rule, parse_rule
+from kad.composition import Composition, compose, composed
+from kad.rules import Rule, parse_rule, registry
 from kad.vllm.rows import StepRules, bad_tokens
 
 DEFAULT = parse_rule("dual")
@@ -15,47 +16,93 @@ def step_rules(dtype: torch.dtype = torch.float32, tokens: int = 4096) -> StepRu
     return StepRules(DEFAULT, tokens, dtype, "cpu")
 
 
-def composed_by(rules: StepRules, columns: torch.Tensor) -> list[Rule | None]:
-    found: list[Rule | None] = [None] * len(columns)
-    for rule, rows in rules.groups(columns):
-        for row in torch.arange(len(columns))[rows].tolist():
-            assert found[row] is None
-            found[row] = rule
-    return found
+TOKENS = 11
+
+
+def rows_of(count: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(count, TOKENS, generator=generator) * 3 for _ in range(3)]
+
+
+def composed_together(rules: StepRules, columns: torch.Tensor, logits: list[torch.Tensor]) -> torch.Tensor:
+    return rules.log_pi(columns, lambda rule: composed(Composition(rule), *logits).log_pi())
+
+
+def one_by_one(wanted: list[Rule], logits: list[torch.Tensor]) -> torch.Tensor:
+    return torch.stack([compose(rule, *(part[i] for part in logits)) for i, rule in enumerate(wanted)])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_every_row_finds_its_rule_among_more_rules_than_one_column_can_number(dtype: torch.dtype) -> None:
     rules = step_rules(dtype)
     wanted = [parse_rule(f"dual:threshold={i / 1000}") for i in range(700)]
+    wanted[::90] = [parse_rule(f"product:base=1,aligned={1 + i}") for i in range(len(wanted[::90]))]
     counts = [1 + i % 4 for i in range(700)]
     rules.assign(wanted, counts)
     per_token = [rule for rule, count in zip(wanted, counts, strict=True) for _ in range(count)]
     picked = torch.randperm(len(per_token), generator=torch.Generator().manual_seed(0))[:900]
-    assert composed_by(rules, rules.columns(len(per_token))[picked]) == [per_token[i] for i in picked.tolist()]
+    logits = rows_of(900)
+    expected = one_by_one([per_token[i] for i in picked.tolist()], logits)
+    got = composed_together(rules, rules.columns(len(per_token))[picked], logits)
+    torch.testing.assert_close(got.exp(), expected.exp(), atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(got.exp(), one_by_one([DEFAULT] * 900, logits).exp(), atol=1e-2)
+
+
+@pytest.mark.parametrize("names", [["aligned_only", "base_only"], ["implicit_reward", "contrastive"], list(registry())])
+def test_threshold_rules_and_others_in_one_step(names: list[str]) -> None:
+    rules, wanted = step_rules(), [parse_rule(name) for name in names]
+    rules.assign(wanted, [1] * len(wanted))
+    logits = rows_of(len(wanted))
+    got = composed_together(rules, rules.columns(len(wanted)), logits)
+    torch.testing.assert_close(got.exp(), one_by_one(wanted, logits).exp(), atol=1e-5, rtol=1e-4)
+
+
+def test_a_bad_row_is_nan_and_its_neighbours_are_not() -> None:
+    rules = step_rules()
+    wanted = [parse_rule(name) for name in ("dual", "primal", "implicit_reward", "mixture", "base_only")]
+    rules.assign(wanted, [1] * 5)
+    logits = rows_of(5)
+    expected = one_by_one(wanted, logits)
+    logits[0][1, 3], logits[1][2, 0], logits[0][4] = torch.nan, torch.inf, -torch.inf
+    got = composed_together(rules, rules.columns(5), logits)
+    assert got.isnan().any(dim=-1).tolist() == [False, True, True, False, True]
+    torch.testing.assert_close(got[[0, 3]].exp(), expected[[0, 3]].exp())
+
+
+def test_nothing_is_looked_at() -> None:
+    """A look at a value would make the host wait for the device in every step; fake tensors have no values."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    rules, wanted = step_rules(), [parse_rule(name) for name in registry()]
+    rules.assign(wanted, [1] * len(wanted))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        logits = [torch.empty(8, TOKENS) for _ in range(3)]
+        assert composed_together(rules, torch.empty(8, 2), logits).shape == (8, TOKENS)
 
 
 def test_one_rule_for_all_needs_no_columns() -> None:
     """Dummy runs hand in random hidden states; nothing may be read from them."""
-    rules = step_rules()
-    assert composed_by(rules, torch.full((3, 2), float("nan"))) == [DEFAULT] * 3
-    aligned_only = parse_rule("aligned_only")
-    rules.assign([aligned_only, aligned_only], [2, 5])
-    assert composed_by(rules, torch.rand(7, 2)) == [aligned_only] * 7
+    rules, logits = step_rules(), rows_of(7)
+    torch.testing.assert_close(
+        composed_together(rules, torch.full((7, 2), torch.nan), logits), one_by_one([DEFAULT] * 7, logits)
+    )
+    alone = parse_rule("aligned_only")
+    rules.assign([alone, alone], [2, 5])
+    torch.testing.assert_close(composed_together(rules, torch.rand(7, 2), logits), one_by_one([alone] * 7, logits))
 
 
 def test_a_step_forgets_the_one_before() -> None:
-    rules = step_rules()
+    rules, logits = step_rules(), rows_of(2)
     rules.assign([parse_rule("aligned_only"), parse_rule("base_only")], [1, 1])
     rules.assign([DEFAULT], [2])
-    assert composed_by(rules, rules.columns(2)) == [DEFAULT] * 2
+    torch.testing.assert_close(composed_together(rules, rules.columns(2), logits), one_by_one([DEFAULT] * 2, logits))
 
 
 def test_padding_rows_get_some_rule() -> None:
     """vLLM pads steps and fills dummy hidden states with anything."""
     rules = step_rules()
     rules.assign([parse_rule("aligned_only"), parse_rule("base_only")], [1, 1])
-    assert None not in composed_by(rules, torch.tensor([[255.0, 255.0], [-3.0, 0.0]]))
+    assert not composed_together(rules, torch.tensor([[255.0, 255.0], [-3.0, 0.0]]), rows_of(2)).isnan().any()
 
 
 def test_bad_tokens_are_those_drawn_from_a_bad_row_and_after() -> None:

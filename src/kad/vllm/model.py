@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,8 +14,7 @@ from vllm.model_executor.model_loader import get_model_loader
 from vllm.model_executor.model_loader.utils import initialize_model
 from vllm.model_executor.model_loader.weight_tying import maybe_retie_word_embeddings
 
-from kad.composition import compose
-from kad.errors import LogitsError
+from kad.composition import Composition, composed
 from kad.hosts.vllm import check_second_runner
 from kad.vllm.config import PairView, part_model_config
 from kad.vllm.rows import RULE_COLUMNS, StepRules
@@ -124,21 +124,13 @@ class KadForCausalLM(nn.Module):
         block = max(1, _BLOCK_ELEMENTS // common)
         for start in range(0, len(columns), block):
             rows = slice(start, start + block)
-            for rule, chosen in self.step_rules.groups(columns[rows]):
-                parts = [trim(part_logits[rows][chosen], common) for part_logits in logits]
-                log_pi[rows, :common][chosen] = self._compose_or_nan(rule, parts)
+            parts = [trim(part_logits[rows], common).float() for part_logits in logits]
+            log_pi[rows, :common] = self.step_rules.log_pi(columns[rows], partial(self._by_rule, parts))
         return log_pi
 
-    def _compose_or_nan(self, rule: Rule, logits: list[Tensor]) -> Tensor:
-        """log pi; NaN in each row that has none, so that only its request fails (see `kad.vllm.scheduler`)."""
-        temperature = self.config.deferral_temperature
-        try:
-            return compose(rule, *logits, deferral_temperature=temperature)
-        except LogitsError:
-            if len(logits[0]) == 1:
-                return torch.full_like(logits[0], torch.nan, dtype=torch.float32)
-        rows = zip(*(torch.split(part_logits, 1) for part_logits in logits), strict=True)
-        return torch.cat([self._compose_or_nan(rule, list(row)) for row in rows])
+    def _by_rule(self, logits: list[Tensor], rule: Rule) -> Tensor:
+        """log pi of rows; NaN in each that has none, so that only its request fails (see `kad.vllm.scheduler`)."""
+        return composed(Composition(rule, self.config.deferral_temperature), *logits).log_pi()
 
 
 def _initialize_part(vllm_config: VllmConfig, model_config: ModelConfig, prefix: str) -> nn.Module:

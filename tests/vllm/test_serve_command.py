@@ -81,7 +81,7 @@ def test_what_the_user_says_stands(run: Any) -> None:
         (["tiny", "--speculative-config", "{}", "--draft-tokens", "3", "--dry-run"], "drop that"),
         (["tiny", "--speculative-config", "{}", "--repeatable", "--dry-run"], '"draft_sample_method": "greedy"'),
         (["./nowhere", "--dry-run"], "No pair at ./nowhere"),
-        (["tiny", "--draft-tokens", "0", "--dry-run"], "greater than or equal to 1"),
+        (["tiny", "--draft-tokens", "0", "--dry-run"], "--draft-tokens must be in [1, 128], but is 0"),
     ],
 )
 def test_mistakes(run: Any, arguments: list[str], message: str) -> None:

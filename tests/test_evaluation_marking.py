@@ -9,9 +9,9 @@ import pytest
 from kad.errors import MissingExtraError
 from kad.evaluation.tasks import marking
 
-GSM = {"answer": "18", "reference": "9 * 2 = <<9*2=18>>18\n#### 18"}
-MATH = {"answer": "\\frac{1}{2}", "reference": "so \\boxed{\\frac{1}{2}}."}
-OPTION = {"answer": "B", "reference": "Answer: B"}
+GSM = {"answer": "18", "solution": "9 * 2 = <<9*2=18>>18\n#### 18"}
+MATH = {"answer": "\\frac{1}{2}", "solution": "so \\boxed{\\frac{1}{2}}."}
+OPTION = {"answer": "B", "solution": "Answer: B"}
 
 
 @pytest.mark.parametrize(
@@ -22,8 +22,8 @@ OPTION = {"answer": "B", "reference": "Answer: B"}
         (marking.mark_number, GSM, "She makes 18 dollars", 1, 0),
         (marking.mark_number, GSM, "The answer is 18. Check: 18 / 2 = 9", 0, 1),
         (marking.mark_number, GSM, "", 0, 0),
-        (marking.mark_boxed_number, {"answer": "7", "reference": "\\boxed{7}"}, "\\boxed{7}", 1, 1),
-        (marking.mark_boxed_number, {"answer": "7", "reference": "\\boxed{7}"}, "The answer is 7.", 0, 1),
+        (marking.mark_boxed_number, {"answer": "7", "solution": "\\boxed{7}"}, "\\boxed{7}", 1, 1),
+        (marking.mark_boxed_number, {"answer": "7", "solution": "\\boxed{7}"}, "The answer is 7.", 0, 1),
         (marking.mark_math, MATH, "\\boxed{\\frac{1}{2}}", 1, 1),
         (marking.mark_math, MATH, "\\boxed{0.5}", 0, 1),
         (marking.mark_math, MATH, "\\boxed{\\frac{2}{4}}", 0, 1),
@@ -40,15 +40,15 @@ def test_marks(mark, doc, text: str, paper: int, strict: int) -> None:  # type: 
 
 
 def test_nothing_found_never_equals_nothing_found() -> None:
-    """The published code would count a missing reference and a missing answer as a match."""
-    assert marking.mark_math({"answer": "1", "reference": "no box"}, ["no box"]) == {
+    """The published code would count a missing answer on both sides as a match."""
+    assert marking.mark_math({"answer": "1", "solution": "no box"}, ["no box"]) == {
         "paper": 0.0,
         "strict": 0.0,
     }
 
 
 @pytest.mark.parametrize(
-    ("reference", "answer", "same"),
+    ("answer", "given", "same"),
     [
         ("p - q", "-q+p", True),
         ("(3,\\pi/2)", "\\left( 3, \\frac{\\pi}{2} \\right)", True),
@@ -59,8 +59,8 @@ def test_nothing_found_never_equals_nothing_found() -> None:
         ("\\frac{1}{2", "1/3", False),
     ],
 )
-def test_equivalence(reference: str, answer: str, same: bool) -> None:
-    assert marking.equivalent(reference, answer) is same
+def test_equivalence(answer: str, given: str, same: bool) -> None:
+    assert marking.equivalent(answer, given) is same
 
 
 def test_a_missing_math_verify_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

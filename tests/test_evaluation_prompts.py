@@ -131,8 +131,8 @@ def check_the_right_options(folder: Path, *, rows: int, always_a: float) -> None
         ("kad_truthful_qa", 25, 2),  # the two right answers that lie past J, which the published metric cannot read
     ],
 )
-def test_reference_answers_mark_themselves_right(name: str, rows: int, paper_unreachable: int) -> None:
-    check_reference_answers(SAMPLE_ROWS, name, rows, paper_unreachable)
+def test_answers_mark_themselves_right(name: str, rows: int, paper_unreachable: int) -> None:
+    check_answers(SAMPLE_ROWS, name, rows, paper_unreachable)
 
 
 @full_rows
@@ -148,17 +148,17 @@ def test_reference_answers_mark_themselves_right(name: str, rows: int, paper_unr
         ("kad_truthful_qa", 817, 2),
     ],
 )
-def test_every_reference_answer_marks_itself_right(name: str, rows: int, paper_unreachable: int) -> None:
-    check_reference_answers(FULL_ROWS, name, rows, paper_unreachable)
+def test_every_answer_marks_itself_right(name: str, rows: int, paper_unreachable: int) -> None:
+    check_answers(FULL_ROWS, name, rows, paper_unreachable)
 
 
-def check_reference_answers(folder: Path, name: str, rows: int, paper_unreachable: int) -> None:
+def check_answers(folder: Path, name: str, rows: int, paper_unreachable: int) -> None:
     (task,) = load_tasks([name], data_dir=folder)
     assert len(task.documents) == rows
-    by_reference = [task.mark(document, document["reference"])["paper"] for document in task.documents]
+    by_solution = [task.mark(document, document["solution"])["paper"] for document in task.documents]
     stated = [f"So the answer is \\boxed{{{document['answer']}}}." for document in task.documents]
     by_answer = [task.mark(document, text)["strict"] for document, text in zip(task.documents, stated, strict=True)]
-    assert rows - sum(by_reference) == paper_unreachable
+    assert rows - sum(by_solution) == paper_unreachable
     assert sum(by_answer) == rows
 
 

@@ -7,6 +7,7 @@ refused only if it looks like a mistyped key of kad.
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -77,20 +78,25 @@ class KadConfig(PreTrainedConfig):
         """The rule as an object."""
         return parse_rule(self.rule)
 
-    def model_references(self) -> dict[str, Source]:
+    def model_sources(self) -> dict[str, Source]:
         """Where the models are, by role, with absolute paths. "reference" is there only if the pair has one.
 
         Raises:
             PairError: base or aligned is missing.
         """
-        references = {}
+        sources = {}
         for role in ("base", "aligned", "reference"):
             value = getattr(self, role)
             if value is not None:
-                references[role] = Source.parse(value).located(self.folder)
+                sources[role] = Source.parse(value).located(self.folder)
             elif role != "reference":
                 raise PairError(f"The pair's configuration names no {role} model (key {role!r}).")
-        return references
+        return sources
+
+    def model_references(self) -> dict[str, Source]:
+        """The former name of `model_sources`."""
+        warnings.warn("model_references is called model_sources now.", DeprecationWarning, stacklevel=2)
+        return self.model_sources()
 
 
 def _mistyped(key: str, own: Iterable[str]) -> str | None:

@@ -20,7 +20,7 @@ class VocabularyError(KadError):
 
 
 class PairError(KadError):
-    """A pair folder, a configuration or a model reference that cannot be used."""
+    """A pair folder, a configuration or the place of a model that cannot be used."""
 
 
 class UsageError(KadError):

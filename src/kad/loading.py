@@ -68,7 +68,7 @@ def tokenizer_of(config: Any) -> Any:
     if folder is not None and (folder / "tokenizer_config.json").is_file():
         return load_tokenizer(Source(str(folder)))
     try:
-        return load_tokenizer(config.model_references()["aligned"])
+        return load_tokenizer(config.model_sources()["aligned"])
     except PairError:
         if folder is None and config.name_or_path:
             return load_tokenizer(Source(config.name_or_path))

@@ -93,7 +93,7 @@ class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrained
             kwargs,
         )
         config = KadConfig(
-            **{role: part.reference.to_dict() for role, part in parts.items() if part.reference is not None},
+            **{role: part.source.to_dict() for role, part in parts.items() if part.source is not None},
             rule=rule,
             deferral_temperature=deferral_temperature,
             vocab_size=pairs.shared_vocabulary(parts),
@@ -115,7 +115,7 @@ class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrained
             PairError: no such pair, an unknown option, or a model that cannot be loaded.
         """
         config, options = pairs.load_config(pretrained_model_name_or_path, kwargs)
-        parts = pairs.load_parts(config.model_references(), {}, options)
+        parts = pairs.load_parts(config.model_sources(), {}, options)
         if config.vocab_size is None:
             config.vocab_size = pairs.shared_vocabulary(parts)
         model = cls(config, **{role: part.model for role, part in parts.items()})

@@ -51,7 +51,7 @@ class Part:
     """One loaded model and where it came from (None for an object without a path)."""
 
     model: PreTrainedModel
-    reference: Source | None
+    source: Source | None
 
 
 def load_config(pair: Any, kwargs: dict[str, Any]) -> tuple[KadConfig, dict[str, Any]]:
@@ -111,39 +111,39 @@ def load_parts(
             name = getattr(model, "name_or_path", "")
             parts[role] = Part(model.eval(), Source.parse(name) if name else None)
             continue
-        reference = Source.parse(model)
+        source = Source.parse(model)
         if own.get(role):
-            reference = Source(reference.model, reference.revision, {**reference.kwargs, **(own[role] or {})})
-        parts[role] = Part(load_model(reference, **shared), reference)
+            source = Source(source.model, source.revision, {**source.kwargs, **(own[role] or {})})
+        parts[role] = Part(load_model(source, **shared), source)
     return parts
 
 
 def shared_vocabulary(parts: Mapping[str, Part]) -> int:
     """The number of tokens that all loaded models share; see `check_vocabularies`."""
     sizes = {role: int(part.model.config.get_text_config().vocab_size) for role, part in parts.items()}
-    return check_vocabularies(sizes, {role: part.reference for role, part in parts.items()})
+    return check_vocabularies(sizes, {role: part.source for role, part in parts.items()})
 
 
-def check_vocabularies(sizes: Mapping[str, int], references: Mapping[str, Source | None]) -> int:
+def check_vocabularies(sizes: Mapping[str, int], sources: Mapping[str, Source | None]) -> int:
     """The number of tokens that all models share, after checking that their tokenizers agree.
 
     Args:
         sizes: output rows of each model, by role.
-        references: where each model lies; one without a path (None) has no tokenizer to check, its ids are taken to
+        sources: where each model lies; one without a path (None) has no tokenizer to check, its ids are taken to
             agree.
 
     Raises:
         VocabularyError: the token maps differ.
     """
     size = common_size(sizes)
-    aligned = references["aligned"]
-    for role, reference in references.items():
-        if role == "aligned" or reference is None or aligned is None or reference == aligned:
+    aligned = sources["aligned"]
+    for role, source in sources.items():
+        if role == "aligned" or source is None or aligned is None or source == aligned:
             continue
         try:
-            maps = load_tokenizer(reference).get_vocab(), load_tokenizer(aligned).get_vocab()
+            maps = load_tokenizer(source).get_vocab(), load_tokenizer(aligned).get_vocab()
         except PairError:
-            if reference.is_local and aligned.is_local and not _has_tokenizer(reference):
+            if source.is_local and aligned.is_local and not _has_tokenizer(source):
                 continue  # a folder of bare weights: nothing to compare
             raise
         check_token_maps(*maps, size, (role, "aligned"))
@@ -158,16 +158,16 @@ def generation_config(pair: str | None, aligned: Part) -> GenerationConfig:
 
 
 def pack(
-    references: Mapping[str, Source],
+    sources: Mapping[str, Source],
     folder: Any,
     *,
     rule: str | Mapping[str, Any] | Rule,
     deferral_temperature: float = 1.0,
 ) -> KadConfig:
-    """Write a pair folder from references alone: reads configurations and tokenizers, loads no weights.
+    """Write a pair folder from the places of its models: reads configurations and tokenizers, loads no weights.
 
     Args:
-        references: "base" and "aligned", and "reference" if there is one.
+        sources: "base" and "aligned", and "reference" if there is one.
         folder: where to write; see `write`.
         rule: the pair's rule.
         deferral_temperature: see `KadConfig`.
@@ -180,19 +180,19 @@ def pack(
     parsed, target = parse_rule(rule), Path(folder)
     if target.is_dir() and any(target.iterdir()) and not is_pair(target):
         raise PairError(f"{target} is a folder that is not a pair. Choose another one for the pair.")
-    if parsed.needs_reference and "reference" not in references:
+    if parsed.needs_reference and "reference" not in sources:
         raise RuleError(f"Rule {parsed} needs the reference model. Give one: reference=... (--reference).")
-    configs = {role: load_model_config(reference) for role, reference in references.items()}
+    configs = {role: load_model_config(source) for role, source in sources.items()}
     sizes = {role: int(config.get_text_config().vocab_size) for role, config in configs.items()}
-    aligned = references["aligned"]
+    aligned = sources["aligned"]
     settings = load_generation_config(aligned) or GenerationConfig.from_model_config(configs["aligned"])
     return write(
         target,
         KadConfig(
-            **{role: reference.to_dict() for role, reference in references.items()},
+            **{role: source.to_dict() for role, source in sources.items()},
             rule=str(parsed),
             deferral_temperature=deferral_temperature,
-            vocab_size=check_vocabularies(sizes, references),
+            vocab_size=check_vocabularies(sizes, sources),
         ),
         load_tokenizer(aligned),
         settings,
@@ -210,7 +210,7 @@ def save(model: KadForCausalLM, folder: Any, tokenizer: Any, options: Mapping[st
             f"The {' and '.join(unnamed)} model was given as an object without a path. A pair names its models: "
             "save them first and give their folders or hub ids to from_models."
         )
-    aligned = model.config.model_references()["aligned"]
+    aligned = model.config.model_sources()["aligned"]
     chosen = tokenizer if tokenizer is not None else load_tokenizer(aligned)
     write(folder, model.config, chosen, model.generation_config)
 
@@ -226,7 +226,7 @@ def write(folder: Any, config: KadConfig, tokenizer: Any, settings: GenerationCo
     target = Path(folder)
     _refuse_foreign(target)
     written = KadConfig(
-        **{role: reference.to_dict(relative_to=target) for role, reference in config.model_references().items()},
+        **{role: source.to_dict(relative_to=target) for role, source in config.model_sources().items()},
         rule=config.rule,
         deferral_temperature=config.deferral_temperature,
         vocab_size=config.vocab_size,
@@ -276,6 +276,6 @@ def is_pair(folder: Path) -> bool:
         return False
 
 
-def _has_tokenizer(reference: Source) -> bool:
+def _has_tokenizer(source: Source) -> bool:
     names = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
-    return any((Path(reference.model) / name).is_file() for name in names) or "gguf_file" in reference.kwargs
+    return any((Path(source.model) / name).is_file() for name in names) or "gguf_file" in source.kwargs

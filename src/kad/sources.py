@@ -57,26 +57,24 @@ class Source:
             )
 
     @classmethod
-    def parse(cls, reference: str | Mapping[str, Any] | Source) -> Source:
+    def parse(cls, source: str | Mapping[str, Any] | Source) -> Source:
         """From "id", "id@revision", a path, "tiny:<name>", or the dict that `to_dict` writes."""
-        if isinstance(reference, Source):
-            return reference
-        if isinstance(reference, Mapping):
-            unknown = sorted(set(reference) - {"model", "revision", "kwargs"})
-            if unknown or "model" not in reference:
+        if isinstance(source, Source):
+            return source
+        if isinstance(source, Mapping):
+            unknown = sorted(set(source) - {"model", "revision", "kwargs"})
+            if unknown or "model" not in source:
                 problem = f"has unknown keys {unknown}" if unknown else "lacks the key 'model'"
-                raise PairError(f"A model reference {problem}. It takes: model, revision, kwargs.")
-            carried = sorted(_PERSONAL & (reference.get("kwargs") or {}).keys())
+                raise PairError(f"A model source {problem}. It takes: model, revision, kwargs.")
+            carried = sorted(_PERSONAL & (source.get("kwargs") or {}).keys())
             if carried:
                 raise PairError(
-                    f"The pair carries {', '.join(carried)} for {reference['model']}, which a pair may not. Remove it "
+                    f"The pair carries {', '.join(carried)} for {source['model']}, which a pair may not. Remove it "
                     "from the pair's config.json. If you trust this model, give it when you load the pair."
                 )
-            return cls(reference["model"], reference.get("revision"), dict(reference.get("kwargs") or {}))
-        name, at, revision = os.fspath(reference).partition("@")
-        return (
-            cls(resolve_model(name), revision) if at and not Path(reference).exists() else cls(resolve_model(reference))
-        )
+            return cls(source["model"], source.get("revision"), dict(source.get("kwargs") or {}))
+        name, at, revision = os.fspath(source).partition("@")
+        return cls(resolve_model(name), revision) if at and not Path(source).exists() else cls(resolve_model(source))
 
     @property
     def is_local(self) -> bool:
@@ -99,7 +97,7 @@ class Source:
         return plain
 
     def located(self, pair: Path | None) -> Source:
-        """The reference with a path relative to the folder `pair` made absolute; hub ids stay."""
+        """The source with a path relative to the folder `pair` made absolute; hub ids stay."""
         if self.model.startswith("tiny:"):
             return Source(resolve_model(self.model), self.revision, self.kwargs)
         if pair is None or not (pair / self.model).is_dir():
@@ -107,13 +105,13 @@ class Source:
         return Source(str((pair / self.model).resolve()), self.revision, self.kwargs)
 
 
-def resolve_model(reference: str | os.PathLike[str]) -> str:
+def resolve_model(source: str | os.PathLike[str]) -> str:
     """A path or hub id that Transformers can load: names of the embedded family become folders, folders absolute.
 
     Raises:
         PairError: an unknown name of the embedded family, or what looks like a path and is no folder.
     """
-    name = os.fspath(reference)
+    name = os.fspath(source)
     if name.startswith("tiny:"):
         return str(_tiny_folder(name))
     if Path(name).is_dir():
@@ -123,14 +121,14 @@ def resolve_model(reference: str | os.PathLike[str]) -> str:
     return name
 
 
-def resolve_pair(reference: str | os.PathLike[str]) -> str:
+def resolve_pair(source: str | os.PathLike[str]) -> str:
     """A pair: "tiny" becomes the folder of the embedded pair; folders and hub ids stay.
 
     Raises:
         PairError: a single model of the embedded family, or what looks like a path and is no folder with a
             config.json.
     """
-    name = os.fspath(reference)
+    name = os.fspath(source)
     if name == "tiny":
         return str(_TINY / "pair")
     if name.startswith("tiny:"):

@@ -24,7 +24,7 @@ SEEDS, TEMPERATURE = (5, 6, 7, 5), 2.0
 
 def main() -> None:
     methods = [parse_method(text) for text in sys.argv[2:]]
-    references = read_config("tiny").model_references()
+    references = read_config("tiny").model_sources()
     references |= {m.name: Source.parse(m.oracle) for m in methods if m.oracle is not None}
     engine = VllmEngine(references, dtype="float32", arguments=ARGUMENTS)
     found: dict[str, Any] = {}

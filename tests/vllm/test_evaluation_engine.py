@@ -47,7 +47,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_greedy_texts_are_those_of_transformers(name: str, drawn: dict[str, list[dict[str, Any]]]) -> None:
-    references = read_config("tiny").model_references()
+    references = read_config("tiny").model_sources()
     references["oracle=tiny:big-aligned"] = Source.parse("tiny:big-aligned")
     engine = TransformersEngine(Models(references, options={"dtype": "float32"}), diagnostics=False)
     plain = parse_method(name.partition("@")[0])

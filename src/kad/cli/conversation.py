@@ -37,7 +37,7 @@ class Chat:
 
     def describe(self) -> str:
         """The models and the rule, in one line."""
-        parts = self.model.config.model_references()
+        parts = self.model.config.model_sources()
         return f"{stdio.shown(parts['base'])} aligned by {stdio.shown(parts['aligned'])}, {self.model.rule}"
 
     def take(self, line: str) -> bool:

@@ -89,7 +89,7 @@ def as_dict(model: KadForCausalLM, answer: Answer, load_seconds: float) -> dict[
         "timings": {"load": load_seconds, "first_token": answer.first_token, "generate": answer.seconds},
         "rule": str(model.rule),
         "deferral_temperature": model.composition.deferral_temperature,
-        "models": {role: stdio.shown(part) for role, part in model.config.model_references().items()},
+        "models": {role: stdio.shown(part) for role, part in model.config.model_sources().items()},
         "seed": answer.seed,
         **speculation(answer),
     }

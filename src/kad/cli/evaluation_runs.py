@@ -74,7 +74,7 @@ def pair_models(models: ModelOptions) -> tuple[dict[str, Source], Composition]:
         config = KadConfig()
     else:
         config = read_config(models.pair or "tiny")
-        sources = config.model_references()
+        sources = config.model_sources()
         if config.name_or_path:
             sources["pair"] = Source(config.name_or_path)
         if models.reference is not None:

@@ -65,11 +65,11 @@ def command(
             typer.echo(path)
 
 
-def _target(reference: str | None, model: Any) -> Any:
+def _target(name: str | None, model: Any) -> Any:
     """The big aligned model, loaded like the models of the pair."""
-    if reference is None:
+    if name is None:
         return None
     from kad.loading import load_model
     from kad.sources import Source, resolve_model
 
-    return load_model(Source.parse(resolve_model(reference))).to(model.base.device)
+    return load_model(Source.parse(resolve_model(name))).to(model.base.device)

@@ -83,14 +83,14 @@ def command(
         raise UsageError("kad info needs a pair (a folder, a hub id or tiny), or --base and --aligned.")
     loading.quiet_transformers()
     config = _configuration(named)
-    references = config.model_references()
-    models = {role: _describe(reference_) for role, reference_ in references.items()}
+    sources = config.model_sources()
+    models = {role: _describe(source) for role, source in sources.items()}
     found = {
         "pair": pair,
         "rule": config.rule if pair is not None else None,
         "deferral_temperature": config.deferral_temperature if pair is not None else None,
         "models": {role: asdict(model) for role, model in models.items()},
-        "vocabulary": _vocabulary(references, models),
+        "vocabulary": _vocabulary(sources, models),
         "memory": _memory(models),
         "draft_cost": models["aligned"].parameters / models["base"].parameters,
     }
@@ -115,18 +115,18 @@ def _configuration(models: options.ModelOptions) -> KadConfig:
     return KadConfig(**{role: Source.parse(name).to_dict() for role, name in named.items() if name is not None})
 
 
-def _describe(reference: Source) -> Model:
+def _describe(source: Source) -> Model:
     """One model from its configuration. Counted on torch's meta device, which allocates nothing."""
     import torch
 
     from kad.loading import load_config
 
-    config = load_config(reference)
+    config = load_config(source)
     text = config.get_text_config()
-    dtype = _dtype(reference, config)
+    dtype = _dtype(source, config)
     architecture, parameters = _count(config)
     return Model(
-        name=stdio.shown(reference),
+        name=stdio.shown(source),
         architecture=architecture,
         parameters=parameters,
         dtype=str(dtype).removeprefix("torch."),
@@ -137,11 +137,11 @@ def _describe(reference: Source) -> Model:
     )
 
 
-def _dtype(reference: Source, config: Any) -> Any:
+def _dtype(source: Source, config: Any) -> Any:
     """The dtype Transformers would load it in: what the pair says, else what the model's configuration says."""
     import torch
 
-    wanted = reference.kwargs.get("dtype", "auto")
+    wanted = source.kwargs.get("dtype", "auto")
     if wanted != "auto":
         return getattr(torch, str(wanted).removeprefix("torch."))
     return config.dtype or torch.float32
@@ -169,12 +169,12 @@ def _cache_numbers(text: Any) -> int:
     return int(2 * text.num_hidden_layers * key_value_heads * head_size)
 
 
-def _vocabulary(references: dict[str, Source], models: dict[str, Model]) -> dict[str, Any]:
+def _vocabulary(sources: dict[str, Source], models: dict[str, Model]) -> dict[str, Any]:
     from kad.pairs import check_vocabularies
 
     sizes = {role: model.vocabulary for role, model in models.items()}
     try:
-        return {"match": True, "size": check_vocabularies(sizes, references), "rows": sizes, "problem": None}
+        return {"match": True, "size": check_vocabularies(sizes, sources), "rows": sizes, "problem": None}
     except VocabularyError as error:
         return {"match": False, "size": None, "rows": sizes, "problem": str(error)}
 

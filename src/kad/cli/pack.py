@@ -1,4 +1,4 @@
-"""`kad pack`: write a pair folder from references, without loading weights."""
+"""`kad pack`: write a pair folder from the places of its models, without loading weights."""
 
 from __future__ import annotations
 

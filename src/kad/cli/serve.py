@@ -102,12 +102,12 @@ def _checked(pair: str) -> KadConfig:
     from kad.pairs import check_vocabularies, read_config
 
     config = read_config(pair)
-    references = config.model_references()
+    sources = config.model_sources()
     sizes = {
-        role: AutoConfig.from_pretrained(reference.model, revision=reference.revision).get_text_config().vocab_size
-        for role, reference in references.items()
+        role: AutoConfig.from_pretrained(source.model, revision=source.revision).get_text_config().vocab_size
+        for role, source in sources.items()
     }
-    check_vocabularies(sizes, references)
+    check_vocabularies(sizes, sources)
     return config
 
 
@@ -116,7 +116,7 @@ def _speculation(config: KadConfig, draft_tokens: int, repeatable: bool, ranks: 
 
     Verification draws from the request's seed. Sampled drafts do not: all requests share one generator there.
     """
-    aligned = config.model_references()["aligned"]
+    aligned = config.model_sources()["aligned"]
     draft: dict[str, Any] = {
         "method": "draft_model",
         "model": aligned.model,

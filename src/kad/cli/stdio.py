@@ -101,11 +101,11 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def shown(reference: Source) -> str:
+def shown(source: Source) -> str:
     """A model as a person would name it: the embedded family by its names, hub ids with their revision."""
     from kad import tiny
 
-    folder = Path(reference.model)
+    folder = Path(source.model)
     if folder.name in tiny.MODELS and folder == tiny.path(folder.name):
         return f"tiny:{folder.name}"
-    return reference.model if reference.revision is None else f"{reference.model}@{reference.revision}"
+    return source.model if source.revision is None else f"{source.model}@{source.revision}"

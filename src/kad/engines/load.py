@@ -147,7 +147,7 @@ def _place(model: KadForCausalLM, device: str | None) -> None:
 
         placed = any(
             key in source.kwargs
-            for source in model.config.model_references().values()
+            for source in model.config.model_sources().values()
             for key in ("device_map", "quantization_config")
         )
         if placed or not torch.accelerator.is_available():

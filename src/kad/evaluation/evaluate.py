@@ -45,12 +45,12 @@ class Plan(TaskOptions, RunOptions):
         TaskOptions.__post_init__(self)
         RunOptions.__post_init__(self)
         for method in self.methods:
-            missing = sorted(method.needs - self.references.keys())
+            missing = sorted(method.needs - self.sources.keys())
             if missing:
                 raise UsageError(f"{method.name} needs the {missing[0]} model; give one with --{missing[0]} MODEL")
 
     @property
-    def references(self) -> dict[str, Source]:
+    def sources(self) -> dict[str, Source]:
         """The models by role, oracles included."""
         oracles = {m.name: Source.parse(m.oracle) for m in self.methods if m.oracle is not None}
         return {**self.models, **oracles}
@@ -59,7 +59,7 @@ class Plan(TaskOptions, RunOptions):
         """What a resumed run must repeat."""
         return Settings(
             **{option.name: getattr(self, option.name) for option in fields(RunOptions)},
-            models={role: fingerprint(source) for role, source in sorted(self.references.items())},
+            models={role: fingerprint(source) for role, source in sorted(self.sources.items())},
             methods=tuple(method.name for method in self.methods),
             pair_rule=next((str(method.rule) for method in self.methods if method.role == "pair"), None),
             tasks=tuple(task.info for task in tasks),
@@ -104,7 +104,7 @@ def _transformers_engine(plan: Plan) -> Engine:
     from kad.evaluation.engines.transformers_engine import TransformersEngine
 
     models = Models(
-        plan.references,
+        plan.sources,
         deferral_temperature=plan.deferral_temperature,
         options=plan.load_options,
         device=plan.device,
@@ -116,7 +116,7 @@ def _vllm_engine(plan: Plan) -> Engine:
     from kad.evaluation.engines.vllm_engine import VllmEngine
 
     dtype = plan.load_options.get("dtype", "auto")
-    return VllmEngine(plan.references, plan.deferral_temperature, dtype, plan.engine_options)
+    return VllmEngine(plan.sources, plan.deferral_temperature, dtype, plan.engine_options)
 
 
 ENGINES: dict[str, Callable[[Plan], Engine]] = {"transformers": _transformers_engine, "vllm": _vllm_engine}

@@ -59,7 +59,7 @@ class KadLM(HFLM):  # type: ignore[misc, valid-type]
             # lm-eval's command names cuda where nothing is said; without one its own model goes elsewhere too.
             model.to(device if is_usable(device) else first_device())
         folder = model.config.folder
-        place = Source(str(folder)) if folder else model.config.model_references()["aligned"]
+        place = Source(str(folder)) if folder else model.config.model_sources()["aligned"]
         if speculative:
             if str(kwargs.get("batch_size", 1)) != "1":
                 raise UsageError("speculative decoding takes one request at a time; leave batch_size at 1")

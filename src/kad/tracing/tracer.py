@@ -188,9 +188,9 @@ def _vocabulary(tokenizer: Any, positions: Sequence[Position]) -> dict[int, str]
 
 
 def _origin(model: KadForCausalLM, role: str) -> str:
-    reference = getattr(model.config, role, None)
-    if not reference:
+    source = getattr(model.config, role, None)
+    if not source:
         return type(model.parts[role]).__name__
     # Of a path only the folder's name: a trace is passed on, and where its maker keeps models is of no use to others.
-    path = Path(reference["model"])
-    return path.name if path.is_absolute() or path.parts[:1] in {(".",), ("..",)} else str(reference["model"])
+    path = Path(source["model"])
+    return path.name if path.is_absolute() or path.parts[:1] in {(".",), ("..",)} else str(source["model"])

@@ -28,7 +28,7 @@ class PairView(KadConfig):
 
     def part_configs(self) -> dict[str, PretrainedConfig]:
         """The parts' configurations by role: base, aligned and, if there is one, reference."""
-        return {role: _config_of(part.model, part.revision) for role, part in self.model_references().items()}
+        return {role: _config_of(part.model, part.revision) for role, part in self.model_sources().items()}
 
     def part_texts(self) -> dict[str, PretrainedConfig]:
         """The language-model side of each part's configuration."""
@@ -122,7 +122,7 @@ def resolve_dtype(pair: ModelConfig) -> torch.dtype:
     asked: torch.dtype = pair.dtype
     if asked != _auto_dtype(pair, view):
         return asked
-    dtypes = {role: _part_dtype(pair, view, role) for role in view.model_references()}
+    dtypes = {role: _part_dtype(pair, view, role) for role in view.model_sources()}
     if len(set(dtypes.values())) > 1:
         listed = ", ".join(f"{role} {str(dtype).removeprefix('torch.')}" for role, dtype in dtypes.items())
         raise PairError(f"vLLM runs all parts in one dtype, but this pair's are: {listed}. Choose one with --dtype.")
@@ -130,7 +130,7 @@ def resolve_dtype(pair: ModelConfig) -> torch.dtype:
 
 
 def _part_dtype(pair: ModelConfig, view: PairView, role: str) -> torch.dtype:
-    said = view.model_references()[role].kwargs.get("dtype", "auto")
+    said = view.model_sources()[role].kwargs.get("dtype", "auto")
     if said != "auto":
         dtype: torch.dtype = getattr(torch, said)
         return dtype

@@ -48,7 +48,7 @@ class KadForCausalLM(nn.Module):
         self.config = view
         self.load_config = vllm_config.load_config
         self.part_configs = {
-            role: part_model_config(vllm_config.model_config, part) for role, part in view.model_references().items()
+            role: part_model_config(vllm_config.model_config, part) for role, part in view.model_sources().items()
         }
         for role, model_config in self.part_configs.items():
             self.add_module(role, _initialize_part(vllm_config, model_config, f"{prefix}.{role}" if prefix else role))

@@ -17,21 +17,21 @@ from kad.pairs import Part, shared_vocabulary
 from kad.sources import Source
 
 
-def speaker(method: Method, references: Collection[str]) -> str:
+def speaker(method: Method, sources: Collection[str]) -> str:
     """The role whose tokenizer, chat template and ends of a text the method uses.
 
     An oracle uses its own. Other methods use the pair's, if there is a pair, else the aligned model's.
     """
     if method.role == "oracle":
         return method.name
-    return "pair" if "pair" in references else "aligned"
+    return "pair" if "pair" in sources else "aligned"
 
 
 class Models:
     """The models by role: base, aligned, reference, any oracle by its method's name, and "pair", where the pair lies.
 
     Args:
-        references: where the models are, by role.
+        sources: where the models are, by role.
         deferral_temperature: of the compositions.
         options: how to load every model (dtype, device_map, ...), see `kad.sources.MODEL_KWARGS`.
         device: where to put models that were loaded without a device map.
@@ -39,13 +39,13 @@ class Models:
 
     def __init__(
         self,
-        references: Mapping[str, Source],
+        sources: Mapping[str, Source],
         *,
         deferral_temperature: float = 1.0,
         options: Mapping[str, Any] | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
-        self.references = dict(references)
+        self.sources = dict(sources)
         self._deferral_temperature = deferral_temperature
         self._options = dict(options or {})
         self._device = torch.device(device)
@@ -55,9 +55,9 @@ class Models:
 
     def tokenizer(self, method: Method) -> Any:
         """The tokenizer of the method's prompts, padded on the left; see `speaker`."""
-        role = speaker(method, self.references)
+        role = speaker(method, self.sources)
         if role not in self._tokenizers:
-            tokenizer = load_tokenizer(self.reference(role))
+            tokenizer = load_tokenizer(self.source(role))
             tokenizer.padding_side = "left"
             if tokenizer.pad_token_id is None:
                 tokenizer.pad_token = tokenizer.eos_token
@@ -74,19 +74,19 @@ class Models:
     def part(self, role: str) -> PreTrainedModel:
         """One model, loaded if it is not yet."""
         if role not in self._loaded:
-            model = load_model(self.reference(role), **self._options)
+            model = load_model(self.source(role), **self._options)
             self._loaded[role] = model if hasattr(model, "hf_device_map") else model.to(self._device)
         return self._loaded[role]
 
-    def reference(self, role: str) -> Source:
+    def source(self, role: str) -> Source:
         """Where the model of a role is.
 
         Raises:
             UsageError: the pair has none.
         """
-        if role not in self.references:
+        if role not in self.sources:
             raise UsageError(f"a method needs the {role} model, and none is given: use --{role} MODEL")
-        return self.references[role]
+        return self.sources[role]
 
     def release(self, keep: Collection[str]) -> None:
         """Let go of every model whose role is not in `keep`."""
@@ -100,7 +100,7 @@ class Models:
         key = (str(method.rule), method.needs)
         if self._composed is None or self._composed[0] != key:
             roles = [role for role in ("base", "aligned", "reference") if role in method.needs]
-            parts: dict[str, Part] = {role: Part(self.part(role), self.reference(role)) for role in roles}
+            parts: dict[str, Part] = {role: Part(self.part(role), self.source(role)) for role in roles}
             config = KadConfig(
                 rule=str(method.rule),
                 deferral_temperature=self._deferral_temperature,
@@ -117,8 +117,8 @@ class Models:
         A base model alone also ends where the aligned model would: it sees the aligned model's chat.
         """
         tokenizer = self.tokenizer(method)
-        roles = {speaker(method, self.references), *(method.needs if method.rule is None else ())}
-        configs = [load_generation_config(self.reference(role)) for role in roles]
+        roles = {speaker(method, self.sources), *(method.needs if method.rule is None else ())}
+        configs = [load_generation_config(self.source(role)) for role in roles]
         ends = {tokenizer.eos_token_id}
         for config in filter(None, configs):
             ends.update(config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id])

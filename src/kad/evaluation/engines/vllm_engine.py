@@ -28,7 +28,7 @@ class VllmEngine:
     """See `Engine`. Diagnostics need both models' logits at every position, which vLLM does not give out.
 
     Args:
-        references: the models by role, oracles by their method's name.
+        sources: the models by role, oracles by their method's name.
         deferral_temperature: of the compositions.
         dtype: of all models, "auto" as stored.
         arguments: more arguments of `vllm.LLM`.
@@ -39,13 +39,13 @@ class VllmEngine:
 
     def __init__(
         self,
-        references: Mapping[str, Source],
+        sources: Mapping[str, Source],
         deferral_temperature: float = 1.0,
         dtype: str = "auto",
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
         self._llm_class, self._params_class, defaults = _vllm()
-        self._references = dict(references)
+        self._sources = dict(sources)
         self._deferral_temperature = deferral_temperature
         self._arguments = {"dtype": dtype, **defaults, **(arguments or {})}
         self._folder = tempfile.TemporaryDirectory(prefix="kad-eval-")
@@ -82,18 +82,18 @@ class VllmEngine:
         return completions
 
     def _tokenizer(self, method: Method) -> Any:
-        role = speaker(method, self._references)
+        role = speaker(method, self._sources)
         if role not in self._tokenizers:
-            self._tokenizers[role] = load_tokenizer(self._references[role])
+            self._tokenizers[role] = load_tokenizer(self._sources[role])
         return self._tokenizers[role]
 
     def _params(self, method: Method, request: Request) -> Any:
-        role = speaker(method, self._references)
+        role = speaker(method, self._sources)
         return self._params_class(
             temperature=request.temperature,
             max_tokens=request.max_new_tokens,
             seed=request.seed,
-            stop_token_ids=_ends(self._references[role], self._tokenizer(method)),
+            stop_token_ids=_ends(self._sources[role], self._tokenizer(method)),
             extra_args=None if method.rule is None else {"rule": str(method.rule)},
         )
 
@@ -117,16 +117,16 @@ class VllmEngine:
 
     def _engine_arguments(self, method: Method) -> dict[str, Any]:
         if method.rule is None:
-            reference = self._references[method.name]
-            tokenizer = self._references[speaker(method, self._references)]
-            place = {"model": reference.model, "revision": reference.revision, "tokenizer": tokenizer.model}
+            source = self._sources[method.name]
+            tokenizer = self._sources[speaker(method, self._sources)]
+            place = {"model": source.model, "revision": source.revision, "tokenizer": tokenizer.model}
             return {**self._arguments, **place}
         arguments = {**self._arguments, "model": str(self._pair())}
         if method.speculation is None:
             return arguments
         if not isinstance(method.speculation.num_draft_tokens, int):
             raise UsageError("vLLM drafts a fixed number of tokens: give num_draft_tokens a number, not auto")
-        draft = self._references[method.speculation.draft]
+        draft = self._sources[method.speculation.draft]
         return {
             **arguments,
             "speculative_config": {
@@ -142,7 +142,7 @@ class VllmEngine:
         """The pair as a folder for vLLM to load; its own rule is never used, every request brings one."""
         folder = Path(self._folder.name) / "pair"
         if not folder.exists():
-            parts = {role: ref for role, ref in self._references.items() if role in ("base", "aligned", "reference")}
+            parts = {role: ref for role, ref in self._sources.items() if role in ("base", "aligned", "reference")}
             pack(parts, folder, rule="base_only", deferral_temperature=self._deferral_temperature)
         return folder
 
@@ -222,9 +222,9 @@ class _Counters:
         return {"drafted": self.drafted, "accepted": self.accepted, "acceptance_lengths": histogram}
 
 
-def _ends(reference: Source, tokenizer: Any) -> list[int]:
+def _ends(source: Source, tokenizer: Any) -> list[int]:
     """The tokens that end a text: the tokenizer's, and those of the model's generation settings."""
-    config = load_generation_config(reference)
+    config = load_generation_config(source)
     named: Iterable[int | None] = [] if config is None else _as_list(config.eos_token_id)
     return sorted({token for token in (*named, tokenizer.eos_token_id) if token is not None})
 

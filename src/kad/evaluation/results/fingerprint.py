@@ -10,14 +10,14 @@ from kad.sources import Source
 _MEGABYTE = 1 << 20
 
 
-def fingerprint(reference: Source) -> str:
+def fingerprint(source: Source) -> str:
     """The hub id with its revision, or a folder's name with a digest of its files.
 
     The same weights in another place are the same model. Other weights in the same place are another model.
     """
-    if reference.is_local:
-        return f"{Path(reference.model).name}:{_digest(Path(reference.model))}"
-    return reference.model if reference.revision is None else f"{reference.model}@{reference.revision}"
+    if source.is_local:
+        return f"{Path(source.model).name}:{_digest(Path(source.model))}"
+    return source.model if source.revision is None else f"{source.model}@{source.revision}"
 
 
 def _digest(folder: Path) -> str:

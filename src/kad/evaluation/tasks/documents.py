@@ -1,4 +1,4 @@
-"""Data sets as documents: every task's rows become `question_id`, `prompt`, `answer`, `reference` (see
+"""Data sets as documents: every task's rows become `question_id`, `prompt`, `answer`, `solution` (see
 `marking`).
 
 The task files name these functions: `load` gets the rows, from the Hugging Face hub or from local JSON lines
@@ -85,7 +85,7 @@ def load_tiny(split: Split, problems: int, **_: Any) -> dict[str, Dataset]:
 
 
 def gsm8k_documents(rows: Dataset) -> Dataset:
-    """openai/gsm8k: the reference is the worked solution, the answer what stands behind its `####`."""
+    """openai/gsm8k: the solution is worked out, the answer what stands behind its `####`."""
     return _documents(
         rows,
         lambda row: _document(row["question"], row["answer"].rsplit("####", 1)[1].strip(), row["answer"]),
@@ -93,13 +93,13 @@ def gsm8k_documents(rows: Dataset) -> Dataset:
 
 
 def math500_documents(rows: Dataset) -> Dataset:
-    """HuggingFaceH4/MATH-500: the published prompt asks for a box, the reference is the solution with its
+    """HuggingFaceH4/MATH-500: the published prompt asks for a box, the solution has its
     box."""
     return _documents(rows, lambda row: _document(row["problem"] + _BOX_TAIL, row["answer"], row["solution"]))
 
 
 def svamp_documents(rows: Dataset) -> Dataset:
-    """ChilleD/SVAMP: body and question in one, the reference is the equation with its value."""
+    """ChilleD/SVAMP: body and question in one, the solution is the equation with its value."""
     return _documents(
         rows,
         lambda row: _document(row["question_concat"], row["Answer"], f"{row['Equation']} = {row['Answer']}"),
@@ -154,8 +154,8 @@ def _option_document(question: str, options: Sequence[str], right: int) -> dict[
     return _document(_OPTIONS_HEAD.format(question=question) + lines + _OPTIONS_TAIL, letter, f"\nAnswer: {letter}\n\n")
 
 
-def _document(prompt: str, answer: str, reference: str) -> dict[str, str]:
-    return {"prompt": prompt, "answer": str(answer), "reference": reference}
+def _document(prompt: str, answer: str, solution: str) -> dict[str, str]:
+    return {"prompt": prompt, "answer": str(answer), "solution": solution}
 
 
 def _documents(rows: Dataset, convert: Callable[[Row], dict[str, str]]) -> Dataset:

@@ -1,8 +1,8 @@
 """Marking one answer: `paper`, the published metric, beside `strict`, each 0 or 1. These are lm-eval's
 `process_results`.
 
-A document (see `documents.py`) carries `answer`, the plain reference, and `reference`, the text in
-which the published code looks for its reference with the same extractor as in the prediction.
+A document (see `documents.py`) carries `answer`, the plain answer, and `solution`, a text that ends in it. The
+published code reads the answer out of the solution as it reads the prediction's.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ def mark_option(doc: Document, results: Sequence[str]) -> Marks:
     }
 
 
-def equivalent(reference: str, answer: str) -> bool:
+def equivalent(answer: str, given: str) -> bool:
     """Whether two LaTeX answers say the same; `math-verify` decides what the plain comparison cannot."""
-    if "".join(reference.split()) == "".join(answer.split()):
+    if "".join(answer.split()) == "".join(given.split()):
         return True
     try:
         from math_verify import parse, verify
@@ -60,10 +60,10 @@ def equivalent(reference: str, answer: str) -> bool:
 
     # math-verify's own time limit is a signal, which only the main thread may set.
     limit = 5 if threading.current_thread() is threading.main_thread() else None
-    gold, found = (parse(f"\\boxed{{{text}}}", parsing_timeout=limit) for text in (reference, answer))
-    return bool(gold and found and verify(gold, found, timeout_seconds=limit))
+    expected, found = (parse(f"\\boxed{{{text}}}", parsing_timeout=limit) for text in (answer, given))
+    return bool(expected and found and verify(expected, found, timeout_seconds=limit))
 
 
 def _same(read: Callable[[str], str | None], doc: Document, text: str) -> float:
     found = read(text)
-    return float(found is not None and found == read(doc["reference"]))
+    return float(found is not None and found == read(doc["solution"]))

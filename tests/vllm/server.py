@@ -17,7 +17,8 @@ from typing import Any
 import psutil
 from openai import OpenAI
 
-_READY_SECONDS = 600
+# A start takes half a minute on an idle machine; a busy one may need many times as long.
+_READY_SECONDS = 1800
 
 
 class Server:

@@ -68,6 +68,7 @@ HOSTS = (
     TRANSFORMERS,
     Host("accelerate", "Accelerate", "1.15.0", "1.15.0", extra="accelerate", minimum="1.0"),
     Host("gguf", "gguf", "0.19.0", "0.19.0", extra="gguf", minimum="0.17"),
+    VLLM,
     LM_EVAL,
     Host("math-verify", "Math-Verify", "0.9.0", "0.9.0", extra="eval"),
     Host("datasets", "Datasets", "5.2.0", "5.2.0", extra="eval", minimum="4"),

@@ -89,6 +89,7 @@ def test_speculation_writes_the_same_text_in_fewer_forwards() -> None:
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The package of examples/own_rule, installed by pip into a folder of its own."""
+    pytest.importorskip("pip", reason="pip is not in this environment: python -m ensurepip")
     folder = tmp_path_factory.mktemp("own-rule")
     # Without isolation: the build needs only hatchling, which the extra `test` brings, and no package index.
     pip = ("-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check")

@@ -73,7 +73,7 @@ HOSTS = (
     Host("math-verify", "Math-Verify", "0.9.0", "0.9.0", extra="eval"),
     Host("datasets", "Datasets", "5.2.0", "5.2.0", extra="eval", minimum="4"),
     Host("matplotlib", "Matplotlib", "3.11.2", "3.11.2", extra="report", minimum="3.9"),
-    Host("typer", "Typer", "0.29.2", "0.29.2", minimum="0.16"),
+    Host("typer", "Typer", "0.26.0", "0.29.2"),
 )
 
 

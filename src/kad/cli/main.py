@@ -27,7 +27,6 @@ from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
 from kad import __version__
-from kad.cli.flatten import flatten
 from kad.cli.stdio import write_anything
 from kad.errors import KadError, OptionError, UsageError
 
@@ -176,6 +175,8 @@ def load_command(name: str) -> Any:
     Raises:
         UsageError: this installation has no such module.
     """
+    from kad.cli.flatten import flatten
+
     module = _import_command(name)
     single = typer.Typer(add_completion=False, rich_markup_mode="rich")
     single.command(

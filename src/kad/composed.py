@@ -1,7 +1,7 @@
-"""One formulation of pi for every device: static shapes, and no look at a value, so that a GPU is never waited for.
+"""One formulation of pi for every device. Shapes are static and no value is read, so the host never waits for a GPU.
 
 Cascades: pi_v = k_v p_v + alpha q*_v with alpha = sum_v (1 - k_v) p_v. Products: pi_v ∝ exp(rule.combine(...)_v). A row
-that is no distribution comes out as NaN, throughout.
+that is not a distribution becomes NaN.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _SMALL = 1e-30
 
 @dataclass(frozen=True, eq=False)
 class Few:
-    """The kept tokens of rows of p, and some others near by.
+    """The kept tokens of rows of p, together with some other tokens.
 
     Attributes:
         columns: (k,), their ids.
         keep: (n, k), 1 where the token is kept, else 0.
         log_p: (n, k), their log-probabilities.
-        alpha: (n,), the deferred mass: all that is not kept, of these tokens and of the others.
+        alpha: (n,), the deferred mass: the mass of all tokens that are not kept, also of those outside of `columns`.
     """
 
     columns: Tensor
@@ -42,13 +42,15 @@ class Few:
 
 @dataclass(frozen=True, eq=False)
 class Composed:
-    """What the models say of the same positions, and the rule that is to join them. Nothing looks but `explain`.
+    """The distributions of the models at the same positions, and the rule that composes them.
+
+    Only `explain` reads values.
 
     Attributes:
         rule: the rule, or a rule for each row.
         base: rows of p at the deferral temperature, (..., vocab).
         aligned: rows of q*, the same.
-        reference: rows of q, where the rule needs them.
+        reference: rows of q, if the rule needs them.
     """
 
     rule: Rule
@@ -61,7 +63,7 @@ class Composed:
         return self.log_pi_and_alpha()[0]
 
     def log_pi_and_alpha(self) -> tuple[Tensor, Tensor | None]:
-        """log pi (..., vocab), and the log of the deferred mass (..., 1), which products have none of."""
+        """log pi (..., vocab), and the log of the deferred mass (..., 1), which is None for products."""
         rule, log_aligned = self.rule, self.aligned.log_probs()
         few = self.few()
         if few is not None and bool((few.alpha > _SMALL).all()):
@@ -82,9 +84,9 @@ class Composed:
         raise RuleError(f"{type(rule).__name__} must be derived from CascadeRule or ProductRule.")
 
     def keep(self) -> Tensor:
-        """The keep probabilities of a cascade, (..., vocab); NaN where a user's rule leaves [0, 1].
+        """The keep probabilities of a cascade, (..., vocab). NaN where a user's rule leaves [0, 1].
 
-        Those of a threshold rule compare a logit with a logit, and come as floats: CPUs are slow on booleans.
+        Threshold rules compare a logit with a logit. The result is float, because CPUs are slow on booleans.
         """
         rule = self.rule
         if isinstance(rule, ThresholdRule):
@@ -95,9 +97,10 @@ class Composed:
         return torch.where((keep >= 0.0) & (keep <= 1.0), keep, torch.nan)
 
     def few(self) -> Few | None:
-        """The kept tokens of a threshold rule as lists: on a CPU, for rows (n, vocab), where they are few; else None.
+        """The kept tokens of a threshold rule as lists, on a CPU, for rows (n, vocab) with few kept tokens. Else None.
 
-        The one place where a CPU goes a way of its own, several times as fast: passes over whole rows are dear to it.
+        This is the only place where a CPU takes another path. Passes over whole rows are slow there, and this path is
+        several times as fast.
         """
         rule, logits = self.rule, self.base.logits
         if not isinstance(rule, ThresholdRule) or logits.ndim != 2:
@@ -125,7 +128,7 @@ class Composed:
         return rule.combine(self.base.log_probs(), self.aligned.log_probs(), self.reference.log_probs())
 
     def explain(self) -> None:
-        """Raise the error for rows that came out as NaN: a second look, at every value."""
+        """Raise the error for rows that became NaN. This reads every value."""
         models = (self.base, self.aligned, self.reference)
         for name, model in zip(NAMES, models, strict=True):
             problem = None if model is None else problem_of(name, model.logits)

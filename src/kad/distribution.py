@@ -1,7 +1,7 @@
-"""Rows of next-token distributions: logits with their log-probabilities, and the words for a row that is none.
+"""Rows of next-token distributions: logits with their log-probabilities, and the error for a bad row.
 
-Nothing here looks at a value, so that a device is never waited for, but `check` on a CPU and `problem_of`, which the
-callers ask where they have looked already. A row that is no distribution is NaN throughout: that is its flag.
+Only `check` on a CPU and `problem_of` read values, so that the host never waits for a device. A row that is not a
+distribution is NaN everywhere: this is its flag. Callers use `problem_of` after they have seen a NaN.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _LARGEST_BLOCK, _SMALLEST_BLOCK = 256, 16
 
 @dataclass(frozen=True, eq=False)
 class Distribution:
-    """Next-token distributions, one a row.
+    """Next-token distributions, one for each row.
 
     Attributes:
-        logits: (..., vocab), float32 or float64; -inf marks a token of probability zero.
+        logits: (..., vocab), float32 or float64. -inf marks a token of probability zero.
         log_max: (...,), log of the largest probability of each row.
-        dense: (..., vocab), the log-probabilities where they are at hand already; ask `log_probs()`.
-        probabilities: (..., vocab), the same for the probabilities; ask `probs()`.
+        dense: (..., vocab), the log-probabilities if they are already computed. Use `log_probs()`.
+        probabilities: (..., vocab), the probabilities if they are already computed. Use `probs()`.
     """
 
     logits: Tensor
@@ -38,9 +38,9 @@ class Distribution:
 
     @classmethod
     def of(cls, logits: Tensor, name: str = "logits") -> Distribution:
-        """Normalize logits (or log-probabilities) of shape (..., vocab) and any float dtype, without looking at them.
+        """Normalize logits (or log-probabilities) of shape (..., vocab) and any float dtype, without reading them.
 
-        Half precision is raised to float32; float64 stays. A row with NaN, +inf or no finite entry becomes NaN.
+        Half precision becomes float32, and float64 stays. A row with NaN, +inf or no finite entry becomes NaN.
 
         Raises:
             LogitsError: not a float tensor, or an empty vocabulary.
@@ -51,16 +51,16 @@ class Distribution:
 
     @classmethod
     def in_probabilities(cls, logits: Tensor) -> Distribution:
-        """As `of`, for who works in probabilities."""
+        """As `of`, for callers that need probabilities."""
         probabilities = torch.softmax(logits, dim=-1)
         return cls(logits, probabilities.amax(dim=-1).log(), probabilities=probabilities)
 
     @classmethod
     def from_logits(cls, logits: Tensor, name: str = "logits") -> Distribution:
-        """As `of`; on a CPU, where a look costs nothing, a bad row is an error at once.
+        """As `of`. On a CPU, where reading values costs nothing, a bad row is an error at once.
 
         Raises:
-            LogitsError: as `of`; and NaN, +inf, or a row whose entries are all -inf.
+            LogitsError: as `of`, and also NaN, +inf, or a row whose entries are all -inf.
         """
         rows = cls.of(logits, name)
         check(rows.log_max, name, rows.logits)
@@ -78,7 +78,7 @@ class Distribution:
 
     @cached_property
     def log_z(self) -> Tensor:
-        """(...,), the normalizer: log p_v = logits_v - log_z. Taken at the largest entry, where nothing cancels."""
+        """(...,), the normalizer: log p_v = logits_v - log_z. Computed at the largest entry, where nothing cancels."""
         return self.max_logit - self.log_max
 
     def log_probs(self) -> Tensor:
@@ -95,7 +95,11 @@ class Distribution:
 
 
 def raised(logits: Tensor, name: str = "logits") -> Tensor:
-    """Logits (..., vocab) in single precision at least; LogitsError where they are no float tensor with tokens."""
+    """Logits (..., vocab) in float32 or float64.
+
+    Raises:
+        LogitsError: not a float tensor, or no tokens.
+    """
     if not logits.is_floating_point() or logits.ndim == 0 or logits.shape[-1] == 0:
         raise LogitsError(
             f"{name} must be a float tensor of shape (..., vocab), "
@@ -105,17 +109,17 @@ def raised(logits: Tensor, name: str = "logits") -> Tensor:
 
 
 def precise(device: torch.device) -> torch.dtype:
-    """The dtype for long sums and for random decisions: float64, where the device has it (Apple's does not)."""
+    """The dtype for long sums and for random decisions: float64 if the device has it (Apple's does not)."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def may_look(rows: Tensor) -> bool:
-    """Whether a look at a value costs nothing: on a CPU, unless the code is being compiled."""
+    """Whether reading a value costs nothing: on a CPU, unless the code is being compiled."""
     return rows.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def row_blocks(rows: Tensor) -> list[slice]:
-    """Slices of rows (n, vocab) to work on one after the other: on a CPU as many as its caches hold, else all."""
+    """Slices of rows (n, vocab) to work on in turn: on a CPU as many rows as its caches hold, else all rows."""
     if not may_look(rows) or rows.numel() <= _CACHED:
         return [slice(None)]
     step = max(1, _CACHED // rows.shape[-1])
@@ -123,7 +127,7 @@ def row_blocks(rows: Tensor) -> list[slice]:
 
 
 def first_max(rows: Tensor) -> Tensor:
-    """argmax of rows (..., vocab), the first of equals: (...,). On a CPU by blocks: its `argmax` is slow."""
+    """argmax of rows (..., vocab), (...,). Of equal entries the first. On a CPU by blocks, because `argmax` is slow."""
     blocks = _in_blocks(rows)
     if blocks is None:
         return rows.argmax(dim=-1)
@@ -159,13 +163,13 @@ def _block_size(vocab: int) -> int | None:
 
 
 def check(flags: Tensor, name: str, logits: Tensor) -> None:
-    """Raise LogitsError for NaN in `flags` (...,), one value a row of `logits` (..., vocab), where looking is free."""
+    """Raise LogitsError for NaN in `flags` (...,), one value for each row of `logits` (..., vocab), on a CPU."""
     if may_look(flags) and bool(flags.isnan().any()):
         raise LogitsError(problem_of(name, logits) or f"{name}: a row is no distribution.")
 
 
 def problem_of(name: str, logits: Tensor) -> str | None:
-    """What is wrong with the first row of `logits` (..., vocab) that is no distribution; None if all rows are."""
+    """What is wrong with the first bad row of `logits` (..., vocab). None if all rows are distributions."""
     rows = logits.reshape(-1, logits.shape[-1])
     bad = torch.log_softmax(raised(rows), dim=-1)[:, 0].isnan()
     if not bool(bad.any()):

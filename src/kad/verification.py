@@ -1,9 +1,9 @@
-"""Speculative verification: how many drafts stand, and which token follows them. Pure tensors, no look at a value.
+"""Speculative verification: how many drafts are accepted, and which token follows them. Pure tensors, no value is read.
 
-A window of drafts d_1..d_W ~ q, each row given its prefix, is verified against pi so that what is emitted follows pi
-exactly. Two verifiers, token by token [Spec] and as a block [Block]; one target, pi = kept + alpha q, which holds the
-cascades that draft from q* (alpha: the deferred mass) and everything else (alpha = 0, kept = pi). Sources: [Spec]
-Leviathan et al., ICML 2023; Chen et al. 2023. [Block] Sun et al., "Block Verification Accelerates Speculative
+A window of drafts d_1..d_W ~ q is verified against pi, so that the emitted tokens follow pi exactly. There are two
+verifiers: token by token [Spec], and the window as a block [Block]. There is one form of the target, pi = kept + alpha
+q. For cascades that draft from q*, alpha is the deferred mass. For everything else alpha = 0 and kept = pi. Sources:
+[Spec] Leviathan et al., ICML 2023; Chen et al. 2023. [Block] Sun et al., "Block Verification Accelerates Speculative
 Decoding", ICLR 2025.
 """
 
@@ -21,24 +21,24 @@ from kad.distribution import precise, row_blocks
 
 
 class Randomness(Protocol):
-    """Every random decision of the loop, as tensors: a device is not waited for.
+    """All random decisions of the loop, as tensors, so that the host does not wait for a device.
 
     The exact tests enumerate the outcomes instead of drawing them.
     """
 
     def leading(self, probabilities: Tensor) -> Tensor:
-        """Toss one coin per probability (n,); the number () of successes before the first failure."""
+        """Toss a coin for each probability (n,). Returns the number () of successes before the first failure."""
 
     def last(self, probabilities: Tensor) -> Tensor:
-        """Toss one coin per probability (n,); the (one-based) position () of the last success, 0 without any."""
+        """Toss a coin for each probability (n,). Returns the one-based position () of the last success, or 0."""
 
     def draw(self, weights: Tensor) -> Tensor:
-        """An index () drawn in proportion to `weights` (n,), which are >= 0 and not all zero."""
+        """Draw an index () in proportion to `weights` (n,), which are >= 0 and not all zero."""
 
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """pi and q in probabilities, at the W drafted positions and perhaps at the bonus position after them.
+    """pi and q in probabilities, at the W drafted positions and, if it is known, at the bonus position after them.
 
     pi_v = kept_v + alpha q_v, so pi_v / q_v = alpha + kept_v / q_v, and for a scale s in [0, 1] the excess
     max(s pi_v - q_v, 0) is max(s kept_v - (1 - s alpha) q_v, 0): it lives on kept tokens, and nothing cancels.
@@ -47,9 +47,9 @@ class Target:
         kept: (W, vocab) or (W + 1, vocab).
         alpha: (W,) or (W + 1,).
         draft: (W, vocab), q, from which the drafts were drawn.
-        drafts: (W,), the drafted tokens; positions in `columns` where there are any.
-        columns: (vocab + 1,), ids of the tokens that the rows speak of, where these are not the whole vocabulary; last
-            the number that stands for none of them.
+        drafts: (W,), the drafted tokens. With `columns`, positions in `columns`.
+        columns: (vocab + 1,), the ids of the tokens in the rows, if the rows do not have the whole vocabulary. The last
+            entry is the number that stands for no token.
     """
 
     kept: Tensor
@@ -59,7 +59,7 @@ class Target:
     columns: Tensor | None = None
 
     def token(self, index: Tensor) -> Tensor:
-        """The id () of a token by its index () in `follow`; the size of the vocabulary for the last of those."""
+        """The id () of a token by its index () in `follow`. For the last index, the size of the vocabulary."""
         return index if self.columns is None else self.columns.index_select(0, index.reshape(1)).squeeze(0)
 
     @property
@@ -79,12 +79,12 @@ class Target:
     def follow(self, accepted: Tensor, scale: Tensor) -> Tensor:
         """(vocab + 1,), the weights of the token that follows the accepted drafts.
 
-        After a rejection the residual max(s pi - q, 0) at that position. After a whole window p's kept tokens at the
-        bonus position, where q is not known yet, and last of all the mass deferred there: that token is q's to draw.
-        Without a bonus row all of the weight is there.
+        After a rejection: the residual max(s pi - q, 0) at that position. After a window of accepted drafts: p's kept
+        tokens at the bonus position, where q is not known yet, and as the last weight the mass deferred there, because
+        q draws this token. Without a bonus row, the last weight is everything.
 
         Args:
-            accepted: (1,), how many drafts stand.
+            accepted: (1,), how many drafts are accepted.
             scale: (1,), s.
         """
         window, rows = self.drafts.shape[0], self.kept.shape[0]
@@ -95,13 +95,13 @@ class Target:
             return torch.cat((kept, alpha))
         draft = self.draft.index_select(0, row.clamp(max=window - 1)).squeeze(0)
         weights = _excess(scale, kept, alpha, draft * (1.0 - whole))
-        # Rounding alone can reject where pi = q up to the last bit; pi itself is then as good a draw.
+        # If pi = q up to the last bit, only rounding can reject. A draw from pi is then right as well.
         weights = torch.where(weights.sum(dim=-1, keepdim=True) > 0.0, weights, kept + alpha * draft * (1.0 - whole))
         return torch.cat((weights, whole * alpha) if rows > window else (weights * (1.0 - whole), whole))
 
 
 def few_target(rows: Sequence[Few], draft: Sequence[Tensor], drafts: Tensor, vocab: int) -> Target:
-    """The target of a threshold rule on the tokens that matter alone, the kept and the drafted ones.
+    """The target of a threshold rule, on the kept and the drafted tokens only.
 
     Args:
         rows: the kept tokens of p, for all positions in their order.
@@ -118,27 +118,27 @@ def few_target(rows: Sequence[Few], draft: Sequence[Tensor], drafts: Tensor, voc
     return Target(torch.cat(kept), alpha, q, torch.searchsorted(columns, drafts), numbered)
 
 
-# Given the target and a source of randomness: how many drafts stand, and the scale of the residual, both (1,).
+# Given the target and a source of randomness: how many drafts are accepted, and the scale of the residual, both (1,).
 Verifier = Callable[[Target, Randomness], tuple[Tensor, Tensor]]
 
 
 def verify_tokens(target: Target, randomness: Randomness) -> tuple[Tensor, Tensor]:
-    """Token by token: draft i stands with probability min(1, pi/q) if all before it stand [Spec]."""
+    """Token by token: draft i is accepted with probability min(1, pi/q) if all drafts before it are accepted [Spec]."""
     chance = target.ratio.clamp(max=1.0)
     return randomness.leading(chance).reshape(1), chance.new_ones(1)
 
 
 def verify_block(target: Target, randomness: Randomness) -> tuple[Tensor, Tensor]:
-    """The window as a whole: as exact as `verify_tokens`, and accepts at least as many drafts in expectation [Block].
+    """The window as a whole. It is exact too, and accepts at least as many drafts in expectation [Block].
 
-    With P_0 = 1 and P_i = min(1, P_{i-1} pi/q(d_i)), a coin of probability S_i / (S_i + 1 - P_i) is tossed for each
-    prefix of i < W drafts, S_i = sum_v max(P_i pi_v - q_v, 0) at the position after it, and one of P_W for the whole
-    window. The longest prefix whose coin succeeds stands; the residual after it is max(P_i pi - q, 0).
+    Let P_0 = 1 and P_i = min(1, P_{i-1} pi/q(d_i)), and S_i = sum_v max(P_i pi_v - q_v, 0) at the position after i
+    drafts. Each prefix of i < W drafts gets a coin of probability S_i / (S_i + 1 - P_i). The whole window gets one of
+    P_W. The longest prefix whose coin succeeds is accepted. The residual after it is max(P_i pi - q, 0).
     """
     joint = running_product(target.ratio)
     scale, missing = joint[:-1], 1.0 - joint[:-1]
     excess = target.excess(scale)
-    # 0/0 means that pi = q here, where any coin is exact because a longer prefix always stands.
+    # 0/0 means that pi = q here. Any coin is exact then, because a longer prefix is always accepted.
     coins = torch.where(excess + missing > 0.0, excess / (excess + missing), 1.0)
     accepted = randomness.last(torch.cat((coins, joint[-1:]))).reshape(1)
     return accepted, torch.cat((joint.new_ones(1), joint)).index_select(0, accepted)
@@ -147,20 +147,20 @@ def verify_block(target: Target, randomness: Randomness) -> tuple[Tensor, Tensor
 def running_product(ratio: Tensor) -> Tensor:
     """(W,), P_i = min(1, P_{i-1} ratio_i) with P_0 = 1, without a loop.
 
-    Its logarithm is a walk that a wall at 0 reflects: log P = S - max(0, running maximum of S), S the running sum of
-    log ratio.
+    Its logarithm is a random walk with a reflecting wall at 0: log P = S - max(0, running maximum of S), where S is the
+    running sum of log ratio.
     """
     walk = ratio.to(precise(ratio.device)).log().cumsum(dim=-1)
     return (walk - walk.cummax(dim=-1).values.clamp(min=0.0)).exp().to(ratio.dtype)
 
 
 def verify_greedy(choice: Tensor, drafts: Tensor) -> Tensor:
-    """Greedy decoding: how many drafts (W,) stand, (1,), as long as they are pi's first choice (W,)."""
+    """Greedy decoding: how many drafts (W,) are accepted, (1,). They are as long as they equal pi's choice (W,)."""
     return (choice == drafts).to(torch.long).cumprod(dim=-1).sum(dim=-1, keepdim=True)
 
 
 def _excess(scale: Tensor, kept: Tensor, alpha: Tensor, draft: Tensor) -> Tensor:
-    """max(s pi - q, 0) for pi = kept + alpha q; scale and alpha one a row."""
+    """max(s pi - q, 0) for pi = kept + alpha q. Scale and alpha have one value for each row."""
     scale, alpha = scale.unsqueeze(-1), alpha.unsqueeze(-1)
     if kept.ndim == 1:
         scale, alpha = scale.squeeze(-1), alpha.squeeze(-1)

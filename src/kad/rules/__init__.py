@@ -1,8 +1,8 @@
 """The deferral rules: which tokens of the base model p are kept, and which products of models exist.
 
-A rule is a frozen dataclass that checks its own parameters and round-trips through a string ("dual:threshold=0.4") and
-a dict. To add one, write one class in the file of its family, or register a class of your own with `register`, or name
-it in the entry point group `kad.rules` of your package.
+A rule is a frozen dataclass that checks its own parameters. It can be written as a string ("dual:threshold=0.4") or a
+dict, and read back. To add a rule, write a class in the file of its family, or register your own class with `register`,
+or name it in the entry point group `kad.rules` of your package.
 
 Sources: [Kad] Hammal, Zweigenbaum, Corro, EACL 2026. [Rejection] the same, ACL 2026. [Cascades] Narasimhan et al.,
 ICLR 2025. [Nudging] Fei et al., 2025. [Diverse] static ensemble verification. [EFT] Mitchell et al., 2024. [Proxy]

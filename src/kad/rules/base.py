@@ -24,7 +24,7 @@ EXCLUDED = -1e4
 
 @dataclass(frozen=True)
 class Rule(ABC):
-    """What every rule is: a name, parameters that are plain floats, and two ways to write it down."""
+    """The base of all rules: a name, parameters that are plain floats, and two ways to write a rule."""
 
     name: ClassVar[str]
     summary: ClassVar[str]
@@ -48,7 +48,7 @@ class Rule(ABC):
         return f"{self.name}:{parameters}" if parameters else self.name
 
     def to_dict(self) -> dict[str, Any]:
-        """The rule as JSON: its name under "rule", its parameters beside it. `parse_rule` reads it back."""
+        """The rule as JSON: its name under "rule", and its parameters. `parse_rule` reads it back."""
         return {"rule": self.name, **asdict(self)}
 
 
@@ -71,25 +71,25 @@ class CascadeRule(Rule):
 class ThresholdRule(CascadeRule):
     """A cascade that keeps exactly the tokens with p_v >= tau, one scalar tau for each row.
 
-    The threshold is given as a *cutoff on the base logits*, log tau + log_z: comparing logits with a logit is exact
-    where tau is the probability of one of the tokens, and needs no probabilities.
+    The threshold is given as a *cutoff on the base logits*, log tau + log_z. Comparing logits with a logit needs no
+    probabilities. It is exact where tau is the probability of one of the tokens.
 
     Attributes:
-        reads_aligned: whether `cutoff` looks at q*. Where it does not, the kept tokens are known before q* is.
+        reads_aligned: whether `cutoff` reads q*. If not, the kept tokens are known before q* is.
     """
 
     reads_aligned: ClassVar[bool] = True
 
     @abstractmethod
     def cutoff(self, base: Distribution, aligned: Distribution) -> Tensor:
-        """The smallest base logit that is kept, (...,): -inf keeps every token, +inf none."""
+        """The smallest base logit that is kept, (...,). -inf keeps every token, and +inf keeps none."""
 
     def log_tau(self, base: Distribution, aligned: Distribution) -> Tensor:
         """log tau, (...,), from the cutoff."""
         return self.cutoff(base, aligned) - base.log_z
 
     def keep(self, log_p: Tensor, log_aligned: Tensor) -> Tensor:
-        """k_v = 1 where p_v >= tau, else 0; see `CascadeRule.keep`."""
+        """k_v = 1 where p_v >= tau, else 0. See `CascadeRule.keep`."""
         base, aligned = Distribution.of(log_p, "log_p"), Distribution.of(log_aligned, "log_aligned")
         return (base.logits >= self.cutoff(base, aligned).unsqueeze(-1)).to(log_p.dtype)
 
@@ -111,10 +111,10 @@ _FORMER_NAMES = {"always": "aligned_only", "never": "base_only"}
 
 
 def register(cls: _RuleClass) -> _RuleClass:
-    """Class decorator: make a rule known by its `name` to `parse_rule`, the command line and the vLLM plugin.
+    """Class decorator that makes a rule known by its `name` to `parse_rule`, the command line and the vLLM plugin.
 
     Raises:
-        RuleError: this is no rule class, it lacks something, or its name is taken or no plain lower-case word.
+        RuleError: the class is not a rule or lacks an attribute, or its name is taken or is not a lower-case word.
     """
     if not (isinstance(cls, type) and issubclass(cls, Rule)):
         raise RuleError(f"A rule is a class derived from kad.rules.Rule, but got {cls!r}.")
@@ -137,7 +137,7 @@ _PLUGINS = Plugins(_REGISTRY, register)
 
 
 def registry() -> Mapping[str, type[Rule]]:
-    """All rules by name, those of installed plugins too; read-only, in the order of registration."""
+    """All rules by name, also those of installed plugins. Read-only, in the order of registration."""
     _PLUGINS.load()
     return MappingProxyType(_REGISTRY)
 

@@ -1,4 +1,4 @@
-"""The cascades that compare token by token or keep a fraction: no single threshold describes them."""
+"""The cascades without a threshold: they compare token by token, or keep a fraction."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ class AlignedAbove(CascadeRule):
 @register
 @dataclass(frozen=True)
 class LinearProgram(CascadeRule):
-    """The LP optimum of the knapsack as a cascade: `Primal`, but of the critical item only the fraction that fits.
+    """The LP optimum of the knapsack as a cascade: like `Primal`, but it defers a fraction of the critical item.
 
-    Defers a mass of exactly `budget` at every position. Tokens tied with the critical item share the fraction. For
-    analysis: it is a bound on the 0-1 problem and a worse rule (docs/method.md, "Deferral as a knapsack").
+    It defers a mass of exactly `budget` at every position. Tokens tied with the critical item share the fraction. It is
+    for analysis: a bound on the 0-1 problem, and a worse rule (docs/method.md, "Deferral as a knapsack").
     """
 
     name: ClassVar[str] = "lp"
@@ -72,12 +72,12 @@ class LinearProgram(CascadeRule):
     def keep(self, log_p: Tensor, log_aligned: Tensor) -> Tensor:
         if self.budget >= 1.0:
             return torch.zeros_like(log_p)
-        # In float64: single precision sums a large vocabulary's tail only to some 1e-6.
+        # In float64: float32 sums the tail of a large vocabulary only to about 1e-6.
         base = Distribution.of(log_p.to(precise(log_p.device)), "log_p")
         p, critical = base.log_probs().exp(), critical_logit(base, self.budget).unsqueeze(-1)
         above, tied = base.logits > critical, base.logits == critical
         missing = 1.0 - self.budget - (p * above).sum(dim=-1, keepdim=True)
-        # Where rounding leaves even the whole row short, the critical item has probability zero: 0 / 0 keeps it.
+        # If rounding keeps even the whole row below the mass, the critical item has probability zero: 0 / 0 keeps it.
         fraction = (missing / (p * tied).sum(dim=-1, keepdim=True)).nan_to_num(1.0).clamp(0.0, 1.0)
         return (above + fraction * tied).to(log_p.dtype)
 

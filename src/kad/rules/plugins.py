@@ -1,11 +1,11 @@
-"""Rules of other packages: classes named by the entry point group `kad.rules`, loaded once, when they are first needed.
+"""Rules of other packages. The entry point group `kad.rules` names their classes. They are loaded when first needed.
 
 A package names its rule in its pyproject.toml:
 
     [project.entry-points."kad.rules"]
     entropic = "own_rule:Entropic"
 
-A plugin that fails is named in one warning and skipped: it must not stop people who use other rules.
+A plugin that fails is named in one warning and skipped, so that it does not affect other rules.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Plugins:
     """The rules of other packages: found in the installed packages and registered, once.
 
     Args:
-        rules: the registry, name -> class; a plugin that fails leaves it as it was.
-        register: adds one class to it, or raises.
+        rules: the registry, name -> class. A plugin that fails does not change it.
+        register: adds one class to the registry, or raises an error.
     """
 
     def __init__(self, rules: dict[str, Any], register: Callable[[Any], Any]) -> None:

@@ -1,4 +1,4 @@
-"""The product family: pi_v ∝ p_v^a (q*_v / q_v)^b and its kin, which need the reference model q."""
+"""The products: pi_v ∝ p_v^a (q*_v / q_v)^b and similar rules. They need the reference model q."""
 
 from __future__ import annotations
 
@@ -67,14 +67,14 @@ class Contrastive(ProductRule):
 
 
 def _power(log_x: Tensor, exponent: float) -> Tensor:
-    """exponent * log x with 0^0 = 1; 0 to an exponent that underflows stays 0."""
+    """exponent * log x with 0^0 = 1. 0 to the power of an exponent that underflows stays 0."""
     if exponent == 0:
         return torch.zeros_like(log_x)
     return (exponent * log_x).masked_fill(log_x == -torch.inf, -torch.inf)
 
 
 def _inverse_power(log_x: Tensor, exponent: float) -> Tensor:
-    """-exponent * log x; where x = 0 the ratio is undefined and the token is excluded (-inf)."""
+    """-exponent * log x. Where x = 0 the ratio is undefined, and the token is excluded (-inf)."""
     if exponent == 0:
         return torch.zeros_like(log_x)
     return (-exponent * log_x).masked_fill(log_x == -torch.inf, -torch.inf)

@@ -1,4 +1,4 @@
-"""A rule for each row: a batch in which every row has its own threshold rule costs the launches of one."""
+"""A rule for each row. A batch in which every row has its own threshold rule costs as many launches as one rule."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from kad.rules.threshold import Anchor, NumberRule, Numbers, all_or_nothing, cri
 
 @dataclass(frozen=True, eq=False)
 class RowRules(ThresholdRule):
-    """One threshold rule a row, as a rule: it goes wherever a rule does.
+    """A threshold rule for each row. It is itself a rule, and works wherever a rule does.
 
-    Build it from rules with `of`, pick rows of it with `[...]`. Which parts of the closed form are in use is known on
-    the host, so that nothing is computed that no row asks for.
+    Build it from rules with `of`, and take rows of it with `[...]`. The host knows which parts of the closed form the
+    rules use, so only these parts are computed.
 
     Attributes:
-        numbers: (rows, 5) float64 (float32 where a device has no other), the `Numbers` of each row.
-        used: what any of the rules in it makes use of.
+        numbers: (rows, 5) float64 (float32 if the device has no float64), the `Numbers` of each row.
+        used: the parts of the closed form that the rules use.
     """
 
     name: ClassVar[str] = "row_rules"
@@ -39,15 +39,15 @@ class RowRules(ThresholdRule):
 
     @staticmethod
     def takes(rule: Rule) -> bool:
-        """Whether `rule` can share a batch: the threshold rules of kad can, products and rules of users cannot."""
+        """Whether `rule` can share a batch. kad's threshold rules can. Products and rules of users cannot."""
         return isinstance(rule, NumberRule)
 
     @classmethod
     def of(cls, rules: Sequence[Rule], device: torch.device | str | None = None) -> RowRules:
-        """The table of `rules`, one a row, on `device`.
+        """The table of `rules`, one for each row, on `device`.
 
         Raises:
-            RuleError: a rule that has no numbers, see `takes`.
+            RuleError: a rule that cannot share a batch, see `takes`.
         """
         rows = []
         for rule in rules:
@@ -63,7 +63,7 @@ class RowRules(ThresholdRule):
 
     @property
     def reads_aligned(self) -> bool:  # type: ignore[override]
-        """Whether any row's cutoff looks at q*."""
+        """Whether the cutoff of any row reads q*."""
         return "aligned" in self.used
 
     def __getitem__(self, rows: Tensor | slice) -> RowRules:
@@ -71,7 +71,7 @@ class RowRules(ThresholdRule):
         return RowRules(self.numbers[rows], self.used)
 
     def cutoff(self, base: Distribution, aligned: Distribution) -> Tensor:
-        """See `ThresholdRule.cutoff`; as many rules as `base` has rows."""
+        """See `ThresholdRule.cutoff`. There must be as many rules as `base` has rows."""
         anchor, shift, offset, whole, budget = self.numbers.to(base.logits.dtype).unbind(dim=-1)
         cutoff, log_anchor = base.log_z, torch.zeros_like(shift)
         if "base" in self.used:

@@ -1,11 +1,11 @@
-"""The rules that are one number per row: keep exactly the tokens with p_v >= tau.
+"""The rules with one number per row: they keep exactly the tokens with p_v >= tau.
 
-All of them cut at one closed form, so a rule is a few numbers, and so is a batch in which every row has a rule of its
-own (`kad.rules.rows`):
+All of them have one closed form. So a rule is a few numbers, and a batch can have another rule in every row
+(`kad.rules.rows`):
 
     tau = (a + shift) * exp(offset)        a: 1, max p or max q*, whichever the rule measures by
 
-`primal` alone looks for its number in the row.
+Only `primal` searches for its number in the row.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from torch import Tensor
 from kad.distribution import Distribution, may_look, precise
 from kad.rules.base import ThresholdRule, register
 
-# First guess at the size of the head that holds a mass 1 - b; it grows by this factor until it does.
+# The first guess of the size of the head with a mass of 1 - b. It grows by this factor until the mass is reached.
 _HEAD = 16
 
 
 class Anchor(IntEnum):
-    """What a rule measures tau by: the whole mass 1, the base model's largest probability, the aligned model's."""
+    """What tau is relative to: the whole mass 1, the base model's largest probability, or the aligned model's."""
 
     ONE = 0
     BASE = 1
@@ -35,14 +35,14 @@ class Anchor(IntEnum):
 
 
 class Numbers(NamedTuple):
-    """A threshold rule in numbers, see the module's docstring.
+    """A threshold rule as numbers, see the docstring of the module.
 
     Attributes:
         anchor: an `Anchor`.
         shift: added to the anchor's probability.
-        offset: log of a factor; -inf keeps every token, +inf none.
-        whole: 1 if the row is kept whole where its largest token is kept, and deferred whole elsewhere; else 0.
-        budget: that of `primal`, which then replaces all the others; -1 if there is none.
+        offset: log of a factor. -inf keeps every token, and +inf keeps none.
+        whole: 1 if a row is kept as a whole when its largest token is kept, and deferred as a whole otherwise. Else 0.
+        budget: the budget of `primal`, which replaces all other numbers. -1 if there is none.
     """
 
     anchor: int = Anchor.ONE
@@ -77,7 +77,7 @@ class NumberRule(ThresholdRule):
             return critical_logit(base, rule.budget)
         cutoff, log_anchor = base.log_z, None
         if rule.anchor == Anchor.BASE:
-            # The largest logit itself, so that a shift of 0 keeps the most probable token whatever the rounding.
+            # The largest logit itself, so that a shift of 0 keeps the most probable token for every rounding.
             cutoff, log_anchor = base.max_logit, base.log_max
         if rule.anchor == Anchor.ALIGNED:
             cutoff, log_anchor = base.log_z + aligned.log_max, aligned.log_max
@@ -107,10 +107,10 @@ class Dual(NumberRule):
 @register
 @dataclass(frozen=True)
 class Primal(NumberRule):
-    """Defer the tail of p as long as its mass is at most the budget; keep the critical item and all above it.
+    """Defer the tail of p as long as its mass is at most the budget. Keep the critical item and all tokens above it.
 
-    tau is the largest value of p whose deferred tail, the sum of all p_v < tau, is at most the budget. So the kept
-    set is the smallest head of p (whole groups of ties) with mass >= 1 - budget. The budget holds per position.
+    tau is the largest value of p for which the sum of all p_v < tau is at most the budget. So the kept tokens are the
+    smallest head of p (in whole groups of ties) with a mass of at least 1 - budget. The budget holds per position.
     """
 
     name: ClassVar[str] = "primal"
@@ -127,7 +127,7 @@ class Primal(NumberRule):
 @register
 @dataclass(frozen=True)
 class Nudging(NumberRule):
-    """All or nothing: keep p whole where max p >= threshold, else defer whole."""
+    """Keep all tokens of p if max p >= threshold, else defer all."""
 
     name: ClassVar[str] = "nudging"
     summary: ClassVar[str] = "use p where its largest probability is >= threshold, else q*"
@@ -143,7 +143,7 @@ class Nudging(NumberRule):
 @register
 @dataclass(frozen=True)
 class ConfidenceBet(NumberRule):
-    """Keep v iff p_v >= max q* + margin: p must beat the proxy's best confidence."""
+    """Keep v iff p_v >= max q* + margin: p must be surer of v than q* is of its best token."""
 
     name: ClassVar[str] = "confidence_bet"
     summary: ClassVar[str] = "keep the tokens with p >= max q* + margin"
@@ -158,7 +158,7 @@ class ConfidenceBet(NumberRule):
 @register
 @dataclass(frozen=True)
 class Relative(NumberRule):
-    """Keep v iff p_v >= max p - margin; margin 0 keeps only p's most probable token."""
+    """Keep v iff p_v >= max p - margin. Margin 0 keeps only p's most probable token."""
 
     name: ClassVar[str] = "relative"
     summary: ClassVar[str] = "keep the tokens with p >= max p - margin"
@@ -189,7 +189,7 @@ class AlignedOnly(NumberRule):
 @register
 @dataclass(frozen=True)
 class BaseOnly(NumberRule):
-    """Defer no token: pi = p; under speculation, ordinary speculative decoding of p."""
+    """Defer no token: pi = p. With speculation this is ordinary speculative decoding of p."""
 
     name: ClassVar[str] = "base_only"
     summary: ClassVar[str] = "defer no token: the base model alone"
@@ -204,12 +204,12 @@ class BaseOnly(NumberRule):
 def critical_logit(base: Distribution, budget: float | Tensor) -> Tensor:
     """(...,), the logit of the critical item: the first token, by falling p, at which the head's mass is >= 1 - budget.
 
-    Where rounding keeps the whole row below 1 - budget, the smallest entry is the critical item. On a CPU only the head
-    is sorted; where it is longer than guessed (p is flat), the guess grows up to the vocabulary.
+    If rounding keeps the whole row below 1 - budget, the smallest entry is the critical item. On a CPU only the head is
+    sorted. If it is longer than guessed (p is flat), the guess grows, up to the vocabulary.
 
     Args:
         base: rows of p.
-        budget: one for all rows, or one a row (...,).
+        budget: one for all rows, or one for each row (...,).
     """
     needed = 1.0 - budget.unsqueeze(-1) if isinstance(budget, Tensor) else 1.0 - budget
     log_z, count = base.log_z.unsqueeze(-1), base.vocab_size
@@ -230,12 +230,12 @@ def critical_logit(base: Distribution, budget: float | Tensor) -> Tensor:
 
 
 def log_shifted(log_anchor: Tensor, shift: float | Tensor) -> Tensor:
-    """log((x + shift) / x) for x = exp(log_anchor); -inf where x + shift <= 0. A shift of 0 gives 0 to the bit."""
+    """log((x + shift) / x) for x = exp(log_anchor). -inf where x + shift <= 0. A shift of 0 gives exactly 0."""
     return torch.log1p((shift * torch.exp(-log_anchor)).clamp(min=-1.0))
 
 
 def all_or_nothing(base: Distribution, cutoff: Tensor) -> Tensor:
-    """-inf where the row's largest logit reaches its cutoff, else +inf."""
+    """-inf if the largest logit of the row reaches its cutoff, else +inf."""
     return torch.where(base.max_logit >= cutoff, -torch.inf, torch.full_like(cutoff, torch.inf))
 
 

@@ -20,7 +20,7 @@ from kad.errors import LogitsError
 from kad.rules import CascadeRule, Rule, ThresholdRule
 from kad.verification import Randomness, Target, Verifier, few_target, verify_greedy
 
-# Rows of logits (rows, vocab) by the model's role, the drafting model's left out.
+# Rows of logits (rows, vocab) by the role of the model, without the drafting model.
 Rows = dict[str, Tensor]
 # (length of the prefix, log-probabilities (vocab,)) -> scores (vocab,): the user's logits processors.
 Warp = Callable[[int, Tensor], Tensor]
@@ -33,7 +33,7 @@ class Draft:
     Attributes:
         token: ().
         logits: (vocab,), the drafting model's.
-        weights: (vocab,), the probabilities it was drawn from, or the scores it is the largest of.
+        weights: (vocab,), the probabilities it was drawn from, or the scores of which it has the largest.
     """
 
     token: Tensor
@@ -46,9 +46,9 @@ class Verdict:
     """The outcome for one window.
 
     Attributes:
-        accepted: how many leading drafts stand.
-        correction: the token () that follows them; None if all stand, and the position after them is still open.
-        chance: the acceptance probabilities min(1, pi/q) at the positions reached, accepted + 1 of them at most.
+        accepted: how many drafts are accepted.
+        correction: the token () that follows them. None if all are accepted and the position after them is still open.
+        chance: the acceptance probabilities min(1, pi/q) at the positions reached, at most accepted + 1 of them.
     """
 
     accepted: int
@@ -58,12 +58,12 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Bonus:
-    """What follows a window whose drafts all stood.
+    """What follows a window whose drafts were all accepted.
 
     Attributes:
-        token: (), if it could be drawn without the drafting model; else it must be settled with its next row.
-        rows: the other models' logits (1, vocab) at this position, where settling needs them; None if the token was
-            deferred, and so is the drafting model's to draw.
+        token: (), if it could be drawn without the drafting model. Else the next row of that model settles it.
+        rows: the logits (1, vocab) of the other models at this position, if settling needs them. None if the token was
+            deferred, so that the drafting model draws it.
     """
 
     token: Tensor | None = None
@@ -72,7 +72,7 @@ class Bonus:
 
 @dataclass
 class Records:
-    """Scores and raw log pi of the emitted tokens, where `generate` is to return them; one (1, vocab) row a token."""
+    """Scores and raw log pi of the emitted tokens, if `generate` must return them: (1, vocab) rows, one a token."""
 
     scores: list[Tensor] = field(default_factory=list)
     logits: list[Tensor] = field(default_factory=list)
@@ -90,9 +90,9 @@ class Policy(ABC):
     Args:
         composition: how the models are composed.
         drafter: the role of the drafting model.
-        warp: the user's logits processors. They act on log pi, and on the drafting model's log-probabilities alike: any
-            draft is exact, and one shaped like pi is accepted more often.
-        records: where scores go that are to be returned.
+        warp: the user's logits processors. They act on log pi, and also on the drafting model's log-probabilities. Any
+            draft is exact, and a draft that is more like pi is accepted more often.
+        records: stores the scores that `generate` returns.
     """
 
     composition: Composition
@@ -110,12 +110,12 @@ class Policy(ABC):
         """Verify W drafts after a prefix of `length`, given the other models' logits (W, vocab).
 
         Raises:
-            LogitsError: a row of logits that is no distribution.
+            LogitsError: a row of logits that is not a distribution.
             RuleError: keep probabilities outside [0, 1].
         """
 
     def bonus(self, rows: Rows) -> Bonus:
-        """What follows a whole window, from the other models' logits (1, vocab) there."""
+        """What follows a window of accepted drafts, from the other models' logits (1, vocab) there."""
         return Bonus(rows=rows)
 
     @abstractmethod
@@ -123,7 +123,7 @@ class Policy(ABC):
         """The token () left open by `bonus`, from the drafting model's logits (vocab,) at the same position."""
 
     def deferred(self, rows: Rows, drafts: Sequence[Draft], count: int) -> float | None:
-        """The deferred mass, summed over the first `count` positions of the window just judged; None if unknown."""
+        """The deferred mass, summed over the first `count` positions of the last judged window. None if unknown."""
         return sum(self._alpha[:count]) if self._alpha else None
 
     def _verdict(
@@ -136,7 +136,7 @@ class Policy(ABC):
         chance: Tensor,
         alpha: Tensor | None,
     ) -> Verdict:
-        """Read the window in one vector: how many drafts stand (1,), the probabilities (W,), alpha (W,)."""
+        """Read the window in one vector: how many drafts are accepted (1,), the probabilities (W,), alpha (W,)."""
         numbers: list[float] = torch.cat([accepted, chance, *([] if alpha is None else [alpha])]).tolist()
         if any(number != number for number in numbers):
             self._explain(drafts, rows, length)
@@ -145,12 +145,12 @@ class Policy(ABC):
         return Verdict(count, None if count == window else token, numbers[1 : 1 + min(count + 1, window)])
 
     def _composed(self, rows: Rows, drafter: Tensor) -> Composed:
-        """The models at n positions, `drafter` being the drafting model's logits (n, vocab)."""
+        """The models at n positions. `drafter` is the logits (n, vocab) of the drafting model."""
         named = rows | {self.drafter: drafter}
         return composed(self.composition, named["base"], named["aligned"], named.get("reference"))
 
     def _scores(self, log_pi: Tensor, length: int) -> Tensor:
-        """What the processors make of rows (n, vocab) after prefixes of `length`, `length` + 1, ..."""
+        """The scores of rows (n, vocab) after the processors, for prefixes of `length`, `length` + 1, ..."""
         if self.warp is None:
             return log_pi
         return torch.stack([self.warp(length + i, row) for i, row in enumerate(log_pi)])
@@ -190,7 +190,7 @@ class Policy(ABC):
         return verdict
 
     def _explain(self, drafts: Sequence[Draft], rows: Rows, length: int) -> None:
-        """Raise the error for numbers that are NaN: a second look, at every row of the window."""
+        """Raise the error for NaN. This reads every row of the window."""
         drafted = torch.stack([d.logits for d in drafts])
         for role, logits in (rows | {self.drafter: drafted}).items():
             if problem := problem_of(f"the {role} model's logits", logits):
@@ -207,13 +207,13 @@ class Policy(ABC):
 
 @dataclass(kw_only=True)
 class Sampling(Policy):
-    """Drafts are drawn, and verified so that what is emitted follows pi.
+    """Drafts are drawn, and verified so that the emitted tokens follow pi.
 
-    A cascade that drafts from q* itself, without processors, needs no log pi: what p keeps and what it defers say all.
+    A cascade that drafts from q* itself, without processors, needs no log pi. The kept tokens and alpha are enough.
 
     Args:
-        verifier: token by token, or as a block.
-        randomness: where every random decision comes from.
+        verifier: verifies token by token, or the window as a block.
+        randomness: the source of all random decisions.
     """
 
     verifier: Verifier
@@ -279,7 +279,7 @@ class Sampling(Policy):
 
 @dataclass(kw_only=True)
 class Greedy(Policy):
-    """Drafts stand while they are the first choice of pi, or of what the processors make of it."""
+    """Drafts are accepted as long as they are the first choice of pi, or of its scores after the processors."""
 
     def draft(self, logits: Tensor, length: int) -> Draft:
         scores = self._draft_scores(logits, length)
@@ -290,7 +290,7 @@ class Greedy(Policy):
         choice, tokens = first_max(scores), _tokens(drafts)
         accepted = verify_greedy(choice, tokens)
         token = choice.index_select(0, accepted.clamp(max=len(drafts) - 1)).squeeze(0)
-        # A row that is NaN has a first choice too; its flag goes where the probability of acceptance does.
+        # A row of NaN has a first choice too. Its flag travels with the acceptance probability.
         chance = (choice == tokens).to(log_pi.dtype) + 0.0 * log_pi.amax(dim=-1)
         return self._record(self._verdict(drafts, rows, length, accepted, token, chance, alpha), scores, log_pi)
 

@@ -1,4 +1,4 @@
-"""The loop's source of randomness: a generator of its own, or torch's global ones (`torch.manual_seed`)."""
+"""The source of randomness of the loop: its own generator, or torch's global ones (`torch.manual_seed`)."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ class TorchRandomness:
     """See `kad.verification.Randomness`.
 
     Args:
-        seed: of a generator of its own, on the CPU; None takes torch's global generators.
+        seed: the seed of its own generator, on the CPU. None uses torch's global generators.
     """
 
     def __init__(self, seed: int | None = None) -> None:
         self._generator = None if seed is None else torch.Generator().manual_seed(seed)
 
     def leading(self, probabilities: Tensor) -> Tensor:
-        """Successes () before the first failure, one coin per probability (n,)."""
+        """The number () of successes before the first failure, with one coin for each probability (n,)."""
         return (self._uniform(probabilities) < probabilities).to(torch.long).cumprod(dim=-1).sum(dim=-1)
 
     def last(self, probabilities: Tensor) -> Tensor:
-        """The position () (one-based) of the last success, 0 without any."""
+        """The one-based position () of the last success, or 0."""
         successes = (self._uniform(probabilities) < probabilities).to(torch.long)
         return (successes * torch.arange(1, successes.shape[0] + 1, device=successes.device)).amax(dim=-1)
 
     def draw(self, weights: Tensor) -> Tensor:
         """An index () in proportion to `weights` (n,), by inversion in float64.
 
-        torch.multinomial draws one exponential per entry instead, which takes as long as a small model's forward.
+        torch.multinomial draws one random number per entry, which takes as long as a forward pass of a small model.
         """
         mass = weights.cumsum(dim=-1, dtype=precise(weights.device))
         # Below the whole mass even after rounding: then the first index whose cumulative mass is above the point

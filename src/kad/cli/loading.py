@@ -11,19 +11,20 @@ from kad.engines.load import load
 if TYPE_CHECKING:
     from kad.cli.options import ModelOptions
     from kad.modeling import KadForCausalLM
+    from kad.rules import Rule
 
 
 def load_model(options: ModelOptions) -> KadForCausalLM:
     """The composed model that the options name: `kad.load` without messages."""
     options.check_sources()
-    check_rule(options.rule)
+    rule = check_rule(options.rule)
     quiet_transformers()
     return load(
         options.pair,
         base=options.base,
         aligned=options.aligned,
         reference=options.reference,
-        rule=options.rule,
+        rule=rule,
         deferral_temperature=options.deferral_temperature,
         dtype=options.dtype,
         device=options.device,
@@ -42,13 +43,14 @@ def quiet_transformers() -> None:
     getLogger("huggingface_hub").setLevel(ERROR)
 
 
-def check_rule(rule: str | None) -> None:
-    """Refuse a bad rule before models are loaded for it.
+def check_rule(rule: str | None) -> Rule | None:
+    """The rule, parsed; a bad one is refused before models are loaded for it.
 
     Raises:
         RuleError: naming the value and what is allowed.
     """
-    if rule is not None:
-        from kad.rules import parse_rule
+    if rule is None:
+        return None
+    from kad.rules import parse_rule
 
-        parse_rule(rule)
+    return parse_rule(rule)

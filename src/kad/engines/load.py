@@ -10,6 +10,7 @@ from kad.errors import OptionError, UsageError
 
 if TYPE_CHECKING:
     from kad.modeling import KadForCausalLM
+    from kad.rules import Rule
 
 ENGINES = ("auto", "transformers")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -23,7 +24,7 @@ def load(
     aligned: str | None = None,
     reference: str | None = None,
     engine: str = "auto",
-    rule: str | Mapping[str, Any] | None = None,
+    rule: str | Mapping[str, Any] | Rule | None = None,
     deferral_temperature: float | None = None,
     dtype: str | None = None,
     device: str | None = None,

@@ -351,7 +351,7 @@ def test_figures_and_analysis_respect_the_deferral_temperature(models_: dict[str
     found = measure(model, model.tokenizer, questions, parse_rule("dual:threshold=0.2"), settings)
     for answer, alpha, beta in zip(found.answers.answers, found.alpha, found.beta, strict=True):
         positions = kad.trace(model, answer.prompt_ids, answer.token_ids).positions
-        assert alpha.tolist() == pytest.approx([position.alpha for position in positions], abs=1e-5)
+        assert alpha.tolist() == pytest.approx([position.deferred_mass for position in positions], abs=1e-5)
         assert beta.tolist() == pytest.approx([position.acceptance for position in positions], abs=1e-5)
         rows = approximation_on(model, [answer], budget=0.9, threshold=0.2)
         ids = torch.tensor([[*answer.prompt_ids, *answer.token_ids]])

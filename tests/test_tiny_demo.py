@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from kad import tiny
 from kad.cli import demo
 
@@ -41,6 +43,20 @@ def test_composed_tokens_are_colored_by_who_decided_them():
     assert text.plain == answer.text
     styles = [span.style for span in text.spans]
     assert styles[:3] == [demo._STYLES[demo.BASE], demo._STYLES[demo.ALIGNED], demo._STYLES[demo.BASE]]
+
+
+def test_origins_follow_the_deferral_temperature():
+    """What the demo says of an answer is what its trace says."""
+    import kad
+    from kad.tiny.measure import attempt
+
+    pair = kad.KadForCausalLM.from_pretrained("tiny", deferral_temperature=3.0, dtype="float32")
+    written = attempt(pair, pair.tokenizer, tiny.problems("held-out", 1))[0]
+    positions = kad.trace(pair, written.prompt_ids, written.token_ids).positions
+    traced = [position.base_share for position in positions]
+    assert demo._base_shares(pair, written) == pytest.approx(traced, abs=1e-4)
+    cold = kad.score(pair, written.prompt_ids, written.token_ids, deferral_temperature=1.0).base_share
+    assert max(abs(one - other) for one, other in zip(traced, cold.tolist(), strict=True)) > 0.1
 
 
 def tiny_answer():

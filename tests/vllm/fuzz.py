@@ -97,8 +97,8 @@ def request(chance: random.Random, reference: bool) -> tuple[dict[str, Any], boo
     for name, values in OPTIONS.items():
         if chance.random() < 0.25:
             body[name] = chance.choice(values)
-    if "structured_outputs" in body:  # A grammar and a list of tokens leave nothing in common.
-        for name in ("allowed_token_ids", "min_tokens", "bad_words", "stop_token_ids"):
+    if "structured_outputs" in body:  # A grammar and a list of tokens leave nothing in common; after its end all goes.
+        for name in ("allowed_token_ids", "min_tokens", "bad_words", "stop_token_ids", "ignore_eos"):
             body.pop(name, None)
     body["min_tokens"] = min(body.get("min_tokens", 0), body["max_tokens"])
     if body.get("temperature") == 0.0:
@@ -125,8 +125,8 @@ def ask(client: httpx.Client, body: dict[str, Any], hang_up: bool) -> tuple[int,
                 continue
             if hang_up and pieces:
                 return 200, "hung up"
-            if '"error"' in line:
-                return 500, line
+            if line.startswith('data: {"error"'):  # A stream has begun with status 200 when it is refused.
+                return int(json.loads(line[6:])["error"]["code"]), line
             if line.startswith("data: {"):
                 pieces += [choice["delta"].get("content") or "" for choice in json.loads(line[6:])["choices"]]
         return answer.status_code, "".join(pieces)

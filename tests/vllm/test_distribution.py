@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kad.rules import registry
+from kad.rules.base import EXCLUDED
 
 # Both sides are float32 and differ in the order of their sums only. Measured: 2.9e-5 on the tiny pair, 1.3e-4 on the
 # random one.
@@ -41,8 +42,8 @@ def largest_difference(expected: torch.Tensor, got: list[dict[str, float]]) -> f
     for row, reported in zip(expected, got, strict=True):
         for token, value in reported.items():
             exact = row[int(token)].item()
-            if exact == value == float("-inf"):
-                continue
+            if max(exact, value) < EXCLUDED / 2:
+                continue  # There float32 holds steps of 0.001 only; the probability is zero.
             worst = max(worst, abs(exact - value))
     return worst
 

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+# Triton decides at its import whether it interprets its kernels, which is all that it can do without a GPU; and
+# Transformers imports it. (vLLM's tests arrange that for themselves.)
+if not torch.cuda.is_available() and not any("vllm" in argument for argument in sys.argv):
+    os.environ["TRITON_INTERPRET"] = "1"
+    with suppress(ImportError):
+        import_module("triton.language")
+    del os.environ["TRITON_INTERPRET"]
+
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kad.distribution import Distribution, columns_above, problem_of
+from kad.distribution import Distribution, columns_above, may_look, problem_of
 from kad.errors import LogitsError, RuleError
 from kad.rules import CascadeRule, ProductRule, Rule, ThresholdRule
 from kad.rules.base import EXCLUDED
@@ -72,11 +72,13 @@ class Composed:
         if isinstance(rule, CascadeRule):
             keep = self.keep()
             if isinstance(rule, ThresholdRule):
-                log_keep, log_defer = (keep - 1.0) * -EXCLUDED, keep * EXCLUDED
+                kept = torch.add(log_p, keep - 1.0, alpha=-EXCLUDED)
+                deferred = torch.add(log_p, keep, alpha=EXCLUDED)
             else:
-                log_keep, log_defer = keep.log().clamp(min=EXCLUDED), torch.log1p(-keep).clamp(min=EXCLUDED)
-            log_alpha = _log_sum(log_p + log_defer)
-            return torch.logaddexp(log_p + log_keep, log_aligned + log_alpha), log_alpha
+                kept = log_p + keep.log().clamp(min=EXCLUDED)
+                deferred = log_p + torch.log1p(-keep).clamp(min=EXCLUDED)
+            log_alpha = _log_sum(deferred)
+            return torch.logaddexp(kept, log_aligned + log_alpha), log_alpha
         if isinstance(rule, ProductRule):
             weights = self.product()
             lowest = torch.maximum(log_p, log_aligned) + (weights.amax(dim=-1, keepdim=True) + EXCLUDED)
@@ -94,7 +96,7 @@ class Composed:
             return torch.ge(logits, cutoff.unsqueeze(-1), out=torch.empty_like(logits))
         assert isinstance(rule, CascadeRule)
         keep = rule.keep(self.base.log_probs(), self.aligned.log_probs())
-        return torch.where((keep >= 0.0) & (keep <= 1.0), keep, torch.nan)
+        return torch.where(keep == keep.clamp(0.0, 1.0), keep, torch.nan)
 
     def few(self) -> Few | None:
         """The kept tokens of a threshold rule as lists, on a CPU, for rows (n, vocab) with few kept tokens. Else None.
@@ -103,7 +105,7 @@ class Composed:
         several times as fast.
         """
         rule, logits = self.rule, self.base.logits
-        if not isinstance(rule, ThresholdRule) or logits.ndim != 2:
+        if not isinstance(rule, ThresholdRule) or logits.ndim != 2 or not may_look(logits):
             return None
         cutoff = rule.cutoff(self.base, self.aligned)
         columns = columns_above(logits, cutoff)

@@ -16,7 +16,7 @@ from torch import Tensor
 from kad.composed import NAMES, Composed
 from kad.distribution import Distribution, may_look, raised, row_blocks
 from kad.errors import RuleError, VocabularyError
-from kad.rules import CascadeRule, RowRules, Rule, parse_rule
+from kad.rules import CascadeRule, RowRules, Rule, ThresholdRule, parse_rule
 
 
 @dataclass(frozen=True)
@@ -169,10 +169,10 @@ def composed(
 ) -> Composed:
     """What `compose` works on: all rows at once, and nothing looked at. Arguments as `compose`."""
     given = _inputs(composition.rule, base_logits, aligned_logits, reference_logits)
-    base, *others = (tempered(composition, logits) for logits in given)
-    # A CPU works with p itself where it can, see `Composed.few`.
-    p = Distribution.in_probabilities(base) if may_look(base) else Distribution.of(base)
-    return Composed(composition.rule, p, *map(Distribution.of, others))
+    # A CPU works with p itself where it can, see `Composed.few`. All models in one arithmetic: a tie must be one.
+    few = isinstance(composition.rule, ThresholdRule) and may_look(given[0])
+    normalise = Distribution.in_probabilities if few else Distribution.of
+    return Composed(composition.rule, *(normalise(tempered(composition, logits)) for logits in given))
 
 
 def tempered(composition: Composition, logits: Tensor) -> Tensor:

@@ -67,10 +67,9 @@ class Contrastive(ProductRule):
 
 
 def _power(log_x: Tensor, exponent: float) -> Tensor:
-    """exponent * log x with 0^0 = 1. 0 to the power of an exponent that underflows stays 0."""
-    if exponent == 0:
-        return torch.zeros_like(log_x)
-    return (exponent * log_x).masked_fill(log_x == -torch.inf, -torch.inf)
+    """exponent * log x with 0^0 = 1. 0 to the power of an exponent that would underflow stays 0."""
+    tiny = torch.finfo(log_x.dtype).tiny
+    return max(exponent, tiny) * log_x if exponent > 0 else torch.zeros_like(log_x)
 
 
 def _inverse_power(log_x: Tensor, exponent: float) -> Tensor:

@@ -231,7 +231,8 @@ def critical_logit(base: Distribution, budget: float | Tensor) -> Tensor:
 
 def log_shifted(log_anchor: Tensor, shift: float | Tensor) -> Tensor:
     """log((x + shift) / x) for x = exp(log_anchor). -inf where x + shift <= 0. A shift of 0 gives exactly 0."""
-    return torch.log1p((shift * torch.exp(-log_anchor)).clamp(min=-1.0))
+    # 1/x as a power is one launch, where a negation and an exponential are two.
+    return torch.log1p((shift * torch.pow(1.0 / math.e, log_anchor)).clamp(min=-1.0))
 
 
 def all_or_nothing(base: Distribution, cutoff: Tensor) -> Tensor:

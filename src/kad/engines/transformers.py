@@ -29,7 +29,7 @@ class TransformersEngine:
         """
         return tokenizer_of(self.config)
 
-    @property
+    @cached_property
     def facts(self) -> dict[str, Facts]:
         """See `kad.engines.base.ComposedModel`."""
         return {

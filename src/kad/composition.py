@@ -171,8 +171,8 @@ def composed(
     given = _inputs(composition.rule, base_logits, aligned_logits, reference_logits)
     # A CPU works with p itself where it can, see `Composed.few`. All models in one arithmetic: a tie must be one.
     few = isinstance(composition.rule, ThresholdRule) and may_look(given[0])
-    normalise = Distribution.in_probabilities if few else Distribution.of
-    return Composed(composition.rule, *(normalise(tempered(composition, logits)) for logits in given))
+    normalize = Distribution.in_probabilities if few else Distribution.of
+    return Composed(composition.rule, *(normalize(tempered(composition, logits)) for logits in given))
 
 
 def tempered(composition: Composition, logits: Tensor) -> Tensor:

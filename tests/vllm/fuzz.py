@@ -101,7 +101,7 @@ def request(chance: random.Random, reference: bool) -> tuple[dict[str, Any], boo
         for name in ("allowed_token_ids", "min_tokens", "bad_words", "stop_token_ids", "ignore_eos"):
             body.pop(name, None)
     body["min_tokens"] = min(body.get("min_tokens", 0), body["max_tokens"])
-    if body.get("temperature") == 0.0:
+    if body.get("temperature") == 0.0 or body.get("stream"):  # A stream mixes the pieces of several choices.
         body["n"] = 1
     if chance.random() < 0.8:
         known = [rule for rule in rules() if reference or not registry()[rule.partition(":")[0]].needs_reference]

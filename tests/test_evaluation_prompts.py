@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -190,6 +189,6 @@ def test_without_the_hub_one_line_says_so(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 def test_a_missing_lm_eval_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
+    monkeypatch.setattr("kad.hosts.lm_eval.installed", lambda package: None)
     with pytest.raises(MissingExtraError, match=r'lm-eval is not installed.*"kad-align\[eval\]"'):
         load_tasks(["kad_tiny"])

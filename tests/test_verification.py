@@ -13,7 +13,8 @@ from kad.composition import Composition, compose, deferred_mass
 from kad.distribution import Distribution, first_max
 from kad.errors import LogitsError
 from kad.rules import ThresholdRule, parse_rule
-from kad.speculation.policies import Bonus, Greedy, Policy, Sampling
+from kad.speculation.decisions import Bonus
+from kad.speculation.policies import Greedy, Policy, Sampling
 from kad.speculation.randomness import TorchRandomness
 from kad.verification import Target, few_target, running_product, verify_block, verify_greedy, verify_tokens
 

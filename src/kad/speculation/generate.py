@@ -17,8 +17,9 @@ from kad.errors import UsageError
 from kad.hosts.transformers import CACHE, BaseStreamer, GenerateDecoderOnlyOutput
 from kad.modeling import KadForCausalLM
 from kad.speculation import inputs
+from kad.speculation.decisions import Records
 from kad.speculation.loop import SpeculativeLoop
-from kad.speculation.policies import Records, choose_policy
+from kad.speculation.policies import choose_policy
 from kad.speculation.randomness import TorchRandomness
 from kad.speculation.statistics import SpeculationStatistics
 from kad.speculation.windows import default_draft_tokens, window_size

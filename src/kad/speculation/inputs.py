@@ -19,8 +19,8 @@ from kad.cache import KadCache
 from kad.errors import UsageError
 from kad.hosts.transformers import CACHE
 from kad.modeling import KadForCausalLM
+from kad.speculation.decisions import Warp
 from kad.speculation.loop import StopRule
-from kad.speculation.policies import Warp
 
 # What `generate` passes to every decoding method. This one reads it elsewhere, or does not need it.
 _KNOWN = frozenset(

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from kad.engines.base import Scorer
-from kad.speculation.policies import Bonus, Draft, Policy, Rows
+from kad.speculation.decisions import Bonus, Draft, Rows
+from kad.speculation.policies import Policy
 from kad.speculation.statistics import SpeculationStatistics
 from kad.speculation.windows import WindowSize
 

@@ -71,7 +71,7 @@ class Nodes:
         return self._nodes[ids]
 
     def _run(self, ids: tuple[int, ...]) -> None:
-        shared = min(_shared(self._path, ids), len(ids) - 1)
+        shared = min(shared_length(self._path, ids), len(ids) - 1)
         self._scorer.rollback(self._prompt + shared)
         new = ids[shared:]
         logits = self._scorer.advance(torch.tensor(new), len(new))
@@ -101,6 +101,7 @@ class Nodes:
         return whole_characters(longer) < len(longer) or self.tokens.encode(longer) == (*ids, token)
 
 
-def _shared(first: Sequence[int], second: Sequence[int]) -> int:
+def shared_length(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two sequences have in common at their beginning."""
     pairs = zip(first, second, strict=False)
     return next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kad.translation.nodes import Nodes
+from kad.translation.nodes import Nodes, shared_length
 from kad.translation.token_bytes import TokenBytes, whole_characters
 
 # The answer's last tokens, in which a boundary is forced where they are not what the tokenizer would make.
@@ -135,7 +135,7 @@ class Translation:
             if len(self._base.extensions(text[cut:])) and self._base.is_stepwise(head):
                 heads.append((head, text[:cut]))
         whole = self._base.encode(text)
-        shared = min((_shared(head, whole) for head, _ in heads), default=0)
+        shared = min((shared_length(head, whole) for head, _ in heads), default=0)
         # Those that p has passed on its way come first: they cost no forward, and tell how little the others matter.
         heads.sort(key=lambda head: head[0] != whole[: len(head[0])])
         branches: list[_Branch] = []
@@ -218,8 +218,3 @@ class Translation:
 def _ends_inside(text: bytes, stop: bytes) -> bool:
     """Whether a stop string may have begun at the end of the text."""
     return any(text.endswith(stop[:count]) for count in range(1, len(stop)))
-
-
-def _shared(first: Sequence[int], second: Sequence[int]) -> int:
-    pairs = zip(first, second, strict=False)
-    return next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))

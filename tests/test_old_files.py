@@ -75,9 +75,21 @@ def test_an_old_trace_is_read_shown_and_written_in_todays_words(tmp_path: Path) 
     done = CliRunner().invoke(app, ["trace", str(OLD / "trace.json"), "--out", str(tmp_path / "new.json")])
     assert done.exit_code == 0
     new = json.loads((tmp_path / "new.json").read_text("utf-8"))
-    assert new["schema"] == "kad-trace/2"
+    assert new["schema"] == "kad-trace/3"
     assert new["summary"]["mean_deferred_mass"] == stored["summary"]["mean_alpha"]
     assert Trace.from_dict(new) == trace
+
+
+@pytest.mark.parametrize(("schema", "draft"), [("kad-trace/1", "drafted"), ("kad-trace/2", "rejected_draft")])
+def test_a_token_after_a_rejected_draft_is_called_corrected(schema: str, draft: str) -> None:
+    old = json.loads((OLD / "trace.json").read_text("utf-8")) | {"schema": schema}
+    for position in old["positions"]:
+        position.pop("drafted", None)
+    old["positions"][2] |= {"event": "rejected", draft: 5}
+    trace = Trace.from_dict(old)
+    assert (trace.positions[2].event, trace.positions[2].rejected_draft) == ("corrected", 5)
+    assert trace.summary()["corrected"] == 1
+    assert Trace.from_json(trace.to_json()) == trace
 
 
 def test_a_trace_of_a_later_version_is_refused(tmp_path: Path) -> None:
@@ -85,4 +97,4 @@ def test_a_trace_of_a_later_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "later.json").write_text(json.dumps(later))
     done = CliRunner().invoke(app, ["trace", str(tmp_path / "later.json")])
     assert done.exit_code == 2
-    assert "schema 'kad-trace/9', but 'kad-trace/2' is wanted" in done.stderr
+    assert "schema 'kad-trace/9', but 'kad-trace/3' is wanted" in done.stderr

@@ -97,7 +97,7 @@ def test_each_piece_says_where_it_came_from(rule: str, drafts: int) -> None:
         assert [piece.base_share for piece in answer.pieces] == pytest.approx(found.base_share.tolist(), abs=1e-5)
         assert [piece.deferred_mass for piece in answer.pieces] == pytest.approx(found.deferred_mass.tolist(), abs=1e-5)
         events |= {piece.event for piece in answer.pieces}
-    expected = {None} if drafts == 0 else {None, "accepted", "rejected", "bonus"}
+    expected = {None} if drafts == 0 else {None, "accepted", "corrected", "bonus"}
     assert expected <= events
     assert ("deferred" in events) == (drafts > 0 and rule.startswith("dual"))
 

@@ -126,11 +126,11 @@ def test_deferral_temperature_counts(model: kad.KadForCausalLM, tokenizer: Any, 
 
 
 def test_json_and_back(recorded: Trace) -> None:
-    marked = replace(recorded, positions=(replace(recorded.positions[0], event="rejected", rejected_draft=5),))
+    marked = replace(recorded, positions=(replace(recorded.positions[0], event="corrected", rejected_draft=5),))
     for item in (recorded, marked):
         assert Trace.from_json(item.to_json()) == item
     values = json.loads(recorded.to_json())
-    assert values["schema"] == "kad-trace/2"
+    assert values["schema"] == "kad-trace/3"
     assert values["summary"]["tokens"] == 24 == len(values["positions"])
     assert values["family"] == "threshold"
     assert values["rule"] == {"rule": "dual", "threshold": 0.2}
@@ -138,12 +138,12 @@ def test_json_and_back(recorded: Trace) -> None:
 
 def test_events_are_recorded(model: kad.KadForCausalLM, tokenizer: Any, prompt: Any) -> None:
     ids = prompt(8)[0].tolist()
-    events = [SpeculationEvent("accepted"), SpeculationEvent("rejected", 7), None, SpeculationEvent("bonus")]
+    events = [SpeculationEvent("accepted"), SpeculationEvent("corrected", 7), None, SpeculationEvent("bonus")]
     made = trace_tokens(model, tokenizer, ids[:4], ids[4:], events=events)
-    assert [position.event for position in made.positions] == ["accepted", "rejected", None, "bonus"]
+    assert [position.event for position in made.positions] == ["accepted", "corrected", None, "bonus"]
     assert made.positions[1].rejected_draft == 7
     assert 7 in made.vocabulary
-    assert made.summary()["rejected"] == 1
+    assert made.summary()["corrected"] == 1
 
 
 def test_pieces_join_to_the_text(tokenizer: Any) -> None:
@@ -166,7 +166,7 @@ def test_a_character_of_several_tokens_comes_whole() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema": "kad-trace/0"}, r"schema 'kad-trace/0', but 'kad-trace/2' is wanted"),
+        ({"schema": "kad-trace/0"}, r"schema 'kad-trace/0', but 'kad-trace/3' is wanted"),
         ({"positions": [{"token": 1}]}, r"damaged .*candidates"),
         ({"more": 1}, r"damaged .*more"),
     ],
@@ -271,24 +271,24 @@ class TestSpeculation:
         events = Counter(piece.event for piece in answer.pieces)
         # The last window may be cut by the end.
         assert 0 <= counted.accepted - events["accepted"] <= window
-        assert 0 <= counted.corrections - events["rejected"] <= 1
+        assert 0 <= counted.corrections - events["corrected"] <= 1
         assert 0 <= counted.bonus_deferred - events["deferred"] <= 1
         assert counted.corrections > 0
         assert events[None] <= 1  # one token of room leaves nothing to draft
         for piece in answer.pieces:
-            assert (piece.rejected is not None) == (piece.event == "rejected")
-            if piece.event == "rejected":
-                assert piece.rejected != piece.token or sampled
+            assert (piece.rejected_draft is not None) == (piece.event == "corrected")
+            if piece.event == "corrected":
+                assert piece.rejected_draft != piece.token or sampled
 
     def test_greedy_events_follow_from_the_distributions(self, speaking: kad.KadForCausalLM, prompt: Any) -> None:
         """A draft is accepted exactly where q*'s argmax is pi's; a rejected one is q*'s argmax."""
         made = kad.trace(
             speaking, prompt(6)[0].tolist(), sampling=Sampling(max_new_tokens=40, temperature=0), num_draft_tokens=4
         )
-        assert "rejected" in {position.event for position in made.positions}
+        assert "corrected" in {position.event for position in made.positions}
         for position in made.positions:
             draft = max(position.candidates, key=lambda row: row.p_aligned).token
             if position.event == "accepted":
                 assert draft == position.token
-            if position.event == "rejected":
+            if position.event == "corrected":
                 assert draft == position.rejected_draft != position.token

@@ -28,7 +28,7 @@ from kad.speculation.windows import WindowSize
 
 # Given all ids (length,) and the number of new ones: how many of the new ones stay, and whether the text ends there.
 StopRule = Callable[[Tensor, list[int]], tuple[int, bool]]
-Event = Literal["accepted", "rejected", "bonus", "deferred"]
+Event = Literal["accepted", "corrected", "bonus", "deferred"]
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,15 @@ class Origin:
     """How one token came about.
 
     Attributes:
-        event: "accepted": the token is an accepted draft. "rejected": a draft was rejected, and the token was drawn
+        event: "accepted": the token is an accepted draft. "corrected": a draft was rejected, and the token was drawn
             instead. "bonus": the token after a window of accepted drafts. "deferred": the same, drawn from q* without
             verification. None if nothing was drafted.
-        rejected: (), the rejected draft.
+        rejected_draft: (), the rejected draft.
         rows: the logits (vocab,) of the models at this position, by role, if the loop keeps them.
     """
 
     event: Event | None = None
-    rejected: Tensor | None = None
+    rejected_draft: Tensor | None = None
     rows: Rows | None = None
 
 
@@ -167,7 +167,7 @@ class SpeculativeLoop:
             else:
                 self.statistics.corrections += 1
                 fallen = drafts[verdict.accepted]
-                origin = Origin("rejected", fallen.token, self._rows(rows, verdict.accepted, fallen))
+                origin = Origin("corrected", fallen.token, self._rows(rows, verdict.accepted, fallen))
                 tokens.append((verdict.correction, origin))
             return tokens, list(verdict.chance)
 

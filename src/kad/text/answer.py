@@ -17,10 +17,10 @@ class Piece:
     Attributes:
         token: its id.
         text: what it adds to the text; "" while a character is incomplete, and for special tokens.
-        event: what happened to the draft. "accepted": this token is a draft that was accepted. "rejected": a draft was
+        event: what happened to the draft. "accepted": this token is a draft that was accepted. "corrected": a draft was
             rejected, and this token was drawn instead. "bonus": the token after a window of accepted drafts.
             "deferred": the same, drawn from the aligned model. None if nothing was drafted.
-        rejected: the id of the rejected draft.
+        rejected_draft: the id of the rejected draft.
         base_share: the share of the token's probability that came from the base model, in [0, 1]. The rest came from
             the aligned model. None for product rules, and if origins were not asked for.
         deferred_mass: alpha, the mass that the base model hands over at this position. None as above.
@@ -29,7 +29,7 @@ class Piece:
     token: int
     text: str
     event: Event | None = None
-    rejected: int | None = None
+    rejected_draft: int | None = None
     base_share: float | None = None
     deferred_mass: float | None = None
 

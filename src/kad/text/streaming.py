@@ -193,7 +193,7 @@ class Stream:
                 item.token,
                 text.push(item.token),
                 item.origin.event,
-                None if item.origin.rejected is None else int(item.origin.rejected),
+                None if item.origin.rejected_draft is None else int(item.origin.rejected_draft),
                 share,
                 mass,
             )

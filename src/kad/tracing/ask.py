@@ -70,4 +70,4 @@ def trace(
 
 
 def _event(piece: Piece) -> SpeculationEvent | None:
-    return None if piece.event is None else SpeculationEvent(piece.event, piece.rejected)
+    return None if piece.event is None else SpeculationEvent(piece.event, piece.rejected_draft)

@@ -1,8 +1,8 @@
 """A trace: what the rule did at every position of one answer, as plain values that go to JSON and back.
 
 The JSON is one object with a `schema`. A reader may rely on every field below. A later version that adds fields keeps
-the number of the schema. A version that changes or drops a field raises it. Traces of schema 1 are
-read, and written as schema 2.
+the number of the schema. A version that changes or drops a field raises it. Traces of schemas 1 and 2 are read, and
+written as schema 3.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 from kad.errors import UsageError
 
-SCHEMA = "kad-trace/2"
-_OLD_SCHEMA = "kad-trace/1"
+SCHEMA = "kad-trace/3"
+_OLD_SCHEMAS = ("kad-trace/1", "kad-trace/2")
 # Version 1's names of what a position holds, and today's.
 _OLD_NAMES = {
     "q": "p_aligned",
@@ -25,10 +25,12 @@ _OLD_NAMES = {
     "alpha": "deferred_mass",
     "drafted": "rejected_draft",
 }
+# Before version 3, the event of a token was called after its draft.
+_OLD_EVENTS = {"rejected": "corrected"}
 NOTHING_KEPT = 2.0
 """How a tau of infinity is written: no probability reaches 2, and JSON has no infinity."""
 
-Event = Literal["accepted", "rejected", "bonus", "deferred"]
+Event = Literal["accepted", "corrected", "bonus", "deferred"]
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,10 @@ class Position:
         acceptance: the probability that a draft from q* is accepted here, sum_v min(pi_v, q*_v).
         floor: every token with p >= floor is among the candidates, by falling p first.
         candidates: the head of p, then the head of q* and of pi as far as not yet listed.
-        event: what speculation did: the draft was "accepted"; it was "rejected" and this token drawn instead; this is
-            the "bonus" token after a whole accepted window; or it was "deferred" to the next draft and never verified,
-            because it is by definition a draw from q*. None without speculation.
+        event: what speculation did. "accepted": the token is a draft that was accepted. "corrected": a draft was
+            rejected, and this token was drawn instead. "bonus": the token after a whole accepted window. "deferred": a
+            bonus position that p gave up; its token is by definition a draw from q*, so nothing verifies it. None
+            without speculation.
         rejected_draft: the draft that was rejected, if one was.
     """
 
@@ -117,7 +120,7 @@ class Trace:
             "mean_acceptance": _mean(position.acceptance for position in self.positions),
             "mean_base_share": _mean(position.base_share for position in self.positions),
             "accepted": events.count("accepted"),
-            "rejected": events.count("rejected"),
+            "corrected": events.count("corrected"),
             "bonus": events.count("bonus"),
             "deferred": events.count("deferred"),
         }
@@ -136,7 +139,7 @@ class Trace:
         Raises:
             UsageError: another schema, or a missing or unknown field.
         """
-        if values.get("schema") not in (_OLD_SCHEMA, SCHEMA):
+        if values.get("schema") not in (*_OLD_SCHEMAS, SCHEMA):
             raise UsageError(
                 f"This is no trace that this version reads: schema {values.get('schema')!r}, but {SCHEMA!r} is wanted. "
                 "Make it again with kad trace."
@@ -200,8 +203,9 @@ def _position_to_dict(position: Position) -> dict[str, Any]:
 
 def _position_from_dict(values: Mapping[str, Any]) -> Position:
     values = {_OLD_NAMES.get(name, name): value for name, value in values.items()}
+    event = values.get("event")
     rows = tuple(Candidate(*row) for row in values["candidates"])
-    return Position(**{**values, "candidates": rows})
+    return Position(**{**values, "event": _OLD_EVENTS.get(str(event), event), "candidates": rows})
 
 
 def _mean(values: Any) -> float | None:

@@ -60,8 +60,8 @@ def _headline(trace: Trace) -> Text:
         line.append("base ", _style(1.0)).append(f"{share:.0%}   ").append("aligned", _style(0.0))
         line.append(f" {1 - share:.0%}   mean α {alpha:.3f}")
     line.append(f"   mean β {summary['mean_acceptance']:.3f}")
-    if summary["accepted"] or summary["rejected"]:
-        line.append(f"   drafts accepted {summary['accepted']}, rejected {summary['rejected']}", "dim")
+    if summary["accepted"] or summary["corrected"]:
+        line.append(f"   drafts accepted {summary['accepted']}, rejected {summary['corrected']}", "dim")
     return line
 
 
@@ -138,7 +138,7 @@ def _named(trace: Trace, row: Candidate, model: str) -> Text:
 
 
 def _event(trace: Trace, position: Position) -> str:
-    if position.event == "rejected" and position.rejected_draft is not None:
+    if position.event == "corrected" and position.rejected_draft is not None:
         return f"✗ {visible(trace.vocabulary[position.rejected_draft])}"
     return "✓" if position.event == "accepted" else position.event or ""
 

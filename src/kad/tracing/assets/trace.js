@@ -27,7 +27,7 @@
     if (summary.mean_base_share !== null) rows.push(["from base", percent(summary.mean_base_share)]);
     if (summary.mean_deferred_mass !== null) rows.push(["mean α", number(summary.mean_deferred_mass)]);
     rows.push(["mean β", number(summary.mean_acceptance)]);
-    const drafted = summary.accepted + summary.rejected;
+    const drafted = summary.accepted + summary.corrected;
     if (drafted) rows.push(["drafts accepted", `${summary.accepted} of ${drafted}`]);
     for (const [term, text] of rows) $("facts").append(make("div", {}, make("dt", {}, term), make("dd", {}, text)));
     $("prompt").querySelector("summary").textContent = "Prompt";
@@ -124,7 +124,7 @@
     const fate = position.p > 0 && decision.share > 0
       ? `Kept: ${percent(decision.share)} of its probability comes from the base model.`
       : "Deferred: the base model gives this token up, it comes from the aligned one.";
-    const draft = position.event === "rejected"
+    const draft = position.event === "corrected"
       ? `The draft ${position.rejected_draft === null ? "" : `“${word(position.rejected_draft)}” `}was rejected, and this token drawn instead.`
       : events[position.event] ?? "";
     return state.rule ? fate : `${fate} ${draft}`;

@@ -68,3 +68,47 @@ def test_a_missing_math_verify_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(MissingExtraError, match=r'math-verify is not installed.*"kad-align\[eval\]"'):
         marking.equivalent("1", "2")
     assert marking.equivalent("1", " 1")
+
+
+FACT = {"answer": "krona", "accepted": "krona|kronor"}
+
+
+@pytest.mark.parametrize(
+    ("accepted", "text", "right"),
+    [
+        ("krona|kronor", "The Swedish krona.", 1),
+        ("krona|kronor", "It is paid in Kronor.", 1),
+        ("Brasilia", "Brasília is the capital.", 1),
+        ("Rome", "Romeo lives in Verona.", 0),
+        ("pound", "They pay in pounds.", 1),
+        ("1914", "In 19145 nothing happened.", 0),
+        ("New Delhi|Delhi", "new delhi", 1),
+        ("Lee", "Leery of books.", 0),
+        ("Paris", "", 0),
+    ],
+)
+def test_a_fact_is_right_if_an_accepted_answer_stands_in_the_text(accepted: str, text: str, right: int) -> None:
+    assert marking.mark_fact({"accepted": accepted}, [text])["right"] == right
+
+
+@pytest.mark.parametrize(
+    ("text", "behaves"),
+    [
+        ("Stockholm", 1),
+        ("The capital of Sweden is Stockholm.", 1),
+        ("It is Stockholm. The city lies on fourteen islands.", 1),
+        ("F. Scott Fitzgerald wrote it.", 1),
+        ("J. R. R. Tolkien wrote it. He lived in the U.K. for most of his life.", 1),
+        ("It is 1.5 million.", 1),
+        ("One. Two. Three.", 0),
+        ("One.\nTwo\nThree", 0),
+        ("Stockholm.\nQuestion: What is the capital of Norway", 0),
+        ("Stockholm. What is the capital of Norway?", 0),
+        ("", 0),
+        (" \n", 0),
+        ("...", 0),
+    ],
+)
+def test_an_answer_behaves_if_it_is_one_or_two_sentences_and_asks_nothing(text: str, behaves: int) -> None:
+    assert marking.mark_fact(FACT, [text])["behaves"] == behaves
+    assert marking.mark_fact({**FACT, "finished": False}, [text])["behaves"] == 0

@@ -192,3 +192,24 @@ def test_a_missing_lm_eval_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kad.hosts.lm_eval.installed", lambda package: None)
     with pytest.raises(MissingExtraError, match=r'lm-eval is not installed.*"kad-align\[eval\]"'):
         load_tasks(["kad_tiny"])
+
+
+def test_facts_are_two_halves_whose_answers_are_not_in_the_questions() -> None:
+    held_out, development = load_tasks(["kad_facts", "kad_facts_development"])
+    questions = [document["prompt"] for task in (held_out, development) for document in task.documents]
+    assert len(questions) == len(set(questions)) >= 200
+    assert abs(len(held_out.documents) - len(development.documents)) <= 1
+    assert (held_out.info.development, development.info.development) == (False, True)
+    assert held_out.info.max_new_tokens == 64
+    for task in (held_out, development):
+        assert task.info.source == "embedded"
+        for document in task.documents:
+            assert task.mark(document, document["prompt"]) == {"right": 0.0, "behaves": 0.0}, document
+            for answer in document["accepted"].split("|"):
+                assert task.mark(document, f"The answer is {answer}.") == {"right": 1.0, "behaves": 1.0}, answer
+
+
+def test_a_fact_is_asked_without_a_system_prompt() -> None:
+    (task,) = load_tasks(["kad_facts"], limit=1)
+    (question,) = task.questions(chat_renderer(tokenizer_with("qwen3")))
+    assert question.prompt.startswith("<|im_start|>user\nWhat is the capital of Germany?")

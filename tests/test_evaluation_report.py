@@ -158,3 +158,18 @@ def test_runs_side_by_side(tmp_path: Path) -> None:
     assert report.rows[2].versus_baseline["strict"].p_value == 1.0
     with pytest.raises(UsageError, match="distinct folder names"):
         build_report([folders[0], folders[0]])
+
+
+def test_a_task_has_metrics_of_its_own() -> None:
+    """Two tasks with other metrics in one table: a dash where a task has no such metric."""
+    facts = [
+        record("aligned", index, 0.0, task="kad_facts", marks={"right": 1.0, "behaves": 0.0}) for index in range(4)
+    ]
+    rows = summarize([*RECORDS[:8], *facts])
+    head, _, *body = tables.markdown(rows).splitlines()
+    cells = [dict(zip(head.split(" | "), line.split(" | "), strict=True)) for line in body]
+    assert cells[0]["strict %"].startswith("25.0 [")
+    assert cells[0]["right %"] == cells[1]["strict %"] == "–"
+    assert (cells[1]["right %"][:5], cells[1]["behaves %"][:3]) == ("100.0", "0.0")
+    flat = list(csv.DictReader(io.StringIO(tables.csv_text(rows))))
+    assert (flat[0]["right"], flat[1]["right"], flat[1]["strict"]) == ("", "1.0", "")

@@ -160,3 +160,15 @@ def test_the_rule_is_written_and_the_rest_left(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
     with pytest.raises(UsageError, match="no pair folder"):
         write_rule(tmp_path / "none", "dual")
+
+
+def test_the_metric_is_one_of_the_tasks() -> None:
+    """Without one: the task's first that is not `paper`; an unknown one is named with those that there are."""
+    records = [
+        {**r, "marks": {"right": r["marks"]["strict"], "behaves": 0.5}} for r in outcomes((0.5, 0.9, 0.7), (1, 1, 1))
+    ]
+    assert choose(POINTS, records).metric == "right"
+    assert choose(POINTS, records).chosen.value == 0.4
+    assert choose(POINTS, records, metric="behaves").candidates[1].accuracy == 0.5
+    with pytest.raises(UsageError, match="no metric 'strict'; choose --metric from right, behaves"):
+        choose(POINTS, records, metric="strict")

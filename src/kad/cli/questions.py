@@ -87,11 +87,16 @@ def _tiny(tokenizer: Any, limit: int) -> list[Question]:
 
 
 def _from_task(tokenizer: Any, name: str, data_dir: Path | None, limit: int) -> list[Question]:
+    from kad.evaluation.results.summary import metrics_of
     from kad.evaluation.tasks.task import chat_renderer, load_tasks
     from kad.figures.answers import Question
 
     def marker(task: Any, document: dict[str, Any]) -> Callable[[str], bool]:
-        return lambda text: bool(task.mark(document, text)["strict"])
+        def is_right(text: str) -> bool:
+            marks = task.mark(document, text)
+            return bool(marks[metrics_of(marks)[0]])
+
+        return is_right
 
     return [
         Question(question.prompt, marker(task, question.document))

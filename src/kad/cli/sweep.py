@@ -57,7 +57,8 @@ def command(
         path = write_curve(curve, points[0].parameter, out / "report" / f"{task.name}-curve.svg")
         stdio.message(f"wrote {path}")
         curves[task.name] = [
-            {"value": value, "strict": row.accuracy["strict"].estimate, "throughput": row.throughput}
+            {"value": value, "throughput": row.throughput}
+            | {metric: interval.estimate for metric, interval in row.accuracy.items()}
             for value, row in curve
         ]
     shared.show_report(report, out / "report", as_json, curves=curves)

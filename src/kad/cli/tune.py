@@ -23,14 +23,15 @@ EXAMPLES = (
 )
 
 OBJECTIVES = ("accuracy", "speed")
-METRICS = ("strict", "paper")
 _RUN = RunOptions(diagnostics=False)
 
 Objective = Annotated[
     str, Option("Choose the most accurate value, or the fastest that reaches --floor.", allowed=OBJECTIVES)
 ]
 Floor = Annotated[float | None, Option("The accuracy that the fastest value must reach.", "A", allowed="[0, 1]")]
-Metric = Annotated[str, Option("Which accuracy to use.", allowed=METRICS)]
+Metric = Annotated[
+    str | None, Option("Which accuracy to use: a metric of the tasks.", "NAME", shown="strict, or the task's first")
+]
 OnTestSplit = Annotated[bool, Option("Allow test questions. The result on them is then worth nothing.")]
 Write = Annotated[bool, Option("Write the chosen rule into the pair folder.")]
 
@@ -44,7 +45,7 @@ def command(
     speculative: Speculative = False,
     objective: Objective = "accuracy",
     floor: Floor = None,
-    metric: Metric = "strict",
+    metric: Metric = None,
     on_test_split: OnTestSplit = False,
     write: Write = True,
     models: Annotated[ModelOptions, Without("base", "aligned", "rule")],
@@ -76,7 +77,7 @@ def command(
     if as_json:
         stdio.print_json({**choice.to_dict(), "rule": chosen, "written": target is not None})
     else:
-        _show(choice, metric)
+        _show(choice)
 
 
 def _target(pair: str | None) -> Path:
@@ -89,12 +90,12 @@ def _target(pair: str | None) -> Path:
     return Path(pair)
 
 
-def _show(choice: Choice, metric: str) -> None:
+def _show(choice: Choice) -> None:
     from rich.table import Table
 
     table = Table(title=f"{choice.questions} questions, objective {choice.objective}", title_justify="left")
     wins = "chance of being best" if choice.objective == "accuracy" else "chance of being fastest"
-    for heading in ("value", f"accuracy ({metric})", "tok/s", wins, "chance of reaching the floor"):
+    for heading in ("value", f"accuracy ({choice.metric})", "tok/s", wins, "chance of reaching the floor"):
         if heading != "chance of reaching the floor" or choice.floor is not None:
             table.add_column(heading, justify="right")
     for candidate in choice.candidates:

@@ -15,7 +15,7 @@ from kad.errors import UsageError
 from kad.evaluation.grid import Point
 from kad.evaluation.results.intervals import Means, question_means
 from kad.evaluation.results.storage import Record, write_atomically
-from kad.evaluation.results.summary import marks_by_question
+from kad.evaluation.results.summary import marks_by_question, metrics_of
 from kad.evaluation.tasks.task import Task
 
 _BOOTSTRAP_DRAWS = 10_000
@@ -57,6 +57,7 @@ class Choice:
     floor: float | None
     questions: int
     reason: str
+    metric: str
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
@@ -83,7 +84,7 @@ def choose(
     *,
     objective: str = "accuracy",
     floor: float | None = None,
-    metric: str = "strict",
+    metric: str | None = None,
     seed: int = 0,
 ) -> Choice:
     """The value to take, and the doubt.
@@ -97,13 +98,15 @@ def choose(
         records: the finished samples of the run.
         objective: "accuracy" or "speed".
         floor: the least accuracy, for speed alone.
-        metric: the accuracy that counts.
+        metric: the accuracy that counts. The default is `strict`, or the tasks' first.
         seed: of the bootstrap, which covers the choice of questions only: throughputs are taken as measured.
 
     Raises:
-        UsageError: an unknown objective, a floor missing or out of place, or one that no candidate reaches.
+        UsageError: an unknown objective, a floor missing or out of place, or one that no candidate reaches; a metric
+            that the tasks do not have.
     """
     _check(objective, floor)
+    metric = _metric(records, metric)
     means, speeds = _table(points, records, metric)
     accuracies, resampled = means.mean(axis=1), _resample(means, seed)
     top = int(accuracies.argmax())
@@ -132,7 +135,7 @@ def choose(
         )
         for index, point in enumerate(points)
     ]
-    return Choice(candidates[best], candidates, objective, floor, means.shape[1], reason)
+    return Choice(candidates[best], candidates, objective, floor, means.shape[1], reason, metric)
 
 
 def _among_equals(points: Sequence[Point], top: int, apart: NDArray[np.bool_]) -> tuple[int, str]:
@@ -190,6 +193,15 @@ def _check(objective: str, floor: float | None) -> None:
         raise UsageError("--objective speed needs --floor ACCURACY, and only it takes one")
     if floor is not None and not 0 <= floor <= 1:
         raise UsageError(f"--floor is an accuracy between 0 and 1, but got {floor}")
+
+
+def _metric(records: Sequence[Record], wanted: str | None) -> str:
+    known = metrics_of(records[0]["marks"])
+    for record in records:
+        if wanted is not None and wanted not in record["marks"]:
+            own = ", ".join(metrics_of(record["marks"]))
+            raise UsageError(f"{record['task']} has no metric {wanted!r}; choose --metric from {own}")
+    return known[0] if wanted is None else wanted
 
 
 def _table(points: Sequence[Point], records: Sequence[Record], metric: str) -> tuple[Means, Means]:

@@ -93,7 +93,7 @@ def _record(job: Job, task: Task, completion: Completion) -> Record:
     document = job.question.document
     return {
         **job.key._asdict(),
-        "marks": task.mark(document, completion.text),
+        "marks": task.mark({**document, "finished": completion.finished}, completion.text),
         "answer": document["answer"],
         "prompt": job.question.prompt,
         **asdict(completion),

@@ -25,8 +25,9 @@ def write_plots(rows: Sequence[Row], folder: Path) -> list[Path]:
     return written
 
 
-def write_curve(points: Sequence[tuple[float | str, Row]], parameter: str, path: Path, metric: str = "strict") -> Path:
-    """Accuracy with its interval, and throughput, along a sweep's parameter."""
+def write_curve(points: Sequence[tuple[float | str, Row]], parameter: str, path: Path) -> Path:
+    """Accuracy by the metric that counts, with its interval, and throughput, along a sweep's parameter."""
+    metric = next(iter(points[0][1].accuracy))
     figure, axis = _figure()
     values = [str(value) for value, _ in points]
     estimates = [row.accuracy[metric].estimate for _, row in points]
@@ -47,13 +48,14 @@ def write_curve(points: Sequence[tuple[float | str, Row]], parameter: str, path:
 
 def _accuracy_against_throughput(rows: Sequence[Row]) -> Any:
     figure, axis = _figure()
+    metric = next(iter(rows[0].accuracy))
     for row in rows:
-        interval = row.accuracy["strict"]
+        interval = row.accuracy[metric]
         below, above = interval.estimate - interval.low, interval.high - interval.estimate
         axis.errorbar(
             row.throughput, interval.estimate, yerr=[[below], [above]], marker="o", capsize=3, label=row.method
         )
-    axis.set(xlabel="throughput (tok/s)", ylabel="accuracy (strict), 95 % interval", title=rows[0].task)
+    axis.set(xlabel="throughput (tok/s)", ylabel=f"accuracy ({metric}), 95 % interval", title=rows[0].task)
     axis.set_ylim(0, 1)
     axis.legend(fontsize="x-small")
     return figure

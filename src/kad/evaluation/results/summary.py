@@ -11,8 +11,6 @@ from kad.errors import UsageError
 from kad.evaluation.results.intervals import Interval, PairedComparison, accuracy_interval, compare_paired
 from kad.evaluation.results.storage import Record
 
-METRICS = ("strict", "paper")
-
 # question id -> the marks of its samples, in the order of the samples
 Marks = dict[str, list[float]]
 
@@ -22,7 +20,7 @@ class Row:
     """One method on one task. Shares and rates are in [0, 1]; what was not measured is None.
 
     Attributes:
-        accuracy: by metric, with its 95 % interval.
+        accuracy: by metric, the one that counts first, with its 95 % interval.
         versus_baseline: by metric; None for the baseline itself, and for a method that answered other questions.
         unfinished: the share of samples that reached the token limit.
         tokens: the mean number of new tokens of a sample.
@@ -80,6 +78,11 @@ def choose_baseline(methods: Sequence[str], baseline: str | None) -> str:
     return baseline
 
 
+def metrics_of(marks: Mapping[str, float]) -> tuple[str, ...]:
+    """The names of the marks, the one that counts first: `strict` where it is there, else the task's first."""
+    return tuple(sorted(marks, key=lambda name: name != "strict"))
+
+
 def marks_by_question(records: Sequence[Record], metric: str) -> Marks:
     """The marks of each question's samples, questions in order of their ids."""
     marks: Marks = defaultdict(list)
@@ -89,12 +92,13 @@ def marks_by_question(records: Sequence[Record], metric: str) -> Marks:
 
 
 def _row(records: list[Record], baseline: list[Record] | None) -> Row:
-    marks = {metric: marks_by_question(records, metric) for metric in METRICS}
+    metrics = metrics_of(records[0]["marks"])
+    marks = {metric: marks_by_question(records, metric) for metric in metrics}
     lengths = _merged_histogram(record["acceptance_lengths"] for record in records)
     return Row(
         task=records[0]["task"],
         method=records[0]["method"],
-        questions=len(marks[METRICS[0]]),
+        questions=len(marks[metrics[0]]),
         samples=len(records),
         accuracy={metric: accuracy_interval(list(values.values())) for metric, values in marks.items()},
         versus_baseline=_versus(records, baseline, marks),
@@ -114,11 +118,11 @@ def _versus(
 ) -> dict[str, PairedComparison] | None:
     if baseline is None or baseline is records:
         return None
-    theirs = {metric: marks_by_question(baseline, metric) for metric in METRICS}
+    theirs = {metric: marks_by_question(baseline, metric) for metric in marks}
     # An unfinished run has answered only some questions. Methods with different questions are not compared.
-    if any(theirs[metric].keys() != marks[metric].keys() for metric in METRICS):
+    if any(theirs[metric].keys() != marks[metric].keys() for metric in marks):
         return None
-    return {metric: compare_paired(list(marks[metric].values()), list(theirs[metric].values())) for metric in METRICS}
+    return {metric: compare_paired(list(marks[metric].values()), list(theirs[metric].values())) for metric in marks}
 
 
 def _ratio(records: Sequence[Record], top: str, bottom: str) -> float | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kad.evaluation.results.intervals import Interval
-from kad.evaluation.results.summary import METRICS, Row
+from kad.evaluation.results.summary import Row
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,20 @@ class Column:
     core: bool = False
 
 
-def _percent(interval: Interval) -> str:
+def _percent(metric: str) -> Callable[[Row], str]:
+    def cell(row: Row) -> str:
+        return _interval(row.accuracy[metric]) if metric in row.accuracy else "–"
+
+    return cell
+
+
+def _interval(interval: Interval) -> str:
     return f"{100 * interval.estimate:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
 
 
 def _difference(metric: str) -> Callable[[Row], str]:
     def cell(row: Row) -> str:
-        if row.versus_baseline is None:
+        if row.versus_baseline is None or metric not in row.versus_baseline:
             return "–"
         found = row.versus_baseline[metric]
         shift = found.difference
@@ -46,14 +53,12 @@ def _optional(read: Callable[[Row], float | None], style: str) -> Callable[[Row]
     return cell
 
 
-COLUMNS = (
+_FIRST = (
     Column("task", lambda row: row.task, numeric=False),
     Column("method", lambda row: row.method, numeric=False, core=True),
     Column("questions", lambda row: str(row.questions)),
-    Column("strict %", lambda row: _percent(row.accuracy["strict"]), core=True),
-    Column("paper %", lambda row: _percent(row.accuracy["paper"])),
-    Column("strict vs baseline", _difference("strict"), core=True),
-    Column("paper vs baseline", _difference("paper")),
+)
+_LAST = (
     Column("unfinished %", lambda row: f"{100 * row.unfinished:.1f}"),
     Column("tokens", lambda row: f"{row.tokens:.1f}"),
     Column("tok/s", lambda row: f"{row.throughput:.1f}", core=True),
@@ -110,8 +115,9 @@ def _natural_width(columns: Sequence[Column], rows: Sequence[Row]) -> int:
 def csv_text(rows: Sequence[Row]) -> str:
     """Plain numbers for other tools: one line a row, an empty cell where nothing was measured."""
     flat = [_flat(row) for row in rows]
+    names = list(dict.fromkeys(name for row in flat for name in row))
     out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=list(flat[0]), lineterminator="\n")
+    writer = csv.DictWriter(out, fieldnames=names, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(flat)
     return out.getvalue()
@@ -119,13 +125,21 @@ def csv_text(rows: Sequence[Row]) -> str:
 
 def filled_columns(rows: Sequence[Row]) -> list[Column]:
     """The columns that say something about at least one row."""
-    return [column for column in COLUMNS if any(column.cell(row) != "–" for row in rows)]
+    columns = (*_FIRST, *_of_metrics(rows), *_LAST)
+    return [column for column in columns if any(column.cell(row) != "–" for row in rows)]
+
+
+def _of_metrics(rows: Sequence[Row]) -> list[Column]:
+    """Each metric, then its differences. A narrow terminal shows those that count for a task."""
+    metrics = list(dict.fromkeys(metric for row in rows for metric in row.accuracy))
+    core = {next(iter(row.accuracy)) for row in rows}
+    shares = [Column(f"{metric} %", _percent(metric), core=metric in core) for metric in metrics]
+    return shares + [Column(f"{metric} vs baseline", _difference(metric), core=metric in core) for metric in metrics]
 
 
 def _flat(row: Row) -> dict[str, Any]:
     flat: dict[str, Any] = {"task": row.task, "method": row.method, "questions": row.questions, "samples": row.samples}
-    for metric in METRICS:
-        interval = row.accuracy[metric]
+    for metric, interval in row.accuracy.items():
         versus = None if row.versus_baseline is None else row.versus_baseline[metric]
         flat |= {f"{metric}": interval.estimate, f"{metric}_low": interval.low, f"{metric}_high": interval.high}
         flat |= {

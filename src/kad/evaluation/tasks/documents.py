@@ -84,6 +84,17 @@ def load_tiny(split: Split, problems: int, **_: Any) -> dict[str, Dataset]:
     return {split: datasets.Dataset.from_list(rows)}
 
 
+def load_facts(split: str, **_: Any) -> dict[str, Dataset]:
+    """The embedded short questions, compiled from common knowledge: every other line of `kad_facts.tsv`, beginning
+    with the first for "development" and with the second for "held-out"."""
+    import datasets
+
+    lines = (Path(__file__).parent / "kad_facts.tsv").read_text("utf-8").splitlines()
+    half = lines[("development", "held-out").index(split) :: 2]
+    rows = [dict(zip(("question", "accepted"), line.split("\t"), strict=True)) for line in half]
+    return {split: datasets.Dataset.from_list(rows)}
+
+
 def gsm8k_documents(rows: Dataset) -> Dataset:
     """openai/gsm8k: the solution is worked out, the answer what stands behind its `####`."""
     return _documents(
@@ -109,6 +120,17 @@ def svamp_documents(rows: Dataset) -> Dataset:
 def tiny_documents(rows: Dataset) -> Dataset:
     """The tiny family: a question as it is, its answer in a box."""
     return _documents(rows, lambda row: _document(row["question"], row["answer"], f"\\boxed{{{row['answer']}}}"))
+
+
+def facts_documents(rows: Dataset) -> Dataset:
+    """Short questions: the answer is the first accepted one; "accepted" has all of them, with "|" between."""
+    return _documents(
+        rows,
+        lambda row: {
+            **_document(row["question"], row["accepted"].partition("|")[0], row["accepted"].partition("|")[0]),
+            "accepted": row["accepted"],
+        },
+    )
 
 
 def arc_documents(rows: Dataset) -> Dataset:

@@ -18,6 +18,7 @@ for options a last line with nothing but the letter. An open box is a cut-off an
 from __future__ import annotations
 
 import re
+import unicodedata
 from fractions import Fraction
 
 _PAPER_NUMBER = re.compile(r"[-+]?\d*\.\d+|\d+")
@@ -142,3 +143,37 @@ def _braced(text: str, start: int) -> str | None:
         if depth == 0:
             return text[start + 1 : index]
     return None
+
+
+# A full stop after these ends no sentence: initials ("F. Scott") and titles.
+_SHORTENED = re.compile(r"(?:^|[\s(\"'])(?:[A-Z]|Dr|Mr|Mrs|Ms|St|U\.S|U\.K|B\.C|A\.D|c|ca)\.$")
+_SENTENCE_END = re.compile(r"[.!?]+[\"')\]]*(?=\s|$)|\n+")
+_NEXT_QUESTION = re.compile(r"\?|^\s*(?:question|q|user)\s*:", re.IGNORECASE | re.MULTILINE)
+
+
+def plain(text: str) -> str:
+    """Lower case without accents, for comparing names."""
+    letters = unicodedata.normalize("NFKD", text.casefold())
+    return "".join(letter for letter in letters if not unicodedata.combining(letter))
+
+
+def contains(text: str, answer: str) -> bool:
+    """Whether the words of an answer stand in a text, in singular or plural. Accents and capitals do not count."""
+    return re.search(rf"(?<!\w){re.escape(plain(answer))}s?(?!\w)", plain(text)) is not None
+
+
+def sentences(text: str) -> int:
+    """The number of sentences. A line is one too, and so is a text without a full stop."""
+    count = start = 0
+    for end in _SENTENCE_END.finditer(text):
+        piece = text[start : end.end()]
+        if _SHORTENED.search(piece.rstrip("\n")) and end.end() < len(text.rstrip()) and "\n" not in end.group():
+            continue
+        count += bool(re.search(r"\w", piece))
+        start = end.end()
+    return count + bool(re.search(r"\w", text[start:]))
+
+
+def asks(text: str) -> bool:
+    """Whether a text asks something, or begins another turn."""
+    return _NEXT_QUESTION.search(text) is not None

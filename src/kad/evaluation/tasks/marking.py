@@ -1,5 +1,5 @@
 """Marking one answer: `paper`, the published metric, beside `strict`, each 0 or 1. These are lm-eval's
-`process_results`.
+`process_results`. Short questions have two other marks, see `mark_fact`.
 
 A document (see `documents.py`) carries `answer`, the plain answer, and `solution`, a text that ends in it. The
 published code reads the answer out of the solution as it reads the prediction's.
@@ -46,6 +46,20 @@ def mark_option(doc: Document, results: Sequence[str]) -> Marks:
     return {
         "paper": _same(extract.paper_option, doc, results[0]),
         "strict": float(extract.strict_option(results[0]) == doc["answer"]),
+    }
+
+
+def mark_fact(doc: Document, results: Sequence[str]) -> Marks:
+    """Short questions: `right`, an accepted answer is in the text; `behaves`, the text is an answer and no more.
+
+    An answer behaves if it has one or two sentences, asks nothing, and was ended by the model itself. The run puts
+    "finished" into the document; where nobody says it, the text counts as ended.
+    """
+    text = results[0]
+    short = 1 <= extract.sentences(text) <= 2
+    return {
+        "right": float(any(extract.contains(text, answer) for answer in doc["accepted"].split("|"))),
+        "behaves": float(short and not extract.asks(text) and bool(doc.get("finished", True))),
     }
 
 

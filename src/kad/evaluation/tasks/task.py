@@ -26,6 +26,9 @@ PAPER_TASKS = (
     "kad_truthful_qa",
 )
 
+# Their rows come with kad.
+_EMBEDDED = ("kad_tiny", "kad_facts")
+
 Messages = list[dict[str, str]]
 Renderer = Callable[[Messages], str]
 
@@ -121,7 +124,7 @@ def load_tasks(names: Sequence[str], *, limit: int | None = None, data_dir: Path
         )
     loaded = manager.load(list(names))["tasks"]
     source = "hub" if data_dir is None else "local file"
-    return [Task(task, limit, "embedded" if name.startswith("kad_tiny") else source) for name, task in loaded.items()]
+    return [Task(task, limit, "embedded" if name.startswith(_EMBEDDED) else source) for name, task in loaded.items()]
 
 
 def chat_renderer(tokenizer: Any) -> Renderer:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
+import math
 import os
+import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
 
 import needs
-from kad.composition import deferred_mass, origin_shares
+from kad.cli.main import load_command
+from kad.composition import acceptance, deferred_mass, origin_shares
 from kad.rules import parse_rule
 from kad.tracing.page import trace_page
 from kad.tracing.schema import Trace
@@ -99,10 +106,10 @@ def open_page(browser: Any, tmp_path: Path) -> Iterator[Any]:
     contexts = []
 
     def open_(
-        trace: Trace, *, width: int = 1280, height: int = 860, scheme: str = "light", metrics: bool = False
+        *traces: Trace, width: int = 1280, height: int = 860, scheme: str = "light", metrics: bool = False, at: str = ""
     ) -> Opened:
         path = tmp_path / "trace.html"
-        path.write_text(trace_page(trace), encoding="utf-8")
+        path.write_text(trace_page(*traces), encoding="utf-8")
         context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
         contexts.append(context)
         opened = Opened(context.new_page(), [], [])
@@ -115,7 +122,7 @@ def open_page(browser: Any, tmp_path: Path) -> Iterator[Any]:
             opened.devtools = context.new_cdp_session(opened.page)
             opened.devtools.send("Performance.enable", {"timeDomain": "threadTicks"})
         opened.started = time.perf_counter()
-        opened.page.goto(path.as_uri())
+        opened.page.goto(path.as_uri() + at)
         return opened
 
     yield open_
@@ -130,8 +137,8 @@ def read_panel(page: Any) -> dict[str, str]:
 
 
 def set_slider(page: Any, rule: str, value: float) -> None:
-    page.select_option("#rule", rule)
-    page.eval_on_selector("#value", "(e, v) => { e.value = v; e.dispatchEvent(new Event('input')); }", value)
+    page.select_option("select.rule", rule)
+    page.eval_on_selector("input.value", "(e, v) => { e.value = v; e.dispatchEvent(new Event('input')); }", value)
 
 
 def shown_shares(page: Any) -> list[float]:
@@ -155,8 +162,8 @@ def test_model_text_is_text(open_page: Any, sample: Sample) -> None:
     page = open_page(sample.trace).page
     for index, token in enumerate([3, 4, 5]):
         assert page.locator(".token").nth(index).text_content() == HOSTILE[token]
-    assert page.locator("#text img, #text script, #prompt b, #panel script").count() == 0
-    assert page.locator("#prompt p").text_content() == "<b>Question</b>"
+    assert page.locator(".text img, .text script, .prompt b, #panel script").count() == 0
+    assert page.locator(".prompt p").text_content() == "<b>Question</b>"
 
 
 def test_pointer_shows_the_numbers_of_the_token(open_page: Any, sample: Sample) -> None:
@@ -242,10 +249,10 @@ def test_slider_recolors_as_the_rule_would(open_page: Any, sample: Sample, rule:
         assert len(shown) - len(decided) == undecided
         page.locator(".token").nth(8).hover()
         if shown[8] >= 0:
-            alpha = deferred_mass(parse_rule(text), sample.base[8], sample.aligned[8])
-            assert float(page.locator("#panel dd[data-name=alpha]").inner_text()) == pytest.approx(
-                float(alpha), abs=1e-3
-            )
+            panel = read_panel(page)
+            models = (parse_rule(text), sample.base[8], sample.aligned[8])
+            assert float(panel["alpha"]) == pytest.approx(float(deferred_mass(*models)), abs=1e-3)
+            assert float(panel["beta"]) == pytest.approx(float(acceptance(*models)), abs=1e-3)
 
 
 def test_slider_says_what_greedy_would_change_and_comes_back(open_page: Any, sample: Sample) -> None:
@@ -254,17 +261,161 @@ def test_slider_says_what_greedy_would_change_and_comes_back(open_page: Any, sam
     set_slider(page, "dual", 1.0)
     differs = (sample.aligned.argmax(-1) != sample.tokens).nonzero().squeeze(-1).tolist()
     assert page.locator(".token.differs").count() == len(differs)
-    verdict = page.locator("#verdict").inner_text()
+    verdict = page.locator(".verdict").inner_text()
     assert f"At {len(differs)} the most probable token is another one, first at {differs[0] + 1}" in verdict
-    assert "not regenerated" in page.locator("#what-if .note").inner_text()
-    page.click("#reset")
+    assert "not regenerated" in page.locator(".what-if > .note").inner_text()
+    page.click(".reset")
     assert shown_shares(page) == before
     assert page.locator(".token.differs").count() == 0
 
 
+MEASURES = {
+    "surprisal": lambda position: -math.log(position.pi),
+    "entropy": lambda position: position.entropy,
+    "divergence": lambda position: position.divergence,
+    "rank": lambda position: position.rank,
+}
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_tokens_are_colored_by_other_measures(open_page: Any, sample: Sample, measure: str) -> None:
+    page = open_page(sample.trace).page
+    page.select_option("select.measure", measure)
+    shown = page.eval_on_selector_all(".token", "tokens => tokens.map(t => +t.dataset.value)")
+    expected = [MEASURES[measure](position) for position in sample.trace.positions]
+    assert shown == pytest.approx(expected, rel=1e-5)
+    page.locator(".token").nth(12).hover()
+    said = page.locator(f"#panel dd[data-name={measure}]").inner_text()
+    assert float(said) == pytest.approx(expected[12], abs=5.1e-4)
+    colors = page.eval_on_selector_all(".token", "tokens => tokens.map(t => getComputedStyle(t).backgroundColor)")
+    assert colors[shown.index(min(shown))] != colors[shown.index(max(shown))]
+
+
+def test_the_largest_disagreements_lead_to_their_tokens(open_page: Any, sample: Sample) -> None:
+    page = open_page(sample.trace).page
+    page.locator(".disagreements summary").click()
+    order = sorted(range(40), key=lambda index: -sample.trace.positions[index].divergence)[:8]
+    buttons = page.locator(".disagreements button")
+    assert [int(buttons.nth(i).locator(".number").first.inner_text()) - 1 for i in range(8)] == order
+    buttons.nth(2).click()
+    assert page.locator(".token[aria-selected=true]").get_attribute("data-index") == str(order[2])
+    assert page.evaluate("document.activeElement.dataset.index") == str(order[2])
+
+
+def test_a_link_leads_to_a_token(open_page: Any, sample: Sample) -> None:
+    page = open_page(sample.trace, at="#18").page
+    assert page.locator(".token[aria-selected=true]").get_attribute("data-index") == "17"
+    page.locator(".token").nth(5).click()
+    assert page.url.endswith("#6")
+    assert page.locator("#panel h2 a").get_attribute("href") == "#6"
+
+
+def test_a_click_holds_the_token(open_page: Any, sample: Sample) -> None:
+    page = open_page(sample.trace).page
+    chosen = lambda: page.locator(".token[aria-selected=true]").get_attribute("data-index")  # noqa: E731
+    page.locator(".token").nth(9).click()
+    page.locator(".token").nth(20).hover()
+    assert chosen() == "9"
+    page.keyboard.press("Escape")
+    page.locator(".token").nth(21).hover()
+    assert chosen() == "21"
+
+
+def test_files(open_page: Any, sample: Sample, tmp_path: Path) -> None:
+    """JSON and CSV hold the trace, the SVG its picture: well-formed, with the text of the models as text."""
+    opened = open_page(sample.trace)
+    files = {}
+    for name in ("JSON", "CSV", "SVG"):
+        with opened.page.expect_download() as download:
+            opened.page.get_by_role("button", name=name, exact=True).click()
+        files[name] = Path(download.value.path()).read_text(encoding="utf-8")
+        assert download.value.suggested_filename == f"trace.{name.lower()}"
+    assert Trace.from_json(files["JSON"]) == sample.trace
+    rows = list(csv.DictReader(io.StringIO(files["CSV"])))
+    assert [json.loads(row["text"]) for row in rows] == [position.text for position in sample.trace.positions]
+    assert [float(row["divergence"]) for row in rows] == [position.divergence for position in sample.trace.positions]
+    assert not [row for row in files["CSV"].splitlines() if row[0] in "=+-@"]
+    picture = ElementTree.fromstring(files["SVG"])
+    shown = "".join(text.text for text in picture.iter("{http://www.w3.org/2000/svg}text"))
+    assert HOSTILE[3] in shown
+    assert HOSTILE[4] in shown
+    assert not list(picture.iter("{http://www.w3.org/2000/svg}script"))
+    assert opened.console == []
+
+
+def test_two_traces_stand_side_by_side(open_page: Any, sample: Sample) -> None:
+    other_tokens = sample.tokens.clone()
+    other_tokens[25:] = sample.aligned.argmax(-1)[25:]
+    other = Sample(sample.base, sample.aligned, other_tokens, rule="aligned_only").trace
+    parts = next(i for i in range(40) if sample.tokens[i] != other_tokens[i])
+    opened = open_page(sample.trace, other, width=1440)
+    page = opened.page
+    readings = page.locator(".reading")
+    boxes = [readings.nth(i).bounding_box() for i in range(2)]
+    assert boxes[0]["y"] == boxes[1]["y"]
+    assert boxes[0]["x"] + boxes[0]["width"] < boxes[1]["x"]
+    assert page.locator(".parted").inner_text() == f"The texts part at token {parts + 1}."
+    assert [t.get_attribute("data-index") for t in page.locator(".parting").all()] == [str(parts)] * 2
+    readings.nth(1).locator(".token").nth(8).click()
+    assert page.locator("#panel dd[data-name=tau]").inner_text() == "none kept"
+    assert page.locator(".token[aria-selected=true]").count() == 1
+    assert page.url.endswith("#2.9")
+    page.select_option("select.measure", "entropy")
+    assert page.locator(".token.heat").count() == 80
+    assert opened.console == []
+
+
+def test_a_rule_without_a_slider_stands_alone(open_page: Any, sample: Sample) -> None:
+    page = open_page(Sample(sample.base, sample.aligned, sample.tokens, rule="base_only").trace).page
+    assert page.locator("select.rule").evaluate("e => e.selectedOptions[0].textContent") == "base_only, as recorded"
+    assert not page.locator(".slider").is_visible()
+    page.select_option("select.rule", "primal")
+    assert page.locator(".slider").is_visible()
+    assert page.get_by_label("budget b").count() == 1
+    page.click(".reset")
+    assert not page.locator(".slider").is_visible()
+
+
+def test_the_command_asks_again_with_the_rule_shown(open_page: Any, sample: Sample) -> None:
+    asked = {"prompt": "Why isn't it $HOME?", "pair": "tiny", "system": "Be brief."}
+    trace = replace(sample.trace, generation={**sample.trace.generation, "asked": asked})
+    opened = open_page(trace)
+    shown = lambda: shlex.split(opened.page.locator(".command code").inner_text())  # noqa: E731
+    expected = ["kad", "trace", asked["prompt"], "--pair", "tiny", "--rule", "dual:threshold=0.4"]
+    expected += ["--system", "Be brief.", "--temperature", "0", "-o", "trace.html"]
+    assert shown() == expected
+    set_slider(opened.page, "primal", 0.25)
+    assert shown()[6] == "primal:budget=0.25"
+    known = {option for parameter in load_command("trace").params for option in parameter.opts}
+    assert {word for word in expected if word.startswith("-")} <= known
+
+
+def test_the_panel_folds_on_a_phone(open_page: Any, sample: Sample) -> None:
+    page = open_page(sample.trace, width=375).page
+    page.locator(".token").nth(3).click()
+    assert page.locator("#panel").is_visible()
+    page.locator(".fold").click()
+    assert not page.locator("#panel").is_visible()
+    assert page.locator(".fold").get_attribute("aria-expanded") == "false"
+    page.locator(".fold").click()
+    assert page.locator("#panel").is_visible()
+
+
+def test_old_traces_have_no_measures_of_today(open_page: Any, sample: Sample) -> None:
+    none = {"rank": None, "entropy": None, "divergence": None, "overlap": None}
+    old = replace(sample.trace, positions=tuple(replace(position, **none) for position in sample.trace.positions))
+    opened = open_page(old)
+    opened.page.select_option("select.measure", "divergence")
+    assert opened.page.locator(".token.unknown").count() == 40
+    set_slider(opened.page, "nudging", 0.01)
+    assert read_panel(opened.page)["beta"] == "–"
+    assert "before kad measured them" in opened.page.locator(".disagreements").text_content()
+    assert opened.console == []
+
+
 def test_speculation_is_shown(open_page: Any, sample: Sample) -> None:
     page = open_page(sample.trace).page
-    assert "1 of 2" in page.locator("#facts").inner_text()
+    assert "1 of 2" in page.locator(".facts").inner_text()
     page.locator(".token").nth(1).hover()
     assert "The draft “␣w9” was rejected" in page.locator("#panel .story").inner_text()
     assert page.locator(".token.bonus").count() == 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +19,7 @@ import kad
 import oracle
 from conftest import VOCAB, make_tokenizer
 from kad.cli.main import app
-from kad.errors import UsageError
+from kad.errors import KadError, UsageError
 from kad.rules import parse_rule
 from kad.text.generate import generate
 from kad.text.prompts import pieces
@@ -69,6 +71,11 @@ def test_every_number_is_the_oracles(rule: str) -> None:
         assert position.kept == pytest.approx(keep[token], **DIGITS)
         assert position.base_share == pytest.approx(keep[token] * p[token] / pi[token], **DIGITS)
         assert position.base_share + position.aligned_share == 1.0
+        assert position.rank == 1 + sum(x > p[token] for x in p)
+        assert position.entropy == pytest.approx(-sum(x * math.log(x) for x in p), **DIGITS)
+        divergence = sum(x * math.log(x / y) for x, y in zip(p, q, strict=True))
+        assert position.divergence == pytest.approx(divergence, **DIGITS)
+        assert position.overlap == pytest.approx(sum(map(min, p, q)), **DIGITS)
         for candidate in position.candidates:
             expected = [values[candidate.token] for values in (p, q, pi)]
             assert [candidate.p, candidate.p_aligned, candidate.pi] == pytest.approx(expected, **DIGITS)
@@ -90,6 +97,17 @@ def test_no_token_above_the_floor_is_missing() -> None:
         assert position.floor == FLOOR
         head = {token for token, p in enumerate(oracle.softmax(base[row].tolist())) if p >= FLOOR}
         assert head <= {candidate.token for candidate in position.candidates}
+
+
+def test_a_token_that_only_one_model_allows() -> None:
+    """A mask makes the divergence infinite where q* excludes what p wants, and adds nothing where p excludes it."""
+    base, aligned = logits(0, rows=2), logits(1, rows=2)
+    aligned[0, 7] = base[1, 7] = -torch.inf
+    first, second = record(parse_rule("dual"), torch.tensor([1, 1]), base, aligned)
+    assert first.divergence is None
+    p, q = (oracle.softmax(row[1].tolist()) for row in (base, aligned))
+    expected = sum(x * math.log(x / y) for x, y in zip(p, q, strict=True) if x > 0)
+    assert second.divergence == pytest.approx(expected, **DIGITS)
 
 
 def test_product_rules_have_no_origin() -> None:
@@ -241,7 +259,35 @@ class TestCommand:
         result = self.call(self.question, "--text", str(tmp_path / "answer.txt"), "--json")
         made = Trace.from_dict(json.loads(result.stdout))
         assert made.text == "The answer is 37."
-        assert made.generation == {"source": "given"}
+        assert made.generation == {"source": "given", "asked": {"prompt": self.question, "pair": "tiny"}}
+
+    def test_another_rule_beside_it(self, tmp_path: Path) -> None:
+        out, few = str(tmp_path / "two.html"), ("-t", "0", "--max-new-tokens", "4")
+        assert self.call(self.question, *few, "--beside", "aligned_only", "-o", out).exception is None
+        page = (tmp_path / "two.html").read_text()
+        data = re.search(r'<script type="application/json" id="trace">(.*?)</script>', page, flags=re.S)
+        first, second = (Trace.from_dict(values) for values in json.loads(data[1]))
+        assert [first.rule_text, second.rule_text] == ["dual:threshold=0.4", "aligned_only"]
+        assert first.prompt == second.prompt
+        second.save(tmp_path / "second.json")
+        files = (str(tmp_path / "second.json"), "--beside", str(tmp_path / "second.json"), "-o", out)
+        assert self.call(*files).exception is None
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (("--beside", "aligned_only"), r"add -o NAME\.html"),
+            (("--beside", "aligned_only", "-o", "two.json"), r"add -o NAME\.html"),
+            (("--beside", "duel", "-o", "two.html"), "Unknown rule 'duel'"),
+        ],
+    )
+    def test_a_wrong_second_trace_is_refused_before_anything_is_loaded(
+        self, arguments: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        result = self.call(self.question, *arguments, "--pair", str(tmp_path / "no-pair"))
+        assert isinstance(result.exception, KadError)
+        assert re.search(message, str(result.exception))
 
     def test_wrong_suffix_is_refused_before_anything_is_loaded(self) -> None:
         result = self.call(self.question, "-o", "trace.pdf")

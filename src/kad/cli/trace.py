@@ -23,6 +23,7 @@ EXAMPLES = (
     'kad trace "Tom has 61 coins. He spends 17. Then he gives away 8. How many coins are left?" --rule primal --all',
     'kad trace "Why is the sky blue?" --pair my-pair --text answer.txt -o trace.html',
     "kad trace trace.json -o trace.html",
+    'kad trace "Tom has 61 coins. He spends 17. How many are left?" --beside aligned_only -o two.html',
 )
 
 
@@ -35,6 +36,10 @@ def command(
     file: options.PromptFile = None,
     text: Annotated[Path | None, Option("Score the answer in this file instead of generating one.", "FILE")] = None,
     out: Annotated[Path | None, Option("Write a page (.html) or the data (.json).", "FILE", "-o")] = None,
+    beside: Annotated[
+        str | None,
+        Option("A second trace on the page: another rule for the same prompt, or a trace (.json).", "RULE|FILE"),
+    ] = None,
     every_position: Annotated[
         bool,
         Option(
@@ -53,27 +58,39 @@ def command(
     """Record what the rule did at every position: which model each token came from, and the distributions behind it.
 
     Without -o the trace is shown in the terminal. -o trace.html writes one page that works offline. -o trace.json
-    writes the data, and kad trace trace.json shows it again.
+    writes the data, and kad trace trace.json shows it again. --beside shows another rule on the same
+    prompt.
     """
     if out is not None:
         if out.suffix.lower() not in (".html", ".json"):
             raise UsageError(f"A trace is written as .html or .json, not {out.name!r}.")
         stdio.check_writable(out)
+    if beside is not None and (out is None or out.suffix.lower() != ".html"):
+        raise UsageError("Two traces side by side are a page: add -o NAME.html.")
     stored = _stored(prompt)
     if stored is not None:
-        _deliver(_read(stored), out, every_position, as_json)
+        _deliver(_read(stored), None if beside is None else _read(Path(beside)), out, every_position, as_json)
         return
     question = read_prompt(prompt, file)
     options.check_raw(raw, system, thinking)
     answer = None if text is None else read_prompt(None, text)
+    other = _stored(beside)
+    if beside is not None and other is None:
+        from kad.cli.loading import check_rule
+
+        check_rule(beside)
     model = models.load()
     from kad.tracing.ask import trace
 
-    made = trace(
-        model, question, answer, system=system, thinking=thinking, raw=raw,
-        sampling=sampling, num_draft_tokens=draft_tokens,
-    )  # fmt: skip
-    _deliver(made, out, every_position, as_json)
+    def traced(rule: str | None = None) -> Trace:
+        return trace(
+            model, question, answer, system=system, thinking=thinking, raw=raw,
+            sampling=sampling, num_draft_tokens=draft_tokens, rule=rule,
+        )  # fmt: skip
+
+    made = traced()
+    second = None if beside is None else traced(beside) if other is None else _read(other)
+    _deliver(made, second, out, every_position, as_json)
 
 
 def _stored(prompt: str | None) -> Path | None:
@@ -86,12 +103,14 @@ def _stored(prompt: str | None) -> Path | None:
 def _read(path: Path) -> Trace:
     from kad.tracing.schema import Trace
 
+    if not path.is_file():
+        raise UsageError(f"No trace at {path}. Beside a trace (.json) stands another trace (.json).")
     return Trace.from_json(path.read_text(encoding="utf-8"))
 
 
-def _deliver(trace: Trace, out: Path | None, every_position: bool, as_json: bool) -> None:
+def _deliver(trace: Trace, beside: Trace | None, out: Path | None, every_position: bool, as_json: bool) -> None:
     if out is not None:
-        trace.save(out)
+        trace.save(out, beside=beside)
         stdio.message(f"Wrote {out}: {counted(len(trace.positions), 'token')} under {trace.rule_text}.")
     if as_json:
         stdio.print_json(trace.to_dict())

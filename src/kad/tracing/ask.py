@@ -9,7 +9,7 @@ from kad.text.answer import Piece
 from kad.text.generate import stream
 from kad.text.prompts import Prompt, encode, text_ids
 from kad.text.sampling import Sampling
-from kad.tracing.tracer import SpeculationEvent, trace_tokens
+from kad.tracing.tracer import SpeculationEvent, public_name, trace_tokens
 
 if TYPE_CHECKING:
     from kad.modeling import KadForCausalLM
@@ -49,17 +49,19 @@ def trace(
     Example:
         >>> kad.trace(model, "Ann has 5 pens. She buys 8 more. How many pens does she have now?").save("trace.html")
     """
+    asked = _asked(model, prompt, system=system, thinking=thinking, raw=raw)
     with model.using(rule, deferral_temperature):
         if text is not None:
             prompt_ids = encode(model.tokenizer, prompt, system=system, thinking=thinking, raw=raw)
-            return trace_tokens(model, model.tokenizer, prompt_ids, text_ids(model.tokenizer, text))
+            made: dict[str, Any] = {"source": "given"} | asked
+            return trace_tokens(model, model.tokenizer, prompt_ids, text_ids(model.tokenizer, text), generation=made)
         answering = stream(
             model, prompt, system=system, thinking=thinking, raw=raw, sampling=sampling,
             num_draft_tokens=num_draft_tokens, origins=False,
         )  # fmt: skip
         events = [_event(piece) for piece in answering]
         answer = answering.answer
-        made: dict[str, Any] = {"source": "generated", "do_sample": answer.seed is not None}
+        made = {"source": "generated", "do_sample": answer.seed is not None} | asked
         if answer.seed is not None:
             made |= {"temperature": answer.temperature, "seed": answer.seed}
         made |= {"finish_reason": answer.finish_reason, "draft_tokens": answer.drafting.draft_tokens}
@@ -67,6 +69,15 @@ def trace(
             model, model.tokenizer, answer.prompt_ids, answer.token_ids,
             events=events if answer.drafting.speculates else (), generation=made,
         )  # fmt: skip
+
+
+def _asked(model: KadForCausalLM, prompt: Prompt, **options: Any) -> dict[str, Any]:
+    """The question as it was given, so that the page can show the command that asks it again under another rule."""
+    if not isinstance(prompt, str):
+        return {}
+    given = {name: value for name, value in options.items() if value not in (None, False)}
+    pair = public_name(getattr(model.config, "_name_or_path", ""))
+    return {"asked": {"prompt": prompt, **({"pair": pair} if pair else {}), **given}}
 
 
 def _event(piece: Piece) -> SpeculationEvent | None:

@@ -62,6 +62,12 @@ class Position:
             bonus position that p gave up; its token is by definition a draw from q*, so nothing verifies it. None
             without speculation.
         rejected_draft: the draft that was rejected, if one was.
+        rank: 1 if no token is more probable under p, 2 if one is, and so on.
+        entropy: of p, in nats.
+        divergence: KL(p || q*) in nats. None if it is infinite.
+        overlap: sum_v min(p_v, q*_v). The acceptance if the whole of p were kept.
+
+    Traces of schemas 1 and 2 have none of the last four.
     """
 
     token: int
@@ -79,6 +85,10 @@ class Position:
     candidates: tuple[Candidate, ...]
     event: Event | None = None
     rejected_draft: int | None = None
+    rank: int | None = None
+    entropy: float | None = None
+    divergence: float | None = None
+    overlap: float | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +100,7 @@ class Trace:
             "product".
         models: role -> where the model came from.
         generation: how the answer was made: {"source": "generated" or "given", ...sampling and speculation settings}.
+            "asked" holds the question as it was given, if it was given in words: {"prompt", "pair", "system", ...}.
         prompt: the prompt as text, special tokens included.
         vocabulary: the text of every token that the positions mention.
     """
@@ -165,23 +176,32 @@ class Trace:
             raise UsageError(f"This is no trace: not JSON ({error}).") from error
         return cls.from_dict(values if isinstance(values, dict) else {})
 
-    def to_html(self) -> str:
-        """The trace as one self-contained page."""
+    def to_html(self, beside: Trace | None = None) -> str:
+        """The trace as one self-contained page, with another trace beside it if one is given."""
         from kad.tracing.page import trace_page
 
-        return trace_page(self)
+        return trace_page(self) if beside is None else trace_page(self, beside)
 
-    def save(self, path: Path | str) -> Path:
+    def save(self, path: Path | str, *, beside: Trace | None = None) -> Path:
         """Write the page (`.html`) or the JSON (`.json`).
 
+        Args:
+            path: the file.
+            beside: a second trace, shown beside this one. Only a page has room for it.
+
         Raises:
-            UsageError: another suffix.
+            UsageError: another suffix, or `beside` with JSON.
         """
         path = Path(path)
-        writers = {".html": self.to_html, ".json": self.to_json}
-        if path.suffix.lower() not in writers:
+        if path.suffix.lower() not in (".html", ".json"):
             raise UsageError(f"A trace is written as .html or .json, not {path.name!r}.")
-        path.write_text(writers[path.suffix.lower()](), encoding="utf-8")
+        if path.suffix.lower() == ".html":
+            text = self.to_html(beside)
+        elif beside is None:
+            text = self.to_json()
+        else:
+            raise UsageError("Two traces side by side are a page: give a name that ends with .html.")
+        path.write_text(text, encoding="utf-8")
         return path
 
     def _repr_html_(self) -> str:

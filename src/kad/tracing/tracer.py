@@ -15,6 +15,7 @@ import kad
 from kad.composition import Composition, composed, raise_if_bad
 from kad.errors import UsageError
 from kad.rules import CascadeRule, Rule, ThresholdRule
+from kad.sources import resolve_pair
 from kad.text.prompts import pieces
 from kad.text.score import logits_of
 from kad.tracing.schema import NOTHING_KEPT, Candidate, Event, Position, Trace
@@ -107,6 +108,9 @@ def record(
     keep = rule.keep(base.log_probs(), aligned.log_probs()) if isinstance(rule, CascadeRule) else None
     alpha = ((1 - keep) * p).sum(-1) if keep is not None else None
     log_tau = rule.log_tau(base, aligned) if isinstance(rule, ThresholdRule) else None
+    entropy = torch.special.entr(p).sum(-1)
+    divergence = _divergence(base.log_probs(), aligned.log_probs())
+    overlap = torch.minimum(p, q).sum(-1)
     positions = []
     for row, token in enumerate(tokens.tolist()):
         kept = float(keep[row, token]) if keep is not None else None
@@ -127,6 +131,10 @@ def record(
                 acceptance=_short(acceptance[row]),
                 floor=floor,
                 candidates=candidates,
+                rank=1 + int((p[row] > p[row, token]).sum()),
+                entropy=_short(entropy[row]),
+                divergence=_short(divergence[row]) if bool(divergence[row].isfinite()) else None,
+                overlap=_short(overlap[row]),
             )
         )
     return positions
@@ -157,6 +165,12 @@ def _shares(p: Tensor, q: Tensor, kept: float | None, alpha: Tensor | None) -> f
         return None
     total = float(kept * p + alpha * q)
     return _short(kept * p / total) if total > 0 else 0.0
+
+
+def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p || q*) of rows (n, vocab), (n,). Tokens that p excludes add nothing."""
+    terms = log_p.exp() * (log_p - log_q)
+    return torch.where(log_p == -torch.inf, 0.0, terms).sum(-1).clamp(min=0.0)
 
 
 def _candidates(p: Tensor, q: Tensor, pi: Tensor) -> tuple[tuple[Candidate, ...], float]:
@@ -191,6 +205,15 @@ def _origin(model: KadForCausalLM, role: str) -> str:
     source = getattr(model.config, role, None)
     if not source:
         return type(model.parts[role]).__name__
-    # Of a path only the folder's name: a trace is passed on, and where its maker keeps models is of no use to others.
-    path = Path(source["model"])
-    return path.name if path.is_absolute() or path.parts[:1] in {(".",), ("..",)} else str(source["model"])
+    return public_name(str(source["model"]))
+
+
+def public_name(place: str) -> str:
+    """A model or pair as others may see it: "tiny", a hub id, or a folder's name without the path to it.
+
+    A trace is passed on, and where its maker keeps models is of no use to others.
+    """
+    if place == resolve_pair("tiny"):
+        return "tiny"
+    path = Path(place)
+    return path.name if path.is_absolute() or path.parts[:1] in {(".",), ("..",)} else place

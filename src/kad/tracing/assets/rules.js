@@ -1,16 +1,15 @@
-"use strict";
 // What a threshold rule would have done at a recorded position. The rules are those of kad/rules/threshold.py.
-const kad = {};
 
 // Each rule: its parameter, the slider's range, and tau from the head of p (falling), its largest entry and q*'s.
 kad.rules = {
-  dual: {parameter: "threshold", min: 0.01, max: 1, step: 0.01, start: 0.4, tau: (λ) => λ},
-  primal: {parameter: "budget", min: 0, max: 1, step: 0.01, start: 0.9, tau: (b, head) => kad.criticalItem(b, head)},
-  nudging: {parameter: "threshold", min: 0.01, max: 1, step: 0.01, start: 0.4,
+  dual: {parameter: "threshold", sign: "λ", min: 0.01, max: 1, step: 0.01, start: 0.4, tau: (λ) => λ},
+  primal: {parameter: "budget", sign: "b", min: 0, max: 1, step: 0.01, start: 0.9,
+    tau: (b, head) => kad.criticalItem(b, head)},
+  nudging: {parameter: "threshold", sign: "λ", min: 0.01, max: 1, step: 0.01, start: 0.4,
     tau: (λ, head) => (head[0] >= λ ? 0 : Infinity)},
-  confidence_bet: {parameter: "margin", min: -0.5, max: 0.5, step: 0.01, start: 0,
+  confidence_bet: {parameter: "margin", sign: "δ", min: -0.5, max: 0.5, step: 0.01, start: 0,
     tau: (δ, head, maxQ) => maxQ + δ},
-  relative: {parameter: "margin", min: 0, max: 1, step: 0.01, start: 0, tau: (δ, head) => head[0] - δ},
+  relative: {parameter: "margin", sign: "δ", min: 0, max: 1, step: 0.01, start: 0, tau: (δ, head) => head[0] - δ},
 };
 
 // The first p, by falling p, at which the head holds a mass of 1 - budget; NaN if the recorded head does not.
@@ -53,7 +52,16 @@ kad.decide = (position, rule, value) => {
   const compose = (p, q) => (kept(p) ? p : 0) + alpha * q;
   const pi = compose(position.p, position.p_aligned);
   const rows = position.candidates.map(([token, p, q]) => ({token, p, q, pi: compose(p, q), kept: kept(p) ? p : 0}));
-  return {known: true, tau, alpha, pi, share: pi > 0 && kept(position.p) ? position.p / pi : 0, acceptance: null, rows};
+  const share = pi > 0 && kept(position.p) ? position.p / pi : 0;
+  return {known: true, tau, alpha, pi, share, acceptance: kad.acceptance(position, rows, tau, alpha), rows};
+};
+
+// sum_v min(pi_v, q*_v). A token that is not kept adds alpha q* <= q*; those that are kept are all among the rows. Only
+// where everything is kept they are not, and the trace holds the sum (null: it was recorded before there was one).
+kad.acceptance = (position, rows, tau, alpha) => {
+  if (tau <= 0) return position.overlap ?? null;
+  const kept = rows.filter((row) => row.kept > 0);
+  return kept.reduce((sum, row) => sum + Math.min(row.pi, row.q) - alpha * row.q, alpha);
 };
 
 // The token that greedy decoding takes.

@@ -1,0 +1,101 @@
+// The rule and its parameter. `changed(rule, value)` gets null as the rule where the recorded one is meant.
+//
+// A recorded rule without a slider (base_only, mixture, ...) is an entry of its own: no other rule stands beside it.
+kad.RuleControls = class {
+  constructor({recorded, text, changed, reset = "As recorded"}) {
+    Object.assign(this, {recorded, changed, own: !(recorded.rule in kad.rules)});
+    this.rule = kad.make("select", {class: "rule", change: () => this.choose(this.rule.value)});
+    if (this.own) this.rule.append(kad.make("option", {value: ""}, text));
+    for (const name of Object.keys(kad.rules)) this.rule.append(kad.make("option", {value: name}, name));
+    this.value = kad.make("input", {type: "range", class: "value", input: () => this.slide()});
+    this.name = kad.make("span", {class: "parameter"});
+    this.shown = kad.make("output", {class: "shown"});
+    this.ends = [kad.make("small", {"aria-hidden": "true"}), kad.make("small", {"aria-hidden": "true"})];
+    this.slider = kad.make("label", {class: "slider"}, this.name, kad.make("span", {class: "track"}, this.ends[0], this.value, this.ends[1]), this.shown);
+    this.back = kad.make("button", {type: "button", class: "reset", click: () => this.restore()}, reset);
+    this.element = kad.make("div", {class: "controls"}, kad.make("label", {}, "Rule ", this.rule), this.slider, this.back);
+    this.restore(false);
+  }
+
+  restore(tell = true) {
+    this.rule.value = this.own ? "" : this.recorded.rule;
+    this.range(this.own ? null : this.recorded[kad.rules[this.recorded.rule].parameter]);
+    if (tell) this.changed(null, null);
+  }
+
+  choose(name) {
+    if (!name) return this.restore();
+    this.range(kad.rules[name].start);
+    return this.slide();
+  }
+
+  slide() {
+    this.say(Number(this.value.value));
+    this.changed(this.rule.value, Number(this.value.value));
+  }
+
+  range(value) {
+    const rule = kad.rules[this.rule.value];
+    this.slider.hidden = !rule;
+    if (!rule) return;
+    for (const key of ["min", "max", "step"]) this.value[key] = rule[key];
+    this.value.value = value;
+    this.name.textContent = `${rule.parameter} ${rule.sign}`;
+    [this.ends[0].textContent, this.ends[1].textContent] = [rule.min, rule.max];
+    this.say(value);
+  }
+
+  say(value) {
+    this.shown.textContent = Number(value).toFixed(Number.isInteger(100 * value) ? 2 : 3).replace(/(\.\d\d)0$/, "$1");
+    this.value.setAttribute("aria-valuetext", `${this.name.textContent} ${this.shown.textContent}`);
+  }
+};
+
+// What another rule would change on the text of a reading, in words.
+kad.verdict = (reading) => {
+  const {trace, positions, decisions, rule} = reading;
+  if (!rule) return `Showing ${trace.rule_text}, as recorded.`;
+  const known = positions.map((position, index) => [position, decisions[index], index]).filter(([, decision]) => decision.known);
+  const moved = known.filter(([position, decision]) => position.base_share !== null && (decision.share > 0.5) !== (position.base_share > 0.5));
+  const differs = known.filter(([position, decision]) => kad.best(decision) !== position.token);
+  const parts = [`${moved.length} of ${positions.length} tokens change hands.`];
+  if (differs.length) {
+    const [position, decision, index] = differs[0];
+    parts.push(`At ${differs.length} the most probable token is another one, first at ${index + 1}: “${kad.word(trace, kad.best(decision))}” for “${kad.label(position.text)}”.`);
+  } else parts.push("Every token is still the most probable one: greedy decoding would write the same text.");
+  if (known.length < positions.length) parts.push(`${positions.length - known.length} cannot be decided: p was recorded down to ${positions[0].floor} only.`);
+  return parts.join(" ");
+};
+
+// The command that asks the same question again under the rule shown, or null if the trace does not hold the question.
+kad.command = (reading) => {
+  const {trace} = reading;
+  const {asked, do_sample: sampled, temperature, seed} = trace.generation;
+  if (!asked) return null;
+  const quoted = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replace(/'/g, "'\\''")}'`);
+  const models = asked.pair ? [["pair", asked.pair]] : Object.entries(trace.models);
+  const options = [...models, ["rule", kad.ruleText(trace, reading.rule, reading.value)]];
+  if (asked.system) options.push(["system", asked.system]);
+  options.push(["temperature", sampled ? temperature : 0]);
+  if (sampled) options.push(["seed", seed]);
+  if (trace.deferral_temperature !== 1) options.push(["deferral-temperature", trace.deferral_temperature]);
+  const flags = [asked.raw ? "--raw" : "", {true: "--thinking", false: "--no-thinking"}[asked.thinking] ?? ""].filter(Boolean);
+  return ["kad trace", quoted(asked.prompt), ...options.map(([name, value]) => `--${name} ${quoted(String(value))}`), ...flags, "-o trace.html"].join(" ");
+};
+
+// A line of text with a button that copies it. Where the browser refuses, the text is selected instead.
+kad.copyable = (title) => {
+  const text = kad.make("code", {tabindex: "0"});
+  const button = kad.make("button", {type: "button", click: async () => {
+    try {
+      await navigator.clipboard.writeText(text.textContent);
+      button.textContent = "Copied";
+    } catch {
+      getSelection().selectAllChildren(text);
+      button.textContent = "Selected";
+    }
+    setTimeout(() => { button.textContent = "Copy"; }, 1500);
+  }}, "Copy");
+  const element = kad.make("div", {class: "command"}, kad.make("span", {}, title), kad.make("div", {}, text, button));
+  return {element, set: (value) => { element.hidden = value === null; text.textContent = value ?? ""; }};
+};

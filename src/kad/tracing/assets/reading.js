@@ -1,0 +1,153 @@
+// A text whose tokens can be pointed at: colored by a measure, and moved through with pointer and keyboard.
+//
+// A reading shows `trace`, and `add` takes further positions as they come. `shown(index)` is called for the token in focus,
+// `recolored()` after the colors changed. A click or a key holds the token; then the pointer alone moves nothing.
+kad.Reading = class {
+  constructor(trace, {name, shown = () => {}, recolored = () => {}, link = null}) {
+    Object.assign(this, {trace, shown, recolored, link, rule: null, value: null, measure: "origin", at: -1, held: false, active: false});
+    [this.decisions, this.tokens] = [[], []];
+    this.element = kad.make("div", {class: "text", role: "listbox", tabindex: "-1", "aria-label": name});
+    this.listen();
+    this.write();
+  }
+
+  get positions() { return this.trace.positions; }
+
+  get length() { return this.tokens.length; }
+
+  add(positions) {
+    this.positions.push(...positions);
+    this.write();
+  }
+
+  // The positions that are not written yet.
+  write() {
+    const words = document.createDocumentFragment();
+    for (const position of this.positions.slice(this.length)) {
+      const rejected = position.rejected_draft;
+      if (rejected !== null && rejected !== undefined) words.append(kad.make("s", {class: "draft", "aria-hidden": "true"}, kad.word(this.trace, rejected)));
+      const token = this.token(position);
+      this.tokens.push(token);
+      words.append(token);
+      this.color(this.length - 1);
+    }
+    this.element.append(words);
+  }
+
+  token(position) {
+    const {text} = position;
+    const token = kad.make("span", {class: "token", role: "option", tabindex: "-1", "aria-selected": "false", "data-index": this.length});
+    if (text.trim() === "" && text !== " ") token.classList.add("blank");
+    // A line break is shown, and then made; what has no width (unfinished characters, marks) keeps a place to point at.
+    token.textContent = /^[\p{C}\p{Z}]*$/u.test(text) && !/[ \n\t]/.test(text) ? "·" : text.replace(/\n/g, "⏎\n");
+    if (position.event) token.classList.add(position.event);
+    return token;
+  }
+
+  // Another rule on this text, or null: as it was recorded.
+  decideBy(rule, value) {
+    [this.rule, this.value] = [rule, value];
+    this.recolor();
+  }
+
+  colorBy(measure) {
+    this.measure = measure;
+    this.recolor();
+  }
+
+  recolor() {
+    for (let index = 0; index < this.length; index++) this.color(index);
+    if (this.active) this.show(this.at, {scroll: false});
+    this.recolored();
+  }
+
+  color(index) {
+    const [token, position] = [this.tokens[index], this.positions[index]];
+    const decision = this.rule ? kad.decide(position, this.rule, this.value) : kad.recorded(position, this.trace.family);
+    this.decisions[index] = decision;
+    const value = decision.known ? kad.measures[this.measure].value(position, decision) : null;
+    const heat = this.measure !== "origin";
+    token.classList.toggle("heat", heat);
+    token.classList.toggle("unknown", value === null);
+    token.classList.toggle("differs", Boolean(this.rule) && decision.known && kad.best(decision) !== position.token);
+    const level = value === null ? 0 : heat ? Math.min(1, Math.max(0, kad.measures[this.measure].level(value))) : value;
+    token.style.setProperty("--share", level);
+    token.dataset.share = decision.known && decision.share !== null ? decision.share.toFixed(4) : "";
+    token.dataset.value = value === null ? "" : value;
+  }
+
+  show(index, {scroll = true} = {}) {
+    const before = this.tokens[this.at];
+    if (before) {
+      before.setAttribute("aria-selected", "false");
+      before.tabIndex = -1;
+    }
+    [this.at, this.active] = [index, true];
+    const token = this.tokens[index];
+    token.setAttribute("aria-selected", "true");
+    token.tabIndex = 0;
+    token.setAttribute("aria-label", `${kad.label(this.positions[index].text)}. ${kad.story(this, index)}`);
+    this.shown(index);
+    if (scroll) token.scrollIntoView({block: "nearest"});
+  }
+
+  hold(held) {
+    this.held = held;
+    this.element.classList.toggle("held", held);
+  }
+
+  // Nothing is in focus any more, because another text is.
+  leave() {
+    this.hold(false);
+    this.active = false;
+    this.tokens[this.at]?.setAttribute("aria-selected", "false");
+  }
+
+  // The token on the line above or below that lies nearest in the horizontal.
+  vertical(direction) {
+    const box = this.tokens[this.at].getClientRects()[0];
+    const middle = box.left + box.width / 2;
+    let [best, bestLine, bestDistance] = [this.at, null, Infinity];
+    for (let index = this.at + direction; index >= 0 && index < this.length; index += direction) {
+      const rect = this.tokens[index].getClientRects()[0];
+      if (!rect || direction * (rect.top - box.top) < box.height / 2) continue;
+      if (bestLine !== null && Math.abs(rect.top - bestLine) > box.height / 2) break;
+      bestLine ??= rect.top;
+      const distance = Math.abs(rect.left + rect.width / 2 - middle);
+      if (distance < bestDistance) [best, bestDistance] = [index, distance];
+    }
+    return best;
+  }
+
+  listen() {
+    const indexOf = (event) => {
+      const token = event.target.closest?.(".token");
+      return token ? Number(token.dataset.index) : null;
+    };
+    const keys = {
+      ArrowLeft: () => Math.max(0, this.at - 1), ArrowRight: () => Math.min(this.length - 1, this.at + 1),
+      ArrowUp: () => this.vertical(-1), ArrowDown: () => this.vertical(1), Home: () => 0, End: () => this.length - 1,
+    };
+    this.element.addEventListener("pointerover", (event) => {
+      if (!this.held && event.pointerType === "mouse" && indexOf(event) !== null) this.show(indexOf(event), {scroll: false});
+    });
+    let wasHeld = false;
+    this.element.addEventListener("pointerdown", (event) => { wasHeld = this.held && indexOf(event) === this.at; });
+    this.element.addEventListener("focusin", (event) => {
+      if (indexOf(event) === null) return;
+      this.hold(true);
+      this.show(indexOf(event));
+      this.link?.(indexOf(event));
+    });
+    this.element.addEventListener("click", (event) => {
+      if (wasHeld) this.hold(false);
+      else if (indexOf(event) !== null) this.tokens[indexOf(event)].focus();
+    });
+    this.element.addEventListener("keydown", (event) => {
+      if (event.key === "Escape") this.hold(false);
+      if (!keys[event.key] || event.ctrlKey || event.metaKey || event.altKey || !this.length) return;
+      event.preventDefault();
+      this.tokens[keys[event.key]()].focus();
+    });
+  }
+};

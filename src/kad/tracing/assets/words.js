@@ -1,0 +1,41 @@
+"use strict";
+// What everything else is written with: nodes, numbers, and tokens as labels. Text becomes text nodes, never markup.
+const kad = {};
+
+// A node. An attribute that is a function listens, null and false leave the attribute out, true sets it.
+kad.make = (tag, attributes = {}, ...children) => {
+  const node = document.createElement(tag);
+  for (const [key, value] of Object.entries(attributes)) {
+    if (typeof value === "function") node.addEventListener(key, value);
+    else if (value === true) node.setAttribute(key, "");
+    else if (value !== null && value !== undefined && value !== false) node.setAttribute(key, value);
+  }
+  node.append(...children);
+  return node;
+};
+
+kad.svg = (tag, attributes = {}, ...children) => {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  node.append(...children);
+  return node;
+};
+
+kad.facts = (rows) => kad.make("dl", {}, ...rows.map(([term, text, name]) =>
+  kad.make("div", {}, kad.make("dt", {}, term), kad.make("dd", name ? {"data-name": name} : {}, text))));
+
+kad.percent = (x) => `${x > 0.0005 && x < 0.0995 ? (100 * x).toFixed(1) : (100 * x).toFixed(0)} %`;
+kad.probability = (x) => (x >= 0.9995 ? "1" : x >= 0.0005 ? x.toFixed(3).slice(1) : x > 0 ? "<.001" : "0");
+kad.number = (x) => (x === null || x === undefined ? "–" : x === Infinity ? "∞" : x.toFixed(3));
+
+// Blank characters made visible, for labels; the text itself keeps its own.
+kad.label = (text) => {
+  const glyphs = {" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"};
+  return text === "" ? "∅" : text.replace(/[\n\t\r]|^ | $/g, (c) => glyphs[c]);
+};
+kad.word = (trace, token) => kad.label(trace.vocabulary[token] ?? `#${token}`);
+
+// A rule as kad.rules.parse_rule reads it.
+kad.ruleText = (trace, rule, value) => (rule ? `${rule}:${kad.rules[rule].parameter}=${value}` : trace.rule_text);
+
+kad.drafted = ({summary}) => summary.accepted + summary.corrected;

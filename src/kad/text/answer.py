@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from kad.speculation.loop import Event
 from kad.speculation.statistics import SpeculationStatistics
@@ -24,6 +25,7 @@ class Piece:
         base_share: the share of the token's probability that came from the base model, in [0, 1]. The rest came from
             the aligned model. None for product rules, and if origins were not asked for.
         deferred_mass: alpha, the mass that the base model hands over at this position. None as above.
+        note: what the stream's own `note` said about this token; see `kad.text.streaming.Stream`.
     """
 
     token: int
@@ -32,6 +34,7 @@ class Piece:
     rejected_draft: int | None = None
     base_share: float | None = None
     deferred_mass: float | None = None
+    note: Any = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import takewhile
-from typing import TYPE_CHECKING
-
-import torch
-
-from kad.engines.base import ComposedModel, Scorer, roles_of
+from kad.engines.base import ComposedModel, roles_of
+from kad.text.kept import KeptScorers
 from kad.text.prompts import encode, messages
 from kad.text.sampling import Sampling
 from kad.text.streaming import Stream
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 class Conversation:
@@ -29,6 +22,7 @@ class Conversation:
 
     Attributes:
         turns: the messages so far, the system message left out.
+        kept: the models' caches of the last turn.
 
     Example:
         >>> talk = kad.Conversation(model, system="You answer in one sentence.")
@@ -53,8 +47,7 @@ class Conversation:
         self.num_draft_tokens = num_draft_tokens
         self.origins = origins
         self.turns: list[dict[str, str]] = []
-        self._scorers: dict[str, Scorer] = {}
-        self._read: list[int] = []
+        self.kept = KeptScorers()
 
     def say(self, text: str) -> Stream:
         """The answer to a message, piece by piece.
@@ -74,32 +67,12 @@ class Conversation:
 
     def forget(self) -> None:
         """Drop the caches. The next turn reads everything again."""
-        self._scorers, self._read = {}, []
-
-    def take_scorers(self, prompt_ids: Sequence[int]) -> dict[str, Scorer]:
-        """The scorers, cut back to the tokens that this prompt begins with. Empty if no token can be reused.
-
-        The conversation gives them away until `keep`. After a failed generation, their content would not be known.
-        """
-        scorers, read = self._scorers, self._read
-        self.forget()
-        if set(scorers) != set(roles_of(self.model.composition)):
-            return {}
-        # The last token of the prompt is always read again, because its logits are needed.
-        pairs = zip(read, prompt_ids[:-1], strict=False)
-        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-        for scorer in scorers.values():
-            scorer.rollback(shared)
-        return scorers if shared else {}
+        self.kept.forget()
 
     def keep(self, turn: Stream, turns: list[dict[str, str]]) -> None:
         """Store a turn that has ended, and its scorers if they can roll back."""
         self.turns = [*turns, {"role": "assistant", "content": turn.answer.text}]
-        loop = turn.loop
-        if all(scorer.reversible for scorer in loop.scorers.values()):
-            with torch.no_grad():
-                loop.bring_level()
-            self._scorers, self._read = dict(loop.scorers), loop.ids[: loop.length].tolist()
+        self.kept.keep(turn.loop)
 
 
 class _Turn(Stream):
@@ -107,13 +80,14 @@ class _Turn(Stream):
 
     def __init__(self, conversation: Conversation, turns: list[dict[str, str]], prompt_ids: list[int]) -> None:
         self._conversation, self._turns = conversation, turns
+        composition = conversation.model.composition
         super().__init__(
             conversation.model,
             prompt_ids,
-            conversation.model.composition,
+            composition,
             conversation.sampling,
             conversation.num_draft_tokens,
-            take_scorers=conversation.take_scorers,
+            take_scorers=lambda prompt_ids: conversation.kept.take(prompt_ids, roles_of(composition)),
             origins=conversation.origins,
         )
 

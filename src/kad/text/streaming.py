@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers import LogitsProcessorList
 
 from kad.composition import deferred_mass, origin_shares
 from kad.engines.base import ComposedModel, Scorer, roles_of
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
     from kad.composition import Composition
 
 
+Mask = Callable[[Tensor, Tensor], Tensor]
+Note = Callable[[Sequence[int], dict[str, Tensor]], Sequence[Any]]
+
+
 class Stream:
     """An iterator over the pieces of an answer. `answer` is the answer so far, and `stop` ends it early.
 
@@ -47,6 +52,10 @@ class Stream:
         drafter: the role of the drafting model.
         take_scorers: returns scorers, by role, that have already read a part of the prompt. New ones by default.
         origins: see `generate`.
+        masks: functions of the ids (1, length) and of log pi (1, vocab), as Transformers' logits processors are. They
+            act before the sampling options; a grammar is one.
+        note: called with some new tokens and the logits (n, vocab) of each model there, by role. What it returns, one
+            value a token, is in `Piece.note`.
 
     Raises:
         UsageError: the prompt fills the context of the models, or the settings contradict each other.
@@ -63,6 +72,8 @@ class Stream:
         drafter: str = "aligned",
         take_scorers: Callable[[Sequence[int]], dict[str, Scorer]] | None = None,
         origins: bool = True,
+        masks: Sequence[Mask] = (),
+        note: Note | None = None,
     ) -> None:
         space = room(model, len(prompt_ids))
         config = sampling.apply(model.generation_config, space)
@@ -74,6 +85,7 @@ class Stream:
         self._tokenizer = model.tokenizer
         self._composition, self._drafter = composition, drafter
         self._origins = origins and isinstance(composition.rule, CascadeRule)
+        self._masks, self._note = masks, note
         self._stop = _Stop(config, self._tokenizer, space)
         # Take the scorers last, when nothing can fail any more. Otherwise a wrong option would lose them.
         self.loop = self._make_loop(model, config, take_scorers(self.prompt_ids) if take_scorers else {})
@@ -148,14 +160,16 @@ class Stream:
                 greedy=not config.do_sample,
                 verifier=verify_block,
                 randomness=TorchRandomness(self.seed),
-                warp=warp_of(processors(config, len(self.prompt_ids), ids.device), ids, 0),
+                warp=warp_of(
+                    LogitsProcessorList([*self._masks, *processors(config, len(self.prompt_ids), ids.device)]), ids, 0
+                ),
                 deferral_temperature=self._composition.deferral_temperature,
                 records=None,
             ),
             window=window_size(self.drafting.draft_tokens),
             stop=self._stop,
             statistics=self.statistics,
-            keep_rows=self._origins,
+            keep_rows=self._origins or self._note is not None,
         )
 
     def ended(self) -> None:
@@ -187,7 +201,12 @@ class Stream:
         return items
 
     def _as_pieces(self, items: list[Emitted], text: Detokenizer) -> list[Piece]:
-        shares, masses = self._shares(items)
+        rows = _rows(items)
+        shares, masses = self._shares(items, rows)
+        notes: Sequence[Any] = [None] * len(items)
+        if self._note is not None:
+            with torch.no_grad():
+                notes = self._note([item.token for item in items], rows)
         return [
             Piece(
                 item.token,
@@ -196,14 +215,17 @@ class Stream:
                 None if item.origin.rejected_draft is None else int(item.origin.rejected_draft),
                 share,
                 mass,
+                note,
             )
-            for item, share, mass in zip(items, shares, masses, strict=True)
+            for item, share, mass, note in zip(items, shares, masses, notes, strict=True)
         ]
 
-    def _shares(self, items: list[Emitted]) -> tuple[Sequence[float | None], Sequence[float | None]]:
+    def _shares(
+        self, items: list[Emitted], rows: dict[str, Tensor]
+    ) -> tuple[Sequence[float | None], Sequence[float | None]]:
         if not self._origins:
             return [None] * len(items), [None] * len(items)
-        base, aligned = (_rows(items, role) for role in ("base", "aligned"))
+        base, aligned = rows["base"], rows["aligned"]
         tokens = torch.tensor([item.token for item in items], device=base.device).unsqueeze(-1)
         with torch.no_grad():
             share, _ = origin_shares(self._composition, base, aligned)
@@ -249,7 +271,7 @@ class _Stop:
         return "stop_string" if any(text in self._tail for text in self._strings) else None
 
 
-def _rows(items: list[Emitted], role: str) -> Tensor:
-    """One model's logits (n, vocab) at the tokens."""
-    rows = [item.origin.rows[role] for item in items if item.origin.rows is not None]
-    return torch.stack(rows).float()
+def _rows(items: list[Emitted]) -> dict[str, Tensor]:
+    """The models' logits (n, vocab) at the tokens, by role. Empty if the loop keeps none."""
+    kept = [item.origin.rows for item in items if item.origin.rows is not None]
+    return {role: torch.stack([rows[role] for rows in kept]).float() for role in kept[0]} if kept else {}

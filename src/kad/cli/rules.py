@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import MISSING, Field, asdict, fields
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import asdict
+from typing import Annotated, Any
 
 import typer
 from rich import box
@@ -14,9 +14,6 @@ from rich.table import Table
 from rich.text import Text
 
 from kad.cli import options, stdio
-
-if TYPE_CHECKING:
-    from kad.rules import Rule
 
 EXAMPLES = (
     "kad rules",
@@ -37,6 +34,7 @@ def command(
     the aligned model q*. Write a rule as NAME or NAME:PARAMETER=VALUE, for example dual:threshold=0.4.
     """
     from kad.rules import parse_rule, registry, skipped_plugins
+    from kad.rules.describe import describe
 
     if name is not None:
         found = describe(type(parse_rule(name)))
@@ -50,36 +48,6 @@ def command(
         stdio.print_json({"rules": described, "skipped": [asdict(plugin) for plugin in skipped_plugins()]})
     else:
         stdio.stdout().print(_table(described))
-
-
-def describe(rule: type[Rule]) -> dict[str, Any]:
-    """A rule as plain values: name, family, parameters with default and range, summary, source, package."""
-    from kad.rules import package_of
-
-    return {
-        "name": rule.name,
-        "family": family(rule),
-        "parameters": [_parameter(field) for field in fields(rule)],
-        "summary": rule.summary,
-        "source": rule.source,
-        "package": package_of(rule),
-        "needs_reference": rule.needs_reference,
-    }
-
-
-def family(rule: type[Rule]) -> str:
-    """ "threshold" (keeps p >= tau), "cascade" (any other keep probabilities), or "product"."""
-    from kad.rules import CascadeRule, ThresholdRule
-
-    if issubclass(rule, ThresholdRule):
-        return "threshold"
-    return "cascade" if issubclass(rule, CascadeRule) else "product"
-
-
-def _parameter(field: Field[Any]) -> dict[str, Any]:
-    low, high = field.metadata.get("range", (-math.inf, math.inf))
-    default = None if field.default is MISSING else field.default
-    return {"name": field.name, "default": default, "min": low, "max": high}
 
 
 _FAMILIES = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from kad.text.answer import Piece
+from kad.text.answer import Answer, Piece
 from kad.text.generate import stream
 from kad.text.prompts import Prompt, encode, text_ids
 from kad.text.sampling import Sampling
@@ -61,13 +61,9 @@ def trace(
         )  # fmt: skip
         events = [_event(piece) for piece in answering]
         answer = answering.answer
-        made = {"source": "generated", "do_sample": answer.seed is not None} | asked
-        if answer.seed is not None:
-            made |= {"temperature": answer.temperature, "seed": answer.seed}
-        made |= {"finish_reason": answer.finish_reason, "draft_tokens": answer.drafting.draft_tokens}
         return trace_tokens(
             model, model.tokenizer, answer.prompt_ids, answer.token_ids,
-            events=events if answer.drafting.speculates else (), generation=made,
+            events=events if answer.drafting.speculates else (), generation=how_generated(answer) | asked,
         )  # fmt: skip
 
 
@@ -78,6 +74,14 @@ def _asked(model: KadForCausalLM, prompt: Prompt, **options: Any) -> dict[str, A
     given = {name: value for name, value in options.items() if value not in (None, False)}
     pair = public_name(getattr(model.config, "_name_or_path", ""))
     return {"asked": {"prompt": prompt, **({"pair": pair} if pair else {}), **given}}
+
+
+def how_generated(answer: Answer) -> dict[str, Any]:
+    """`Trace.generation` of an answer."""
+    made: dict[str, Any] = {"source": "generated", "do_sample": answer.seed is not None}
+    if answer.seed is not None:
+        made |= {"temperature": answer.temperature, "seed": answer.seed}
+    return made | {"finish_reason": answer.finish_reason, "draft_tokens": answer.drafting.draft_tokens}
 
 
 def _event(piece: Piece) -> SpeculationEvent | None:

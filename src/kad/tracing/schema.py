@@ -90,6 +90,12 @@ class Position:
     divergence: float | None = None
     overlap: float | None = None
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON. Candidates are rows [token, p, p_aligned, pi]: they are most of a trace."""
+        values = asdict(self)
+        values["candidates"] = [[row.token, row.p, row.p_aligned, row.pi] for row in self.candidates]
+        return values
+
 
 @dataclass(frozen=True)
 class Trace:
@@ -137,10 +143,10 @@ class Trace:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON. Candidates are rows [token, p, p_aligned, pi]: they are most of a trace."""
+        """Plain values for JSON."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         values["vocabulary"] = {str(token): text for token, text in self.vocabulary.items()}
-        values["positions"] = [_position_to_dict(position) for position in self.positions]
+        values["positions"] = [position.to_dict() for position in self.positions]
         return {"schema": values.pop("schema"), **values, "summary": self.summary()}
 
     @classmethod
@@ -213,12 +219,6 @@ class Trace:
         from kad.tracing.terminal import render
 
         return render(self)
-
-
-def _position_to_dict(position: Position) -> dict[str, Any]:
-    values = asdict(position)
-    values["candidates"] = [[row.token, row.p, row.p_aligned, row.pi] for row in position.candidates]
-    return values
 
 
 def _position_from_dict(values: Mapping[str, Any]) -> Position:

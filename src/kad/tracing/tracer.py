@@ -13,8 +13,10 @@ from torch import Tensor
 
 import kad
 from kad.composition import Composition, composed, raise_if_bad
+from kad.engines.base import ComposedModel, roles_of
 from kad.errors import UsageError
 from kad.rules import CascadeRule, Rule, ThresholdRule
+from kad.rules.describe import family
 from kad.sources import resolve_pair
 from kad.text.prompts import pieces
 from kad.text.score import logits_of
@@ -73,12 +75,12 @@ def trace_tokens(
     return Trace(
         rule=rule.to_dict(),
         rule_text=str(rule),
-        family=family(rule),
-        models={role: _origin(model, role) for role in model.parts if role != "reference" or rule.needs_reference},
+        family=family(type(rule)),
+        models=origins(model, model.composition),
         generation=generation or {"source": "given"},
         deferral_temperature=model.composition.deferral_temperature,
         prompt=tokenizer.decode(list(prompt_ids)),
-        vocabulary=_vocabulary(tokenizer, positions),
+        vocabulary={token: tokenizer.decode([token]) for token in sorted(mentioned(positions))},
         positions=tuple(positions),
         kad_version=kad.__version__,
     )
@@ -140,13 +142,6 @@ def record(
     return positions
 
 
-def family(rule: Rule) -> str:
-    """ "threshold", "cascade" or "product"."""
-    if isinstance(rule, ThresholdRule):
-        return "threshold"
-    return "cascade" if isinstance(rule, CascadeRule) else "product"
-
-
 def _positions(model: KadForCausalLM, prompt_ids: Sequence[int], output_ids: Sequence[int]) -> Iterator[Position]:
     composition = model.composition
     for chunk in logits_of(model, prompt_ids, output_ids, roles=tuple(model.parts)):
@@ -193,19 +188,21 @@ def _with_event(position: Position, event: SpeculationEvent | None) -> Position:
     return position if event is None else replace(position, event=event.event, rejected_draft=event.rejected_draft)
 
 
-def _vocabulary(tokenizer: Any, positions: Sequence[Position]) -> dict[int, str]:
-    mentioned = {candidate.token for position in positions for candidate in position.candidates}
-    mentioned |= {
-        token for position in positions for token in (position.token, position.rejected_draft) if token is not None
-    }
-    return {token: tokenizer.decode([token]) for token in sorted(mentioned)}
+def mentioned(positions: Sequence[Position]) -> set[int]:
+    """Every token that these positions mention."""
+    rows = {candidate.token for position in positions for candidate in position.candidates}
+    own = (token for position in positions for token in (position.token, position.rejected_draft))
+    return rows | {token for token in own if token is not None}
 
 
-def _origin(model: KadForCausalLM, role: str) -> str:
-    source = getattr(model.config, role, None)
-    if not source:
-        return type(model.parts[role]).__name__
-    return public_name(str(source["model"]))
+def origins(model: ComposedModel, composition: Composition) -> dict[str, str]:
+    """Where each model that this composition runs came from, by role; see `public_name`."""
+    return {role: _origin(model, role) for role in roles_of(composition)}
+
+
+def _origin(model: ComposedModel, role: str) -> str:
+    source = getattr(getattr(model, "config", None), role, None)
+    return public_name(str(source["model"])) if source else role
 
 
 def public_name(place: str) -> str:

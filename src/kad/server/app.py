@@ -1,0 +1,61 @@
+"""The application: the routes over one model, and the guard around them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+
+from fastapi import APIRouter, FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+from kad import __version__
+from kad.engines.base import ComposedModel
+from kad.server import errors, openai_routes, page_routes
+from kad.server.desk import Desk
+from kad.server.guard import LOOPBACK, Guard
+
+
+def make_app(
+    model: ComposedModel,
+    name: str,
+    *,
+    api_key: str | None = None,
+    hosts: Collection[str] | None = LOOPBACK,
+    origins: Collection[str] = (),
+    most_requests: int = 64,
+    pages: APIRouter | None = None,
+) -> FastAPI:
+    """The server as an ASGI application.
+
+    Args:
+        model: the pair, as `kad.load` gives it.
+        name: the name under which it is served, the `model` of requests.
+        api_key: see `kad.server.guard.Guard`, also for `hosts`.
+        hosts: the names in the header `Host` that are answered; None for all.
+        origins: origins of other pages that may use the server (CORS); "*" for all.
+        most_requests: how many requests may be in the line.
+        pages: further routes, for example a page at `/`.
+    """
+    desk = Desk(model, most_requests)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        desk.close()
+
+    # The pages with documentation load scripts from elsewhere, so there are none.
+    app = FastAPI(title="kad", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    errors.install(app)
+    app.include_router(openai_routes.router(desk, name))
+    app.include_router(page_routes.router(desk, name))
+    if pages is not None:
+        app.include_router(pages)
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    app.add_middleware(Guard, api_key=api_key, hosts=hosts, origins=origins)
+    if origins:
+        app.add_middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=["*"], allow_headers=["*"])
+    return app

@@ -1,0 +1,207 @@
+"""The desk: one model, one answer at a time, first come, first served. Answers are cancelled when nobody waits.
+
+All work on the models is done by one thread, in the order in which it was asked for. The event loop never waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+
+from kad.composition import Composition
+from kad.engines.base import ComposedModel, Scorer, roles_of
+from kad.text.answer import Answer, Piece
+from kad.text.kept import KeptScorers
+from kad.text.sampling import Sampling, end_tokens
+from kad.text.streaming import Mask, Note, Stream
+
+Result = TypeVar("Result")
+
+KEPT_ANSWERS = 2
+"""The answers whose caches stay: a conversation, and what is asked beside it (a title, another rule)."""
+
+
+class Busy(Exception):  # noqa: N818
+    """As many requests as allowed are already in the line."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One answer to generate.
+
+    Attributes:
+        prompt_ids: the tokens before the answer.
+        composition: how the models are composed.
+        sampling: how tokens are drawn.
+        num_draft_tokens: see `kad.generate`.
+        masks, note: see `kad.text.streaming.Stream`.
+        forced: whether the last token of the prompt is the first piece: the caller wants its `note` too.
+    """
+
+    prompt_ids: Sequence[int]
+    composition: Composition
+    sampling: Sampling = field(default_factory=Sampling)
+    num_draft_tokens: int | str | None = None
+    masks: Sequence[Mask] = ()
+    note: Note | None = None
+    forced: bool = False
+
+
+class Run:
+    """One answer under way: an asynchronous iterator over its pieces.
+
+    Attributes:
+        stream: the stream that makes the pieces. It is there from the first piece on.
+        reused_tokens: how many tokens of the prompt were in a kept cache.
+    """
+
+    stream: Stream
+    reused_tokens = 0
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._items: asyncio.Queue[Piece | BaseException | None] = asyncio.Queue()
+        self.given_up = False
+
+    def __aiter__(self) -> AsyncIterator[Piece]:
+        return self
+
+    async def __anext__(self) -> Piece:
+        item = await self._items.get()
+        if item is None:
+            raise StopAsyncIteration
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    @property
+    def answer(self) -> Answer:
+        """The whole answer, after the last piece."""
+        return self.stream.answer
+
+    def put(self, item: Piece | BaseException | None) -> None:
+        """Pass on a piece, an error, or the end (None), from the thread of the models."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._items.put_nowait, item)
+
+
+class Desk:
+    """Where answers are asked for.
+
+    Args:
+        model: the pair.
+        most_requests: how many requests may be in the line, the one that is answered included.
+    """
+
+    def __init__(self, model: ComposedModel, most_requests: int = 64) -> None:
+        self.model, self.most_requests = model, most_requests
+        self.requests = 0
+        self._kept = KeptScorers(KEPT_ANSWERS)
+        self._models = ThreadPoolExecutor(1, "kad-models")
+        self._texts = ThreadPoolExecutor(1, "kad-texts")
+        self._closed = False
+
+    @contextmanager
+    def admitted(self) -> Iterator[None]:
+        """A place in the line for one request, which may ask for several answers, one after the other.
+
+        Raises:
+            Busy: there is no place left.
+        """
+        if self.requests >= self.most_requests:
+            raise Busy
+        self.requests += 1
+        try:
+            yield
+        finally:
+            self.requests -= 1
+
+    @asynccontextmanager
+    async def answering(self, job: Job) -> AsyncIterator[Run]:
+        """An answer, as its pieces come. When the block is left, the answer ends: at once, or after its next piece."""
+        run = Run()
+        future = self._models.submit(self._answer, job, run)
+        try:
+            yield run
+        finally:
+            run.given_up = True
+            future.cancel()
+
+    async def with_models(self, work: Callable[..., Result], *arguments: Any) -> Result:
+        """Other work on the models, in turn."""
+        return await asyncio.get_running_loop().run_in_executor(self._models, partial(work, *arguments))
+
+    async def with_texts(self, work: Callable[..., Result], *arguments: Any) -> Result:
+        """Work without the models that may take a while: tokens of a long prompt, a grammar."""
+        return await asyncio.get_running_loop().run_in_executor(self._texts, partial(work, *arguments))
+
+    def close(self) -> None:
+        """End the answer under way after its next piece, and take no more work."""
+        self._closed = True
+        for threads in (self._models, self._texts):
+            threads.shutdown(wait=False, cancel_futures=True)
+
+    def _answer(self, job: Job, run: Run) -> None:
+        """Runs in the thread of the models."""
+        try:
+            run.stream = stream = _KeptStream(self.model, job, self._kept)
+            run.reused_tokens = stream.reused_tokens
+            if stream.forced is not None:
+                run.put(stream.forced)
+            for piece in stream:
+                run.put(piece)
+                if run.given_up or self._closed:
+                    stream.stop()
+            run.put(None)
+        except BaseException as error:  # noqa: BLE001  (whatever it is, it belongs to the request)
+            run.put(error)
+
+
+class _KeptStream(Stream):
+    """A stream that takes kept scorers, and gives its own back.
+
+    Attributes:
+        reused_tokens: how many tokens of the prompt the scorers had read.
+        forced: the piece of the last token of the prompt, if the job asks for it.
+    """
+
+    reused_tokens = 0
+    forced: Piece | None = None
+
+    def __init__(self, model: ComposedModel, job: Job, kept: KeptScorers) -> None:
+        self._model, self._job, self._kept = model, job, kept
+        super().__init__(
+            model, job.prompt_ids, job.composition, job.sampling, job.num_draft_tokens, origins=False,
+            masks=job.masks, note=job.note, take_scorers=self._take,
+        )  # fmt: skip
+        if self.forced is not None and self.forced.token in end_tokens(model.generation_config):
+            self.stop()
+
+    def ended(self) -> None:
+        self._kept.keep(self.loop)
+
+    def _take(self, prompt_ids: Sequence[int]) -> dict[str, Scorer]:
+        roles = roles_of(self._job.composition)
+        scorers = self._kept.take(prompt_ids, roles)
+        self.reused_tokens = min((scorer.processed for scorer in scorers.values()), default=0)
+        if self._job.forced and self._job.note is not None:
+            scorers = scorers or self._model.scorers(roles, rollback=self.drafting.speculates)
+            self.forced = self._last_of_prompt(scorers, self._job.note)
+        return scorers
+
+    def _last_of_prompt(self, scorers: dict[str, Scorer], note: Note) -> Piece:
+        """The last token of the prompt as a piece: the models read up to the token before it."""
+        ids = torch.tensor(self.prompt_ids, device=self._model.device)
+        end, rows = len(ids) - 1, {}
+        with torch.no_grad():
+            for role, scorer in scorers.items():
+                scorer.rollback(end - 1)
+                rows[role] = scorer.advance(ids[scorer.processed : end], 1).float()
+            return Piece(self.prompt_ids[-1], "", note=note(self.prompt_ids[-1:], rows)[0])

@@ -1,0 +1,85 @@
+"""Errors as the OpenAI API writes them: a status, and {"error": {"message", "type", "param", "code"}}."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from kad.errors import KadError, LogitsError, OptionError
+from kad.server.desk import Busy
+
+
+class ClientGone(Exception):  # noqa: N818
+    """The client has closed the connection."""
+
+
+@dataclass
+class Refusal(Exception):  # noqa: N818
+    """A request that is not carried out.
+
+    Attributes:
+        status: the HTTP status.
+        message: what was given, what is allowed, what to do.
+        param: the field of the request that is meant.
+        code: a word for programs.
+    """
+
+    status: int
+    message: str
+    param: str | None = None
+    code: str | None = None
+
+    def body(self) -> dict[str, Any]:
+        """The error as JSON."""
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+    def response(self) -> JSONResponse:
+        """The error as an answer."""
+        headers = {"Retry-After": "1"} if self.status == 429 else None
+        return JSONResponse(self.body(), self.status, headers)
+
+
+def refusal_of(error: BaseException) -> Refusal:
+    """What a client is told about an error."""
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, Busy):
+        return Refusal(429, "Too many requests are in the line. Try again in a moment.", code="busy")
+    if isinstance(error, ClientGone):
+        return Refusal(499, "The client has closed the connection.")  # nobody reads this
+    if isinstance(error, RequestValidationError):
+        return _invalid(error)
+    if isinstance(error, HTTPException):
+        return Refusal(error.status_code, f"{error.detail}.", code="not_found" if error.status_code == 404 else None)
+    if isinstance(error, LogitsError) or not isinstance(error, KadError):
+        text = str(error) if isinstance(error, LogitsError) else f"{type(error).__name__}. The server's log says more."
+        return Refusal(500, f"The models could not answer: {text}")
+    text = str(error)
+    return Refusal(400, text.replace("`", "'") if isinstance(error, OptionError) else text)
+
+
+def _invalid(error: RequestValidationError) -> Refusal:
+    """The first thing that is wrong with the fields of a request."""
+    first = error.errors()[0]
+    # The place begins with "body"; the names of the arms of a union are no part of a field's name.
+    place = ".".join(str(part) for part in first["loc"][1:] if not (isinstance(part, str) and "[" in part))
+    if first["type"] == "extra_forbidden":
+        return Refusal(400, f"Unknown field {place!r}. This server does not know it.", place, "unknown_field")
+    message = str(first["msg"]).removeprefix("Value error, ")
+    return Refusal(400, f"{place}: {message}." if place else f"{message}.", place or None)
+
+
+def install(app: FastAPI) -> None:
+    """Let an application answer every error in this form."""
+
+    async def answer(request: Request, error: Exception) -> JSONResponse:
+        return refusal_of(error).response()
+
+    for kind in (Refusal, Busy, ClientGone, KadError, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, answer)

@@ -1,0 +1,126 @@
+"""A JSON schema as a mask on log pi: at every position, only tokens that can still become JSON of the schema.
+
+The mask acts on log pi before the sampling options. So what is drawn is pi, conditioned at each token on the tokens
+that the grammar allows, whatever was drafted: the drafting model's proposals go through the same mask.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kad.errors import UsageError, missing_extra
+from kad.translation.token_bytes import TokenBytes
+
+_LONGEST_MESSAGE = 300
+
+
+class Grammars:
+    """Makes grammars for one tokenizer.
+
+    Args:
+        tokenizer: the tokenizer of the aligned model.
+        ends: the tokens that end a text.
+    """
+
+    def __init__(self, tokenizer: Any, ends: Sequence[int]) -> None:
+        self._tokenizer, self._ends = tokenizer, list(ends)
+
+    def of_schema(self, schema: dict[str, Any], prompt_tokens: int) -> Grammar:
+        """The grammar of JSON texts of a schema, without white space between their parts.
+
+        Args:
+            schema: a JSON schema.
+            prompt_tokens: how long the prompt is. The text begins after it.
+
+        Raises:
+            UsageError: a schema that cannot be followed exactly.
+            MissingExtraError: llguidance is not installed.
+        """
+        matcher_of = self._matcher_of
+        from llguidance import LLMatcher
+
+        try:
+            grammar = LLMatcher.grammar_from_json_schema(
+                json.dumps(schema), overrides={"whitespace_flexible": False, "lenient": False}
+            )
+        except ValueError as error:
+            raise UsageError(f"The schema cannot be used: {_short(error)}") from error
+        matcher = matcher_of(grammar)
+        if matcher.is_error():
+            raise UsageError(f"The schema cannot be used: {_short(matcher.get_error())}")
+        return Grammar(matcher, self._ends, prompt_tokens)
+
+    @cached_property
+    def _matcher_of(self) -> Any:
+        try:
+            from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+        except ModuleNotFoundError as error:
+            raise missing_extra("server", "llguidance") from error
+        if not self._ends:
+            raise UsageError("This pair has no token that ends a text, so a grammar could not end it.")
+        known = LLTokenizer(TokenizerWrapper(_Tokens(self._tokenizer, self._ends)), eos_token=self._ends)
+        return lambda grammar: LLMatcher(known, grammar)
+
+
+class Grammar:
+    """A mask as `kad.text.streaming.Stream` takes it: of any prefix of the text, in any order.
+
+    Speculative decoding asks for the scores after drafts, and then after other tokens. The matcher goes back to what
+    two prefixes share.
+    """
+
+    def __init__(self, matcher: Any, ends: Sequence[int], prompt_tokens: int) -> None:
+        self._matcher, self._ends, self._first = matcher, frozenset(ends), prompt_tokens
+        self._read: list[int] = []
+
+    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores (1, vocab) with -inf for what may not follow ids (1, length)."""
+        allowed = self._allowed(ids[0, self._first :].tolist(), scores.shape[-1]).to(scores.device)
+        return scores.masked_fill(~allowed, -torch.inf)
+
+    def _allowed(self, text: list[int], size: int) -> Tensor:
+        """(size,), whether a token may follow."""
+        if not self._ends.isdisjoint(text):  # nothing that follows an end is ever emitted
+            return torch.ones(size, dtype=torch.bool)
+        shared = next(
+            (place for place, (a, b) in enumerate(zip(self._read, text, strict=False)) if a != b),
+            min(len(self._read), len(text)),
+        )
+        self._matcher.rollback(len(self._read) - shared)
+        self._matcher.consume_tokens(text[shared:])
+        self._read = text
+        bits = torch.frombuffer(bytearray(self._matcher.compute_bitmask()), dtype=torch.uint8)
+        if self._matcher.is_error():
+            raise UsageError(f"The text cannot go on under this schema: {_short(self._matcher.get_error())}")
+        flags = ((bits.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8)) & 1).flatten().bool()
+        allowed = torch.zeros(size, dtype=torch.bool)
+        count = min(size, len(flags))
+        allowed[:count] = flags[:count]
+        return allowed
+
+
+class _Tokens:
+    """A tokenizer as llguidance wants it."""
+
+    def __init__(self, tokenizer: Any, ends: Sequence[int]) -> None:
+        size = len(tokenizer)
+        view = TokenBytes.of(tokenizer, size)
+        self.eos_token_id, self.bos_token_id = ends[0], None
+        self.special_token_ids = [token for token, piece in enumerate(view.pieces) if not piece]
+        # A special token has a name for llguidance, which no text can contain.
+        self.tokens = [piece or b"\xff" + f"[{token}]".encode() for token, piece in enumerate(view.pieces)]
+        self._view = view
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        return list(self._view.encode(text.encode() if isinstance(text, str) else text))
+
+
+def _short(error: object) -> str:
+    text = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
+    return text if len(text) <= _LONGEST_MESSAGE else f"{text[:_LONGEST_MESSAGE]}..."

@@ -1,0 +1,159 @@
+"""Requests of the OpenAI API, as far as they mean something here. Anything else is refused by its name."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from kad.server.fields import MOST_MESSAGES, MOST_STOPS, MOST_TOKENS, Drawing, Messages, Request, Token
+
+Text = Annotated[str, Field(min_length=1)]
+Count = Annotated[int, Field(ge=1, le=MOST_TOKENS)]
+
+
+class JsonSchema(Request):
+    """A JSON schema with its name."""
+
+    name: str = ""
+    description: str | None = None
+    schema_: Annotated[dict[str, Any], Field(alias="schema")] = {}
+    strict: bool | None = None
+
+
+class ResponseFormat(Request):
+    """What the text must be: anything, a JSON object, or JSON of a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _schema_where_needed(self) -> ResponseFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("the field 'json_schema' belongs to the type 'json_schema'")
+        return self
+
+    @property
+    def schema(self) -> dict[str, Any] | None:  # type: ignore[override]
+        """The schema of the text; None if it is free."""
+        if self.json_schema is not None:
+            return self.json_schema.schema_
+        return {"type": "object"} if self.type == "json_object" else None
+
+
+class StreamOptions(Request):
+    """What a stream also contains."""
+
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class Extra(Request):
+    """vLLM's place for the rule of a request."""
+
+    rule: str
+
+
+class ChatTemplate(Request):
+    """vLLM's place for a template's switch."""
+
+    enable_thinking: bool | None = None
+
+
+class Generation(Drawing):
+    """What chat completions and completions have in common.
+
+    The fields from `user` on say nothing about the text. They are accepted and have no effect. The penalties are
+    accepted where they are off.
+    """
+
+    model: str
+    max_tokens: Count | None = None
+    n: Annotated[int, Field(ge=1, le=128)] = 1
+    stop: Annotated[list[Text], Field(max_length=MOST_STOPS)] | Text | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+    vllm_xargs: Extra | None = None
+    presence_penalty: Literal[0] | None = None
+    frequency_penalty: Literal[0] | None = None
+    logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Generation:
+        if self.vllm_xargs is not None:
+            if self.rule not in (None, self.vllm_xargs.rule):
+                raise ValueError("'rule' and 'vllm_xargs' name two rules; give one")
+            self.rule = self.vllm_xargs.rule
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("'stream_options' belongs to 'stream': true")
+        return self
+
+    @property
+    def stops(self) -> list[str]:
+        """The texts that end the answer."""
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
+    @property
+    def new_tokens(self) -> int | None:
+        """The most tokens to generate."""
+        return self.max_tokens
+
+
+class ChatRequest(Generation):
+    """A request for chat completions."""
+
+    messages: Messages
+    max_completion_tokens: Count | None = None
+    logprobs: bool = False
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    chat_template_kwargs: ChatTemplate | None = None
+    modalities: list[Literal["text"]] | None = None
+
+    @model_validator(mode="after")
+    def _logprobs_first(self) -> ChatRequest:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("'top_logprobs' needs 'logprobs': true")
+        return self
+
+    @property
+    def new_tokens(self) -> int | None:
+        """The most tokens to generate: today's name of the field first, then the old one."""
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def thinking(self) -> bool | None:
+        """The switch of the chat template."""
+        return None if self.chat_template_kwargs is None else self.chat_template_kwargs.enable_thinking
+
+
+class CompletionRequest(Generation):
+    """A request for completions: text without a chat template."""
+
+    prompt: (
+        str
+        | Annotated[list[Token], Field(min_length=1, max_length=MOST_TOKENS)]
+        | Annotated[list[str], Field(min_length=1, max_length=MOST_MESSAGES)]
+        | Annotated[
+            list[Annotated[list[Token], Field(min_length=1, max_length=MOST_TOKENS)]],
+            Field(min_length=1, max_length=MOST_MESSAGES),
+        ]
+    )
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    echo: Literal[False] | None = None
+    best_of: Literal[1] | None = None
+    suffix: Literal[""] | None = None
+
+    @property
+    def prompts(self) -> list[str] | list[list[int]]:
+        """The prompts, one or more."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        first: Any = self.prompt[0]
+        return [self.prompt] if isinstance(first, int) else self.prompt  # type: ignore[list-item, return-value]

@@ -1,0 +1,199 @@
+"""The routes of the playground; `kad.server.page_fields` says what goes over them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from fastapi import APIRouter
+from fastapi import Request as HttpRequest
+from fastapi.responses import HTMLResponse
+from torch import Tensor
+
+import kad
+from kad.composition import Composition
+from kad.engines.base import ComposedModel
+from kad.rules import registry
+from kad.rules.describe import describe, family
+from kad.server.desk import Desk, Job, Run
+from kad.server.events import EventStream, event, unless_gone
+from kad.server.fields import checked_ids, conversation_ids
+from kad.server.page_fields import AnswerRequest, Done, ModelFacts, PieceEvent, Start, TraceRequest
+from kad.text.answer import Answer, Piece
+from kad.text.prompts import Detokenizer, context_length, decode
+from kad.text.streaming import Note
+from kad.tracing.ask import how_generated, trace
+from kad.tracing.schema import SCHEMA, Position, Trace
+from kad.tracing.tracer import mentioned, origins, record
+
+def router(desk: Desk, name: str) -> APIRouter:
+    """The routes, for the pair at this desk, which is served under this name."""
+    routes, model = APIRouter(prefix="/kad"), desk.model
+
+    @routes.get("/model")
+    async def facts() -> ModelFacts:
+        return facts_of(desk, name)
+
+    @routes.post("/answer")
+    async def answer(asked: AnswerRequest, http: HttpRequest) -> EventStream:
+        job, forced = await desk.with_texts(_job, model, asked)
+        events = _events(desk, job, forced, asked.of)
+        return EventStream(await unless_gone(http.receive, anext(events)), events, "error")
+
+    @routes.post("/trace")
+    async def given_answer(asked: TraceRequest, http: HttpRequest) -> dict[str, Any]:
+        with desk.admitted():
+            made = await unless_gone(http.receive, desk.with_models(_trace, model, asked))
+        return made.to_dict()
+
+    @routes.post("/page")
+    async def trace_page(asked: dict[str, Any]) -> HTMLResponse:
+        made = await desk.with_texts(Trace.from_dict, asked)
+        return HTMLResponse(made.to_html(), headers={"Content-Disposition": 'attachment; filename="trace.html"'})
+
+    return routes
+
+
+def facts_of(desk: Desk, name: str) -> ModelFacts:
+    """What a page shows before the first question."""
+    model, composition, config = desk.model, desk.model.composition, desk.model.generation_config
+    rules = [describe(rule) for rule in registry().values() if "reference" in model.facts or not rule.needs_reference]
+    drawing = {
+        key: getattr(config, key) if config.do_sample else None for key in ("temperature", "top_k", "top_p", "min_p")
+    }
+    return ModelFacts(
+        name=name,
+        kad_version=kad.__version__,
+        models=origins(model, composition),
+        parameters={role: facts.parameters for role, facts in model.facts.items()},
+        context_length=context_length(model),
+        rule=str(composition.rule),
+        rule_values=composition.rule.to_dict(),
+        deferral_temperature=composition.deferral_temperature,
+        rules=[_bounded(rule) for rule in rules],
+        sampling=drawing | {"max_new_tokens": config.max_new_tokens},
+        waiting=desk.requests,
+    )
+
+
+def _bounded(rule: dict[str, Any]) -> dict[str, Any]:
+    """A description without infinities, which JSON lacks."""
+
+    def finite(value: Any) -> Any:
+        return None if isinstance(value, float) and abs(value) == float("inf") else value
+
+    parameters = [{key: finite(value) for key, value in parameter.items()} for parameter in rule["parameters"]]
+    return rule | {"parameters": parameters}
+
+
+def _job(model: ComposedModel, asked: AnswerRequest) -> tuple[Job, list[int]]:
+    """What to ask for at the desk, and the tokens that the answer begins with."""
+    forced = checked_ids(model, asked.continuation, "continuation")
+    prompt_ids = [*conversation_ids(model, asked.messages, asked.thinking), *forced]
+    job = asked.job(model, prompt_ids, asked.sampling(asked.max_new_tokens, asked.stop))
+    return replace(job, note=_note(job.composition), forced=bool(forced)), forced
+
+
+def _note(composition: Composition) -> Note:
+    """Each token as a position of a trace."""
+
+    def note(tokens: Sequence[int], rows: dict[str, Tensor]) -> list[Position]:
+        logits = {role: part.cpu() for role, part in rows.items()}
+        return record(
+            composition.rule, torch.tensor(tokens), logits["base"], logits["aligned"], logits.get("reference"),
+            deferral_temperature=composition.deferral_temperature,
+        )  # fmt: skip
+
+    return note
+
+
+async def _events(desk: Desk, job: Job, forced: Sequence[int], of: str) -> AsyncGenerator[bytes]:
+    text = _Texts(desk.model.tokenizer, forced[:-1])
+    index = max(len(forced) - 1, 0)
+    first = index
+    with desk.admitted():
+        async with desk.answering(job) as run:
+            began = time.perf_counter()
+            async for piece in run:
+                if index == first:
+                    began = time.perf_counter() - run.stream.answer.seconds
+                    yield event(_start(desk.model, job, run, len(forced), of).model_dump(), "start")
+                is_forced = job.forced and index == first
+                seconds = time.perf_counter() - began
+                yield event(text.piece(index, piece, is_forced, seconds).model_dump(), "piece")
+                index += 1
+            yield event(_done(desk.model, run.answer, forced, text.finish()).model_dump(), "done")
+
+
+def _start(model: ComposedModel, job: Job, run: Run, forced: int, of: str) -> Start:
+    rule, answer = job.composition.rule, run.answer
+    prompt_ids = job.prompt_ids[: len(job.prompt_ids) - forced]
+    return Start(
+        trace={
+            "schema": SCHEMA,
+            "rule": rule.to_dict(),
+            "rule_text": str(rule),
+            "family": family(type(rule)),
+            "models": origins(model, job.composition),
+            "deferral_temperature": job.composition.deferral_temperature,
+            "prompt": decode(model.tokenizer, prompt_ids, special=True),
+            "kad_version": kad.__version__,
+        },
+        of=of,
+        prompt_tokens=len(prompt_ids),
+        reused_tokens=run.reused_tokens,
+        draft_tokens=answer.drafting.draft_tokens,
+        drafting=answer.drafting.reason,
+        seed=answer.seed,
+        temperature=answer.temperature,
+    )
+
+
+def _done(model: ComposedModel, answer: Answer, forced: Sequence[int], rest: str) -> Done:
+    token_ids = [*forced, *answer.token_ids]
+    # A continuation that ends the text is stopped before anything is drawn.
+    reason = answer.finish_reason if answer.token_ids else "stop"
+    return Done(
+        text=decode(model.tokenizer, token_ids),
+        token_ids=token_ids,
+        finish_reason=reason,
+        seconds=answer.seconds,
+        first_token=answer.first_token,
+        tokens_per_second=answer.tokens_per_second,
+        rest=rest,
+        statistics=None if answer.statistics is None else answer.statistics.to_dict(),
+        generation=how_generated(answer) | {"finish_reason": reason},
+    )
+
+
+class _Texts:
+    """The texts of tokens as they come: of the answer, special tokens included, and of what a position mentions."""
+
+    def __init__(self, tokenizer: Any, before: Sequence[int]) -> None:
+        self._tokenizer, self._known = tokenizer, set[int]()
+        self._answer = Detokenizer(tokenizer, special=True)
+        for token in before:
+            self._answer.push(token)
+
+    def piece(self, index: int, piece: Piece, forced: bool, seconds: float) -> PieceEvent:
+        position = replace(
+            piece.note, text=self._answer.push(piece.token), event=piece.event, rejected_draft=piece.rejected_draft
+        )
+        new = mentioned([position]) - self._known
+        self._known |= new
+        vocabulary = {token: self._tokenizer.decode([token]) for token in sorted(new)}
+        return PieceEvent(
+            index=index, position=position.to_dict(), vocabulary=vocabulary, forced=forced, seconds=seconds
+        )
+
+    def finish(self) -> str:
+        return self._answer.finish()
+
+
+def _trace(model: Any, asked: TraceRequest) -> Trace:
+    prompt_ids = conversation_ids(model, asked.messages, asked.thinking)
+    token_ids = checked_ids(model, asked.token_ids, "token_ids")
+    return trace(model, prompt_ids, token_ids, rule=asked.rule, deferral_temperature=asked.deferral_temperature)

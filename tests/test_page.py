@@ -22,9 +22,9 @@ import needs
 from kad.cli.main import load_command
 from kad.composition import acceptance, deferred_mass, origin_shares
 from kad.rules import parse_rule
+from kad.rules.describe import family
 from kad.tracing.page import trace_page
 from kad.tracing.schema import Trace
-from kad.rules.describe import family
 from kad.tracing.tracer import SpeculationEvent, record
 
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
@@ -58,9 +58,9 @@ class Sample:
         for index, event in enumerate(events):
             positions[index] = replace(positions[index], event=event.event, rejected_draft=event.rejected_draft)
         self.trace = Trace(
-            rule=rule.to_dict(), rule_text=str(rule), family=family(type(rule)), models={"base": "big", "aligned": "small"},
-            generation={"source": "generated", "do_sample": False}, deferral_temperature=1.0,
-            prompt="<b>Question</b>", vocabulary=vocabulary, positions=tuple(positions), kad_version="0",
+            rule=rule.to_dict(), rule_text=str(rule), family=family(type(rule)),
+            models={"base": "big", "aligned": "small"}, generation={"source": "generated", "do_sample": False},
+            deferral_temperature=1.0, prompt="<b>Question</b>", vocabulary=vocabulary, positions=tuple(positions), kad_version="0",
         )  # fmt: skip
 
     def shares(self, rule: str) -> list[float]:

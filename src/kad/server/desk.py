@@ -28,7 +28,7 @@ KEPT_ANSWERS = 2
 """The answers whose caches stay: a conversation, and what is asked beside it (a title, another rule)."""
 
 
-class Busy(Exception):  # noqa: N818
+class Busy(Exception):
     """As many requests as allowed are already in the line."""
 
 

@@ -14,12 +14,12 @@ from kad.errors import KadError, LogitsError, OptionError
 from kad.server.desk import Busy
 
 
-class ClientGone(Exception):  # noqa: N818
+class ClientGone(Exception):
     """The client has closed the connection."""
 
 
 @dataclass
-class Refusal(Exception):  # noqa: N818
+class Refusal(Exception):
     """A request that is not carried out.
 
     Attributes:

@@ -29,6 +29,7 @@ from kad.tracing.ask import how_generated, trace
 from kad.tracing.schema import SCHEMA, Position, Trace
 from kad.tracing.tracer import mentioned, origins, record
 
+
 def router(desk: Desk, name: str) -> APIRouter:
     """The routes, for the pair at this desk, which is served under this name."""
     routes, model = APIRouter(prefix="/kad"), desk.model

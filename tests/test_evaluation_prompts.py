@@ -154,9 +154,9 @@ def test_every_answer_marks_itself_right(name: str, rows: int, paper_unreachable
 def check_answers(folder: Path, name: str, rows: int, paper_unreachable: int) -> None:
     (task,) = load_tasks([name], data_dir=folder)
     assert len(task.documents) == rows
-    by_solution = [task.mark(document, document["solution"])["paper"] for document in task.documents]
+    by_solution = [task.mark(document, [document["solution"]])["paper"] for document in task.documents]
     stated = [f"So the answer is \\boxed{{{document['answer']}}}." for document in task.documents]
-    by_answer = [task.mark(document, text)["strict"] for document, text in zip(task.documents, stated, strict=True)]
+    by_answer = [task.mark(document, [text])["strict"] for document, text in zip(task.documents, stated, strict=True)]
     assert rows - sum(by_solution) == paper_unreachable
     assert sum(by_answer) == rows
 
@@ -174,7 +174,7 @@ def test_unknown_tasks_and_missing_files_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no file gsm8k_test\.jsonl"):
         load_tasks(["kad_gsm8k"], data_dir=tmp_path)
     (tmp_path / "gsm8k_test.jsonl").write_text("not json\n")
-    with pytest.raises(UsageError, match="is not JSON lines"):
+    with pytest.raises(UsageError, match="line 1 is not JSON"):
         load_tasks(["kad_gsm8k"], data_dir=tmp_path)
     assert "kad_paper" in known_tasks()
 

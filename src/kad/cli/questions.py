@@ -93,7 +93,7 @@ def _from_task(tokenizer: Any, name: str, data_dir: Path | None, limit: int) -> 
 
     def marker(task: Any, document: dict[str, Any]) -> Callable[[str], bool]:
         def is_right(text: str) -> bool:
-            marks = task.mark(document, text)
+            marks = task.mark(document, [text])
             return bool(marks[metrics_of(marks)[0]])
 
         return is_right

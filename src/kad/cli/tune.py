@@ -66,7 +66,8 @@ def command(
     if parameter == WINDOW:
         raise UsageError("a pair's rule has no window to write; use kad sweep for num_draft_tokens")
     points = make_grid(rule, parameter, grid, speculative=speculative)
-    refuse_test_splits(load_tasks(tasks.tasks, limit=1, data_dir=tasks.data_dir), on_test_split)
+    asked = load_tasks(tasks.tasks, limit=1, data_dir=tasks.data_dir, include_path=tasks.include_path)
+    refuse_test_splits(asked, on_test_split)
     plan = shared.make_plan(models, tasks, run, [point.method for point in points])
     shared.execute(plan, out)
     choice = choose(points, list(read_samples(out)), objective=objective, floor=floor, metric=metric, seed=run.seed)

@@ -73,8 +73,9 @@ def refuse_test_splits(tasks: Sequence[Task], allowed: bool) -> None:
     published = [task.info.name for task in tasks if not task.info.development]
     if published and not allowed:
         raise UsageError(
-            f"{', '.join(published)} is a test split; tune on development tasks such as kad_tiny_development or "
-            "kad_gsm8k_development, or say --on-test-split and report no test result with the chosen value"
+            f"{', '.join(published)} is a test split (its file does not say `metadata: {{development: true}}`); "
+            "tune on development tasks such as kad_tiny_development or kad_gsm8k_development, or say --on-test-split "
+            "and report no test result with the chosen value"
         )
 
 
@@ -212,7 +213,7 @@ def _table(points: Sequence[Point], records: Sequence[Record], metric: str) -> t
         # A question's id is unique within its task only.
         named = [{**record, "question": f"{record['task']}/{record['question']}"} for record in own]
         rows.append(question_means(list(marks_by_question(named, metric).values())))
-        speeds.append(sum(r["tokens"] for r in own) / sum(r["seconds"] for r in own))
+        speeds.append(sum(r["tokens"] for r in own) / max(sum(r["seconds"] for r in own), 1e-9))
     return np.stack(rows), np.array(speeds)
 
 

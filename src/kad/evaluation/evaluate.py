@@ -80,7 +80,7 @@ def evaluate(plan: Plan, out: Path, progress: Callable[[Settings], Progress] | N
     Raises:
         UsageError: a directory of another run, unknown tasks, data that cannot be had.
     """
-    tasks = load_tasks(plan.tasks, limit=plan.limit, data_dir=plan.data_dir)
+    tasks = load_tasks(plan.tasks, limit=plan.limit, data_dir=plan.data_dir, include_path=plan.include_path)
     settings = plan.settings(tasks)
     with RunDirectory(out, settings) as directory:
         directory.log_session(session())

@@ -49,6 +49,7 @@ class TaskOptions:
     ] = ("kad_tiny",)
     limit: Annotated[int | None, Option("The first N questions of each task.", "N", allowed=">= 1")] = None
     data_dir: DataDir = None
+    include_path: Annotated[Path | None, Option("Also know the task files (YAML of lm-eval) in DIR.", "DIR")] = None
 
     def __post_init__(self) -> None:
         check_fields(self)

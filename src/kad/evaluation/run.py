@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from kad.evaluation.engines.engine import Completion, Engine, Request
 from kad.evaluation.methods import Method, execution_order
 from kad.evaluation.results.settings import Settings
 from kad.evaluation.results.storage import Record, RunDirectory, SampleKey
-from kad.evaluation.tasks.task import Question, Task
+from kad.evaluation.tasks.task import Question, Reply, Task
 
 Progress = Callable[[str, int], None]
 """Called with what runs and how many samples are now finished, those of earlier starts included."""
@@ -56,7 +57,7 @@ def run(
 
 def total_samples(settings: Settings) -> int:
     """How many samples the whole run holds."""
-    return len(settings.methods) * settings.samples * sum(task.rows for task in settings.tasks)
+    return len(settings.methods) * sum(settings.samples_of(task) * task.rows for task in settings.tasks)
 
 
 def plan(method: Method, task: Task, engine: Engine, settings: Settings) -> Iterator[list[Job]]:
@@ -65,7 +66,8 @@ def plan(method: Method, task: Task, engine: Engine, settings: Settings) -> Iter
     They depend on the settings only, so a resumed run has the same batches. Rounding depends on the shape of a batch.
     """
     questions = task.questions(engine.renderer(method))
-    jobs = [Job(method, question, sample) for question in questions for sample in range(settings.samples)]
+    samples = range(settings.samples_of(task.info))
+    jobs = [Job(method, question, sample) for question in questions for sample in samples]
     # Prompts of similar length need less padding. The longest come first: what does not fit in memory fails at once.
     jobs.sort(key=lambda job: (-len(job.question.prompt), job.question.question_id, job.sample))
     size = engine.batch_size(method, settings.batch_size)
@@ -76,8 +78,12 @@ def plan(method: Method, task: Task, engine: Engine, settings: Settings) -> Iter
 def _run_batch(batch: list[Job], task: Task, engine: Engine, directory: RunDirectory, settings: Settings) -> None:
     if all(job.key in directory.done for job in batch):
         return
+    if task.info.scored:
+        directory.append(_scored(job, task, engine) for job in batch)
+        return
     completions = engine.generate(batch[0].method, [_request(job, task, settings) for job in batch])
-    directory.append(_record(job, task, found) for job, found in zip(batch, completions, strict=True))
+    found = [replace(completion, text=task.shortened(completion.text)) for completion in completions]
+    directory.append(_record(job, task, one, [one.text]) for job, one in zip(batch, found, strict=True))
 
 
 def _request(job: Job, task: Task, settings: Settings) -> Request:
@@ -86,15 +92,27 @@ def _request(job: Job, task: Task, settings: Settings) -> Request:
         seed=sample_seed(settings.seed, job.question.task, job.question.question_id, job.sample),
         max_new_tokens=settings.max_new_tokens_of(task.info),
         temperature=settings.temperature_of(task.info),
+        until=task.info.until,
     )
 
 
-def _record(job: Job, task: Task, completion: Completion) -> Record:
-    document = job.question.document
+def _scored(job: Job, task: Task, engine: Engine) -> Record:
+    """A question whose options are scored. Its text is the option of the highest log-likelihood."""
+    started, continuations = time.perf_counter(), job.question.continuations
+    found = engine.log_likelihoods(job.method, continuations)
+    seconds = time.perf_counter() - started
+    best = max(range(len(found)), key=lambda index: found[index][0])
+    text = continuations[best][1].strip()
+    completion = Completion(text=text, prompt_tokens=0, tokens=0, finished=True, seconds=seconds)
+    record = _record(job, task, completion, found)
+    return {**record, "log_likelihoods": [log_likelihood for log_likelihood, _ in found]}
+
+
+def _record(job: Job, task: Task, completion: Completion, replies: Sequence[Reply]) -> Record:
     return {
         **job.key._asdict(),
-        "marks": task.mark({**document, "finished": completion.finished}, completion.text),
-        "answer": document["answer"],
+        "marks": task.mark({**job.question.document, "finished": completion.finished}, replies),
+        "answer": job.question.answer,
         "prompt": job.question.prompt,
         **asdict(completion),
     }

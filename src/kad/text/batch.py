@@ -103,24 +103,27 @@ def _decode_together(
     process = processors(config, rows.ids.shape[1], model.device)
     stopping = torch.tensor(ends or [-1], device=model.device)
     unfinished = torch.ones(len(prompts), dtype=torch.bool, device=model.device)
+    stopped: dict[int, int] = {}
     for _ in range(int(config.max_new_tokens)):
         scores = process(rows.ids, rows.next_logits())
         tokens = (scores if noise is None else noise.add(scores)).argmax(dim=-1)
         rows.append(torch.where(unfinished, tokens, rows.pad))
         unfinished &= ~torch.isin(tokens, stopping)
+        for index in _saying(config.stop_strings, tokenizer, rows, unfinished):
+            unfinished[index], stopped[index] = False, rows.ids.shape[1] - rows.width
         if not bool(unfinished.any()):
             break
     share = (_now(model.device) - started) / len(prompts)
     written = rows.ids[:, rows.width :].tolist()
     found = []
     for index, (prompt, row) in enumerate(zip(prompts, written, strict=True)):
-        end = next((place + 1 for place, token in enumerate(row) if token in ends), None)
+        end = stopped.get(index) or next((place + 1 for place, token in enumerate(row) if token in ends), None)
         found.append(
             Answer(
                 prompt_ids=prompt,
                 token_ids=row[:end],
                 text=decode(tokenizer, row[:end]),
-                finish_reason="length" if end is None else "stop",
+                finish_reason="length" if end is None else "stop_string" if index in stopped else "stop",
                 seconds=share,
                 first_token=share,
                 drafting=Drafting(0, "many prompts at once"),
@@ -129,6 +132,17 @@ def _decode_together(
             )
         )
     return found
+
+
+def _saying(stops: Sequence[str] | None, tokenizer: Any, rows: Lockstep, unfinished: Tensor) -> list[int]:
+    """The unfinished rows whose last tokens contain one of these texts."""
+    if not stops:
+        return []
+    longest = max(map(len, stops))  # a token that adds no character to a text is rare
+    first = max(rows.width, rows.ids.shape[1] - longest - 8)
+    there = unfinished.nonzero().flatten().tolist()
+    texts = {index: decode(tokenizer, rows.ids[index, first:].tolist(), special=True) for index in there}
+    return [index for index, text in texts.items() if any(stop in text for stop in stops)]
 
 
 def _pad_token(tokenizer: Any, config: GenerationConfig, ends: Sequence[int]) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from kad.evaluation.methods import Method
-from kad.evaluation.tasks.task import Renderer
+from kad.evaluation.tasks.task import Continuation, Renderer
 
 if TYPE_CHECKING:
     from kad.text.answer import Answer
@@ -22,6 +22,7 @@ class Request:
     seed: int
     max_new_tokens: int
     temperature: float
+    until: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,10 @@ class Engine(Protocol):
 
     def generate(self, method: Method, requests: Sequence[Request]) -> list[Completion]:
         """One completion for each request, in their order."""
+        ...
+
+    def log_likelihoods(self, method: Method, continuations: Sequence[Continuation]) -> list[tuple[float, bool]]:
+        """For each continuation its log-probability after its context, and whether greedy decoding says just it."""
         ...
 
     def release(self, keep: Collection[str]) -> None:

@@ -13,7 +13,7 @@ from kad.errors import UsageError
 from kad.evaluation.engines.engine import Completion, Request
 from kad.evaluation.engines.models import Models
 from kad.evaluation.methods import Method
-from kad.evaluation.tasks.task import Renderer, chat_renderer
+from kad.evaluation.tasks.task import Continuation, Renderer, chat_renderer
 from kad.modeling import KadForCausalLM
 from kad.text.answer import Answer
 from kad.text.batch import generate_all
@@ -53,12 +53,39 @@ class TransformersEngine:
             answers = [_speculative(model, tokenizer, prompts[0], requests, method)]
         return [self._complete(model, answer) for answer in answers]
 
+    def log_likelihoods(self, method: Method, continuations: Sequence[Continuation]) -> list[tuple[float, bool]]:
+        """See `Engine`. A pair is a language model whose logits are log pi, so one code serves all methods."""
+        model, tokenizer = self.models.model(method), self.models.tokenizer(method)
+        return [_log_likelihood(model, *_split(tokenizer, *one)) for one in continuations]
+
     def _complete(self, model: PreTrainedModel, answer: Answer) -> Completion:
         if not (self.diagnostics and isinstance(model, KadForCausalLM) and answer.token_ids):
             return Completion.of(answer)
         found = score_tokens(model, answer.prompt_ids, answer.token_ids, model.composition)
         deferred_mass = None if found.deferred_mass is None else float(found.deferred_mass.mean())
         return Completion.of(answer, deferred_mass=deferred_mass, acceptance=float(found.acceptance.mean()))
+
+
+def _split(tokenizer: Any, context: str, continuation: str) -> tuple[list[int], list[int]]:
+    """The token ids of both, where lm-eval puts the border: a space between them belongs to the continuation."""
+    kept = context.rstrip()
+    whole: list[int] = tokenizer(context + continuation, add_special_tokens=False).input_ids
+    before = len(tokenizer(kept, add_special_tokens=False).input_ids)
+    if before:
+        return whole[:before], whole[before:]
+    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    return [start], whole
+
+
+@torch.no_grad()
+def _log_likelihood(model: PreTrainedModel, context: list[int], continuation: list[int]) -> tuple[float, bool]:
+    if not continuation:
+        raise UsageError("An option of a question has no token; each option needs some text.")
+    ids = torch.tensor([context + continuation], device=model.device)
+    rows = model(ids[:, :-1], logits_to_keep=len(continuation)).logits[0].float()
+    at = ids[0, -len(continuation) :]
+    log_probs = rows.log_softmax(dim=-1).gather(-1, at.unsqueeze(-1))
+    return float(log_probs.sum()), bool((rows.argmax(dim=-1) == at).all())
 
 
 def _plain(
@@ -92,4 +119,10 @@ def _speculative(
 def _sampling(request: Request) -> Sampling:
     """Nothing but the temperature acts on log pi."""
     head: dict[str, Any] = {"top_k": 0, "top_p": 1.0} if request.temperature > 0 else {}
-    return Sampling(max_new_tokens=request.max_new_tokens, temperature=request.temperature, seed=request.seed, **head)
+    return Sampling(
+        max_new_tokens=request.max_new_tokens,
+        temperature=request.temperature,
+        seed=request.seed,
+        stop=request.until,
+        **head,
+    )

@@ -18,7 +18,7 @@ from kad.errors import UsageError, missing_extra
 from kad.evaluation.engines.engine import Completion, Request
 from kad.evaluation.engines.models import speaker
 from kad.evaluation.methods import Method
-from kad.evaluation.tasks.task import Renderer, chat_renderer
+from kad.evaluation.tasks.task import Continuation, Renderer, chat_renderer
 from kad.loading import load_generation_config, load_tokenizer
 from kad.pairs import pack
 from kad.sources import Source
@@ -81,6 +81,10 @@ class VllmEngine:
             completions[0] = replace(completions[0], **(_Counters.of(llm) - before).fields())
         return completions
 
+    def log_likelihoods(self, method: Method, continuations: Sequence[Continuation]) -> list[tuple[float, bool]]:
+        """See `Engine`."""
+        raise UsageError("tasks that score options by their log-likelihood need --engine transformers")
+
     def _tokenizer(self, method: Method) -> Any:
         role = speaker(method, self._sources)
         if role not in self._tokenizers:
@@ -93,6 +97,7 @@ class VllmEngine:
             temperature=request.temperature,
             max_tokens=request.max_new_tokens,
             seed=request.seed,
+            stop=list(request.until),
             stop_token_ids=_ends(self._sources[role], self._tokenizer(method)),
             extra_args=None if method.rule is None else {"rule": str(method.rule)},
         )

@@ -98,7 +98,8 @@ def _records(folders: Sequence[Path]) -> Iterator[Record]:
 
 def _notes(run: dict[str, Any], records: Sequence[Record]) -> Iterator[str]:
     settings = run["settings"]
-    wanted = len(settings["methods"]) * settings["samples"] * sum(task["rows"] for task in settings["tasks"])
+    answers = sum(task["rows"] * (1 if task.get("scored") else settings["samples"]) for task in settings["tasks"])
+    wanted = len(settings["methods"]) * answers
     if len(records) < wanted:
         yield f"{run['folder']}: unfinished, {len(records)} of {wanted} samples; no differences until then"
     if settings.get("pair_rule") is not None:

@@ -51,8 +51,12 @@ class Settings(RunOptions):
             "schema": SCHEMA,
             **asdict(self),
             "methods": list(self.methods),
-            "tasks": [asdict(task) for task in self.tasks],
+            "tasks": [{**asdict(task), "until": list(task.until)} for task in self.tasks],
         }
+
+    def samples_of(self, task: TaskInfo) -> int:
+        """How many answers each question gets. Log-likelihoods are the same every time."""
+        return 1 if task.scored else self.samples
 
     def temperature_of(self, task: TaskInfo) -> float:
         """The temperature of the run, else that of the task."""

@@ -24,7 +24,7 @@ class Row:
         versus_baseline: by metric; None for the baseline itself, and for a method that answered other questions.
         unfinished: the share of samples that reached the token limit.
         tokens: the mean number of new tokens of a sample.
-        throughput: new tokens per second of generation.
+        throughput: new tokens per second of generation; None where options were scored.
         acceptance_rate: accepted over drafted tokens.
         acceptance_length: accepted drafts per window; `acceptance_histogram` has the share of windows by length.
         deferred_mass, acceptance: alpha and beta, mean over the generated positions.
@@ -38,7 +38,7 @@ class Row:
     versus_baseline: dict[str, PairedComparison] | None
     unfinished: float
     tokens: float
-    throughput: float
+    throughput: float | None
     acceptance_rate: float | None
     acceptance_length: float | None
     acceptance_histogram: dict[int, float]
@@ -104,7 +104,7 @@ def _row(records: list[Record], baseline: list[Record] | None) -> Row:
         versus_baseline=_versus(records, baseline, marks),
         unfinished=_mean([not record["finished"] for record in records]) or 0.0,
         tokens=_mean([record["tokens"] for record in records]) or 0.0,
-        throughput=_ratio(records, "tokens", "seconds") or 0.0,
+        throughput=_ratio(records, "tokens", "seconds") or None,
         acceptance_rate=_ratio(records, "accepted", "drafted"),
         acceptance_length=sum(k * share for k, share in lengths.items()) if lengths else None,
         acceptance_histogram=lengths,

@@ -61,7 +61,7 @@ _FIRST = (
 _LAST = (
     Column("unfinished %", lambda row: f"{100 * row.unfinished:.1f}"),
     Column("tokens", lambda row: f"{row.tokens:.1f}"),
-    Column("tok/s", lambda row: f"{row.throughput:.1f}", core=True),
+    Column("tok/s", _optional(lambda row: row.throughput, ".1f"), core=True),
     Column("acceptance rate", _optional(lambda row: row.acceptance_rate, ".3f")),
     Column("acceptance length", _optional(lambda row: row.acceptance_length, ".2f")),
     Column("acceptance β", _optional(lambda row: row.acceptance, ".3f")),
@@ -89,19 +89,19 @@ def terminal_table(rows: Sequence[Row], width: int) -> Any:
     from rich.console import Group
     from rich.table import Table
 
-    columns = [column for column in filled_columns(rows) if column.heading != "task"]
-    if _natural_width(columns, rows) > width:
-        columns = [column for column in columns if column.core]
     tables = []
     for task in dict.fromkeys(row.task for row in rows):
+        of_task = [row for row in rows if row.task == task]
+        columns = [column for column in filled_columns(of_task) if column.heading != "task"]
+        if _natural_width(columns, of_task) > width:
+            columns = [column for column in columns if column.core]
         table = Table(title=task, title_justify="left", header_style="bold")
         for column in columns:
             table.add_column(
                 column.heading, justify="right" if column.numeric else "left", overflow="fold", no_wrap=column.numeric
             )
-        for row in rows:
-            if row.task == task:
-                table.add_row(*(column.cell(row) for column in columns))
+        for row in of_task:
+            table.add_row(*(column.cell(row) for column in columns))
         tables.append(table)
     return Group(*tables)
 

@@ -9,21 +9,22 @@ ones, word for word.
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 import string
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kad.errors import UsageError
+from kad.evaluation.tasks.rows import Row, read_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from kad.tiny import Split
 
-Row = Mapping[str, Any]
+# The column that says where a local row stands.
+_PLACE = "kad_place"
 
 _OPTIONS_HEAD = "Choose the correct answer to the following multiple-choice question.\n\nQuestion: {question}\n\n"
 _OPTIONS_TAIL = (
@@ -48,7 +49,8 @@ def load(
     import datasets
 
     if data_dir is not None:
-        return {split: datasets.Dataset.from_list(read_rows(Path(data_dir) / file))}
+        placed = [{**row, _PLACE: place} for row, place in read_rows(Path(data_dir) / file)]
+        return {split: datasets.Dataset.from_list(placed)}
     try:
         return {split: datasets.load_dataset(path, name, split=split)}
     except (OSError, ValueError) as error:
@@ -56,22 +58,6 @@ def load(
             f"could not load the data set {path} from the Hugging Face hub ({_first_line(error)}); "
             f"for a local copy give --data-dir DIR with {file} in it"
         ) from error
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The JSON lines of one file.
-
-    Raises:
-        UsageError: the file does not exist, or a line is not JSON.
-    """
-    try:
-        return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
-    except FileNotFoundError:
-        raise UsageError(
-            f"no file {path.name} in {path.parent}: --data-dir needs the task's JSON lines there"
-        ) from None
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{path} is not JSON lines: {error}") from error
 
 
 def load_tiny(split: Split, problems: int, **_: Any) -> dict[str, Dataset]:
@@ -183,8 +169,20 @@ def _document(prompt: str, answer: str, solution: str) -> dict[str, str]:
 def _documents(rows: Dataset, convert: Callable[[Row], dict[str, str]]) -> Dataset:
     import datasets
 
-    converted = [{"question_id": f"{index:05d}", **convert(row)} for index, row in enumerate(rows)]
+    converted = [{"question_id": f"{index:05d}", **_converted(row, index, convert)} for index, row in enumerate(rows)]
     return datasets.Dataset.from_list(converted)
+
+
+def _converted(row: Row, index: int, convert: Callable[[Row], dict[str, str]]) -> dict[str, str]:
+    # A field that other rows have and this one lacks is None in a data set.
+    there = {key: value for key, value in row.items() if value is not None}
+    place = there.pop(_PLACE, f"row {index + 1}")
+    try:
+        return convert(there)
+    except KeyError as error:
+        raise UsageError(f"{place} lacks the field {error.args[0]!r}; it has {', '.join(there)}") from error
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
+        raise UsageError(f"{place} is no row of this task: {error}") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -204,9 +204,9 @@ def test_facts_are_two_halves_whose_answers_are_not_in_the_questions() -> None:
     for task in (held_out, development):
         assert task.info.source == "embedded"
         for document in task.documents:
-            assert task.mark(document, document["prompt"]) == {"right": 0.0, "behaves": 0.0}, document
+            assert task.mark(document, [document["prompt"]]) == {"right": 0.0, "behaves": 0.0}, document
             for answer in document["accepted"].split("|"):
-                assert task.mark(document, f"The answer is {answer}.") == {"right": 1.0, "behaves": 1.0}, answer
+                assert task.mark(document, [f"The answer is {answer}."]) == {"right": 1.0, "behaves": 1.0}, answer
 
 
 def test_a_fact_is_asked_without_a_system_prompt() -> None:

@@ -40,9 +40,9 @@ def load_model(reference: Source, **overrides: Any) -> PreTrainedModel:
     except ImportError as error:
         if options.get("gguf_file"):
             raise missing_extra("gguf", "gguf (with accelerate)") from error
-        raise PairError(f"Cannot load {reference.model}: {_first_line(error)}") from error
+        raise PairError(f"Cannot load {reference.model}: {first_line(error)}") from error
     except (OSError, ValueError, KeyError) as error:
-        raise PairError(f"Cannot load {reference.model}: {_first_line(error)}") from error
+        raise PairError(f"Cannot load {reference.model}: {first_line(error)}") from error
     return model.eval()
 
 
@@ -55,7 +55,7 @@ def load_tokenizer(reference: Source) -> Any:
     try:
         return AutoTokenizer.from_pretrained(reference.model, **_place(reference))
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise PairError(f"Cannot load the tokenizer of {reference.model}: {_first_line(error)}") from error
+        raise PairError(f"Cannot load the tokenizer of {reference.model}: {first_line(error)}") from error
 
 
 def tokenizer_of(config: Any) -> Any:
@@ -84,7 +84,7 @@ def load_config(reference: Source) -> Any:
     try:
         return AutoConfig.from_pretrained(reference.model, **_place(reference))
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise PairError(f"Cannot read the configuration of {reference.model}: {_first_line(error)}") from error
+        raise PairError(f"Cannot read the configuration of {reference.model}: {first_line(error)}") from error
 
 
 def load_generation_config(reference: Source) -> GenerationConfig | None:
@@ -96,10 +96,26 @@ def load_generation_config(reference: Source) -> GenerationConfig | None:
         return None
 
 
+def download(reference: Source, file: str) -> str:
+    """The path of one file of a model on the hub, downloaded where it is not here yet.
+
+    Raises:
+        PairError: there is no such file, or the hub cannot be reached.
+    """
+    from transformers.utils import cached_file
+
+    place = {key: value for key, value in _place(reference).items() if key not in ("gguf_file", "trust_remote_code")}
+    try:
+        return str(cached_file(reference.model, file, **place))
+    except (OSError, ValueError) as error:
+        raise PairError(f"Cannot get {file} of {reference.model}: {first_line(error)}") from error
+
+
 def _place(reference: Source) -> dict[str, Any]:
     place = {key: reference.kwargs[key] for key in _PLACE if key in reference.kwargs}
     return place if reference.revision is None else place | {"revision": reference.revision}
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, else the name of its class."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -10,6 +10,7 @@ from typing import Any
 
 from kad.errors import PairError
 
+_GGUF = ".gguf"
 _TINY = Path(__file__).parent / "tiny" / "weights"
 TINY_MODELS = ("big-base", "small-base", "small-aligned", "big-aligned")
 
@@ -58,7 +59,7 @@ class Source:
 
     @classmethod
     def parse(cls, source: str | Mapping[str, Any] | Source) -> Source:
-        """From "id", "id@revision", a path, "tiny:<name>", or the dict that `to_dict` writes."""
+        """From "id", "id@revision", a path, a GGUF file, "tiny:<name>", or the dict that `to_dict` writes."""
         if isinstance(source, Source):
             return source
         if isinstance(source, Mapping):
@@ -73,6 +74,8 @@ class Source:
                     "from the pair's config.json. If you trust this model, give it when you load the pair."
                 )
             return cls(source["model"], source.get("revision"), dict(source.get("kwargs") or {}))
+        if os.fspath(source).endswith(_GGUF):
+            return cls(os.fspath(source)).located(None)
         name, at, revision = os.fspath(source).partition("@")
         return cls(resolve_model(name), revision) if at and not Path(source).exists() else cls(resolve_model(source))
 
@@ -81,25 +84,45 @@ class Source:
         """Whether the model is a folder on this machine."""
         return Path(self.model).is_dir()
 
-    def to_dict(self, relative_to: Path | None = None) -> dict[str, Any]:
-        """Plain JSON. The embedded family keeps its names; a folder beside or below `relative_to` becomes relative.
+    @property
+    def gguf_path(self) -> Path | None:
+        """The GGUF file of the weights, if it is a file on this machine."""
+        name = self.kwargs.get("gguf_file")
+        path = None if name is None else Path(self.model) / self.kwargs.get("subfolder", "") / name
+        return path if path is not None and path.is_file() else None
 
-        A token and the permission to run remote code are left out.
+    def to_dict(self, relative_to: Path | None = None) -> dict[str, Any]:
+        """Plain JSON. The embedded family keeps its names; a path beside or below `relative_to` becomes relative.
+
+        A GGUF file on this machine is named by its own path. A token and the permission to run remote code are left
+        out.
         """
         plain = asdict(self)
         plain["kwargs"] = {key: value for key, value in self.kwargs.items() if key not in _PERSONAL}
         if Path(self.model).parent == _TINY:
             return plain | {"model": f"tiny:{Path(self.model).name}"}
+        if self.gguf_path is not None:
+            plain["model"] = str(self.gguf_path)
+            del plain["kwargs"]["gguf_file"]
         if relative_to is not None and self.is_local:
-            folder, pair = Path(self.model).resolve(), relative_to.resolve()
-            if folder.is_relative_to(pair.parent):
-                plain["model"] = os.path.relpath(folder, pair)
+            path, pair = Path(plain["model"]).resolve(), relative_to.resolve()
+            if path.is_relative_to(pair.parent):
+                plain["model"] = os.path.relpath(path, pair)
         return plain
 
     def located(self, pair: Path | None) -> Source:
-        """The source with a path relative to the folder `pair` made absolute; hub ids stay."""
+        """The source with a path relative to the folder `pair` made absolute; hub ids stay.
+
+        Raises:
+            PairError: no such GGUF file.
+        """
         if self.model.startswith("tiny:"):
             return Source(resolve_model(self.model), self.revision, self.kwargs)
+        if self.model.endswith(_GGUF):
+            file = Path(self.model) if pair is None else pair / self.model
+            if not file.is_file():
+                raise PairError(f"No GGUF file at {file}. Give the path of a file, or a folder, or a hub id.")
+            return Source(str(file.parent.resolve()), self.revision, {**self.kwargs, "gguf_file": file.name})
         if pair is None or not (pair / self.model).is_dir():
             return self
         return Source(str((pair / self.model).resolve()), self.revision, self.kwargs)

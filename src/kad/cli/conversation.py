@@ -19,7 +19,7 @@ from kad.text.streaming import Stream
 if TYPE_CHECKING:
     from types import FrameType
 
-    from kad.modeling import KadForCausalLM
+    from kad.engines.load import Loaded
 
 
 class Chat:
@@ -30,9 +30,9 @@ class Chat:
         self.last: Answer | None = None
 
     @property
-    def model(self) -> KadForCausalLM:
+    def model(self) -> Loaded:
         """The composed model."""
-        model: KadForCausalLM = self.conversation.model  # type: ignore[assignment]
+        model: Loaded = self.conversation.model  # type: ignore[assignment]
         return model
 
     def describe(self) -> str:

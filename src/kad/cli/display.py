@@ -13,7 +13,7 @@ from kad.quantities import counted
 from kad.text.prompts import context_length, decode
 
 if TYPE_CHECKING:
-    from kad.modeling import KadForCausalLM
+    from kad.engines.load import Loaded
     from kad.text.answer import Answer
     from kad.text.streaming import Stream
 
@@ -69,7 +69,7 @@ def remark(answer: Answer) -> None:
         stdio.message(f"[{_REMARKS[answer.finish_reason].format(tokens=counted(len(answer.token_ids), 'token'))}]")
 
 
-def as_dict(model: KadForCausalLM, answer: Answer, load_seconds: float) -> dict[str, Any]:
+def as_dict(model: Loaded, answer: Answer, load_seconds: float) -> dict[str, Any]:
     """The answer as JSON; the shares and `deferred_mass` are null under product rules, and for an empty answer."""
     base_share = deferred_mass = None
     if answer.base_share is not None:
@@ -109,7 +109,7 @@ def speculation(answer: Answer) -> dict[str, Any]:
     return {"drafted": counted.drafted, "accepted": counted.accepted, "speculation": used | counted.to_dict()}
 
 
-def speed_up(model: KadForCausalLM, answer: Answer) -> dict[str, float]:
+def speed_up(model: Loaded, answer: Answer) -> dict[str, float]:
     """The speed of plain decoding, from a few steps, and how much faster this answer was. Empty without drafts."""
     from kad.text.speed import plain_step_seconds
 
@@ -120,7 +120,7 @@ def speed_up(model: KadForCausalLM, answer: Answer) -> dict[str, float]:
     return {"plain_tokens_per_second": len(answer.token_ids) / plain, "speed_up": plain / answer.seconds}
 
 
-def show_statistics(model: KadForCausalLM, answer: Answer) -> None:
+def show_statistics(model: Loaded, answer: Answer) -> None:
     """The figures of one answer, as a small table on standard error."""
     rows = statistics_rows(model, answer)
     gain = speed_up(model, answer)
@@ -135,7 +135,7 @@ def show_statistics(model: KadForCausalLM, answer: Answer) -> None:
     stdio.stderr().print(table)
 
 
-def statistics_rows(model: KadForCausalLM, answer: Answer) -> list[tuple[str, str]]:
+def statistics_rows(model: Loaded, answer: Answer) -> list[tuple[str, str]]:
     """Name and value of every figure."""
     context = context_length(model)
     total = len(answer.prompt_ids) + len(answer.token_ids)

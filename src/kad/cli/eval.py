@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from kad.cli import evaluation_runs as shared
+from kad.cli.flatten import Without
 from kad.cli.options import Json, ModelOptions
 from kad.evaluation.options import RunOptions, TaskOptions
 from kad.options import Option
@@ -30,7 +31,7 @@ def command(
     *,
     out: shared.RunFolder,
     methods: Methods = "base;aligned;pair",
-    models: ModelOptions,
+    models: Annotated[ModelOptions, Without("engine", "engine_options")],
     tasks: TaskOptions,
     run: RunOptions,
     baseline: shared.Baseline = None,

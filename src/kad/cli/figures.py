@@ -30,7 +30,7 @@ def command(
         Option("The big aligned model, which figure 3 compares with.", "MODEL", shown="the embedded pair's own"),
     ] = None,
     as_json: Json = False,
-    models: Annotated[ModelOptions, Without("rule")],
+    models: Annotated[ModelOptions, Without("rule", "engine", "engine_options")],
 ) -> None:
     """Draw the paper's figures for a pair, as PNG and SVG, each with the JSON that it was drawn from.
 
@@ -40,7 +40,7 @@ def command(
     from kad.figures.drawing import require_pyplot, write_figures
 
     require_pyplot()  # a missing matplotlib is worth knowing before the models run
-    model = models.load()
+    model = models.load_in_transformers()
     tokenizer = model.tokenizer
     asked = questions.load(tokenizer)
 

@@ -10,11 +10,11 @@ from kad.engines.load import load
 
 if TYPE_CHECKING:
     from kad.cli.options import ModelOptions
-    from kad.modeling import KadForCausalLM
+    from kad.engines.load import Loaded
     from kad.rules import Rule
 
 
-def load_model(options: ModelOptions) -> KadForCausalLM:
+def load_model(options: ModelOptions) -> Loaded:
     """The composed model that the options name: `kad.load` without messages."""
     options.check_sources()
     rule = check_rule(options.rule)
@@ -29,6 +29,8 @@ def load_model(options: ModelOptions) -> KadForCausalLM:
         dtype=options.dtype,
         device=options.device,
         trust_remote_code=options.trust_remote_code,
+        engine=options.engine,
+        engine_options=options.engine_options,
     )
 
 

@@ -6,15 +6,16 @@ Groups of options that belong to a part of the library are defined there, for ex
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
-from kad.engines.load import DTYPES, check_sources
+from kad.engines.load import DTYPES, ENGINES, check_sources
 from kad.errors import UsageError
 from kad.options import Option, check_fields
 
 if TYPE_CHECKING:
+    from kad.engines.load import Loaded
     from kad.modeling import KadForCausalLM
 
 Model = str | None
@@ -52,7 +53,8 @@ class ModelOptions:
     base: Annotated[
         Model,
         Option(
-            "The big base model: a folder, a hub id (organization/name or organization/name@revision) or tiny:NAME.",
+            "The big base model: a folder, a GGUF file, a hub id (organization/name or organization/name@revision) or "
+            "tiny:NAME.",
             "MODEL",
         ),
     ] = None
@@ -83,6 +85,24 @@ class ModelOptions:
         ),
     ] = None
     trust_remote_code: Annotated[bool, Option("Run code that comes with the models.")] = False
+    engine: Annotated[
+        str,
+        Option(
+            "What runs the models: transformers, llama_cpp (GGUF files) or mlx (folders of MLX). auto follows the "
+            "files of each model.",
+            "ENGINE",
+            allowed=ENGINES,
+        ),
+    ] = "auto"
+    engine_options: Annotated[
+        dict[str, Any],
+        Option(
+            "How llama.cpp runs its models: context=8192, gpu_layers=20, threads=4, flash_attention=true, "
+            "cache_type=q8_0. May be given several times.",
+            "KEY=VALUE",
+            name="--engine-option",
+        ),
+    ] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -95,8 +115,13 @@ class ModelOptions:
         """
         check_sources(self.pair, self.base, self.aligned, self.reference)
 
-    def load(self) -> KadForCausalLM:
+    def load(self) -> Loaded:
         """The composed model; see `kad.cli.loading.load_model`."""
         from kad.cli import loading
 
         return loading.load_model(self)
+
+    def load_in_transformers(self) -> KadForCausalLM:
+        """The composed model, run by Transformers, for commands that need all models as modules of torch."""
+        model: Any = replace(self, engine="transformers").load()
+        return cast("KadForCausalLM", model)

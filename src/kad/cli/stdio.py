@@ -102,10 +102,13 @@ def _finite(value: Any) -> Any:
 
 
 def shown(source: Source) -> str:
-    """A model as a person would name it: the embedded family by its names, hub ids with their revision."""
+    """A model as a person would name it: the embedded family by its names, a GGUF file by its path, hub ids with their
+    revision."""
     from kad import tiny
 
     folder = Path(source.model)
     if folder.name in tiny.MODELS and folder == tiny.path(folder.name):
         return f"tiny:{folder.name}"
+    if source.gguf_path is not None:
+        return str(source.gguf_path)
     return source.model if source.revision is None else f"{source.model}@{source.revision}"

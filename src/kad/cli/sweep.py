@@ -33,7 +33,7 @@ def command(
     rule: RuleToSweep = "dual",
     parameter: Parameter = None,
     speculative: Speculative = False,
-    models: Annotated[ModelOptions, Without("rule")],
+    models: Annotated[ModelOptions, Without("rule", "engine", "engine_options")],
     tasks: TaskOptions = DEVELOPMENT,
     run: RunOptions,
     as_json: Json = False,

@@ -48,7 +48,7 @@ def command(
     metric: Metric = None,
     on_test_split: OnTestSplit = False,
     write: Write = True,
-    models: Annotated[ModelOptions, Without("base", "aligned", "rule")],
+    models: Annotated[ModelOptions, Without("base", "aligned", "rule", "engine", "engine_options")],
     tasks: TaskOptions = DEVELOPMENT,
     run: Annotated[RunOptions, Without("diagnostics")] = _RUN,
     as_json: Json = False,

@@ -41,15 +41,52 @@ class Facts:
     Attributes:
         parameters: the number of its weights.
         context_length: the number of positions it supports. None if it does not say.
+        engine: the engine that runs it.
+        weight_bytes: the memory of its weights. None if it is not known.
+        weights: how its weights are stored, in words: "float32", "Q4_K - Medium", "4 bits".
     """
 
     parameters: int
     context_length: int | None
+    engine: str = "transformers"
+    weight_bytes: int | None = None
+    weights: str = ""
+
+
+class Model(Protocol):
+    """One model, loaded by an engine. `kad.engines.pair` composes models of any engines."""
+
+    @property
+    def facts(self) -> Facts:
+        """What is known about it."""
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of its output rows."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """Its tokenizer, with its chat template. It works as a tokenizer of Transformers.
+
+        Raises:
+            PairError: it has none.
+        """
+
+    @property
+    def generation_config(self) -> GenerationConfig:
+        """Its sampling settings, and the tokens that end a text."""
+
+    def scorer(self, vocab_size: int, device: torch.device, *, rollback: bool = True) -> Scorer:
+        """A new scorer, whose logits have `vocab_size` entries and are on `device`.
+
+        Raises:
+            UsageError: `rollback`, and the model cannot take rejected drafts back.
+        """
 
 
 @runtime_checkable
 class ComposedModel(Protocol):
-    """A pair loaded by an engine. `kad.KadForCausalLM` is the one of the Transformers engine.
+    """A loaded pair: a `kad.KadForCausalLM` if Transformers runs all models, else a `kad.engines.pair.Pair`.
 
     Attributes:
         generation_config: the aligned model's sampling settings, and the tokens that end a text.

@@ -6,13 +6,21 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from kad.errors import OptionError, UsageError
+from kad.engines.files import ENGINES, engine_for
+from kad.errors import OptionError, PairError, UsageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from kad.engines.base import Model
+    from kad.engines.pair import Pair
     from kad.modeling import KadForCausalLM
     from kad.rules import Rule
+    from kad.sources import Source
 
-ENGINES = ("auto", "transformers")
+    Loaded = KadForCausalLM | Pair
+
+__all__ = ["DTYPES", "ENGINES", "check_dtype", "check_sources", "first_device", "is_usable", "load", "load_one"]
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _SHARDING = ("auto", "balanced", "balanced_low_0", "sequential")
 
@@ -29,25 +37,33 @@ def load(
     dtype: str | None = None,
     device: str | None = None,
     trust_remote_code: bool = False,
-) -> KadForCausalLM:
+    engine_options: Mapping[str, Any] | None = None,
+) -> Loaded:
     """Load a pair, ready for `kad.generate`, `kad.stream`, `kad.score` and `kad.trace`.
 
     Args:
         pair: a folder written by `kad pack`, a hub id, or "tiny", the embedded pair. "tiny" is the default.
-        base: the base model, a folder or a hub id, if there is no pair.
+        base: the base model, a folder, a GGUF file or a hub id, if there is no pair.
         aligned: the aligned model, if there is no pair.
         reference: the reference model, if there is no pair and the rule needs one.
-        engine: "transformers", or "auto": the engine that reads the files of the models.
+        engine: "transformers", "llama_cpp" (GGUF files) or "mlx" (folders of MLX) for all models, or "auto": for each
+            model the engine that its files are made for.
         rule: replaces the pair's own rule.
         deferral_temperature: replaces the pair's own deferral temperature.
         dtype: of the weights: "float32", "bfloat16", "float16", or "auto" (as stored). The default is the pair's own.
         device: "cpu", "cuda", "cuda:1", "mps", or "auto", which spreads the models over all devices (needs accelerate).
             By default the models go where the pair says, else to the first accelerator, else to the CPU.
         trust_remote_code: run code that comes with the models.
+        engine_options: how llama.cpp runs its models: "context", "gpu_layers", "threads", "flash_attention" and
+            "cache_type"; see `kad.engines.llama_cpp.LlamaCppOptions`.
+
+    Returns:
+        A `KadForCausalLM` if Transformers runs all models, else a `kad.engines.pair.Pair`.
 
     Raises:
         UsageError: options that contradict each other, or an unknown engine, dtype or device.
         PairError: no such pair, or a model that cannot be loaded.
+        MissingExtraError: an engine that is not installed.
 
     Example:
         >>> model = kad.load("my-pair", rule="primal:budget=0.8", device="cuda")
@@ -56,19 +72,98 @@ def load(
     if engine not in ENGINES:
         raise OptionError(f"Unknown `engine` {engine!r}. Choose from: {', '.join(ENGINES)}.")
     options = _loading_options(dtype, device, trust_remote_code)
-    from kad.modeling import KadForCausalLM
+    from kad.config import KadConfig
+    from kad.pairs import read_config
     from kad.rules import parse_rule
+    from kad.sources import Source
 
     composition: dict[str, Any] = {"rule": rule, "deferral_temperature": deferral_temperature}
     given = {key: value for key, value in composition.items() if value is not None}
+    named = {"base": base, "aligned": aligned, "reference": reference}
+    if base is not None and rule is not None and reference is None and parse_rule(rule).needs_reference:
+        raise OptionError(f"Rule {parse_rule(rule)} needs the reference model. Give one with `reference`.")
+    if base is None:
+        config = read_config(pair or "tiny")
+    else:
+        config = KadConfig(**{role: Source.parse(name).to_dict() for role, name in named.items() if name is not None})
+    sources = config.model_sources()
+    engines = {role: engine_for(source, engine) for role, source in sources.items()}
+    if set(engines.values()) != {"transformers"}:
+        from kad.engines.pair import compose_models
+
+        models = {
+            role: load_one(source, engines[role], device=device, engine_options=engine_options, **options)
+            for role, source in sources.items()
+        }
+        return compose_models(config, models, rule, deferral_temperature)
+    if engine_options:
+        raise OptionError("`engine_options` are for models that llama.cpp runs, and this pair has none.")
+    from kad.modeling import KadForCausalLM
+
     if base is not None and aligned is not None:
-        if rule is not None and reference is None and parse_rule(rule).needs_reference:
-            raise OptionError(f"Rule {parse_rule(rule)} needs the reference model. Give one with `reference`.")
         model = KadForCausalLM.from_models(base, aligned, reference=reference, **given, **options)
     else:
         model = KadForCausalLM.from_pretrained(pair or "tiny", **given, **options)
     _place(model, device)
     return model
+
+
+def load_one(
+    source: Source,
+    engine: str,
+    *,
+    device: str | None = None,
+    engine_options: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Model:
+    """Load one model with its engine.
+
+    Args:
+        source: where the model is.
+        engine: what `engine_for` says.
+        device: "cpu" keeps a model of llama.cpp or MLX away from the GPU.
+        engine_options: see `load`.
+        **options: for models of Transformers, see `kad.sources.MODEL_KWARGS`.
+
+    Raises:
+        PairError: the model cannot be loaded.
+        OptionError: an unknown option of an engine.
+    """
+    if engine == "transformers":
+        from kad.engines.transformers import TransformersModel
+
+        return TransformersModel(source, **options)
+    if engine == "mlx":
+        from kad.engines.mlx import MlxModel
+
+        return MlxModel(source, device=device)
+    from kad.engines.llama_cpp import LlamaCppModel, LlamaCppOptions
+
+    given: dict[str, Any] = {"gpu_layers": 0} if device == "cpu" else {}
+    given |= engine_options or {}
+    unknown = sorted(given.keys() - LlamaCppOptions.__dataclass_fields__.keys())
+    if unknown:
+        allowed = ", ".join(LlamaCppOptions.__dataclass_fields__)
+        raise OptionError(f"Unknown option {', '.join(map(repr, unknown))} of llama.cpp. Allowed: {allowed}.")
+    return LlamaCppModel(gguf_file(source), LlamaCppOptions(**given))
+
+
+def gguf_file(source: Source) -> Path:
+    """The GGUF file of a model, on this machine. A file of the hub is downloaded.
+
+    Raises:
+        PairError: there is no such file.
+    """
+    from pathlib import Path
+
+    if source.gguf_path is not None:
+        return source.gguf_path
+    name = source.kwargs["gguf_file"]
+    if source.is_local:
+        raise PairError(f"No GGUF file {name} in {source.model}.")
+    from kad.loading import download
+
+    return Path(download(source, name))
 
 
 def check_sources(pair: str | None, base: str | None, aligned: str | None, reference: str | None) -> None:

@@ -1,4 +1,4 @@
-"""The Transformers engine: the part of `KadForCausalLM` that implements `kad.engines.base`."""
+"""The Transformers engine: one model, and the part of `KadForCausalLM` that implements `kad.engines.base`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,56 @@ from collections.abc import Collection
 from functools import cached_property
 from typing import Any
 
-from transformers import DynamicCache, PreTrainedModel
+import torch
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
 from kad.engines.base import Facts, Scorer
 from kad.engines.cached_model import CachedModel
-from kad.loading import tokenizer_of
+from kad.loading import load_model, load_tokenizer, tokenizer_of
+from kad.sources import Source
+
+
+def facts_of(model: PreTrainedModel) -> Facts:
+    """The facts of one model."""
+    return Facts(
+        parameters=int(model.num_parameters()),
+        context_length=getattr(model.config.get_text_config(), "max_position_embeddings", None),
+        weight_bytes=int(model.get_memory_footprint(return_buffers=False)),
+        weights=str(model.dtype).removeprefix("torch."),
+    )
+
+
+class TransformersModel:
+    """One model that Transformers runs; see `kad.engines.base.Model`.
+
+    Args:
+        source: where the model is.
+        **options: how to load it, see `kad.sources.MODEL_KWARGS`.
+
+    Raises:
+        PairError: the model cannot be found or loaded.
+    """
+
+    def __init__(self, source: Source, **options: Any) -> None:
+        self.source = source
+        self.model = load_model(source, **options)
+        self.generation_config: GenerationConfig = self.model.generation_config
+        self.vocab_size = int(self.model.config.get_text_config().vocab_size)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """See `kad.engines.base.Model`."""
+        return load_tokenizer(self.source)
+
+    @cached_property
+    def facts(self) -> Facts:
+        """See `kad.engines.base.Model`."""
+        return facts_of(self.model)
+
+    def scorer(self, vocab_size: int, device: torch.device, *, rollback: bool = True) -> Scorer:
+        """See `kad.engines.base.Model`."""
+        cache = DynamicCache(config=self.model.config)
+        return CachedModel(self.model, cache, vocab_size, device, rollback=rollback)
 
 
 class TransformersEngine:
@@ -32,13 +77,7 @@ class TransformersEngine:
     @cached_property
     def facts(self) -> dict[str, Facts]:
         """See `kad.engines.base.ComposedModel`."""
-        return {
-            role: Facts(
-                parameters=int(part.num_parameters()),
-                context_length=getattr(part.config.get_text_config(), "max_position_embeddings", None),
-            )
-            for role, part in self.parts.items()
-        }
+        return {role: facts_of(part) for role, part in self.parts.items()}
 
     def scorers(self, roles: Collection[str], *, rollback: bool = True) -> dict[str, Scorer]:
         """See `kad.engines.base.ComposedModel`."""

@@ -21,6 +21,7 @@ try:
     from transformers.generation.utils import GenerateDecoderOnlyOutput
     from transformers.modeling_outputs import CausalLMOutputWithPast
     from transformers.quantizers import AutoQuantizationConfig
+    from transformers.utils.chat_template_utils import render_jinja_template
 except ImportError as error:
     raise moved(TRANSFORMERS, error) from error
 
@@ -37,6 +38,7 @@ __all__ = [
     "forget",
     "one_cache_name",
     "record_past",
+    "render_jinja_template",
     "unforgetting",
 ]
 
@@ -83,6 +85,12 @@ NEEDS = (
         "takes rejected drafts out of the cache",
         "it is the documented way",
         ("tokens_to_remove",),
+    ),
+    Need(
+        "transformers.utils.chat_template_utils:render_jinja_template",
+        "fills in the chat template that a GGUF file carries",
+        "a sandbox of jinja2 with the functions that chat templates use",
+        ("conversations", "chat_template", "add_generation_prompt"),
     ),
 )
 

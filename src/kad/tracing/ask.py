@@ -12,12 +12,12 @@ from kad.text.sampling import Sampling
 from kad.tracing.tracer import SpeculationEvent, public_name, trace_tokens
 
 if TYPE_CHECKING:
-    from kad.modeling import KadForCausalLM
+    from kad.engines.load import Loaded
     from kad.tracing.schema import Trace
 
 
 def trace(
-    model: KadForCausalLM,
+    model: Loaded,
     prompt: Prompt,
     text: str | Sequence[int] | None = None,
     *,

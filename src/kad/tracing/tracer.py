@@ -23,7 +23,7 @@ from kad.text.score import logits_of
 from kad.tracing.schema import NOTHING_KEPT, Candidate, Event, Position, Trace
 
 if TYPE_CHECKING:
-    from kad.modeling import KadForCausalLM
+    from kad.engines.load import Loaded
 
 FLOOR = 0.01
 """Every token with p >= FLOOR is recorded: no threshold from here up needs more of p than a trace has."""
@@ -40,7 +40,7 @@ class SpeculationEvent:
 
 
 def trace_tokens(
-    model: KadForCausalLM,
+    model: Loaded,
     tokenizer: Any,
     prompt_ids: Sequence[int],
     output_ids: Sequence[int],
@@ -142,7 +142,7 @@ def record(
     return positions
 
 
-def _positions(model: KadForCausalLM, prompt_ids: Sequence[int], output_ids: Sequence[int]) -> Iterator[Position]:
+def _positions(model: Loaded, prompt_ids: Sequence[int], output_ids: Sequence[int]) -> Iterator[Position]:
     composition = model.composition
     for chunk in logits_of(model, prompt_ids, output_ids, roles=tuple(model.parts)):
         logits = (chunk.logits["base"], chunk.logits["aligned"], chunk.logits.get("reference"))

@@ -1,0 +1,114 @@
+"""The tokenizer of a GGUF file, by llama.cpp, with the part of Transformers' interface that kad uses."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from transformers import BatchEncoding
+
+from kad.hosts.transformers import render_jinja_template
+from kad.loading import load_tokenizer
+from kad.sources import Source
+
+
+class GgufTokenizer:
+    """A vocabulary of llama.cpp as a tokenizer.
+
+    Args:
+        lib: the module of llama-cpp-python.
+        vocab: the vocabulary, as llama.cpp points to it.
+        chat_template: the file's chat template, or None.
+        path: the file.
+
+    Attributes:
+        chat_template: the chat template, or None.
+        end_token_ids: the tokens that end a text.
+        bos_token_id, eos_token_id, pad_token_id: ids, or None.
+        padding_side: as in Transformers.
+    """
+
+    padding_side = "left"
+
+    def __init__(self, lib: Any, vocab: Any, chat_template: str | None, path: Path) -> None:
+        self._lib, self._vocab, self._path = lib, vocab, path
+        self.chat_template = chat_template
+        self._size = int(lib.llama_vocab_n_tokens(vocab))
+        self.end_token_ids = [index for index in range(self._size) if lib.llama_vocab_is_eog(vocab, index)]
+        self.bos_token_id, self.eos_token_id, self.pad_token_id = (
+            found if (found := int(ask(vocab))) >= 0 else None
+            for ask in (lib.llama_vocab_bos, lib.llama_vocab_eos, lib.llama_vocab_pad)
+        )
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __call__(self, text: str, add_special_tokens: bool = True) -> BatchEncoding:
+        """The token ids of a text, as `input_ids`. Special tokens in it are read as such."""
+        raw = text.encode()
+        room = len(raw) + 8
+        while True:
+            tokens = (self._lib.llama_token * room)()
+            count = self._lib.llama_tokenize(self._vocab, raw, len(raw), tokens, room, add_special_tokens, True)
+            if count >= 0:
+                return BatchEncoding({"input_ids": list(tokens[:count])})
+            room = -count
+
+    def decode(
+        self, ids: int | Sequence[int], skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool = False
+    ) -> str:
+        """The text of some tokens. `clean_up_tokenization_spaces` must be False."""
+        given = [ids] if isinstance(ids, int) else list(ids)
+        tokens = (self._lib.llama_token * len(given))(*given)
+        room = 16 * len(given) + 64
+        while True:
+            text = ctypes.create_string_buffer(room)
+            count = self._lib.llama_detokenize(
+                self._vocab, tokens, len(given), text, room, False, not skip_special_tokens
+            )
+            if count >= 0:
+                return text.raw[:count].decode(errors="replace")
+            room = -count
+
+    def apply_chat_template(
+        self,
+        conversation: Sequence[Mapping[str, Any]],
+        *,
+        tokenize: bool = False,
+        add_generation_prompt: bool = False,
+        **switches: Any,
+    ) -> Any:
+        """The conversation as the file's template writes it: a text, or token ids."""
+        texts, _ = render_jinja_template(
+            conversations=[list(conversation)],
+            chat_template=self.chat_template,
+            add_generation_prompt=add_generation_prompt,
+            **{"bos_token": self._text(self.bos_token_id), "eos_token": self._text(self.eos_token_id), **switches},
+        )
+        return self(texts[0], add_special_tokens=False).input_ids if tokenize else texts[0]
+
+    def get_vocab(self) -> dict[str, int]:
+        """Token to id. Rows that stand for no token are left out."""
+        unused, attribute = self._lib.LLAMA_TOKEN_ATTR_UNUSED, self._lib.llama_vocab_get_attr
+        return {self._text(i): i for i in range(self._size) if not attribute(self._vocab, i) & unused}
+
+    @property
+    def eos_token(self) -> str:
+        """The text of the token that ends a text."""
+        return self._text(self.eos_token_id)
+
+    @cached_property
+    def backend_tokenizer(self) -> Any:
+        """The same tokenizer as Transformers converts it, for what needs the rules behind the tokens.
+
+        Raises:
+            PairError: Transformers cannot convert it.
+        """
+        return load_tokenizer(Source(str(self._path.parent), None, {"gguf_file": self._path.name})).backend_tokenizer
+
+    def _text(self, index: int | None) -> str:
+        ask: Callable[..., bytes] = self._lib.llama_vocab_get_text
+        return "" if index is None else ask(self._vocab, index).decode(errors="replace")

@@ -1,0 +1,105 @@
+"""A pair whose models are run by any engines: each role has a model of its own engine."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import GenerationConfig
+
+from kad import pairs
+from kad.composition import Composition
+from kad.config import KadConfig
+from kad.engines.base import Facts, Model, Scorer
+from kad.errors import PairError
+from kad.in_force import InForce
+from kad.loading import load_generation_config, tokenizer_of
+from kad.sources import Source
+from kad.vocabulary import check_token_maps, common_size
+
+if TYPE_CHECKING:
+    from kad.rules import Rule
+
+
+class Pair(InForce):
+    """A base model and a small aligned one, run by engines. It implements `kad.engines.base.ComposedModel`.
+
+    Args:
+        config: the pair. Its `vocab_size` is set here.
+        models: the models by role.
+
+    Attributes:
+        parts: the models by role.
+        device: the CPU, where the models' logits are composed.
+        rule: the rule in force.
+
+    Raises:
+        VocabularyError: the models' tokens differ.
+        RuleError: the rule needs the reference model, and there is none.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, config: KadConfig, models: Mapping[str, Model]) -> None:
+        self.config, self.parts = config, dict(models)
+        self.reference = self.parts.get("reference")
+        self.config.vocab_size = _shared_vocabulary(self.parts)
+        self.own_composition = Composition.of(config.rule, config.deferral_temperature)
+        own = load_generation_config(Source(config.name_or_path)) if config.name_or_path else None
+        chosen = own or self.parts["aligned"].generation_config
+        self.generation_config = GenerationConfig.from_dict(chosen.to_dict())
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The aligned model's tokenizer. A pair's folder may have one of its own for models of Transformers."""
+        aligned = self.parts["aligned"]
+        return tokenizer_of(self.config) if aligned.facts.engine == "transformers" else aligned.tokenizer
+
+    @property
+    def facts(self) -> dict[str, Facts]:
+        """See `kad.engines.base.ComposedModel`."""
+        return {role: model.facts for role, model in self.parts.items()}
+
+    def scorers(self, roles: Collection[str], *, rollback: bool = True) -> dict[str, Scorer]:
+        """See `kad.engines.base.ComposedModel`."""
+        return {role: self.scorer_of(self.parts[role], rollback=rollback) for role in roles}
+
+    def scorer_of(self, model: Model, *, rollback: bool = True) -> Scorer:
+        """A scorer for any model with the pair's vocabulary."""
+        return model.scorer(int(self.config.vocab_size or 0), self.device, rollback=rollback)
+
+    def save_pretrained(self, folder: Any) -> None:
+        """Write the pair's folder; see `kad.pairs.write`."""
+        pairs.write(folder, self.config, self.tokenizer, self.generation_config)
+
+
+def compose_models(
+    config: KadConfig,
+    models: Mapping[str, Model],
+    rule: str | Mapping[str, Any] | Rule | None = None,
+    deferral_temperature: float | None = None,
+) -> Pair:
+    """A pair of loaded models, with the rule and the deferral temperature replaced where they are given."""
+    chosen = Composition.of(config.rule if rule is None else rule, deferral_temperature or config.deferral_temperature)
+    config.rule, config.deferral_temperature = str(chosen.rule), chosen.deferral_temperature
+    return Pair(config, models)
+
+
+def _shared_vocabulary(models: Mapping[str, Model]) -> int:
+    """The number of tokens that all models share, after checking that their tokenizers agree."""
+    size = common_size({role: model.vocab_size for role, model in models.items()})
+    try:
+        aligned = models["aligned"].tokenizer.get_vocab()
+    except PairError:
+        return size
+    for role, model in models.items():
+        if role == "aligned":
+            continue
+        try:
+            own = model.tokenizer.get_vocab()
+        except PairError:
+            continue  # bare weights: nothing to compare
+        check_token_maps(own, aligned, size, (role, "aligned"))
+    return size

@@ -1,0 +1,111 @@
+"""Engines follow the files of each model, and a pair composes models of any engines as Transformers composes them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import kad
+from kad import tiny
+from kad.config import KadConfig
+from kad.engines.base import ComposedModel
+from kad.engines.files import engine_for, is_mlx
+from kad.engines.load import gguf_file
+from kad.engines.pair import Pair, compose_models
+from kad.engines.transformers import TransformersModel
+from kad.errors import MissingExtraError, OptionError, PairError, VocabularyError
+from kad.hosts import llama_cpp, mlx
+from kad.sources import Source
+
+PROMPT = "Ann has 5 pens. She buys 8 more. How many pens does she have now?"
+
+
+def transformers_pair(rule: str = "dual:threshold=0.4") -> Pair:
+    sources = {"base": Source.parse("tiny:big-base"), "aligned": Source.parse("tiny:small-aligned")}
+    config = KadConfig(**{role: source.to_dict() for role, source in sources.items()}, rule=rule)
+    return compose_models(config, {role: TransformersModel(source) for role, source in sources.items()})
+
+
+@pytest.mark.parametrize("draft", [0, 3])
+def test_a_pair_of_single_models_is_the_composed_model(draft: int) -> None:
+    ours, theirs = transformers_pair(), kad.load("tiny", device="cpu")
+    assert isinstance(ours, ComposedModel)
+    greedy = kad.Sampling(temperature=0)
+    answers = [kad.generate(m, PROMPT, sampling=greedy, num_draft_tokens=draft) for m in (ours, theirs)]
+    assert answers[0].token_ids == answers[1].token_ids
+    scores = [kad.score(m, PROMPT, answers[0].text).log_pi for m in (ours, theirs)]
+    assert torch.equal(*scores)
+
+
+def test_the_rule_of_a_pair_can_be_replaced_and_a_rule_without_its_model_is_refused() -> None:
+    model = transformers_pair("primal:budget=0.9")
+    assert str(model.rule) == "primal:budget=0.9"
+    with model.using("aligned_only"):
+        assert str(model.composition.rule) == "aligned_only"
+    with pytest.raises(kad.KadError, match="needs the reference model"):
+        model.composed_by("implicit_reward")
+
+
+def test_different_tokens_are_refused(folders: dict[str, Path]) -> None:
+    sources = {"base": Source(str(folders["base"])), "aligned": Source.parse("tiny:small-aligned")}
+    config = KadConfig(**{role: source.to_dict() for role, source in sources.items()})
+    with pytest.raises(VocabularyError, match="different vocabularies"):
+        compose_models(config, {role: TransformersModel(source) for role, source in sources.items()})
+
+
+def test_a_gguf_file_is_named_by_its_path_and_relative_to_the_pair(tmp_path: Path) -> None:
+    file = tmp_path / "base.gguf"
+    file.write_bytes(b"GGUF")
+    source = Source.parse(str(file))
+    assert (source.model, source.kwargs) == (str(tmp_path), {"gguf_file": "base.gguf"})
+    assert gguf_file(source) == file
+    assert source.to_dict()["model"] == str(file)
+    pair = tmp_path / "pair"
+    plain = source.to_dict(relative_to=pair)
+    assert plain == {"model": "../base.gguf", "revision": None, "kwargs": {}}
+    pair.mkdir()
+    assert Source.parse(plain).located(pair) == source
+    with pytest.raises(PairError, match="No GGUF file at"):
+        Source.parse(str(tmp_path / "other.gguf"))
+
+
+def test_the_engine_follows_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gguf, plain = Source(str(tmp_path), None, {"gguf_file": "m.gguf"}), Source("organization/name")
+    for installed, expected in ((True, "llama_cpp"), (False, "transformers")):
+        monkeypatch.setattr(llama_cpp, "is_installed", lambda installed=installed: installed)
+        assert engine_for(gguf) == expected
+    assert engine_for(gguf, "transformers") == "transformers"
+    assert engine_for(plain) == "transformers"
+    with pytest.raises(MissingExtraError, match=r"kad-align\[llama-cpp\]"):
+        engine_for(gguf, "llama_cpp")
+    with pytest.raises(OptionError, match="runs GGUF files, but organization/name is none"):
+        engine_for(plain, "llama_cpp")
+    with pytest.raises(OptionError, match=r"m\.gguf is a GGUF file"):
+        engine_for(gguf, "mlx")
+    monkeypatch.setattr(mlx, "is_installed", lambda: False)
+    with pytest.raises(MissingExtraError, match=r"kad-align\[mlx\]"):
+        engine_for(plain, "mlx")
+    with pytest.raises(OptionError, match="Unknown `engine` 'onnx'"):
+        engine_for(plain, "onnx")
+
+
+def test_a_folder_of_mlx_is_seen_by_its_weights_or_its_quantization(tmp_path: Path) -> None:
+    assert not is_mlx(Source(str(tiny.path("small-aligned"))))
+    assert not is_mlx(Source(str(tmp_path)))
+    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors", metadata={"format": "mlx"})
+    assert is_mlx(Source(str(tmp_path)))
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "config.json").write_text(json.dumps({"quantization": {"group_size": 64, "bits": 4}}))
+    assert is_mlx(Source(str(tmp_path)))
+    assert engine_for(Source(str(tmp_path))) == "mlx"
+
+
+def test_engine_options_need_an_engine_that_takes_them() -> None:
+    with pytest.raises(OptionError, match="are for models that llama.cpp runs"):
+        kad.load("tiny", engine_options={"context": 100})
+    with pytest.raises(OptionError, match="Unknown `engine` 'onnx'"):
+        kad.load("tiny", engine="onnx")

@@ -67,7 +67,7 @@ def trace(
         )  # fmt: skip
 
 
-def _asked(model: KadForCausalLM, prompt: Prompt, **options: Any) -> dict[str, Any]:
+def _asked(model: Loaded, prompt: Prompt, **options: Any) -> dict[str, Any]:
     """The question as it was given, so that the page can show the command that asks it again under another rule."""
     if not isinstance(prompt, str):
         return {}

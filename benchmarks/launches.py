@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.harness import save
-from kad.composition import compose
+from kad.composition import Composition, compose
 from kad.rules import RowRules, parse_rule
 from kad.speculation.policies import choose_policy
 from kad.speculation.randomness import TorchRandomness
@@ -70,8 +70,8 @@ def count(run: Callable[[], object]) -> tuple[int, int]:
 def window(rule: str, greedy: bool) -> Callable[[], object]:
     """Eight drafts and their verdict, forwards left out."""
     policy = choose_policy(
-        parse_rule(rule), drafter="aligned", greedy=greedy, verifier=verify_block, randomness=TorchRandomness(),
-        warp=None, deferral_temperature=1.0, records=None,
+        Composition.of(rule), drafter="aligned", greedy=greedy, verifier=verify_block, randomness=TorchRandomness(),
+        warp=None, records=None,
     )  # fmt: skip
     base, aligned, _ = logits(WINDOW)
 

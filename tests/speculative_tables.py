@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import EosTokenCriteria, LogitsProcessorList, StoppingCriteriaList
 
-from kad.composition import compose
+from kad.composition import Composition, compose, never_kept
 from kad.rules import Rule
 from kad.speculation.inputs import stop_rule, warp_of
 from kad.speculation.loop import SpeculativeLoop
@@ -111,6 +111,7 @@ def exact_distribution(
     deferral_temperature: float = 1.0,
     greedy: bool = False,
     scorer: type[TableScorer] = TableScorer,
+    nobody: bool = False,
 ) -> Sequences:
     """The distribution over continuations that the loop produces, by running it once for every random outcome."""
     roles = {"base", "aligned", drafter} | ({"reference"} if rule.needs_reference else set())
@@ -125,13 +126,12 @@ def exact_distribution(
             drafter=drafter,
             scorers={role: scorer(role, vocab) for role in roles},
             policy=choose_policy(
-                rule,
+                Composition(rule, deferral_temperature, nobody),
                 drafter=drafter,
                 greedy=greedy,
                 verifier=verifier,
                 randomness=script,
                 warp=warp_of(processors, ids, 0),
-                deferral_temperature=deferral_temperature,
                 records=None,
             ),
             window=FixedWindow(window),
@@ -152,13 +152,17 @@ def true_distribution(
     eos: int | None = None,
     deferral_temperature: float = 1.0,
     prefix: tuple[int, ...] = (),
+    never: Tensor | None = None,
 ) -> Sequences:
     """The product of pi over every continuation of the prompt and `prefix`."""
 
     def pi(before: tuple[int, ...]) -> list[float]:
         rows = [table_row(role, before, vocab).unsqueeze(0) for role in ROLES]
         reference = rows[2] if rule.needs_reference else None
-        scores = compose(rule, rows[0], rows[1], reference, deferral_temperature=deferral_temperature)
+        if never is not None:
+            rows[0] = never_kept(rows[0], never, deferral_temperature)
+        composition = Composition(rule, deferral_temperature, never is not None)
+        scores = compose(composition, rows[0], rows[1], reference)
         if processors:
             scores = processors(torch.tensor([before]), scores)
         return torch.softmax(scores[0], dim=-1).tolist()

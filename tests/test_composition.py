@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import ClassVar
 
 import pytest
@@ -11,7 +12,15 @@ from hypothesis import assume, given, settings
 
 import kad
 import oracle
-from kad.composition import acceptance, compose, composed, deferred_mass, origin_shares, residual
+from kad.composition import (
+    acceptance,
+    compose,
+    composed,
+    deferred_mass,
+    never_kept,
+    origin_shares,
+    residual,
+)
 from kad.errors import LogitsError, RuleError, VocabularyError
 from kad.rules import CascadeRule, Rule, ThresholdRule, registry
 from test_rules import CASCADES, THRESHOLDS, near_a_decision, pairs_of_rows, parameters, rows, rules_of
@@ -39,6 +48,38 @@ def test_cascades_are_the_oracles(rule: CascadeRule, logits: tuple[list[float], 
         assert log_pi.dtype == dtype
         torch.testing.assert_close(log_pi.exp().double(), torch.tensor(pi, dtype=DOUBLE), atol=tolerance, rtol=0)
         assert abs(float(log_pi.exp().sum()) - 1) < 10 * tolerance
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("vocab", [6, 4096], ids=["rows", "lists"])
+@pytest.mark.parametrize("name", [name for name in CASCADES if name != "lp"])
+def test_mass_of_tokens_that_are_never_kept_is_deferred(name: str, vocab: int, temperature: float) -> None:
+    """p without these tokens sums to less than one. The rule reads it as it is, and what is missing goes to q*."""
+    generator = torch.Generator().manual_seed(vocab)
+    rule, checked = registry()[name](), 0
+    for _ in range(20):
+        base, aligned = 4 * torch.randn(2, vocab, generator=generator, dtype=DOUBLE)
+        never = torch.rand(vocab, generator=generator) < 0.3
+        p, q = ((row / temperature).softmax(-1) for row in (base, aligned))
+        rest, left = float(p[never].sum()), p.masked_fill(never, 0.0).tolist()
+        if near_a_decision(rule, left, q.tolist()):
+            continue
+        if name == "primal":
+            order = sorted(left)
+            tails = zip(order, [rest, *(rest + total for total in accumulate(order))], strict=False)
+            tau = max((value for value, tail in tails if tail <= parameters(rule)[0]), default=0.0)
+            keep = [float(v >= tau) for v in left]
+        else:
+            keep = oracle.KEEP[name](left, q.tolist(), *parameters(rule))
+        kept = torch.tensor(keep, dtype=DOUBLE) * torch.tensor(left, dtype=DOUBLE)
+        composition = kad.Composition(rule, temperature, nobody=True)
+        rows = never_kept(base, never, temperature), aligned
+        alpha = 1 - float(kept.sum())
+        torch.testing.assert_close(compose(composition, *rows).exp(), kept + alpha * q, atol=1e-12, rtol=0)
+        assert float(deferred_mass(composition, *rows)) == pytest.approx(alpha, abs=1e-12)
+        assert float(origin_shares(composition, *rows)[0][never].sum()) == 0.0
+        checked += 1
+    assert checked > 5
 
 
 @settings(max_examples=200, deadline=None)

@@ -11,6 +11,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from kad.composition import never_kept
 from kad.rules import parse_rule, registry
 from kad.verification import Target, verify_block, verify_tokens
 from speculative_tables import TableScorer, exact_distribution, total_variation, true_distribution
@@ -85,6 +86,24 @@ def test_warpers_act_on_pi(rule: str, warpers: str) -> None:
 @pytest.mark.parametrize("rule", ["dual:threshold=0.4", "implicit_reward", "confidence_bet:margin=0.0"])
 def test_deferral_temperature(rule: str) -> None:
     check(rule, vocab=3, new_tokens=3, window=2, verifier=verify_block, deferral_temperature=1.7)
+
+
+class NeverKeeps(TableScorer):
+    """A table model; the mass of the base model's second token belongs to nobody."""
+
+    NEVER = torch.tensor([False, True, False])
+
+    def advance(self, ids: torch.Tensor, keep: int) -> torch.Tensor:
+        rows = super().advance(ids, keep)
+        return never_kept(rows, self.NEVER, 1.3) if self.role == "base" else rows
+
+
+@pytest.mark.parametrize("window", [0, 2])
+@pytest.mark.parametrize("rule", ["dual:threshold=0.4", "confidence_bet:margin=0.0", "mixture:weight=0.4"])
+def test_mass_of_nobody_is_deferred(rule: str, window: int) -> None:
+    parsed, world = parse_rule(rule), {"vocab": 3, "new_tokens": 2, "deferral_temperature": 1.3}
+    found = exact_distribution(parsed, window=window, verifier=verify_block, scorer=NeverKeeps, nobody=True, **world)
+    assert total_variation(found, true_distribution(parsed, never=NeverKeeps.NEVER, **world)) < 1e-9
 
 
 @pytest.mark.parametrize("rule", ["dual:threshold=0.4", "implicit_reward"])

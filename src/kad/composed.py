@@ -51,12 +51,15 @@ class Composed:
         base: rows of p at the deferral temperature, (..., vocab).
         aligned: rows of q*, the same.
         reference: rows of q, if the rule needs them.
+        nobody: (..., 1), the log of the mass of p that belongs to no token and is always deferred. None if there is
+            none. `base` then sums to less than one.
     """
 
     rule: Rule
     base: Distribution
     aligned: Distribution
     reference: Distribution | None = None
+    nobody: Tensor | None = None
 
     def log_pi(self) -> Tensor:
         """log pi (..., vocab), see `kad.compose`."""
@@ -78,6 +81,8 @@ class Composed:
                 kept = log_p + keep.log().clamp(min=EXCLUDED)
                 deferred = log_p + torch.log1p(-keep).clamp(min=EXCLUDED)
             log_alpha = _log_sum(deferred)
+            if self.nobody is not None:
+                log_alpha = torch.logaddexp(log_alpha, self.nobody)
             return torch.logaddexp(kept, log_aligned + log_alpha), log_alpha
         if isinstance(rule, ProductRule):
             weights = self.product()
@@ -113,14 +118,14 @@ class Composed:
             return None
         p, log_p = self.base.probs(), logits[:, columns] - self.base.log_z.unsqueeze(-1)
         keep = (logits[:, columns] >= cutoff.unsqueeze(-1)).to(p.dtype)
-        outside = p.index_fill(1, columns, 0.0).sum(dim=-1)
+        outside = p.index_fill(1, columns, 0.0).sum(dim=-1) + self._nobody_mass()
         return Few(columns, keep, log_p, outside + ((1.0 - keep) * p[:, columns]).sum(dim=-1))
 
     def cascade(self) -> tuple[Tensor, Tensor]:
         """The two parts of pi = kept + alpha q*: k_v p_v (..., vocab), and alpha (...,), a sum of what is deferred."""
         p = self.base.probs()
         kept = self.keep() * p
-        return kept, (p - kept).sum(dim=-1)
+        return kept, (p - kept).sum(dim=-1) + self._nobody_mass()
 
     def product(self) -> Tensor:
         """The unnormalized log-weights of a product, (..., vocab)."""
@@ -146,6 +151,9 @@ class Composed:
                 )
         name = f"the product of the models' probabilities under {rule}"
         raise LogitsError((isinstance(rule, ProductRule) and problem_of(name, self.product())) or f"{rule}: NaN.")
+
+    def _nobody_mass(self) -> Tensor | float:
+        return 0.0 if self.nobody is None else self.nobody.exp().squeeze(-1)
 
     def _log_pi_of_few(self, few: Few, log_aligned: Tensor) -> tuple[Tensor, Tensor]:
         """log pi and log alpha: alpha q*, mended at the kept tokens."""

@@ -7,7 +7,7 @@ See docs/method.md for the identities; everything here is per row, so no row dep
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from kad.composed import NAMES, Composed
 from kad.distribution import Distribution, may_look, raised, row_blocks
 from kad.errors import RuleError, VocabularyError
 from kad.rules import CascadeRule, RowRules, Rule, ThresholdRule, parse_rule
+from kad.rules.base import EXCLUDED
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Composition:
     Attributes:
         rule: a rule; its string or its dict is parsed.
         deferral_temperature: the models' logits are divided by it *before* composing; 1 in the papers' runs.
+        nobody: whether rows of the base model have one more entry, the last: mass that belongs to no token, which a
+            cascade always defers (see `never_kept`).
 
     Raises:
         RuleError: a bad rule, or a temperature that is not a positive number.
@@ -33,6 +36,7 @@ class Composition:
 
     rule: Rule
     deferral_temperature: float = 1.0
+    nobody: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rule", parse_rule(self.rule))
@@ -51,7 +55,7 @@ class Composition:
         """
         if not isinstance(given, Composition):
             return cls(parse_rule(given), 1.0 if deferral_temperature is None else deferral_temperature)
-        return given if deferral_temperature is None else cls(given.rule, deferral_temperature)
+        return given if deferral_temperature is None else replace(given, deferral_temperature=deferral_temperature)
 
 
 # What every public function accepts where it asks for a rule.
@@ -168,11 +172,36 @@ def composed(
     composition: Composition, base_logits: Tensor, aligned_logits: Tensor, reference_logits: Tensor | None = None
 ) -> Composed:
     """What `compose` works on: all rows at once, and nothing looked at. Arguments as `compose`."""
-    given = _inputs(composition.rule, base_logits, aligned_logits, reference_logits)
+    given = _inputs(composition, base_logits, aligned_logits, reference_logits)
     # A CPU works with p itself where it can, see `Composed.few`. All models in one arithmetic: a tie must be one.
     few = isinstance(composition.rule, ThresholdRule) and may_look(given[0])
     normalize = Distribution.in_probabilities if few else Distribution.of
-    return Composed(composition.rule, *(normalize(tempered(composition, logits)) for logits in given))
+    base, *others = (normalize(tempered(composition, logits)) for logits in given)
+    return with_nobody(composition, base, *others)
+
+
+def with_nobody(composition: Composition, base: Distribution, *others: Distribution) -> Composed:
+    """The models at the same positions. The last entry of `base` is set apart where it belongs to no token."""
+    if not composition.nobody:
+        return Composed(composition.rule, base, *others)
+    base, rest = base.without_last()
+    return Composed(composition.rule, base, *others, nobody=rest)
+
+
+def never_kept(base_logits: Tensor, tokens: Tensor, deferral_temperature: float = 1.0) -> Tensor:
+    """Rows of p in which the mass of some tokens belongs to nobody, for `Composition(..., nobody=True)`.
+
+    Args:
+        base_logits: (..., vocab), the base model's logits.
+        tokens: (..., vocab) or (vocab,), bool: the tokens that must never be kept.
+        deferral_temperature: that of the composition, so that each token has its share at that temperature.
+
+    Returns:
+        (..., vocab + 1), logits. The tokens themselves stand 10,000 below: their probability is zero.
+    """
+    log_p = (raised(base_logits, "base_logits") / deferral_temperature).log_softmax(dim=-1)
+    rest = log_p.masked_fill(~tokens, EXCLUDED).logsumexp(dim=-1, keepdim=True)
+    return deferral_temperature * torch.cat((torch.where(tokens, log_p + EXCLUDED, log_p), rest), dim=-1)
 
 
 def tempered(composition: Composition, logits: Tensor) -> Tensor:
@@ -198,28 +227,32 @@ def _by_row(
     check: bool = True,
 ) -> Tensor:
     """A quantity (rows, n) of every row, as (..., n); on a CPU a few rows at a time, and bad rows are an error."""
-    given = _inputs(composition.rule, base_logits, aligned_logits, reference_logits)
+    given = _inputs(composition, base_logits, aligned_logits, reference_logits)
     flat = [logits.reshape(-1, logits.shape[-1]) for logits in given]
     parts = []
     for block in row_blocks(flat[0]):
         rule = composition.rule[block] if isinstance(composition.rule, RowRules) else composition.rule
-        here = Composition(rule, composition.deferral_temperature)
+        here = replace(composition, rule=rule)
         parts.append(quantity(composed(here, *(logits[block] for logits in flat))))
     rows = parts[0] if len(parts) == 1 else torch.cat(parts)
     if check and may_look(rows) and bool(rows[:, :1].isnan().any()):
         composed(composition, base_logits, aligned_logits, reference_logits).explain()
-    return rows.reshape(*given[0].shape[:-1], rows.shape[-1])
+    return rows.reshape(*given[1].shape[:-1], rows.shape[-1])
 
 
-def _inputs(rule: Rule, base: Tensor, aligned: Tensor, reference: Tensor | None) -> list[Tensor]:
+def _inputs(composition: Composition, base: Tensor, aligned: Tensor, reference: Tensor | None) -> list[Tensor]:
     """The logits that the rule needs, of one shape and one dtype, float32 at least."""
+    rule = composition.rule
     if rule.needs_reference and reference is None:
         raise RuleError(f"Rule {rule} needs the reference model's logits (reference_logits), but got none.")
     given = [base, aligned, *([reference] if rule.needs_reference and reference is not None else [])]
-    if len({tuple(logits.shape) for logits in given}) > 1:
-        shapes = ", ".join(f"{name} {tuple(logits.shape)}" for name, logits in zip(NAMES, given, strict=False))
+    shapes = [tuple(logits.shape) for logits in given]
+    if composition.nobody:
+        shapes[0] = (*shapes[0][:-1], shapes[0][-1] - 1)
+    if len(set(shapes)) > 1:
+        shown = ", ".join(f"{name} {tuple(logits.shape)}" for name, logits in zip(NAMES, given, strict=False))
         raise VocabularyError(
-            f"The models' logits must have one shape (..., vocab), but are: {shapes}. "
+            f"The models' logits must have one shape (..., vocab), but are: {shown}. "
             "Trim padded vocabularies to the common size first (kad.vocabulary.trim)."
         )
     given = [raised(logits, name) for name, logits in zip(NAMES, given, strict=False)]

@@ -89,6 +89,14 @@ class Distribution:
         """(..., vocab), the dense probabilities."""
         return self.log_probs().exp() if self.probabilities is None else self.probabilities
 
+    def without_last(self) -> tuple[Distribution, Tensor]:
+        """The rows without their last entry, not normalized again, and the log-probability (..., 1) of that entry."""
+        rest = self.logits[..., -1:] - self.log_z.unsqueeze(-1) if self.dense is None else self.dense[..., -1:]
+        dense = None if self.dense is None else self.dense[..., :-1]
+        probabilities = None if self.probabilities is None else self.probabilities[..., :-1]
+        logits = self.logits[..., :-1].contiguous()
+        return Distribution(logits, logits.amax(dim=-1) - self.log_z, dense, probabilities), rest
+
     def log_prob(self, tokens: Tensor) -> Tensor:
         """Log-probabilities (..., n) of the given tokens (..., n)."""
         return self.log_probs().gather(-1, tokens)

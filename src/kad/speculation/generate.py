@@ -105,13 +105,12 @@ def speculative(
         drafter=draft_model,
         scorers=scorers,
         policy=choose_policy(
-            model.rule,
+            model.composition,
             drafter=draft_model,
             greedy=not generation_config.do_sample,
             verifier=VERIFIERS[verification],
             randomness=randomness or TorchRandomness(),
             warp=inputs.warp_of(logits_processor, ids, padding),
-            deferral_temperature=model.composition.deferral_temperature,
             records=records,
         ),
         window=window_size(

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from kad.composed import Composed
-from kad.composition import Composition, composed, tempered
+from kad.composition import Composition, composed, tempered, with_nobody
 from kad.distribution import Distribution, first_max, problem_of, raised, row_blocks
 from kad.errors import LogitsError
-from kad.rules import CascadeRule, Rule, ThresholdRule
+from kad.rules import CascadeRule, ThresholdRule
 from kad.speculation.decisions import Bonus, Draft, Records, Rows, Verdict, Warp
 from kad.verification import Randomness, Target, Verifier, few_target, verify_greedy
 
@@ -189,7 +189,7 @@ class Sampling(Policy):
         token = target.token(self.randomness.draw(target.follow(target.drafts.new_zeros(1), target.alpha)))
         if bool(target.alpha.isnan().any()):
             raise LogitsError(problem_of("the base model's logits", rows["base"]) or "NaN in the base model's logits.")
-        return Bonus() if int(token) == rows["base"].shape[-1] else Bonus(token)
+        return Bonus() if int(token) == self._vocab(rows["base"]) else Bonus(token)
 
     def settle(self, bonus: Bonus, logits: Tensor, length: int) -> Tensor:
         if bonus.rows is None:
@@ -202,7 +202,7 @@ class Sampling(Policy):
         rows = [self._window_rows(drafts[block], base_logits[block]) for block in row_blocks(base_logits)]
         lists = [few for few in (row.few() for row in rows) if few is not None]
         if len(lists) == len(rows):
-            return few_target(lists, [draft.weights for draft in drafts], tokens, base_logits.shape[-1])
+            return few_target(lists, [draft.weights for draft in drafts], tokens, self._vocab(base_logits))
         kept, alpha = zip(*(row.cascade() for row in rows), strict=True)
         draft = _weights(drafts) if drafts else kept[0][:0]
         return Target(torch.cat(kept), torch.cat(alpha), draft, tokens)
@@ -213,7 +213,10 @@ class Sampling(Policy):
             q = _weights(drafts)
             logits = tempered(self.composition, raised(torch.stack([draft.logits for draft in drafts])))
             aligned = Distribution(logits, q.amax(dim=-1).log(), probabilities=q)
-        return Composed(self.composition.rule, base, aligned)
+        return with_nobody(self.composition, base, aligned)
+
+    def _vocab(self, base_logits: Tensor) -> int:
+        return base_logits.shape[-1] - self.composition.nobody
 
 
 @dataclass(kw_only=True)
@@ -238,18 +241,16 @@ class Greedy(Policy):
 
 
 def choose_policy(
-    rule: Rule,
+    composition: Composition,
     *,
     drafter: str,
     greedy: bool,
     verifier: Verifier,
     randomness: Randomness,
     warp: Warp | None,
-    deferral_temperature: float,
     records: Records | None,
 ) -> Policy:
     """The policy of one call."""
-    composition = Composition(rule, deferral_temperature)
     if greedy:
         return Greedy(composition=composition, drafter=drafter, warp=warp, records=records)
     return Sampling(

@@ -155,7 +155,7 @@ class Stream:
             drafter=self._drafter,
             scorers=scorers or model.scorers(roles_of(self._composition, self._drafter), rollback=speculates),
             policy=choose_policy(
-                self._composition.rule,
+                self._composition,
                 drafter=self._drafter,
                 greedy=not config.do_sample,
                 verifier=verify_block,
@@ -163,7 +163,6 @@ class Stream:
                 warp=warp_of(
                     LogitsProcessorList([*self._masks, *processors(config, len(self.prompt_ids), ids.device)]), ids, 0
                 ),
-                deferral_temperature=self._composition.deferral_temperature,
                 records=None,
             ),
             window=window_size(self.drafting.draft_tokens),

@@ -107,8 +107,8 @@ def record(
     raise_if_bad(log_pi, composition, base_logits, aligned_logits, reference_logits)
     p, q, pi = base.log_probs().exp(), aligned.log_probs().exp(), log_pi.exp()
     acceptance = torch.minimum(pi, q).sum(-1)
-    keep = rule.keep(base.log_probs(), aligned.log_probs()) if isinstance(rule, CascadeRule) else None
-    alpha = ((1 - keep) * p).sum(-1) if keep is not None else None
+    keep = rows.keep() if isinstance(rule, CascadeRule) else None
+    alpha = rows.cascade()[1] if keep is not None else None
     log_tau = rule.log_tau(base, aligned) if isinstance(rule, ThresholdRule) else None
     entropy = torch.special.entr(p).sum(-1)
     divergence = _divergence(base.log_probs(), aligned.log_probs())

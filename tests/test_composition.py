@@ -51,19 +51,22 @@ def test_cascades_are_the_oracles(rule: CascadeRule, logits: tuple[list[float], 
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
-@pytest.mark.parametrize("vocab", [6, 4096], ids=["rows", "lists"])
+@pytest.mark.parametrize("vocab", [6, 192], ids=["rows", "lists"])
 @pytest.mark.parametrize("name", [name for name in CASCADES if name != "lp"])
-def test_mass_of_tokens_that_are_never_kept_is_deferred(name: str, vocab: int, temperature: float) -> None:
+def test_mass_of_tokens_that_are_never_kept_is_deferred(
+    name: str, vocab: int, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """p without these tokens sums to less than one. The rule reads it as it is, and what is missing goes to q*."""
+    monkeypatch.setattr("kad.distribution._LARGE", 64)
+    monkeypatch.setattr("kad.distribution._SMALLEST_BLOCK", 8)
+    monkeypatch.setattr("kad.distribution._LARGEST_BLOCK", 16)
     generator = torch.Generator().manual_seed(vocab)
-    rule, checked = registry()[name](), 0
-    for _ in range(20):
+    rule = registry()[name]()
+    for _ in range(10):
         base, aligned = 4 * torch.randn(2, vocab, generator=generator, dtype=DOUBLE)
         never = torch.rand(vocab, generator=generator) < 0.3
         p, q = ((row / temperature).softmax(-1) for row in (base, aligned))
         rest, left = float(p[never].sum()), p.masked_fill(never, 0.0).tolist()
-        if near_a_decision(rule, left, q.tolist()):
-            continue
         if name == "primal":
             order = sorted(left)
             tails = zip(order, [rest, *(rest + total for total in accumulate(order))], strict=False)
@@ -78,8 +81,6 @@ def test_mass_of_tokens_that_are_never_kept_is_deferred(name: str, vocab: int, t
         torch.testing.assert_close(compose(composition, *rows).exp(), kept + alpha * q, atol=1e-12, rtol=0)
         assert float(deferred_mass(composition, *rows)) == pytest.approx(alpha, abs=1e-12)
         assert float(origin_shares(composition, *rows)[0][never].sum()) == 0.0
-        checked += 1
-    assert checked > 5
 
 
 @settings(max_examples=200, deadline=None)

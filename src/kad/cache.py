@@ -12,7 +12,7 @@ class KadCache(Cache):
     """One cache for each model. Its `layers` are the layers of all models, base first.
 
     Transformers' `Cache` works on `layers`. So cropping, beam reordering, resetting and recording for a rollback act on
-    all models. The sequence length is that of the base model, and the other models have the same.
+    all models. The sequence length is that of the aligned model: the base model may have read a prompt of its own.
 
     Attributes:
         given: whether a user gave it to `generate`, and may use it afterwards.
@@ -36,6 +36,10 @@ class KadCache(Cache):
     def layers(self) -> list[Any]:
         """All layers of all models."""
         return [layer for part in self.parts.values() for layer in part.layers]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """How many tokens the aligned model has read."""
+        return int(self.aligned.get_seq_length())
 
     @property
     def is_compileable(self) -> bool:

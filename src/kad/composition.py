@@ -180,12 +180,14 @@ def composed(
     return with_nobody(composition, base, *others)
 
 
-def with_nobody(composition: Composition, base: Distribution, *others: Distribution) -> Composed:
+def with_nobody(
+    composition: Composition, base: Distribution, aligned: Distribution, reference: Distribution | None = None
+) -> Composed:
     """The models at the same positions. The last entry of `base` is set apart where it belongs to no token."""
     if not composition.nobody:
-        return Composed(composition.rule, base, *others)
+        return Composed(composition.rule, base, aligned, reference)
     base, rest = base.without_last()
-    return Composed(composition.rule, base, *others, nobody=rest)
+    return Composed(composition.rule, base, aligned, reference, rest)
 
 
 def never_kept(base_logits: Tensor, tokens: Tensor, deferral_temperature: float = 1.0) -> Tensor:
@@ -193,12 +195,14 @@ def never_kept(base_logits: Tensor, tokens: Tensor, deferral_temperature: float 
 
     Args:
         base_logits: (..., vocab), the base model's logits.
-        tokens: (..., vocab) or (vocab,), bool: the tokens that must never be kept.
+        tokens: (..., vocab) or (vocab,), bool: the tokens that must never be kept. Rows of logits may be longer: what
+            is past the tokenizer stands for no token.
         deferral_temperature: that of the composition, so that each token has its share at that temperature.
 
     Returns:
         (..., vocab + 1), logits. The tokens themselves stand 10,000 below: their probability is zero.
     """
+    tokens = torch.nn.functional.pad(tokens, (0, base_logits.shape[-1] - tokens.shape[-1]), value=True)
     log_p = (raised(base_logits, "base_logits") / deferral_temperature).log_softmax(dim=-1)
     rest = log_p.masked_fill(~tokens, EXCLUDED).logsumexp(dim=-1, keepdim=True)
     return deferral_temperature * torch.cat((torch.where(tokens, log_p + EXCLUDED, log_p), rest), dim=-1)

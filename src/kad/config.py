@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from kad.base_prompt import BasePrompt
 from kad.errors import PairError
 from kad.rules import Rule, parse_rule
 from kad.sources import Source, resolve_pair
@@ -31,11 +32,13 @@ class KadConfig(PreTrainedConfig):
         reference: the same for the reference model, or None.
         rule: the rule as a string, see `kad.rules.parse_rule`.
         deferral_temperature: the models' logits are divided by it before composing.
+        base_prompt: how the base model is asked, as `BasePrompt.to_dict()`. None: both models read one prompt.
         vocab_size: the number of tokens that all models share. It is set when the models are known.
 
     Raises:
         PairError: a mistyped key, or a malformed entry for a model.
         RuleError: a bad rule.
+        OptionError: a bad base prompt.
     """
 
     model_type: ClassVar[str] = "kad"
@@ -45,6 +48,7 @@ class KadConfig(PreTrainedConfig):
     reference: dict[str, Any] | None = None
     rule: str = "dual:threshold=0.4"
     deferral_temperature: float = 1.0
+    base_prompt: dict[str, Any] | None = None
     vocab_size: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -58,7 +62,13 @@ class KadConfig(PreTrainedConfig):
                 setattr(self, role, Source.parse(value).to_dict())
         rule = self.rule
         self.rule = str(parse_rule(rule))
+        self.set_base_prompt(self.base_prompt)
         super().__post_init__(**kwargs)
+
+    def set_base_prompt(self, given: Any) -> None:
+        """Ask the base model in another way, see `BasePrompt.parse`."""
+        prompt = BasePrompt.parse(given)
+        self.base_prompt = None if prompt is None else prompt.to_dict()
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:

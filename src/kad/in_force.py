@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+from kad.base_prompt import BasePrompt
 from kad.composition import Composition, RuleLike
 from kad.errors import RuleError
 from kad.rules import Rule
@@ -48,6 +49,15 @@ class InForce:
         self._own = self._checked(composition)
         self.config.rule = str(composition.rule)
         self.config.deferral_temperature = composition.deferral_temperature
+
+    @property
+    def base_prompt(self) -> BasePrompt | None:
+        """How the base model is asked. None: it reads the aligned model's prompt. Assign what `kad.generate` takes."""
+        return BasePrompt.parse(self.config.base_prompt)
+
+    @base_prompt.setter
+    def base_prompt(self, given: Any) -> None:
+        self.config.set_base_prompt(given)
 
     def composed_by(self, rule: RuleLike | None = None, deferral_temperature: float | None = None) -> Composition:
         """The composition in force with this rule and deferral temperature (None: leave as it is).

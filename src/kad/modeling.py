@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache, GenerationMixin, PreTrainedModel
 
 from kad import pairs
 from kad.cache import KadCache
-from kad.composition import Composition, compose
+from kad.composition import Composition, compose, never_kept
 from kad.config import KadConfig
-from kad.engines.forward import run_part
+from kad.engines.forward import own_inputs, prompt_length, run_part
 from kad.engines.transformers import TransformersEngine
 from kad.errors import UsageError
 from kad.hosts.transformers import CACHE, CausalLMOutputWithPast, ComposedGeneration, one_cache_name
@@ -63,6 +65,7 @@ class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrained
         reference: str | PreTrainedModel | None = None,
         rule: str | Mapping[str, Any] | Rule = "dual:threshold=0.4",
         deferral_temperature: float = 1.0,
+        base_prompt: Any = None,
         base_kwargs: Mapping[str, Any] | None = None,
         aligned_kwargs: Mapping[str, Any] | None = None,
         reference_kwargs: Mapping[str, Any] | None = None,
@@ -76,6 +79,7 @@ class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrained
             reference: the small reference model q, for product rules.
             rule: a rule, its string or its dict.
             deferral_temperature: the models' logits are divided by it before composing.
+            base_prompt: how the base model is asked, see `kad.generate`. None: as the aligned model.
             base_kwargs: how to load the base model (`kad.sources.MODEL_KWARGS`). The pair keeps these options, except
                 `token` and `trust_remote_code`.
             aligned_kwargs: the same for the aligned model.
@@ -96,6 +100,7 @@ class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrained
             **{role: part.source.to_dict() for role, part in parts.items() if part.source is not None},
             rule=rule,
             deferral_temperature=deferral_temperature,
+            base_prompt=base_prompt,
             vocab_size=pairs.shared_vocabulary(parts),
         )
         model = cls(config, **{role: part.model for role, part in parts.items()})
@@ -108,8 +113,9 @@ class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrained
 
         Args:
             pretrained_model_name_or_path: where the pair is.
-            **kwargs: `rule` and `deferral_temperature` replace the pair's. `revision`, `token`, `cache_dir` and similar
-                options say how to find the pair. The loading options of `kad.sources.MODEL_KWARGS` go to every model.
+            **kwargs: `rule`, `deferral_temperature` and `base_prompt` replace the pair's. `revision`, `token`,
+                `cache_dir` and similar options say how to find the pair. The loading options of
+                `kad.sources.MODEL_KWARGS` go to every model.
 
         Raises:
             PairError: no such pair, an unknown option, or a model that cannot be loaded.
@@ -155,6 +161,9 @@ class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrained
         output_hidden_states: bool | None = None,
         *,
         past_key_values: KadCache | None = None,
+        base_input_ids: Tensor | None = None,
+        base_attention_mask: Tensor | None = None,
+        never_kept_tokens: Tensor | None = None,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Run the models and compose their logits.
 
@@ -169,6 +178,10 @@ class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrained
             return_dict: False asks for a tuple.
             output_attentions: must be false. A composition has no attentions of its own.
             output_hidden_states: must be false. A composition has no hidden states of its own.
+            base_input_ids: (batch, base positions), all that the base model reads in the place of all of the other
+                models' tokens: its own prompt and the same answer. Then `logits_to_keep` is needed.
+            base_attention_mask: (batch, base positions), 0 for padding. None: there is no padding.
+            never_kept_tokens: (batch, kept positions, vocab), bool: the tokens whose base mass is always deferred.
 
         Returns:
             `logits`: (batch, kept positions, vocab), log pi in float32; and the cache, under the name that
@@ -187,21 +200,18 @@ class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrained
         logits = {}
         for role in self._roles(now.rule, cache):
             part = cache.parts[role] if cache is not None else None
+            ids, mask, positions = input_ids, attention_mask, position_ids
+            if role == "base" and base_input_ids is not None:
+                ids, mask, positions = own_inputs(base_input_ids, base_attention_mask, part, logits_to_keep)
             row = run_part(
-                self.parts[role],
-                input_ids,
-                part,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                logits_to_keep=logits_to_keep,
-            )
+                self.parts[role], ids, part,
+                attention_mask=mask, position_ids=positions, logits_to_keep=logits_to_keep,
+            )  # fmt: skip
             logits[role] = trim(row, self.config.vocab_size).to(self.base.device)
-        log_pi = compose(
-            now,
-            logits["base"],
-            logits["aligned"],
-            logits.get("reference"),
-        )
+        if never_kept_tokens is not None:
+            now = replace(now, nobody=True)
+            logits["base"] = never_kept(logits["base"], never_kept_tokens, now.deferral_temperature)
+        log_pi = compose(now, logits["base"], logits["aligned"], logits.get("reference"))
         output = CausalLMOutputWithPast(logits=log_pi, **{CACHE: cache})
         return output if return_dict is None or return_dict else output.to_tuple()
 
@@ -217,13 +227,28 @@ class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrained
         deferral_temperature: float | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As in Transformers. `rule` and `deferral_temperature` replace the pair's for this call."""
+        """As in Transformers. `rule` and `deferral_temperature` replace the pair's for this call.
+
+        With `base_input_ids` (batch, positions) the base model reads a prompt of its own, and the same answer after it.
+        Batches are padded on the left, with `base_attention_mask`.
+        """
+        if kwargs.get("base_input_ids") is not None:
+            kwargs["prompt_length"] = prompt_length(args, kwargs)
         with self.using(rule, deferral_temperature):
             return super().generate(*args, **one_cache_name(kwargs))
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
-        """As in Transformers, without what generation passes along for itself (the tokenizer of stop strings)."""
+    def prepare_inputs_for_generation(self, input_ids: Tensor, prompt_length: int = 0, **kwargs: Any) -> dict[str, Any]:
+        """As in Transformers, without what generation passes along for itself (the tokenizer of stop strings).
+
+        `prompt_length` is where the answer begins, beside a prompt of the base model's own.
+        """
         inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
+        if kwargs.get("base_input_ids") is not None:
+            answer = input_ids[:, prompt_length:]
+            base, mask = kwargs["base_input_ids"], kwargs.get("base_attention_mask")
+            inputs["base_input_ids"] = torch.cat((base, answer), dim=-1)
+            if mask is not None:
+                inputs["base_attention_mask"] = torch.cat((mask, mask.new_ones(answer.shape)), dim=-1)
         return {name: value for name, value in inputs.items() if name in _FORWARD}
 
     def _roles(self, rule: Rule, cache: KadCache | None) -> list[str]:

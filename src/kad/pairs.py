@@ -63,12 +63,13 @@ def load_config(pair: Any, kwargs: dict[str, Any]) -> tuple[KadConfig, dict[str,
     options = {key: value for key, value in kwargs.items() if key not in _AUTO_OPTIONS}
     config = options.pop("config", None)
     rule, temperature = options.pop("rule", None), options.pop("deferral_temperature", None)
+    prompt = options.pop("base_prompt", None)
     place = {key: options.pop(key) for key in _PAIR_OPTIONS if key in options}
     if "torch_dtype" in options:
         options.setdefault("dtype", options.pop("torch_dtype"))
     unknown = sorted(set(options) - MODEL_KWARGS)
     if unknown:
-        known = sorted(MODEL_KWARGS | _PAIR_OPTIONS | {"rule", "deferral_temperature"})
+        known = sorted(MODEL_KWARGS | _PAIR_OPTIONS | {"base_prompt", "deferral_temperature", "rule"})
         raise PairError(f"Unknown option {', '.join(map(repr, unknown))} for a pair. Allowed: {', '.join(known)}.")
     if config is None:
         config = read_config(pair, **place)
@@ -76,6 +77,8 @@ def load_config(pair: Any, kwargs: dict[str, Any]) -> tuple[KadConfig, dict[str,
         config.rule = str(parse_rule(rule))
     if temperature is not None:
         config.deferral_temperature = temperature
+    if prompt is not None:
+        config.set_base_prompt(prompt)
     return config, options
 
 
@@ -102,8 +105,11 @@ def read_config(pair: Any, **place: Any) -> KadConfig:
 def load_parts(
     models: Mapping[str, Any], own: Mapping[str, Mapping[str, Any] | None], shared: Mapping[str, Any]
 ) -> dict[str, Part]:
-    """Load every model that is not loaded yet, by role. `own` options are kept in the pair, `shared` ones win."""
-    parts = {}
+    """Load every model that is not loaded yet, by role. `own` options are kept in the pair, `shared` ones win.
+
+    A model that stands in two roles is loaded once.
+    """
+    parts: dict[str, Part] = {}
     for role, model in models.items():
         if model is None:
             continue
@@ -114,7 +120,8 @@ def load_parts(
         source = Source.parse(model)
         if own.get(role):
             source = Source(source.model, source.revision, {**source.kwargs, **(own[role] or {})})
-        parts[role] = Part(load_model(source, **shared), source)
+        loaded = next((part for part in parts.values() if part.source == source), None)
+        parts[role] = loaded or Part(load_model(source, **shared), source)
     return parts
 
 
@@ -163,6 +170,7 @@ def pack(
     *,
     rule: str | Mapping[str, Any] | Rule,
     deferral_temperature: float = 1.0,
+    base_prompt: Any = None,
 ) -> KadConfig:
     """Write a pair folder from the places of its models: reads configurations and tokenizers, loads no weights.
 
@@ -171,6 +179,7 @@ def pack(
         folder: where to write; see `write`.
         rule: the pair's rule.
         deferral_temperature: see `KadConfig`.
+        base_prompt: how the base model is asked, see `BasePrompt.parse`.
 
     Raises:
         PairError: a model cannot be found, or the folder is taken.
@@ -192,6 +201,7 @@ def pack(
             **{role: source.to_dict() for role, source in sources.items()},
             rule=str(parsed),
             deferral_temperature=deferral_temperature,
+            base_prompt=base_prompt,
             vocab_size=check_vocabularies(sizes, sources),
         ),
         load_tokenizer(aligned),
@@ -229,6 +239,7 @@ def write(folder: Any, config: KadConfig, tokenizer: Any, settings: GenerationCo
         **{role: source.to_dict(relative_to=target) for role, source in config.model_sources().items()},
         rule=config.rule,
         deferral_temperature=config.deferral_temperature,
+        base_prompt=config.base_prompt,
         vocab_size=config.vocab_size,
         architectures=["KadForCausalLM"],
     )

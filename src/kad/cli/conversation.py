@@ -98,7 +98,7 @@ class Chat:
         answer, composition = self._last(), self.model.composition
         origins.require(composition)
         if answer.token_ids:
-            found = score_tokens(self.model, answer.prompt_ids, answer.token_ids, composition)
+            found = score_tokens(self.model, answer.prompt, answer.token_ids, composition)
             assert found.base_share is not None
             assert found.deferred_mass is not None
             texts = pieces(self.model.tokenizer, answer.token_ids)

@@ -26,6 +26,7 @@ def load_model(options: ModelOptions) -> Loaded:
         reference=options.reference,
         rule=rule,
         deferral_temperature=options.deferral_temperature,
+        base_prompt=options.base_prompt,
         dtype=options.dtype,
         device=options.device,
         trust_remote_code=options.trust_remote_code,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
+from kad.base_prompt import BasePrompt
 from kad.engines.load import DTYPES, ENGINES, check_sources
 from kad.errors import UsageError
 from kad.options import Option, check_fields
@@ -34,6 +35,12 @@ def check_raw(raw: bool, system: str | None, thinking: bool | None) -> None:
     """
     if raw and (system is not None or thinking is not None):
         raise UsageError("--raw uses no chat template: --system and --thinking would do nothing.")
+
+
+def checked_base_prompt(text: str) -> str:
+    """The same text, if it names a base prompt; see `BasePrompt.parse`."""
+    BasePrompt.parse(text)
+    return text
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,16 @@ class ModelOptions:
     deferral_temperature: Annotated[
         float | None,
         Option("Divide the models' logits by T before composing.", "T", allowed="> 0", shown="the pair's"),
+    ] = None
+    base_prompt: Annotated[
+        str | None,
+        Option(
+            "How the base model is asked: qa, chat, plain, few-shot:FILE, a template with {question} or {messages}, a "
+            "file with one, or same (as the aligned model).",
+            "PROMPT",
+            shown="the pair's",
+            parse=checked_base_prompt,
+        ),
     ] = None
     dtype: Annotated[
         str | None,

@@ -58,7 +58,9 @@ class LoadOptions:
 
 def command(
     *,
-    models: Annotated[ModelOptions, Only("base", "aligned", "reference", "rule", "deferral_temperature")] = _MODELS,
+    models: Annotated[
+        ModelOptions, Only("base", "aligned", "reference", "rule", "deferral_temperature", "base_prompt")
+    ] = _MODELS,
     dtype: Annotated[
         str | None,
         Option("Weights as float32, bfloat16, float16 or auto (as stored).", "DTYPE", allowed=DTYPES),
@@ -94,8 +96,9 @@ def command(
         elif load.to_dict():
             raise UsageError(f"There are loading options for the {role} model, but no --{role}.")
     config = pairs.pack(
-        sources, out, rule=models.rule or _RULE, deferral_temperature=models.deferral_temperature or 1.0
-    )
+        sources, out, rule=models.rule or _RULE, deferral_temperature=models.deferral_temperature or 1.0,
+        base_prompt=models.base_prompt,
+    )  # fmt: skip
     if as_json:
         stdio.print_json(_as_dict(out, config))
     else:
@@ -122,6 +125,7 @@ def _as_dict(folder: Path, config: KadConfig) -> dict[str, Any]:
         "reference": config.reference,
         "rule": config.rule,
         "deferral_temperature": config.deferral_temperature,
+        "base_prompt": config.base_prompt,
         "vocab_size": config.vocab_size,
     }
 

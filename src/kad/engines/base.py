@@ -11,14 +11,16 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import GenerationConfig
 
+    from kad.base_prompt import BasePrompt
     from kad.composition import Composition
 
 
 class Scorer(Protocol):
     """One model with its cache. It reads tokens, returns logits, and can drop tokens again."""
 
-    processed: int
-    """How many tokens its cache holds."""
+    @property
+    def processed(self) -> int:
+        """How many tokens its cache holds."""
 
     @property
     def reversible(self) -> bool:
@@ -100,6 +102,10 @@ class ComposedModel(Protocol):
 
     def composed_by(self, rule: Any = None, deferral_temperature: float | None = None) -> Composition:
         """The current composition with these parts replaced. It is checked against the models of the pair."""
+
+    @property
+    def base_prompt(self) -> BasePrompt | None:
+        """How the base model is asked. None: it reads the aligned model's prompt."""
 
     @property
     def tokenizer(self) -> Any:

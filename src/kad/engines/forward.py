@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from kad.errors import UsageError
 from kad.hosts.transformers import CACHE, cache_name
 
 
@@ -21,11 +22,15 @@ def run_part(
     attention_mask: Tensor | None = None,
     position_ids: Tensor | None = None,
     logits_to_keep: int | Tensor = 0,
+    **others: Tensor,
 ) -> Tensor:
-    """The logits of one model (batch, kept positions, vocab) on its own device. Fills `cache` if there is one."""
+    """The logits of one model (batch, kept positions, vocab) on its own device. Fills `cache` if there is one.
+
+    `others` are further tensors that its `forward` takes.
+    """
     device = model.device
     known = _parameters(type(model).forward)
-    options: dict[str, Any] = {"use_cache": cache is not None, "return_dict": True}
+    options: dict[str, Any] = {"use_cache": cache is not None, "return_dict": True, **others}
     if cache is not None:
         options[cache_name(known) or CACHE] = cache
     if attention_mask is not None:
@@ -40,6 +45,33 @@ def run_part(
     if isinstance(logits_to_keep, Tensor):
         return logits[:, logits_to_keep.to(device)]
     return logits[:, -logits_to_keep:] if logits_to_keep else logits
+
+
+def own_inputs(
+    ids: Tensor, mask: Tensor | None, cache: Any, logits_to_keep: int | Tensor
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """What the base model still has to read of its own tokens: ids, attention mask and positions."""
+    if not isinstance(logits_to_keep, int) or logits_to_keep < 1:
+        raise UsageError(
+            "With base_input_ids, say with logits_to_keep=n how many of the last positions are composed: before the "
+            "answer the models have read different texts."
+        )
+    read = 0 if cache is None else int(cache.get_seq_length())
+    positions = None if mask is None else (mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, read:]
+    return ids[:, read:], mask, positions
+
+
+def prompt_length(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """How many tokens of `input_ids` are the prompt, beside a prompt of the base model's own."""
+    ids = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
+    if ids is None or ids.shape[0] != kwargs["base_input_ids"].shape[0]:
+        raise UsageError("base_input_ids stands beside input_ids, with the same number of rows.")
+    if kwargs.get("assistant_model") is not None or kwargs.get("prompt_lookup_num_tokens") is not None:
+        raise UsageError(
+            "Transformers' assisted decoding cuts all caches to one length, which base_input_ids does not allow. Use "
+            "custom_generate=kad.speculative."
+        )
+    return int(ids.shape[1])
 
 
 @lru_cache(maxsize=64)

@@ -34,6 +34,7 @@ def load(
     engine: str = "auto",
     rule: str | Mapping[str, Any] | Rule | None = None,
     deferral_temperature: float | None = None,
+    base_prompt: Any = None,
     dtype: str | None = None,
     device: str | None = None,
     trust_remote_code: bool = False,
@@ -50,6 +51,7 @@ def load(
             model the engine that its files are made for.
         rule: replaces the pair's own rule.
         deferral_temperature: replaces the pair's own deferral temperature.
+        base_prompt: how the base model is asked, see `kad.generate`. It replaces the pair's own.
         dtype: of the weights: "float32", "bfloat16", "float16", or "auto" (as stored). The default is the pair's own.
         device: "cpu", "cuda", "cuda:1", "mps", or "auto", which spreads the models over all devices (needs accelerate).
             By default the models go where the pair says, else to the first accelerator, else to the CPU.
@@ -77,7 +79,9 @@ def load(
     from kad.rules import parse_rule
     from kad.sources import Source
 
-    composition: dict[str, Any] = {"rule": rule, "deferral_temperature": deferral_temperature}
+    composition: dict[str, Any] = {
+        "rule": rule, "deferral_temperature": deferral_temperature, "base_prompt": base_prompt,
+    }  # fmt: skip
     given = {key: value for key, value in composition.items() if value is not None}
     named = {"base": base, "aligned": aligned, "reference": reference}
     if base is not None and rule is not None and reference is None and parse_rule(rule).needs_reference:
@@ -86,6 +90,8 @@ def load(
         config = read_config(pair or "tiny")
     else:
         config = KadConfig(**{role: Source.parse(name).to_dict() for role, name in named.items() if name is not None})
+    if base_prompt is not None:
+        config.set_base_prompt(base_prompt)
     sources = config.model_sources()
     engines = {role: engine_for(source, engine) for role, source in sources.items()}
     if set(engines.values()) != {"transformers"}:

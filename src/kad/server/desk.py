@@ -18,6 +18,7 @@ import torch
 from kad.composition import Composition
 from kad.engines.base import ComposedModel, Scorer, roles_of
 from kad.text.answer import Answer, Piece
+from kad.text.contexts import Context
 from kad.text.kept import KeptScorers
 from kad.text.sampling import Sampling, end_tokens
 from kad.text.streaming import Mask, Note, Stream
@@ -187,9 +188,9 @@ class _KeptStream(Stream):
     def ended(self) -> None:
         self._kept.keep(self.loop)
 
-    def _take(self, prompt_ids: Sequence[int]) -> dict[str, Scorer]:
+    def _take(self, context: Context) -> dict[str, Scorer]:
         roles = roles_of(self._job.composition)
-        scorers = self._kept.take(prompt_ids, roles)
+        scorers = self._kept.take(context, roles)
         self.reused_tokens = min((scorer.processed for scorer in scorers.values()), default=0)
         if self._job.forced and self._job.note is not None:
             scorers = scorers or self._model.scorers(roles, rollback=self.drafting.speculates)

@@ -103,10 +103,7 @@ def _note(composition: Composition) -> Note:
 
     def note(tokens: Sequence[int], rows: dict[str, Tensor]) -> list[Position]:
         logits = {role: part.cpu() for role, part in rows.items()}
-        return record(
-            composition.rule, torch.tensor(tokens), logits["base"], logits["aligned"], logits.get("reference"),
-            deferral_temperature=composition.deferral_temperature,
-        )  # fmt: skip
+        return record(composition, torch.tensor(tokens), logits["base"], logits["aligned"], logits.get("reference"))
 
     return note
 

@@ -13,6 +13,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from kad.cache import KadCache
 from kad.engines.base import Scorer
 from kad.engines.cached_model import CachedModel
+from kad.engines.own_prompt import OwnPrompt
 from kad.errors import UsageError
 from kad.hosts.transformers import CACHE, BaseStreamer, GenerateDecoderOnlyOutput
 from kad.modeling import KadForCausalLM
@@ -98,6 +99,8 @@ def speculative(
     ids = inputs.room_for_new_tokens(input_ids, criteria, generation_config)
     cache = inputs.cache_for(model, draft_model, model_kwargs.get(CACHE))
     scorers = _scorers(model, cache)
+    if (own := inputs.own_prompt(model_kwargs)) is not None:
+        scorers["base"] = OwnPrompt(scorers["base"], own, input_ids.shape[1] - padding)
     records = Records() if _wants_records(generation_config) else None
     loop = SpeculativeLoop(
         ids=ids[padding:],

@@ -27,6 +27,7 @@ _KNOWN = frozenset(
     {
         "attention_mask", "position_ids", CACHE, "use_cache", "logits_to_keep", "cache_position",
         "output_attentions", "output_hidden_states", "return_dict",
+        "base_input_ids", "base_attention_mask", "prompt_length",
     }
 )  # fmt: skip
 
@@ -61,6 +62,15 @@ def check(
         raise UsageError("Speculation works on caches: leave use_cache=False out, or decode without speculation.")
     if config.output_attentions or config.output_hidden_states:
         raise UsageError("A composition has no attentions or hidden states of its own; ask model.base or .aligned.")
+
+
+def own_prompt(model_kwargs: dict[str, Any]) -> list[int] | None:
+    """The base model's own prompt without padding. None if it reads the same as the others."""
+    ids, mask = model_kwargs.get("base_input_ids"), model_kwargs.get("base_attention_mask")
+    if ids is None:
+        return None
+    found: list[int] = ids[0, 0 if mask is None else int(mask[0].to(torch.long).argmax()) :].tolist()
+    return found
 
 
 def left_padding(input_ids: Tensor, model_kwargs: dict[str, Any]) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 from kad.speculation.loop import Event
 from kad.speculation.statistics import SpeculationStatistics
+from kad.text.contexts import Context
 from kad.text.drafting import Drafting
 
 
@@ -54,6 +55,7 @@ class Answer:
         statistics: the counts of speculation. None without drafts.
         temperature: the temperature of a sampled answer. None for a greedy one.
         seed: the seed of a sampled answer. None for a greedy one.
+        context: what each model read before the answer.
     """
 
     prompt_ids: list[int]
@@ -67,6 +69,12 @@ class Answer:
     statistics: SpeculationStatistics | None = field(default=None, repr=False)
     temperature: float | None = None
     seed: int | None = None
+    context: Context | None = field(default=None, repr=False)
+
+    @property
+    def prompt(self) -> Context | list[int]:
+        """What `score_tokens` and `trace_tokens` take as the prompt of this answer."""
+        return self.context or self.prompt_ids
 
     @property
     def finished(self) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kad.engines.lockstep import Lockstep
 from kad.text.answer import Answer
+from kad.text.contexts import Context
 from kad.text.drafting import Drafting
 from kad.text.prompts import decode
 from kad.text.sampling import Sampling, end_tokens, processors
@@ -51,7 +52,7 @@ def seeds_from(seed: int, count: int) -> list[int]:
 def generate_all(
     model: PreTrainedModel,
     tokenizer: Any,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Context | Sequence[int]],
     *,
     sampling: Sampling | None = None,
     seeds: Sequence[int] | None = None,
@@ -64,7 +65,8 @@ def generate_all(
     Args:
         model: a `KadForCausalLM`, or any other causal language model of Transformers.
         tokenizer: the tokenizer of the answers.
-        prompts: token ids; see `kad.text.prompts.encode`.
+        prompts: token ids, see `kad.text.prompts.encode`; or what each model of a pair reads, see `context_of`, all
+            with the same stops.
         sampling: how to draw tokens. It overrides the model's own settings.
         seeds: one for each prompt. Sampled answers need them.
         ends: the tokens that end a text. They replace those of the model's settings.
@@ -79,7 +81,7 @@ def generate_all(
         config.eos_token_id = list(ends)
     answers: list[Answer] = []
     for start in range(0, len(prompts), batch_size):
-        some = [list(prompt) for prompt in prompts[start : start + batch_size]]
+        some = [Context.of(prompt) for prompt in prompts[start : start + batch_size]]
         seed = None if seeds is None or not config.do_sample else list(seeds[start : start + batch_size])
         if config.do_sample and seed is None:
             raise ValueError("Sampled answers need one seed for each prompt.")
@@ -92,13 +94,13 @@ def generate_all(
 def _decode_together(
     model: PreTrainedModel,
     tokenizer: Any,
-    prompts: list[list[int]],
+    prompts: list[Context],
     config: GenerationConfig,
     seeds: list[int] | None,
 ) -> list[Answer]:
     started = _now(model.device)
     ends = end_tokens(config)
-    rows = Lockstep(model, prompts, pad=_pad_token(tokenizer, config, ends))
+    rows = _rows(model, tokenizer, prompts, pad=_pad_token(tokenizer, config, ends))
     noise = None if seeds is None else Noise(seeds, model.device)
     process = processors(config, rows.ids.shape[1], model.device)
     stopping = torch.tensor(ends or [-1], device=model.device)
@@ -120,7 +122,8 @@ def _decode_together(
         end = stopped.get(index) or next((place + 1 for place, token in enumerate(row) if token in ends), None)
         found.append(
             Answer(
-                prompt_ids=prompt,
+                prompt_ids=prompt.ids,
+                context=prompt,
                 token_ids=row[:end],
                 text=decode(tokenizer, row[:end]),
                 finish_reason="length" if end is None else "stop_string" if index in stopped else "stop",
@@ -143,6 +146,16 @@ def _saying(stops: Sequence[str] | None, tokenizer: Any, rows: Lockstep, unfinis
     there = unfinished.nonzero().flatten().tolist()
     texts = {index: decode(tokenizer, rows.ids[index, first:].tolist(), special=True) for index in there}
     return [index for index, text in texts.items() if any(stop in text for stop in stops)]
+
+
+def _rows(model: PreTrainedModel, tokenizer: Any, prompts: list[Context], pad: int) -> Lockstep:
+    """The batch. A pair's base model reads prompts of its own where there are some."""
+    ids = [prompt.ids for prompt in prompts]
+    composition: Any = getattr(model, "composition", None)
+    if composition is None or all(prompt.base_ids is None for prompt in prompts):
+        return Lockstep(model, ids, pad)
+    own = [prompt.ids if prompt.base_ids is None else prompt.base_ids for prompt in prompts]
+    return Lockstep(model, ids, pad, own, prompts[0].never_kept(tokenizer, composition))
 
 
 def _pad_token(tokenizer: Any, config: GenerationConfig, ends: Sequence[int]) -> int:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from kad.engines.base import ComposedModel, roles_of
+from kad.text.contexts import AnyBasePrompt, Context, context_of
 from kad.text.kept import KeptScorers
-from kad.text.prompts import encode, messages
+from kad.text.prompts import messages
 from kad.text.sampling import Sampling
 from kad.text.streaming import Stream
 
@@ -16,6 +17,7 @@ class Conversation:
         model: a pair, as `kad.load` gives it. Its composition may change between turns.
         system: a system message.
         thinking: for chat templates with a thinking switch; None leaves it to the template.
+        base_prompt: how the base model is asked, see `kad.generate`. It is rendered anew for every turn.
         sampling: how to draw tokens.
         num_draft_tokens: see `kad.generate`.
         origins: whether the pieces say which model they came from.
@@ -36,6 +38,7 @@ class Conversation:
         *,
         system: str | None = None,
         thinking: bool | None = None,
+        base_prompt: AnyBasePrompt | None = None,
         sampling: Sampling | None = None,
         num_draft_tokens: int | str | None = None,
         origins: bool = True,
@@ -43,6 +46,7 @@ class Conversation:
         self.model = model
         self.system = system
         self.thinking = thinking
+        self.base_prompt = base_prompt
         self.sampling = sampling or Sampling()
         self.num_draft_tokens = num_draft_tokens
         self.origins = origins
@@ -58,8 +62,9 @@ class Conversation:
             UsageError: the conversation is longer than the context. It then stays as it was.
         """
         turns = [*self.turns, {"role": "user", "content": text}]
-        prompt_ids = encode(self.model.tokenizer, messages(turns, self.system), thinking=self.thinking)
-        return _Turn(self, turns, prompt_ids)
+        said = messages(turns, self.system)
+        context = context_of(self.model, said, thinking=self.thinking, base_prompt=self.base_prompt)
+        return _Turn(self, turns, context)
 
     def clear(self) -> None:
         """Start a new conversation. The caches stay, and are used where the next prompt begins with the same tokens."""
@@ -78,16 +83,16 @@ class Conversation:
 class _Turn(Stream):
     """The stream of one turn. It tells the conversation when it has ended."""
 
-    def __init__(self, conversation: Conversation, turns: list[dict[str, str]], prompt_ids: list[int]) -> None:
+    def __init__(self, conversation: Conversation, turns: list[dict[str, str]], context: Context) -> None:
         self._conversation, self._turns = conversation, turns
         composition = conversation.model.composition
         super().__init__(
             conversation.model,
-            prompt_ids,
+            context,
             composition,
             conversation.sampling,
             conversation.num_draft_tokens,
-            take_scorers=lambda prompt_ids: conversation.kept.take(prompt_ids, roles_of(composition)),
+            take_scorers=lambda context: conversation.kept.take(context, roles_of(composition)),
             origins=conversation.origins,
         )
 

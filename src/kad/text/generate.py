@@ -6,7 +6,8 @@ from typing import Any
 
 from kad.engines.base import ComposedModel
 from kad.text.answer import Answer
-from kad.text.prompts import Prompt, encode
+from kad.text.contexts import AnyBasePrompt, context_of
+from kad.text.prompts import Prompt
 from kad.text.sampling import Sampling
 from kad.text.streaming import Stream
 
@@ -18,6 +19,7 @@ def generate(
     system: str | None = None,
     thinking: bool | None = None,
     raw: bool = False,
+    base_prompt: AnyBasePrompt | None = None,
     sampling: Sampling | None = None,
     num_draft_tokens: int | str | None = None,
     rule: Any = None,
@@ -32,6 +34,8 @@ def generate(
         system: a system message before the prompt.
         thinking: for chat templates with a thinking switch. None leaves it to the template.
         raw: use the text without the chat template.
+        base_prompt: how the base model is asked: "qa", "chat", "plain", "few-shot:FILE", a template with `{question}`
+            or `{messages}`, a file, token ids, or "same" (the aligned model's prompt). None: as the pair says.
         sampling: how to draw tokens. Where it says nothing, the aligned model's own settings hold.
         num_draft_tokens: how many tokens the aligned model drafts at a time. 0 is plain decoding. "auto" measures and
             chooses the number. None drafts if it should be faster. The distribution of the text is always the same.
@@ -53,8 +57,8 @@ def generate(
         'First, 5 + 8 = 13. The answer is \\\\boxed{13}.'
     """
     return stream(
-        model, prompt, system=system, thinking=thinking, raw=raw, sampling=sampling, num_draft_tokens=num_draft_tokens,
-        rule=rule, deferral_temperature=deferral_temperature, origins=origins,
+        model, prompt, system=system, thinking=thinking, raw=raw, base_prompt=base_prompt, sampling=sampling,
+        num_draft_tokens=num_draft_tokens, rule=rule, deferral_temperature=deferral_temperature, origins=origins,
     ).finish()  # fmt: skip
 
 
@@ -65,6 +69,7 @@ def stream(
     system: str | None = None,
     thinking: bool | None = None,
     raw: bool = False,
+    base_prompt: AnyBasePrompt | None = None,
     sampling: Sampling | None = None,
     num_draft_tokens: int | str | None = None,
     rule: Any = None,
@@ -77,6 +82,6 @@ def stream(
         >>> for piece in kad.stream(model, "Ann has 5 pens. She buys 8 more. How many pens does she have now?"):
         ...     print(piece.text, piece.base_share, piece.event)
     """
-    prompt_ids = encode(model.tokenizer, prompt, system=system, thinking=thinking, raw=raw)
+    context = context_of(model, prompt, system=system, thinking=thinking, raw=raw, base_prompt=base_prompt)
     composition = model.composed_by(rule, deferral_temperature)
-    return Stream(model, prompt_ids, composition, sampling or Sampling(), num_draft_tokens, origins=origins)
+    return Stream(model, context, composition, sampling or Sampling(), num_draft_tokens, origins=origins)

@@ -86,6 +86,15 @@ def encode(
     return _not_empty(tokenizer(text, add_special_tokens=False).input_ids)
 
 
+def encode_plain(tokenizer: Any, text: str) -> list[int]:
+    """The token ids of a text after the tokenizer's own start token. Names of special tokens in it stay text.
+
+    Raises:
+        UsageError: the text has no token.
+    """
+    return _not_empty(tokenizer(text, split_special_tokens=True).input_ids)
+
+
 def text_ids(tokenizer: Any, text: str | Sequence[int]) -> list[int]:
     """The token ids of a text that follows a prompt. Token ids are returned unchanged."""
     return list(tokenizer(text, add_special_tokens=False).input_ids if isinstance(text, str) else text)

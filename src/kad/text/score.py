@@ -13,7 +13,8 @@ from kad.composition import acceptance, compose, composed, deferred_mass, origin
 from kad.engines.base import roles_of
 from kad.errors import UsageError
 from kad.rules import CascadeRule, ThresholdRule
-from kad.text.prompts import Prompt, encode, text_ids
+from kad.text.contexts import AnyBasePrompt, Context, context_of
+from kad.text.prompts import Prompt, text_ids
 
 if TYPE_CHECKING:
     from kad.composition import Composition
@@ -68,6 +69,7 @@ def score(
     system: str | None = None,
     thinking: bool | None = None,
     raw: bool = False,
+    base_prompt: AnyBasePrompt | None = None,
     rule: Any = None,
     deferral_temperature: float | None = None,
 ) -> Score:
@@ -80,6 +82,7 @@ def score(
         system: a system message before the prompt.
         thinking: for chat templates with a thinking switch. None leaves it to the template.
         raw: use the prompt without the chat template.
+        base_prompt: how the base model is asked, see `kad.generate`.
         rule: replaces the model's own rule.
         deferral_temperature: replaces the model's own deferral temperature.
 
@@ -91,16 +94,17 @@ def score(
         >>> found = kad.score(model, "Ann has 5 pens. She buys 8 more. How many?", "First, 5 + 8 = 13.")
         >>> found.log_pi.sum(), found.deferred_mass.mean()
     """
-    tokenizer = model.tokenizer
-    prompt_ids = encode(tokenizer, prompt, system=system, thinking=thinking, raw=raw)
-    return score_tokens(model, prompt_ids, text_ids(tokenizer, text), model.composed_by(rule, deferral_temperature))
+    context = context_of(model, prompt, system=system, thinking=thinking, raw=raw, base_prompt=base_prompt)
+    composition = model.composed_by(rule, deferral_temperature)
+    return score_tokens(model, context, text_ids(model.tokenizer, text), composition)
 
 
 def score_tokens(
-    model: ComposedModel, prompt_ids: Sequence[int], token_ids: Sequence[int], composition: Composition
+    model: ComposedModel, prompt: Context | Sequence[int], token_ids: Sequence[int], composition: Composition
 ) -> Score:
     """As `score`, of token ids and under a composition."""
-    chunks = logits_of(model, prompt_ids, token_ids, roles=roles_of(composition))
+    composition = Context.of(prompt).composition(composition)
+    chunks = logits_of(model, prompt, token_ids, composition=composition)
     rows = [_score_chunk(composition, chunk) for chunk in chunks]
     joined = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
     optional = {name: joined.pop(name, None) for name in ("base_share", "deferred_mass", "tau")}
@@ -132,28 +136,34 @@ def _score_chunk(composition: Composition, chunk: Chunk) -> dict[str, Tensor]:
 
 def logits_of(
     model: ComposedModel,
-    prompt_ids: Sequence[int],
+    prompt: Context | Sequence[int],
     token_ids: Sequence[int],
     *,
-    roles: Sequence[str],
+    composition: Composition | None = None,
+    roles: Sequence[str] | None = None,
     others: Mapping[str, Scorer] | None = None,
 ) -> Iterator[Chunk]:
     """The logits of a pair's models at every token of a text, one forward pass of each, chunk by chunk.
 
     Args:
         model: the pair.
-        prompt_ids, token_ids: the tokens before the text, and the text's; at least one each.
-        roles: the models to run.
+        prompt: what stands before the text, at least one token.
+        token_ids: the tokens of the text, at least one.
+        composition: how the rows will be composed, see `Context.composition`. None: as the model says.
+        roles: the models to run. None: those that the composition needs.
         others: scorers of further models that speak the same tokens, by name.
 
     Raises:
         UsageError: no token before the text, or none in it.
     """
-    if not prompt_ids or not token_ids:
+    context = Context.of(prompt)
+    if not context.ids or not token_ids:
         raise UsageError("A score needs at least one token before the text and one in it.")
-    scorers = {**model.scorers(roles, rollback=False), **(others or {})}
-    ids = torch.tensor([*prompt_ids, *token_ids], device=model.device)
-    first, last = len(prompt_ids) - 1, len(ids) - 1
+    composition = composition or model.composition
+    own = context.scorers(model, composition, roles or roles_of(composition), rollback=False)
+    scorers = {**own, **(others or {})}
+    ids = torch.tensor([*context.ids, *token_ids], device=model.device)
+    first, last = len(context.ids) - 1, len(ids) - 1
     chunk, start, end = 1, 0, first + 1
     while start < last:
         begin = max(start, first)

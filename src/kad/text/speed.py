@@ -11,6 +11,7 @@ import torch
 from kad.composition import compose
 from kad.engines.base import roles_of
 from kad.text.answer import Answer
+from kad.text.contexts import Context
 
 if TYPE_CHECKING:
     from kad.composition import Composition
@@ -27,7 +28,9 @@ def plain_step_seconds(model: ComposedModel, composition: Composition, answer: A
     if steps < 1:
         return None
     ids = torch.tensor([*answer.prompt_ids, *answer.token_ids], device=model.device)[:-1]
-    scorers = model.scorers(roles_of(composition), rollback=False)
+    context = Context.of(answer.prompt)
+    composition = context.composition(composition)
+    scorers = context.scorers(model, composition, roles_of(composition), rollback=False)
     for scorer in scorers.values():
         scorer.advance(ids[:-steps], 1)
     times = []

@@ -26,6 +26,7 @@ from kad.speculation.statistics import SpeculationStatistics
 from kad.speculation.windows import window_size
 from kad.text import drafting
 from kad.text.answer import Answer, Piece
+from kad.text.contexts import Context
 from kad.text.prompts import Detokenizer, decode, room
 from kad.text.sampling import Sampling, end_tokens, processors
 from kad.verification import verify_block
@@ -45,12 +46,13 @@ class Stream:
 
     Args:
         model: the pair.
-        prompt_ids: the prompt's tokens.
+        prompt: the prompt's tokens, or what each model reads before the answer.
         composition: how the models are composed.
         sampling: how tokens are drawn.
         num_draft_tokens: see `generate`.
         drafter: the role of the drafting model.
-        take_scorers: returns scorers, by role, that have already read a part of the prompt. New ones by default.
+        take_scorers: returns scorers of the engine, by role, that have already read a part of their prompts. New ones
+            by default.
         origins: see `generate`.
         masks: functions of the ids (1, length) and of log pi (1, vocab), as Transformers' logits processors are. They
             act before the sampling options; a grammar is one.
@@ -64,31 +66,32 @@ class Stream:
     def __init__(
         self,
         model: ComposedModel,
-        prompt_ids: Sequence[int],
+        prompt: Context | Sequence[int],
         composition: Composition,
         sampling: Sampling,
         num_draft_tokens: int | str | None = None,
         *,
         drafter: str = "aligned",
-        take_scorers: Callable[[Sequence[int]], dict[str, Scorer]] | None = None,
+        take_scorers: Callable[[Context], dict[str, Scorer]] | None = None,
         origins: bool = True,
         masks: Sequence[Mask] = (),
         note: Note | None = None,
     ) -> None:
-        space = room(model, len(prompt_ids))
+        self.context = Context.of(prompt)
+        space = room(model, self.context.longest)
         config = sampling.apply(model.generation_config, space)
-        self.prompt_ids = list(prompt_ids)
+        self.prompt_ids = self.context.ids
         self.drafting = drafting.choose(model, composition, num_draft_tokens, sampled=bool(config.do_sample))
         self.seed = sampling.seeded().seed if config.do_sample else None
         self.temperature = (config.temperature or 1.0) if config.do_sample else None
         self.statistics = SpeculationStatistics()
         self._tokenizer = model.tokenizer
-        self._composition, self._drafter = composition, drafter
+        self._composition, self._drafter = self.context.composition(composition), drafter
         self._origins = origins and isinstance(composition.rule, CascadeRule)
         self._masks, self._note = masks, note
         self._stop = _Stop(config, self._tokenizer, space)
         # Take the scorers last, when nothing can fail any more. Otherwise a wrong option would lose them.
-        self.loop = self._make_loop(model, config, take_scorers(self.prompt_ids) if take_scorers else {})
+        self.loop = self._make_loop(model, config, take_scorers(self.context) if take_scorers else {})
         self._pieces: list[Piece] = []
         self._first_token: float | None = None
         self._started, self._seconds = time.perf_counter(), 0.0
@@ -123,6 +126,7 @@ class Stream:
         token_ids = [piece.token for piece in self._pieces]
         return Answer(
             prompt_ids=self.prompt_ids,
+            context=self.context,
             token_ids=token_ids,
             text=decode(self._tokenizer, token_ids),
             finish_reason=self._finish_reason(),
@@ -148,12 +152,14 @@ class Stream:
         capacity = len(self.prompt_ids) + int(config.max_new_tokens)
         ids = torch.zeros(capacity, dtype=torch.long, device=model.device)
         ids[: len(self.prompt_ids)] = torch.tensor(self.prompt_ids)
-        speculates = self.drafting.speculates
+        roles = roles_of(self._composition, self._drafter)
         return SpeculativeLoop(
             ids=ids,
             length=len(self.prompt_ids),
             drafter=self._drafter,
-            scorers=scorers or model.scorers(roles_of(self._composition, self._drafter), rollback=speculates),
+            scorers=self.context.scorers(
+                model, self._composition, roles, rollback=self.drafting.speculates, kept=scorers
+            ),
             policy=choose_policy(
                 self._composition,
                 drafter=self._drafter,

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from kad.text.answer import Answer, Piece
+from kad.text.contexts import AnyBasePrompt, context_of
 from kad.text.generate import stream
-from kad.text.prompts import Prompt, encode, text_ids
+from kad.text.prompts import Prompt, text_ids
 from kad.text.sampling import Sampling
 from kad.tracing.tracer import SpeculationEvent, public_name, trace_tokens
 
@@ -24,6 +25,7 @@ def trace(
     system: str | None = None,
     thinking: bool | None = None,
     raw: bool = False,
+    base_prompt: AnyBasePrompt | None = None,
     sampling: Sampling | None = None,
     num_draft_tokens: int | str | None = None,
     rule: Any = None,
@@ -38,6 +40,7 @@ def trace(
         system: see `kad.generate`, also for the other options.
         thinking: for chat templates with a thinking switch.
         raw: use the prompt without the chat template.
+        base_prompt: how the base model is asked, see `kad.generate`.
         sampling: how to draw tokens.
         num_draft_tokens: how many tokens the aligned model drafts at a time.
         rule: replaces the model's own rule.
@@ -52,17 +55,17 @@ def trace(
     asked = _asked(model, prompt, system=system, thinking=thinking, raw=raw)
     with model.using(rule, deferral_temperature):
         if text is not None:
-            prompt_ids = encode(model.tokenizer, prompt, system=system, thinking=thinking, raw=raw)
+            context = context_of(model, prompt, system=system, thinking=thinking, raw=raw, base_prompt=base_prompt)
             made: dict[str, Any] = {"source": "given"} | asked
-            return trace_tokens(model, model.tokenizer, prompt_ids, text_ids(model.tokenizer, text), generation=made)
+            return trace_tokens(model, model.tokenizer, context, text_ids(model.tokenizer, text), generation=made)
         answering = stream(
-            model, prompt, system=system, thinking=thinking, raw=raw, sampling=sampling,
+            model, prompt, system=system, thinking=thinking, raw=raw, base_prompt=base_prompt, sampling=sampling,
             num_draft_tokens=num_draft_tokens, origins=False,
         )  # fmt: skip
         events = [_event(piece) for piece in answering]
         answer = answering.answer
         return trace_tokens(
-            model, model.tokenizer, answer.prompt_ids, answer.token_ids,
+            model, model.tokenizer, answer.prompt, answer.token_ids,
             events=events if answer.drafting.speculates else (), generation=how_generated(answer) | asked,
         )  # fmt: skip
 

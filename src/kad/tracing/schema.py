@@ -108,6 +108,7 @@ class Trace:
         generation: how the answer was made: {"source": "generated" or "given", ...sampling and speculation settings}.
             "asked" holds the question as it was given, if it was given in words: {"prompt", "pair", "system", ...}.
         prompt: the prompt as text, special tokens included.
+        base_prompt: the base model's own prompt, if it has one.
         vocabulary: the text of every token that the positions mention.
     """
 
@@ -121,6 +122,7 @@ class Trace:
     vocabulary: dict[int, str]
     positions: tuple[Position, ...]
     kad_version: str
+    base_prompt: str | None = None
     schema: str = field(default=SCHEMA)
 
     @property

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 import kad
-from kad.composition import Composition, composed, raise_if_bad
+from kad.composition import Composition, RuleLike, composed, raise_if_bad
 from kad.engines.base import ComposedModel, roles_of
 from kad.errors import UsageError
-from kad.rules import CascadeRule, Rule, ThresholdRule
+from kad.rules import CascadeRule, ThresholdRule
 from kad.rules.describe import family
 from kad.sources import resolve_pair
+from kad.text.contexts import Context
 from kad.text.prompts import pieces
 from kad.text.score import logits_of
 from kad.tracing.schema import NOTHING_KEPT, Candidate, Event, Position, Trace
@@ -42,7 +43,7 @@ class SpeculationEvent:
 def trace_tokens(
     model: Loaded,
     tokenizer: Any,
-    prompt_ids: Sequence[int],
+    prompt: Context | Sequence[int],
     output_ids: Sequence[int],
     *,
     events: Sequence[SpeculationEvent | None] = (),
@@ -55,20 +56,22 @@ def trace_tokens(
     Args:
         model: the composed model.
         tokenizer: of the aligned model.
-        prompt_ids, output_ids: the tokens before the answer, and the answer's.
+        prompt: what stands before the answer.
+        output_ids: the tokens of the answer.
         events: what speculation did at each token of the answer, if it was used.
         generation: how the answer was made, for the record.
 
     Raises:
         UsageError: an empty prompt or answer, or events of another length.
     """
-    if not prompt_ids or not output_ids:
+    context = Context.of(prompt)
+    if not context.ids or not output_ids:
         raise UsageError("A trace needs at least one token before the answer and one in it.")
     if events and len(events) != len(output_ids):
         raise UsageError(f"{len(events)} events for {len(output_ids)} tokens: give one a token, or none.")
     rule = model.rule
-    positions = list(_positions(model, prompt_ids, output_ids))
-    texts = pieces(tokenizer, output_ids, prompt_ids, special=True)
+    positions = list(_positions(model, context, output_ids))
+    texts = pieces(tokenizer, output_ids, context.ids, special=True)
     positions = [replace(position, text=text) for position, text in zip(positions, texts, strict=True)]
     if events:
         positions = [_with_event(position, event) for position, event in zip(positions, events, strict=True)]
@@ -79,21 +82,20 @@ def trace_tokens(
         models=origins(model, model.composition),
         generation=generation or {"source": "given"},
         deferral_temperature=model.composition.deferral_temperature,
-        prompt=tokenizer.decode(list(prompt_ids)),
+        prompt=tokenizer.decode(context.ids),
         vocabulary={token: tokenizer.decode([token]) for token in sorted(mentioned(positions))},
+        base_prompt=None if context.base_ids is None else tokenizer.decode(context.base_ids),
         positions=tuple(positions),
         kad_version=kad.__version__,
     )
 
 
 def record(
-    rule: Rule,
+    composition: RuleLike,
     tokens: Tensor,
     base_logits: Tensor,
     aligned_logits: Tensor,
     reference_logits: Tensor | None = None,
-    *,
-    deferral_temperature: float = 1.0,
 ) -> list[Position]:
     """Positions (without text) from logits: what `trace` writes down, as a function of tensors.
 
@@ -101,7 +103,8 @@ def record(
         tokens: (n,), the emitted tokens.
         base_logits, aligned_logits, reference_logits: (n, vocab), the models' logits for those tokens.
     """
-    composition = Composition(rule, deferral_temperature)
+    composition = Composition.of(composition)
+    rule = composition.rule
     rows = composed(composition, base_logits, aligned_logits, reference_logits)
     base, aligned, log_pi = rows.base, rows.aligned, rows.log_pi()
     raise_if_bad(log_pi, composition, base_logits, aligned_logits, reference_logits)
@@ -142,15 +145,14 @@ def record(
     return positions
 
 
-def _positions(model: Loaded, prompt_ids: Sequence[int], output_ids: Sequence[int]) -> Iterator[Position]:
-    composition = model.composition
-    for chunk in logits_of(model, prompt_ids, output_ids, roles=tuple(model.parts)):
+def _positions(model: Loaded, context: Context, output_ids: Sequence[int]) -> Iterator[Position]:
+    composition = context.composition(model.composition)
+    for chunk in logits_of(model, context, output_ids, composition=composition, roles=tuple(model.parts)):
         logits = (chunk.logits["base"], chunk.logits["aligned"], chunk.logits.get("reference"))
         yield from record(
-            composition.rule,
+            composition,
             chunk.tokens.cpu(),
             *(None if rows is None else rows.cpu() for rows in logits),  # type: ignore[arg-type]
-            deferral_temperature=composition.deferral_temperature,
         )
 
 

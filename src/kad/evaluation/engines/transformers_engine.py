@@ -61,7 +61,7 @@ class TransformersEngine:
     def _complete(self, model: PreTrainedModel, answer: Answer) -> Completion:
         if not (self.diagnostics and isinstance(model, KadForCausalLM) and answer.token_ids):
             return Completion.of(answer)
-        found = score_tokens(model, answer.prompt_ids, answer.token_ids, model.composition)
+        found = score_tokens(model, answer.prompt, answer.token_ids, model.composition)
         deferred_mass = None if found.deferred_mass is None else float(found.deferred_mass.mean())
         return Completion.of(answer, deferred_mass=deferred_mass, acceptance=float(found.acceptance.mean()))
 

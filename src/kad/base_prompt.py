@@ -1,0 +1,211 @@
+"""A prompt of its own for the base model: how a conversation is written for it, and what ends an answer there."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from kad.errors import OptionError
+
+SAME = "same"
+"""The name that means: the base model reads the aligned model's prompt."""
+
+_PLACE = re.compile(r"\{(question|system|messages)\}")
+_ANY_PLACE = re.compile(r"\{[a-z_]+\}")
+_SPEAKERS = {"user": "User", "assistant": "Assistant"}
+_FEW_SHOT = "few-shot:"
+
+
+@dataclass(frozen=True)
+class BasePrompt:
+    r"""How the base model is asked. The answer follows the text directly.
+
+    Attributes:
+        template: the text before the answer. `{question}` is what the user said last. `{system}` is the system message
+            and an empty line, or nothing. `{messages}` is the whole conversation, a line "User: ..." or
+            "Assistant: ..." for each message. Without `{messages}`, earlier questions are written with the same
+            template, each with its answer.
+        stops: texts by which this form ends an answer ("\nQuestion:"). The base model's mass on a token that belongs to
+            one goes to the aligned model, so that the end of the answer is the aligned model's decision.
+        examples: questions and answers that stand before the conversation.
+
+    Raises:
+        OptionError: a template without a place for the question, an unknown place, or an empty stop.
+    """
+
+    template: str
+    stops: tuple[str, ...] = ()
+    examples: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(_ANY_PLACE.findall(self.template)) - {"{question}", "{system}", "{messages}"})
+        if unknown or not re.search(r"\{(question|messages)\}", self.template):
+            problem = f"has {unknown[0]}" if unknown else "has no place for the question"
+            raise OptionError(
+                f"The template {self.template!r} {problem}. It takes {{question}} or {{messages}}, and {{system}}."
+            )
+        if not all(isinstance(stop, str) and stop for stop in self.stops):
+            raise OptionError(f"A stop of a base prompt is a text, not {self.stops!r}.")
+
+    @classmethod
+    def parse(cls, given: str | Path | Mapping[str, Any] | BasePrompt | None) -> BasePrompt | None:
+        r"""A base prompt from what names one. None (or "same") means that both models read one prompt.
+
+        Args:
+            given: "qa", "chat", "plain", "few-shot:FILE" (lines of JSON with a question and an answer), "same", a text
+                with `{question}` or `{messages}`, a file, or the dict of `to_dict`. A .json file holds such a dict,
+                any other file is a template. The stops of a template are taken from the line of its question: from
+                "Question: {question}\nAnswer:" comes "\nQuestion:".
+
+        Raises:
+            OptionError: nothing of these, or a file that cannot be read.
+        """
+        if given is None or isinstance(given, BasePrompt) or given == SAME:
+            return given if isinstance(given, BasePrompt) else None
+        if isinstance(given, Mapping):
+            return cls._of(given)
+        text = str(given)
+        if text in BUILT_IN:
+            return BUILT_IN[text]
+        if text.startswith(_FEW_SHOT):
+            return replace(BUILT_IN["qa"], examples=_examples(text.removeprefix(_FEW_SHOT)))
+        if "{question}" in text or "{messages}" in text:
+            text = text if "\n" in text else text.replace("\\n", "\n")
+            return cls(text, _stops_of(text))
+        return cls._read(text)
+
+    @classmethod
+    def _read(cls, name: str) -> BasePrompt:
+        if not Path(name).is_file():
+            raise OptionError(
+                f"Unknown base prompt {name!r}. Choose from: {', '.join(BUILT_IN)}, {_FEW_SHOT}FILE, {SAME}, a "
+                "template with {question} or {messages}, or a file that holds one."
+            )
+        text = _text_of(name)
+        if not name.endswith(".json"):
+            text = text.removesuffix("\n")
+            return cls(text, _stops_of(text))
+        return cls._of(_json(text, name))
+
+    @classmethod
+    def _of(cls, values: Any) -> BasePrompt:
+        if not isinstance(values, Mapping) or not isinstance(values.get("template"), str):
+            raise OptionError(f"A base prompt has at least a template, but got {values!r}.")
+        unknown = sorted(set(values) - {"template", "stops", "examples"})
+        if unknown:
+            raise OptionError(f"A base prompt has no {unknown[0]!r}. It has template, stops and examples.")
+        stops = values.get("stops")
+        return cls(
+            values["template"],
+            _stops_of(values["template"]) if stops is None else tuple(stops),
+            tuple(_example(example, "a base prompt") for example in values.get("examples", ())),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; `parse` reads them back."""
+        examples = [{"question": question, "answer": answer} for question, answer in self.examples]
+        return {"template": self.template, "stops": list(self.stops), "examples": examples}
+
+    def line_break_for_space(self) -> BasePrompt:
+        """The same with a line break where the template ends in spaces.
+
+        Models of one tokenizer must begin the answer with the same token. After "Answer:" the base model would begin
+        with a space, and the aligned model does not.
+        """
+        bare = self.template.rstrip(" ")
+        return self if bare == self.template else replace(self, template=f"{bare}\n")
+
+    def render(self, conversation: Sequence[Mapping[str, str]]) -> str:
+        """The text that the base model reads before the answer to the last message.
+
+        Args:
+            conversation: messages {"role": ..., "content": ...}, in order.
+        """
+        system = "\n".join(message["content"] for message in conversation if message["role"] == "system")
+        said = [message for message in conversation if message["role"] != "system"]
+        if "{messages}" in self.template:
+            told = [
+                {"role": role, "content": text}
+                for example in self.examples
+                for role, text in zip(_SPEAKERS, example, strict=True)
+            ]
+            lines = [f"{_SPEAKERS.get(m['role'], m['role'].title())}: {m['content']}\n" for m in (*told, *said)]
+            return self._filled(said[-1]["content"], system, "".join(lines))
+        *before, (question, _) = [*self.examples, *_exchanges(said)]
+        text = ""
+        for asked, answer in before:
+            text += _with_answer(self._filled(asked, "" if text else system), answer)
+        return text + self._filled(question, "" if text else system)
+
+    def _filled(self, question: str, system: str, messages: str = "") -> str:
+        # In one pass: what the user says may hold the name of a place.
+        values = {"question": question, "system": f"{system}\n\n" if system else "", "messages": messages}
+        return _PLACE.sub(lambda place: values[place[1]], self.template)
+
+
+BUILT_IN = {
+    "qa": BasePrompt("{system}Question: {question}\nAnswer: ", ("\nQuestion:",)),
+    "chat": BasePrompt("{system}{messages}Assistant: ", ("\nUser:",)),
+    "plain": BasePrompt("{system}{question}\n"),
+}
+"""The templates that have a name."""
+
+
+def _exchanges(said: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
+    """Questions with their answers. The last one has none yet. Messages of one speaker in a row become one."""
+    found: list[tuple[str, str]] = []
+    for message in said:
+        role, text = message["role"], message["content"]
+        if role == "assistant" and found:
+            question, answer = found[-1]
+            found[-1] = (question, f"{answer}\n{text}" if answer else text)
+        elif found and not found[-1][1]:
+            found[-1] = (f"{found[-1][0]}\n{text}", "")
+        else:
+            found.append((text, ""))
+    return found or [("", "")]
+
+
+def _with_answer(asked: str, answer: str) -> str:
+    return f"{asked}{'' if asked[-1:].isspace() else ' '}{answer.strip()}\n\n"
+
+
+def _stops_of(template: str) -> tuple[str, ...]:
+    """What begins the next question: the text before `{question}` on its line."""
+    if "{messages}" in template:
+        return (f"\n{_SPEAKERS['user']}:",)
+    line = template.partition("{question}")[0].rpartition("\n")[2].replace("{system}", "").rstrip()
+    return (f"\n{line}",) if line else ()
+
+
+def _examples(name: str) -> tuple[tuple[str, str], ...]:
+    lines = [line for line in _text_of(name).splitlines() if line.strip()]
+    found = tuple(_example(_json(line, name), name) for line in lines)
+    if not found:
+        raise OptionError(f'{name} has no example. A line is {{"question": "...", "answer": "..."}}.')
+    return found
+
+
+def _example(example: Any, where: str) -> tuple[str, str]:
+    if not isinstance(example, Mapping) or not all(isinstance(example.get(k), str) for k in ("question", "answer")):
+        raise OptionError(f"An example in {where} has a question and an answer, both texts, but is {example!r}.")
+    return example["question"], example["answer"]
+
+
+def _json(text: str, name: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise OptionError(f"The base prompt {name} is not JSON: {error}.") from error
+
+
+def _text_of(name: str) -> str:
+    try:
+        return Path(name).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OptionError(f"Cannot read the base prompt {name}: {reason}.") from error

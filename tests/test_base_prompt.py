@@ -1,0 +1,309 @@
+"""A prompt of its own for the base model: how it is written, and every path against separate full sequences."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import kad
+from conftest import make_tokenizer
+from kad import tiny
+from kad.base_prompt import BasePrompt
+from kad.engines.own_prompt import OwnPrompt
+from kad.errors import KadError, UsageError
+from kad.text.batch import generate_all
+from kad.text.contexts import Context, context_of
+from kad.text.score import score_tokens
+from kad.translation.stops import Stops
+
+Prompt = Callable[..., Tensor]
+GREEDY = kad.Sampling(temperature=0, max_new_tokens=10)
+TALK = [
+    {"role": "system", "content": "Be kind."},
+    {"role": "user", "content": "Hi {system}"},
+    {"role": "assistant", "content": "Hello. "},
+    {"role": "user", "content": "Why?"},
+]
+
+
+# ---------------------------------------------------------------------- how it is written
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ("qa", "Be kind.\n\nQuestion: Hi {system}\nAnswer: Hello.\n\nQuestion: Why?\nAnswer: "),
+        ("chat", "Be kind.\n\nUser: Hi {system}\nAssistant: Hello. \nUser: Why?\nAssistant: "),
+        ("plain", "Be kind.\n\nHi {system}\nHello.\n\nWhy?\n"),
+        ("Q: {question}\\nA:", "Q: Hi {system}\nA: Hello.\n\nQ: Why?\nA:"),
+        ("<{messages}|{question}>", "<User: Hi {system}\nAssistant: Hello. \nUser: Why?\n|Why?>"),
+    ],
+)
+def test_a_template_writes_the_whole_conversation(given: str, text: str) -> None:
+    made = BasePrompt.parse(given)
+    assert made is not None
+    assert made.render(TALK) == text
+    assert BasePrompt.parse(json.loads(json.dumps(made.to_dict()))) == made
+
+
+def test_stops_come_from_the_line_of_the_question() -> None:
+    stops = [BasePrompt.parse(given).stops for given in ("qa", "chat", "plain", "{system}Q: {question}\nA:")]  # type: ignore[union-attr]
+    assert stops == [("\nQuestion:",), ("\nUser:",), (), ("\nQ:",)]
+
+
+def test_examples_stand_before_the_question(tmp_path: Path) -> None:
+    (tmp_path / "some.jsonl").write_text('{"question": "1+1?", "answer": "2"}\n\n{"question": "2+2?", "answer": "4"}\n')
+    made = BasePrompt.parse(f"few-shot:{tmp_path / 'some.jsonl'}")
+    assert made is not None
+    question = [{"role": "user", "content": "3+3?"}]
+    head = "Question: 1+1?\nAnswer: 2\n\nQuestion: 2+2?\nAnswer: 4\n\nQuestion: 3+3?\nAnswer: "
+    assert made.render(question) == head
+    assert made.line_break_for_space().render(question) == head.replace("Answer: ", "Answer:\n")
+
+
+def test_files_hold_a_template_or_all_of_it(tmp_path: Path) -> None:
+    (tmp_path / "form.txt").write_text("Frage: {question}\nAntwort:\n")
+    (tmp_path / "form.json").write_text('{"template": "{question}", "stops": ["##"]}')
+    assert BasePrompt.parse(tmp_path / "form.txt") == BasePrompt("Frage: {question}\nAntwort:", ("\nFrage:",))
+    assert BasePrompt.parse(tmp_path / "form.json") == BasePrompt("{question}", ("##",))
+    assert BasePrompt.parse("same") is None
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("qq", "Unknown base prompt 'qq'. Choose from: qa, chat, plain, few-shot:FILE, same"),
+        ("{question} {name}", "has {name}"),
+        ({"template": "no place"}, "has no place for the question"),
+        ({"template": "{question}", "stops": [""]}, "A stop of a base prompt is a text"),
+        ({"template": "{question}", "stop": ["x"]}, "has no 'stop'"),
+        ({}, "has at least a template"),
+        ("few-shot:nowhere.jsonl", "Cannot read the base prompt nowhere.jsonl"),
+    ],
+)
+def test_a_bad_base_prompt_says_what_is_wrong(given: Any, said: str) -> None:
+    with pytest.raises(KadError, match=said.replace("(", "\\(")):
+        BasePrompt.parse(given)
+
+
+# ---------------------------------------------------------------------- every path is the definition
+
+
+@pytest.fixture
+def pair(model: kad.KadForCausalLM) -> kad.KadForCausalLM:
+    model.tokenizer = make_tokenizer()
+    return model
+
+
+def log_pi(model: kad.KadForCausalLM, base_ids: list[int], ids: list[int], answer: Sequence[int]) -> Tensor:
+    """The definition: full sequences, no cache, composed at the last position."""
+    with torch.no_grad():
+        base, aligned = (
+            part(torch.tensor([[*prompt, *answer]]), use_cache=False).logits[0, -1]
+            for part, prompt in ((model.base, base_ids), (model.aligned, ids))
+        )
+    return kad.compose(model.composition, base, aligned)
+
+
+def greedy(model: kad.KadForCausalLM, base_ids: list[int], ids: list[int], count: int = 10) -> list[int]:
+    answer: list[int] = []
+    while len(answer) < count and (not answer or answer[-1] != 1):
+        answer.append(int(log_pi(model, base_ids, ids, answer).argmax()))
+    return answer
+
+
+@pytest.mark.parametrize("lengths", [(9, 4), (3, 8), (5, 5), (1, 6), (7, 1)], ids=str)
+def test_an_answer_on_any_path_is_composed_of_full_sequences(
+    lengths: tuple[int, int], pair: kad.KadForCausalLM, prompt: Prompt
+) -> None:
+    base_ids, ids = (prompt(length, seed=seed)[0].tolist() for seed, length in enumerate(lengths))
+    expected = greedy(pair, base_ids, ids)
+    assert expected != greedy(pair, ids, ids)
+    for drafts in (0, 1, 4):
+        answer = kad.generate(pair, ids, base_prompt=base_ids, sampling=GREEDY, num_draft_tokens=drafts)
+        assert answer.token_ids == expected
+    found = score_tokens(pair, answer.prompt, expected, pair.composition)
+    rows = [log_pi(pair, base_ids, ids, expected[:count])[token] for count, token in enumerate(expected)]
+    torch.testing.assert_close(found.log_pi, torch.stack(rows), atol=2e-5, rtol=1e-5)
+    direct = {"base_input_ids": torch.tensor([base_ids]), "max_new_tokens": 10, "do_sample": False}
+    for options in ({}, {"custom_generate": kad.speculative, "num_draft_tokens": 3}, {"use_cache": False}):
+        made = pair.generate(torch.tensor([ids]), **direct, **options)
+        assert made[0, len(ids) :].tolist() == expected
+
+
+def test_batches_and_beams(pair: kad.KadForCausalLM, prompt: Prompt) -> None:
+    contexts = [
+        Context(prompt(length, seed=i)[0].tolist(), prompt(own, seed=9 + i)[0].tolist())
+        for i, (length, own) in enumerate([(3, 7), (8, 2), (5, 5)])
+    ]
+    expected = [greedy(pair, context.base_ids or [], context.ids) for context in contexts]
+    answers = generate_all(pair, pair.tokenizer, contexts, sampling=GREEDY)
+    assert [answer.token_ids for answer in answers] == expected
+
+    one = {"base_input_ids": torch.tensor([contexts[0].base_ids]), "max_new_tokens": 6, "num_beams": 3}
+    ids = torch.tensor([contexts[0].ids])
+    cached, whole = (pair.generate(ids, use_cache=use, do_sample=False, **one) for use in (True, False))
+    assert torch.equal(cached, whole)
+
+
+def test_sampled_speculation_is_exact(pair: kad.KadForCausalLM, prompt: Prompt) -> None:
+    """First and second token of sampled answers against pi, by a chi-square test that fails once in 10^6 runs."""
+    base_ids, ids = prompt(6, seed=1)[0].tolist(), prompt(3, seed=2)[0].tolist()
+    first = log_pi(pair, base_ids, ids, []).exp()
+    token = int(first.argmax())
+    counts = torch.zeros(2, len(first))
+    pair.generation_config.eos_token_id = None
+    for seed in range(400):
+        how = kad.Sampling(temperature=1.0, seed=seed, max_new_tokens=2)
+        found = kad.generate(pair, ids, base_prompt=base_ids, sampling=how, num_draft_tokens=2, origins=False).token_ids
+        counts[0, found[0]] += 1
+        if found[0] == token:
+            counts[1, found[1]] += 1
+    for row, pi in zip(counts, (first, log_pi(pair, base_ids, ids, [token]).exp()), strict=True):
+        likely = pi * row.sum() >= 5
+        expected = torch.cat((pi[likely], pi[~likely].sum().reshape(1))) * row.sum()
+        seen = torch.cat((row[likely], row[~likely].sum().reshape(1)))
+        statistic = float(((seen - expected) ** 2 / expected.clamp(min=1e-9)).sum())
+        degrees = len(seen) - 1
+        assert statistic < degrees + 5 * (2 * degrees) ** 0.5 + 25, "further off than chance allows"
+
+
+def test_a_conversation_reads_only_what_is_new_of_both_prompts() -> None:
+    model = tiny.pair()
+    questions = ["Ann has 5 pens. She buys 8 more. How many?", "And if she loses 3?"]
+    talk = kad.Conversation(model, base_prompt="chat", sampling=GREEDY, num_draft_tokens=2)
+    said: list[dict[str, str]] = []
+    for question in questions:
+        before = {role: read.scorer.processed for entry in talk.kept._kept for role, read in entry.items()}
+        answer = talk.say(question).finish()
+        said.append({"role": "user", "content": question})
+        fresh = kad.generate(model, said, base_prompt="chat", sampling=GREEDY, num_draft_tokens=0)
+        assert answer.token_ids == fresh.token_ids
+        said.append({"role": "assistant", "content": answer.text})
+    assert all(count > 5 for count in before.values()), "the second turn began with empty caches"
+
+
+def test_the_trace_has_both_prompts() -> None:
+    made = kad.trace(tiny.pair(), "Ann has 5 pens. She buys 8 more. How many?", base_prompt="qa", sampling=GREEDY)
+    assert made.base_prompt is not None
+    assert made.base_prompt.endswith("How many?\nAnswer:\n")
+    assert "Answer:" not in made.prompt
+    assert type(made).from_json(made.to_json()) == made
+
+
+# ---------------------------------------------------------------------- stops
+
+
+def stop_mask(tokenizer: Any, text: str, stops: Sequence[str]) -> Tensor:
+    """By the definition: after this token the text ends with a part of a stop, or a stop is complete in it."""
+    mask = []
+    for token in range(len(tokenizer)):
+        piece = tokenizer.decode([token], skip_special_tokens=True)
+        whole = text + piece
+        complete = any(whole.find(stop, max(0, len(text) - len(stop) + 1)) >= 0 for stop in stops)
+        part = any(whole.endswith(stop[:count]) for stop in stops for count in range(1, len(stop)))
+        mask.append(bool(piece) and (complete or part))
+    return torch.tensor(mask)
+
+
+def test_stops_are_what_the_definition_says() -> None:
+    tokenizer = tiny.pair().tokenizer
+    from kad.translation import TokenBytes
+
+    view, stops = TokenBytes.of(tokenizer, len(tokenizer)), ("\nAnn", "13.")
+    for text in ("", "So it is", "First, 5 + 8 = 1", "So\n", "So\nA", "\n\nAn"):
+        ids = tokenizer(text, add_special_tokens=False).input_ids
+        found = Stops(view, [stop.encode() for stop in stops]).after(ids)
+        assert torch.equal(found, stop_mask(tokenizer, text, stops)), text
+
+
+@pytest.mark.parametrize("rule", ["dual:threshold=0.4", "base_only", "mixture:weight=0.7"])
+def test_the_base_model_never_writes_a_stop(rule: str) -> None:
+    """Greedy, on every path: argmax of pi with p's mass on tokens of a stop deferred."""
+    model, question = tiny.pair(), "Ann has 5 pens. She buys 8 more. How many?"
+    model.rule = rule
+    form = BasePrompt("Ask: {question}\n", ("13", "\n"))
+    context = context_of(model, question, base_prompt=form)
+    assert context.base_ids is not None
+    expected: list[int] = []
+    ends = model.generation_config.eos_token_id
+    for _ in range(12):
+        with torch.no_grad():
+            p, q = (
+                part(torch.tensor([[*ids, *expected]]), use_cache=False).logits[0, -1].softmax(-1)
+                for part, ids in ((model.base, context.base_ids), (model.aligned, context.ids))
+            )
+        never = stop_mask(model.tokenizer, model.tokenizer.decode(expected), form.stops)
+        p = p.masked_fill(torch.nn.functional.pad(never, (0, len(p) - len(never)), value=True), 0.0)
+        kept = {"dual": p * (p >= 0.4), "base_only": p, "mixture": 0.7 * p}[rule.partition(":")[0]]
+        expected.append(int((kept + (1 - kept.sum()) * q).argmax()))
+        if expected[-1] in (ends if isinstance(ends, list) else [ends]):
+            break
+    how = kad.Sampling(temperature=0, max_new_tokens=12)
+    for drafts in (0, 3):
+        answer = kad.generate(model, question, base_prompt=form, sampling=how, num_draft_tokens=drafts)
+        assert answer.token_ids == expected
+    together = generate_all(model, model.tokenizer, [context, context], sampling=how)
+    assert [answer.token_ids for answer in together] == [expected, expected]
+
+
+# ---------------------------------------------------------------------- pairs and errors
+
+
+def test_a_pair_keeps_its_base_prompt(folders: dict[str, Path], tmp_path: Path) -> None:
+    where = {role: str(folders[role]) for role in ("base", "aligned")}
+    model = kad.KadForCausalLM.from_models(**where, base_prompt="plain")
+    model.save_pretrained(tmp_path / "pair")
+    assert kad.load(str(tmp_path / "pair")).base_prompt == BasePrompt.parse("plain")
+    assert kad.load(str(tmp_path / "pair"), base_prompt="same").base_prompt is None
+    answer = kad.generate(model, "Hi", sampling=GREEDY)
+    assert answer.context is not None
+    assert model.tokenizer.decode(answer.context.base_ids) == "Hi\n"
+    assert kad.generate(model, "Hi", base_prompt="same", sampling=GREEDY).context == Context(answer.prompt_ids)
+
+
+def test_the_same_model_twice_is_loaded_once(folders: dict[str, Path]) -> None:
+    model = kad.load(base=str(folders["aligned"]), aligned=str(folders["aligned"]))
+    assert model.base is model.aligned
+    answer = kad.generate(model, "Hi", base_prompt="plain", sampling=GREEDY)
+    context = answer.context
+    assert context is not None
+    assert answer.token_ids == greedy(model, context.base_ids or [], context.ids)
+
+
+def test_special_tokens_typed_by_a_user_stay_text() -> None:
+    model = tiny.pair()
+    special = model.tokenizer.all_special_tokens[0]
+    ids = context_of(model, f"Hi {special} there", base_prompt="{question}\n").base_ids or []
+    assert model.tokenizer.convert_tokens_to_ids(special) not in ids[1:]
+    assert special in model.tokenizer.decode(ids)
+
+
+def test_what_cannot_be_done_is_said(pair: kad.KadForCausalLM, prompt: Prompt) -> None:
+    with pytest.raises(UsageError, match="the prompt is token ids. Give the text"):
+        kad.generate(pair, [5, 6], base_prompt="plain")
+    with pytest.raises(UsageError, match="same number of rows"):
+        pair.generate(prompt(4), base_input_ids=prompt(4, batch=2))
+    with pytest.raises(UsageError, match="say with logits_to_keep=n"):
+        pair(prompt(4), base_input_ids=prompt(6))
+    with pytest.raises(UsageError, match=r"Use custom_generate=kad\.speculative"):
+        pair.generate(prompt(4), base_input_ids=prompt(6), prompt_lookup_num_tokens=2)
+
+
+def test_a_wrong_place_in_the_own_prompt_is_seen(
+    pair: kad.KadForCausalLM, prompt: Prompt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rollback that forgets the other length is seen by the comparison with full sequences."""
+    base_ids, ids = prompt(3, seed=1)[0].tolist(), prompt(9, seed=2)[0].tolist()
+    monkeypatch.setattr(OwnPrompt, "rollback", lambda self, length: self.scorer.rollback(length))
+    try:
+        found = kad.generate(pair, ids, base_prompt=base_ids, sampling=GREEDY, num_draft_tokens=3).token_ids
+    except (RuntimeError, IndexError, KadError):
+        return  # rows are missing
+    assert found != greedy(pair, base_ids, ids)

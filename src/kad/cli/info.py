@@ -174,9 +174,11 @@ def _vocabulary(sources: dict[str, Source], models: dict[str, Model]) -> dict[st
 
     sizes = {role: model.vocabulary for role, model in models.items()}
     try:
-        return {"match": True, "size": check_vocabularies(sizes, sources), "rows": sizes, "problem": None}
+        common = check_vocabularies(sizes, sources)
+        shared = {"match": True, "size": common.vocab_size, "foreign": len(common.foreign_ids)}
+        return {**shared, "rows": sizes, "problem": None}
     except VocabularyError as error:
-        return {"match": False, "size": None, "rows": sizes, "problem": str(error)}
+        return {"match": False, "size": None, "foreign": None, "rows": sizes, "problem": str(error)}
 
 
 def _memory(models: dict[str, Model]) -> dict[str, Any]:
@@ -231,6 +233,9 @@ def _vocabulary_text(vocabulary: dict[str, Any]) -> Text:
     if not vocabulary["match"]:
         return Text(f"no match: {vocabulary['problem']}", style="red")
     padded = ", ".join(f"{role} {rows:,}" for role, rows in vocabulary["rows"].items() if rows != vocabulary["size"])
-    return Text(
-        f"one for all models, {counted(vocabulary['size'], 'token')}" + (f" (padded: {padded} rows)" if padded else "")
+    foreign = vocabulary["foreign"]
+    apart = (
+        f"; {counted(foreign, 'special or reserved token')} not shared, left to the aligned model" if foreign else ""
     )
+    padding = f" (padded: {padded} rows)" if padded else ""
+    return Text(f"one for all models, {counted(vocabulary['size'], 'token')}{padding}{apart}")

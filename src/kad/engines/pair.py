@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from kad.errors import PairError
 from kad.in_force import InForce
 from kad.loading import load_generation_config, tokenizer_of
 from kad.sources import Source
-from kad.vocabulary import check_token_maps, common_size
+from kad.vocabulary import Common, common_vocabulary
 
 if TYPE_CHECKING:
     from kad.rules import Rule
@@ -27,7 +28,7 @@ class Pair(InForce):
     """A base model and a small aligned one, run by engines. It implements `kad.engines.base.ComposedModel`.
 
     Args:
-        config: the pair. Its `vocab_size` is set here.
+        config: the pair. Its `vocab_size` and `foreign_ids` are set here.
         models: the models by role.
 
     Attributes:
@@ -45,7 +46,8 @@ class Pair(InForce):
     def __init__(self, config: KadConfig, models: Mapping[str, Model]) -> None:
         self.config, self.parts = config, dict(models)
         self.reference = self.parts.get("reference")
-        self.config.vocab_size = _shared_vocabulary(self.parts)
+        common = _common_vocabulary(self.parts)
+        self.config.vocab_size, self.config.foreign_ids = common.vocab_size, common.foreign_ids
         self.own_composition = Composition.of(config.rule, config.deferral_temperature)
         own = load_generation_config(Source(config.name_or_path)) if config.name_or_path else None
         chosen = own or self.parts["aligned"].generation_config
@@ -87,19 +89,10 @@ def compose_models(
     return Pair(config, models)
 
 
-def _shared_vocabulary(models: Mapping[str, Model]) -> int:
-    """The number of tokens that all models share, after checking that their tokenizers agree."""
-    size = common_size({role: model.vocab_size for role, model in models.items()})
-    try:
-        aligned = models["aligned"].tokenizer.get_vocab()
-    except PairError:
-        return size
+def _common_vocabulary(models: Mapping[str, Model]) -> Common:
+    """The vocabulary that all models share, after checking that their tokenizers agree."""
+    tokenizers: dict[str, Any] = {}
     for role, model in models.items():
-        if role == "aligned":
-            continue
-        try:
-            own = model.tokenizer.get_vocab()
-        except PairError:
-            continue  # bare weights: nothing to compare
-        check_token_maps(own, aligned, size, (role, "aligned"))
-    return size
+        with suppress(PairError):  # bare weights: nothing to compare
+            tokenizers[role] = model.tokenizer
+    return common_vocabulary({role: model.vocab_size for role, model in models.items()}, tokenizers)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kad.composed import Composed
-from kad.composition import Composition, composed, tempered, with_nobody
+from kad.composition import Composition, composed, tempered, with_nobody, without_foreign
 from kad.distribution import Distribution, first_max, problem_of, raised, row_blocks
 from kad.errors import LogitsError
 from kad.rules import CascadeRule, ThresholdRule
@@ -208,7 +208,8 @@ class Sampling(Policy):
         return Target(torch.cat(kept), torch.cat(alpha), draft, tokens)
 
     def _window_rows(self, drafts: Sequence[Draft], base_logits: Tensor) -> Composed:
-        base = aligned = Distribution.in_probabilities(tempered(self.composition, raised(base_logits)))
+        own = without_foreign(self.composition, raised(base_logits))
+        base = aligned = Distribution.in_probabilities(tempered(self.composition, own))
         if drafts and not self._defers:
             q = _weights(drafts)
             logits = tempered(self.composition, raised(torch.stack([draft.logits for draft in drafts])))

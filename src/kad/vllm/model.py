@@ -130,7 +130,9 @@ class KadForCausalLM(nn.Module):
 
     def _by_rule(self, logits: list[Tensor], rule: Rule) -> Tensor:
         """log pi of rows; NaN in each that has none, so that only its request fails (see `kad.vllm.scheduler`)."""
-        return composed(Composition(rule, self.config.deferral_temperature), *logits).log_pi()
+        foreign = tuple(self.config.foreign_ids or ())
+        composition = Composition(rule, self.config.deferral_temperature, foreign=foreign)
+        return composed(composition, *logits).log_pi()
 
 
 def _initialize_part(vllm_config: VllmConfig, model_config: ModelConfig, prefix: str) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -104,7 +105,7 @@ class Models:
             config = KadConfig(
                 rule=str(method.rule),
                 deferral_temperature=self._deferral_temperature,
-                vocab_size=shared_vocabulary(parts),
+                **asdict(shared_vocabulary(parts)),
             )
             model = KadForCausalLM(config, **{role: part.model for role, part in parts.items()})
             self._composed = (key, model)

@@ -23,6 +23,7 @@ class GgufTokenizer:
         vocab: the vocabulary, as llama.cpp points to it.
         chat_template: the file's chat template, or None.
         path: the file.
+        owner: what must live as long as the vocabulary is used.
 
     Attributes:
         chat_template: the chat template, or None.
@@ -33,8 +34,8 @@ class GgufTokenizer:
 
     padding_side = "left"
 
-    def __init__(self, lib: Any, vocab: Any, chat_template: str | None, path: Path) -> None:
-        self._lib, self._vocab, self._path = lib, vocab, path
+    def __init__(self, lib: Any, vocab: Any, chat_template: str | None, path: Path, owner: Any) -> None:
+        self._lib, self._vocab, self._path, self._owner = lib, vocab, path, owner
         self.chat_template = chat_template
         self._size = int(lib.llama_vocab_n_tokens(vocab))
         self.end_token_ids = [index for index in range(self._size) if lib.llama_vocab_is_eog(vocab, index)]

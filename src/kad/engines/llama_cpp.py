@@ -67,11 +67,14 @@ class LlamaCppModel:
     def __init__(self, path: Path, options: LlamaCppOptions | None = None) -> None:
         self.path, self.options = path, options or LlamaCppOptions()
         self._lib = library()
-        self._model = _load(self._lib, path, self.options)
-        self._free: list[Any] = []
-        weakref.finalize(self, _free_model, self._lib, self._model, self._free)
+        self._weights = _Weights(self._lib, path, self.options)
+        self._model = self._weights.pointer
         self.tokenizer = GgufTokenizer(
-            self._lib, self._lib.llama_model_get_vocab(self._model), _template(self._lib, self._model), path
+            self._lib,
+            self._lib.llama_model_get_vocab(self._model),
+            _template(self._lib, self._model),
+            path,
+            owner=self._weights,
         )
         self.vocab_size = len(self.tokenizer)
         self.context_length = min(self.options.context or CONTEXT, self._lib.llama_model_n_ctx_train(self._model))
@@ -91,7 +94,7 @@ class LlamaCppModel:
             context_length=self.context_length,
             engine="llama_cpp",
             weight_bytes=int(self._lib.llama_model_size(self._model)),
-            weights=words.value.decode(errors="replace").split(" ", 2)[-1],
+            weights=words.value.decode(errors="replace").split(" ", 2)[-1].removeprefix("(guessed) "),
         )
 
     @cached_property
@@ -114,8 +117,8 @@ class LlamaCppModel:
 
     def take_context(self) -> Any:
         """An empty context of llama.cpp."""
-        if self._free:
-            context = self._free.pop()
+        if self._weights.contexts:
+            context = self._weights.contexts.pop()
             self._lib.llama_memory_clear(self._lib.llama_get_memory(context), False)
             return context
         forget_messages()
@@ -129,7 +132,7 @@ class LlamaCppModel:
 
     def give_back(self, context: Any) -> None:
         """Keep a context for the next scorer."""
-        self._free.append(context)
+        self._weights.contexts.append(context)
 
     def _context_params(self) -> Any:
         params, options = self._lib.llama_context_default_params(), self.options
@@ -143,6 +146,15 @@ class LlamaCppModel:
         if options.cache_type is not None:
             params.type_k = params.type_v = CACHE_TYPES[options.cache_type]
         return params
+
+
+class _Weights:
+    """A loaded file and its unused contexts. It is freed when neither the model nor the tokenizer needs it."""
+
+    def __init__(self, lib: Any, path: Path, options: LlamaCppOptions) -> None:
+        self.pointer = _load(lib, path, options)
+        self.contexts: list[Any] = []
+        weakref.finalize(self, _free, lib, self.pointer, self.contexts)
 
 
 class LlamaCppScorer:
@@ -259,7 +271,7 @@ def _template(lib: Any, model: Any) -> str | None:
     return None if found is None else found.decode()
 
 
-def _free_model(lib: Any, model: Any, contexts: list[Any]) -> None:
+def _free(lib: Any, model: Any, contexts: list[Any]) -> None:
     for context in contexts:
         lib.llama_free(context)
     lib.llama_model_free(model)

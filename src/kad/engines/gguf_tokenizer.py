@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from transformers import BatchEncoding
+from transformers import AddedToken, BatchEncoding
 
 from kad.hosts.transformers import render_jinja_template
 from kad.loading import load_tokenizer
@@ -95,6 +95,13 @@ class GgufTokenizer:
         """Token to id. Rows that stand for no token are left out."""
         unused, attribute = self._lib.LLAMA_TOKEN_ATTR_UNUSED, self._lib.llama_vocab_get_attr
         return {self._text(i): i for i in range(self._size) if not attribute(self._vocab, i) & unused}
+
+    @property
+    def added_tokens_decoder(self) -> dict[int, AddedToken]:
+        """The special tokens, by id."""
+        control = self._lib.LLAMA_TOKEN_ATTR_CONTROL
+        special = (i for i in range(self._size) if self._lib.llama_vocab_get_attr(self._vocab, i) & control)
+        return {index: AddedToken(self._text(index), special=True) for index in special}
 
     @property
     def eos_token(self) -> str:

@@ -30,7 +30,14 @@ _FUNCTIONS = (
     *("llama_get_memory", "llama_memory_clear", "llama_memory_seq_rm", "llama_batch_init", "llama_batch_free"),
     *("llama_decode", "llama_get_logits", "llama_log_set", "llama_log_callback", "llama_vocab_n_tokens"),
     *("llama_vocab_get_text", "llama_vocab_get_attr", "llama_vocab_is_eog", "llama_vocab_bos", "llama_vocab_eos"),
-    *("llama_vocab_pad", "llama_tokenize", "llama_detokenize", "LLAMA_TOKEN_ATTR_UNUSED", "llama_token"),
+    *(
+        "llama_vocab_pad",
+        "llama_tokenize",
+        "llama_detokenize",
+        "llama_token",
+        "LLAMA_TOKEN_ATTR_UNUSED",
+        "LLAMA_TOKEN_ATTR_CONTROL",
+    ),
 )
 NEEDS = tuple(
     Need(f"llama_cpp:{name}", "runs GGUF files with the low-level functions of llama.cpp", "llama.cpp's present name")

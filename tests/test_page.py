@@ -60,7 +60,8 @@ class Sample:
         self.trace = Trace(
             rule=rule.to_dict(), rule_text=str(rule), family=family(type(rule)),
             models={"base": "big", "aligned": "small"}, generation={"source": "generated", "do_sample": False},
-            deferral_temperature=1.0, prompt="<b>Question</b>", vocabulary=vocabulary, positions=tuple(positions), kad_version="0",
+            deferral_temperature=1.0, prompt="<b>Question</b>", vocabulary=vocabulary, positions=tuple(positions),
+            kad_version="0",
         )  # fmt: skip
 
     def shares(self, rule: str) -> list[float]:
@@ -431,7 +432,7 @@ def test_looks(open_page: Any, sample: Sample, tmp_path: Path, width: int, schem
     assert page.locator("#panel tr.chosen").is_visible()
     colors = page.evaluate("""() => { const style = getComputedStyle(document.body);
         return [style.color, style.backgroundColor].map(c => c.match(/[\\d.]+/g).slice(0, 3).map(Number)); }""")
-    ink, paper = (_luminance(rgb) for rgb in colors)
+    ink, paper = (luminance(rgb) for rgb in colors)
     assert (ink > paper) == (scheme == "dark")
     assert (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05) > 7
     assert len(page.screenshot(path=tmp_path / "shot.png")) > 8_000
@@ -480,6 +481,6 @@ def test_a_product_of_models_has_no_colors(open_page: Any, sample: Sample) -> No
     assert opened.console == []
 
 
-def _luminance(rgb: list[float]) -> float:
+def luminance(rgb: list[float]) -> float:
     linear = [c / 255 / 12.92 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in rgb]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

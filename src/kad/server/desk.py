@@ -17,6 +17,7 @@ import torch
 
 from kad.composition import Composition
 from kad.engines.base import ComposedModel, Scorer, roles_of
+from kad.server.errors import Busy
 from kad.text.answer import Answer, Piece
 from kad.text.contexts import Context
 from kad.text.kept import KeptScorers
@@ -27,10 +28,6 @@ Result = TypeVar("Result")
 
 KEPT_ANSWERS = 2
 """The answers whose caches stay: a conversation, and what is asked beside it (a title, another rule)."""
-
-
-class Busy(Exception):
-    """As many requests as allowed are already in the line."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,10 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from kad.errors import KadError, LogitsError, OptionError
-from kad.server.desk import Busy
+
+
+class Busy(Exception):
+    """As many requests as allowed are already in the line."""
 
 
 class ClientGone(Exception):

@@ -2,11 +2,11 @@
 //
 // A recorded rule without a slider (base_only, mixture, ...) is an entry of its own: no other rule stands beside it.
 kad.RuleControls = class {
-  constructor({recorded, text, changed, reset = "As recorded"}) {
-    Object.assign(this, {recorded, changed, own: !(recorded.rule in kad.rules)});
+  constructor({recorded, text, changed, rules = kad.rules, reset = "As recorded"}) {
+    Object.assign(this, {recorded, changed, rules, own: !(recorded.rule in rules)});
     this.rule = kad.make("select", {class: "rule", change: () => this.choose(this.rule.value)});
     if (this.own) this.rule.append(kad.make("option", {value: ""}, text));
-    for (const name of Object.keys(kad.rules)) this.rule.append(kad.make("option", {value: name}, name));
+    for (const name of Object.keys(rules)) this.rule.append(kad.make("option", {value: name}, name));
     this.value = kad.make("input", {type: "range", class: "value", input: () => this.slide()});
     this.name = kad.make("span", {class: "parameter"});
     this.shown = kad.make("output", {class: "shown"});
@@ -19,28 +19,34 @@ kad.RuleControls = class {
 
   restore(tell = true) {
     this.rule.value = this.own ? "" : this.recorded.rule;
-    this.range(this.own ? null : this.recorded[kad.rules[this.recorded.rule].parameter]);
+    this.range(this.own ? null : this.recorded[this.rules[this.recorded.rule].parameter]);
     if (tell) this.changed(null, null);
   }
 
   choose(name) {
     if (!name) return this.restore();
-    this.range(kad.rules[name].start);
+    this.range(this.rules[name].start);
     return this.slide();
+  }
+
+  // A rule that was chosen before; `changed` is not called.
+  set(name, value) {
+    this.rule.value = name;
+    this.range(value);
   }
 
   slide() {
     this.say(Number(this.value.value));
-    this.changed(this.rule.value, Number(this.value.value));
+    this.changed(this.rule.value, this.slider.hidden ? null : Number(this.value.value));
   }
 
   range(value) {
-    const rule = kad.rules[this.rule.value];
-    this.slider.hidden = !rule;
-    if (!rule) return;
+    const rule = this.rules[this.rule.value];
+    this.slider.hidden = !rule?.parameter;
+    if (this.slider.hidden) return;
     for (const key of ["min", "max", "step"]) this.value[key] = rule[key];
     this.value.value = value;
-    this.name.textContent = `${rule.parameter} ${rule.sign}`;
+    this.name.textContent = `${rule.parameter} ${rule.sign ?? ""}`.trim();
     [this.ends[0].textContent, this.ends[1].textContent] = [rule.min, rule.max];
     this.say(value);
   }

@@ -19,7 +19,7 @@ kad.csv = (trace) => {
 };
 
 kad.files = {
-  json: {name: "JSON", title: "The trace: kad trace FILE shows it again", type: "application/json", make: (reading) => JSON.stringify(reading.trace)},
+  json: {name: "JSON", title: "The trace: kad trace FILE shows it again", type: "application/json", make: ({trace}) => JSON.stringify({...trace, summary: kad.summary(trace)})},
   csv: {name: "CSV", title: "A table, one line a token", type: "text/csv", make: (reading) => kad.csv(reading.trace)},
   svg: {name: "SVG", title: "A picture of the colored text and its timeline, as they are shown", type: "image/svg+xml", make: (reading, timeline) => kad.picture(reading, timeline)},
 };

@@ -19,18 +19,18 @@ kad.measures = (() => {
 kad.measureChoice = (changed) => {
   const select = kad.make("select", {class: "measure", change: () => changed(select.value)});
   for (const [key, measure] of Object.entries(kad.measures)) select.append(kad.make("option", {value: key}, measure.name));
-  return kad.make("label", {}, "Color by ", select);
+  return kad.make("label", {}, kad.make("span", {class: "by"}, "Color by "), select);
 };
 
-kad.legend = (trace, measure) => {
+kad.legend = (measure, {origins, drafts}) => {
   const key = (kind, ...text) => kad.make("span", {class: "key"}, kad.make("i", {class: kind}), ...text);
   const legend = kad.make("div", {class: "legend", "aria-hidden": "true"});
   const {ends} = kad.measures[measure];
   if (ends) legend.append(kad.make("span", {class: "key"}, ends[0]), kad.make("span", {class: "ramp heat"}), kad.make("span", {class: "key"}, ends[1]));
-  else if (trace.family !== "product") {
+  else if (origins) {
     legend.append(key("swatch base", "base ", kad.make("var", {}, "p")), kad.make("span", {class: "ramp"}), key("swatch aligned", "aligned ", kad.make("var", {}, "q*")));
   }
-  if (kad.drafted(trace)) legend.append(key("mark corrected", "corrected"), key("mark bonus", "bonus"));
+  if (drafts) legend.append(key("mark corrected", "corrected"), key("mark bonus", "bonus"));
   const changed = key("mark differs", "greedy picks another");
   changed.classList.add("changed");
   legend.append(changed);

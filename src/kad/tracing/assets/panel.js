@@ -24,9 +24,9 @@ kad.story = (reading, index) => {
     corrected: `The draft ${draft}was rejected, and this token drawn instead.`,
     bonus: "Bonus token: every draft of the window was accepted.",
     deferred: "Deferred at the bonus position: by definition a draw from q*, accepted unverified.",
-    chosen: "You chose this token.",
   };
-  return `${fate} ${events[position.event] ?? ""}`.trim();
+  const chosen = trace.generation.chosen?.includes(index) ? "You chose this token." : "";
+  return [fate, events[position.event] ?? "", chosen].filter(Boolean).join(" ");
 };
 
 kad.panelFacts = (position, decision) => {
@@ -93,5 +93,5 @@ kad.panelPlace = (aside) => {
   fold.addEventListener("click", () => apply(fold.getAttribute("aria-expanded") !== "true"));
   apply(true);
   aside.append(fold, panel);
-  return panel;
+  return {panel, fold: (folded) => apply(!folded)};
 };

@@ -41,6 +41,7 @@ kad.Reading = class {
     // A line break is shown, and then made; what has no width (unfinished characters, marks) keeps a place to point at.
     token.textContent = /^[\p{C}\p{Z}]*$/u.test(text) && !/[ \n\t]/.test(text) ? "·" : text.replace(/\n/g, "⏎\n");
     if (position.event) token.classList.add(position.event);
+    if (this.trace.generation.chosen?.includes(this.length)) token.classList.add("chosen");
     return token;
   }
 

@@ -2,18 +2,20 @@
 (() => {
   const traces = JSON.parse(document.getElementById("trace").textContent);
   const page = document.querySelector("main");
-  const panel = kad.panelPlace(document.querySelector("aside"));
+  const {panel} = kad.panelPlace(document.querySelector("aside"));
   const views = [];
   const hash = (view, index) => `#${traces.length > 1 ? `${view + 1}.` : ""}${index + 1}`;
 
   const facts = (trace) => {
-    const {summary, generation, models} = trace;
+    const {generation, models} = trace;
+    const summary = kad.summary(trace);
+    const drafted = summary.accepted + summary.corrected;
     const how = {given: "given text", generated: generation.do_sample ? "sampled" : "greedy"}[generation.source] ?? generation.source;
     const rows = [["rule", trace.rule_text], ...Object.entries(models), ["answer", `${summary.tokens} tokens, ${how}`]];
     if (summary.mean_base_share !== null) rows.push(["from base", kad.percent(summary.mean_base_share)]);
     if (summary.mean_deferred_mass !== null) rows.push(["mean α", kad.number(summary.mean_deferred_mass)]);
     rows.push(["mean β", kad.number(summary.mean_acceptance)]);
-    if (kad.drafted(trace)) rows.push(["drafts accepted", `${summary.accepted} of ${kad.drafted(trace)}`]);
+    if (drafted) rows.push(["drafts accepted", `${summary.accepted} of ${drafted}`]);
     const list = kad.facts(rows);
     list.className = "facts";
     return list;
@@ -30,13 +32,14 @@
     const verdict = kad.make("p", {class: "verdict", role: "status"});
     const command = kad.copyable("Run it again with this rule");
     const recolored = () => {
-      const legend = kad.legend(trace, reading.measure);
+      const legend = legendOf(reading.measure);
       legend.querySelector(".changed").hidden = !reading.rule;
       element.querySelector(".legend").replaceWith(legend);
       verdict.textContent = kad.verdict(reading);
       command.set(kad.command(reading));
       timeline.draw();
     };
+    const legendOf = (measure) => kad.legend(measure, {origins: trace.family !== "product", drafts: trace.positions.some((position) => position.event)});
     const reading = new kad.Reading(trace, {name: "Tokens of the answer; arrow keys move between them", shown: show, recolored, link});
     const timeline = new kad.Timeline(reading);
     const controls = new kad.RuleControls({recorded: trace.rule, text: `${trace.rule_text}, as recorded`, changed: (rule, value) => reading.decideBy(rule, value)});
@@ -44,7 +47,7 @@
     const element = kad.make("section", {class: "reading", "aria-label": traces.length > 1 ? `Trace ${number + 1}: ${trace.rule_text}` : "Answer"},
       facts(trace),
       kad.make("details", {class: "prompt"}, kad.make("summary", {}, "Prompt"), kad.make("p", {}, trace.prompt)),
-      kad.legend(trace, reading.measure), reading.element, timeline.element, kad.disagreements(reading, jump),
+      legendOf(reading.measure), reading.element, timeline.element, kad.disagreements(reading, jump),
       kad.make("section", {class: "card what-if", "aria-label": "Another rule on this text"},
         kad.make("h2", {}, "Another rule on this text"), controls.element, verdict, command.element,
         kad.make("p", {class: "note"}, "The text is ", kad.make("strong", {}, "not"), " regenerated. From the recorded distributions the slider tells who each token would have come from, given the same text before it. It cannot tell what would have been written instead: from the first token that changes on, a new text needs new distributions.")),

@@ -38,4 +38,13 @@ kad.word = (trace, token) => kad.label(trace.vocabulary[token] ?? `#${token}`);
 // A rule as kad.rules.parse_rule reads it.
 kad.ruleText = (trace, rule, value) => (rule ? `${rule}:${kad.rules[rule].parameter}=${value}` : trace.rule_text);
 
-kad.drafted = ({summary}) => summary.accepted + summary.corrected;
+// Counts and means over the positions so far, as Trace.summary has them.
+kad.summary = ({positions}) => {
+  const mean = (name) => {
+    const present = positions.map((position) => position[name]).filter((x) => x !== null && x !== undefined);
+    return present.length ? present.reduce((sum, x) => sum + x, 0) / present.length : null;
+  };
+  const count = (event) => positions.filter((position) => position.event === event).length;
+  return {tokens: positions.length, mean_deferred_mass: mean("deferred_mass"), mean_acceptance: mean("acceptance"), mean_base_share: mean("base_share"),
+    accepted: count("accepted"), corrected: count("corrected"), bonus: count("bonus"), deferred: count("deferred")};
+};

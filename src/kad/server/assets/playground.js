@@ -1,0 +1,270 @@
+// The playground: a conversation whose answers are readings, and what can be changed about them.
+//
+// All that is shown is plain data in `talk`, which is kept over a reload: turns with a question and versions of its answer.
+// A version has one column, or three: base alone, aligned alone, composed.
+(() => {
+  const $ = (id) => document.getElementById(id);
+  const {panel, fold} = kad.panelPlace(document.querySelector("aside"));
+  const narrow = matchMedia("(max-width: 56rem)");
+  const talk = {turns: [], settings: {rule: null, value: null}, ...kept("kad-talk")};
+  const views = new Map();
+  let [facts, controls, running, measure] = [null, null, null, "origin"];
+
+  // ---------------------------------------------------------------- kept over a reload
+
+  function kept(name) {
+    try { return JSON.parse(sessionStorage.getItem(name)) ?? {}; } catch { return {}; }
+  }
+  const keep = () => {
+    try { sessionStorage.setItem("kad-talk", JSON.stringify(talk)); } catch {
+      // More than the browser keeps: then a reload finds the conversation as it last fitted.
+    }
+  };
+  const say = (text) => { $("said").textContent = text; };
+
+  // ---------------------------------------------------------------- asking
+
+  const ruleText = () => {
+    const {rule, value} = talk.settings;
+    return !rule ? null : value === null ? rule : `${rule}:${controls.rules[rule].parameter}=${value}`;
+  };
+  const option = (name) => $("options").querySelector(`[name=${name}]`).value;
+  const choices = () => {
+    const chosen = {rule: ruleText()};
+    for (const name of ["temperature", "max_new_tokens", "seed"]) if (option(name) !== "") chosen[name] = Number(option(name));
+    const drafts = option("num_draft_tokens");
+    if (drafts !== "") chosen.num_draft_tokens = drafts === "auto" ? drafts : Number(drafts);
+    return chosen;
+  };
+  const shownColumn = (turn) => turn.versions[turn.shown].columns.at(-1);
+  const messages = (turns, question) => {
+    const said = turns.flatMap((turn) => [{role: "user", content: turn.question}, {role: "assistant", content: textOf(shownColumn(turn))}]);
+    const system = option("system");
+    return [...(system ? [{role: "system", content: system}] : []), ...said, {role: "user", content: question}];
+  };
+  const textOf = (column) => column.done?.text ?? (column.trace?.positions ?? []).map((position) => position.text).join("");
+
+  // The question as kad trace can ask it again, if there is nothing before it.
+  const made = (request) => {
+    const [system, ...others] = request.messages[0].role === "system" ? request.messages : [null, ...request.messages];
+    const asked = {prompt: others[0].content, ...(facts.name === "composed" ? {} : {pair: facts.name}), ...(system ? {system: system.content} : {})};
+    return {source: "generated", ...(others.length === 1 ? {asked} : {})};
+  };
+  const columnOf = (of, request, more = {}) => ({of, request: {of, continuation: [], ...request}, made: made(request), trace: null, done: null, problem: null, ...more});
+
+  const ask = (question) => {
+    const request = {messages: messages(talk.turns, question), ...choices()};
+    const turn = {question, versions: [], shown: 0};
+    talk.turns.push(turn);
+    $("talk").querySelector(".welcome")?.remove();
+    run(turn, ($("columns").checked ? ["base", "aligned", "composed"] : ["composed"]).map((of) => columnOf(of, request)));
+  };
+  const again = (turn, all) => {
+    const request = {messages: messages(talk.turns.slice(0, talk.turns.indexOf(turn)), turn.question), ...choices()};
+    run(turn, (all ? ["base", "aligned", "composed"] : ["composed"]).map((of) => columnOf(of, request)));
+  };
+  // What if: the text up to a token, another token there, and on from it, as this answer was made.
+  const branch = (column, index, token) => {
+    const turn = talk.turns.find(({versions}) => versions.some(({columns}) => columns.includes(column)));
+    const before = column.trace.positions.slice(0, index).map((position) => position.token);
+    const chosen = [...(column.trace.generation.chosen ?? []).filter((at) => at < index), index];
+    goOn(turn, column, [...before, token], {...column.made, chosen});
+  };
+  const goOn = (turn, column, continuation, how = column.made) => {
+    const request = {...column.request, continuation};
+    const trace = structuredClone({...column.trace, positions: column.trace.positions.slice(0, continuation.length - 1)});
+    run(turn, [columnOf(column.of, request, {made: how, trace})]);
+  };
+
+  // ---------------------------------------------------------------- answering
+
+  const run = async (turn, columns) => {
+    if (running) return;
+    turn.versions.push({columns});
+    turn.shown = turn.versions.length - 1;
+    running = new AbortController();
+    const {signal} = running;
+    busy(true);
+    show(turn);
+    const answers = columns.map((column) => views.get(column));
+    $("composer").scrollIntoView({block: "end"});
+    say("Answering.");
+    const saver = setInterval(keep, 1000);
+    await Promise.all(answers.map(async (answer) => {
+      answer.running(true);
+      try {
+        await kad.server.answer(answer.column.request, signal, (events) => { answer.take(events); followEnd(); });
+      } catch (error) {
+        if (error.name !== "AbortError") answer.column.problem = error.message;
+        else answer.column.stopped = true;
+      }
+      answer.running(false);
+    }));
+    clearInterval(saver);
+    running = null;
+    busy(false);
+    keep();
+    show(turn);
+    // After "what if", the token that was chosen is the one in focus.
+    const [{reading, column: {trace, request}}] = answers;
+    if (request.continuation.length && reading && trace.generation.chosen) reading.show(request.continuation.length - 1, {scroll: false});
+    say(columns.some(({problem}) => problem) ? "The answer failed." : `The answer has ${columns.at(-1).trace?.positions.length ?? 0} tokens.`);
+  };
+  // The end of the text stays in sight while it grows, if it was.
+  const followEnd = () => {
+    const page = document.scrollingElement;
+    if (page.scrollHeight - page.scrollTop - page.clientHeight < 240) page.scrollTop = page.scrollHeight;
+  };
+  const busy = (is) => {
+    $("send").textContent = is ? "Stop" : "Send";
+    document.body.classList.toggle("busy", is);
+  };
+
+  // ---------------------------------------------------------------- showing
+
+  const showToken = (answer, index) => {
+    for (const other of views.values()) if (other !== answer) other.reading?.leave();
+    panel.replaceChildren(...kad.panel(answer.reading, index, {choose: running ? null : (row) => branch(answer.column, index, row.token)}));
+    answer.timeline?.move();
+    if (answer.reading.held && narrow.matches) fold(false);
+  };
+  const answerOf = (column) => {
+    if (!views.has(column)) {
+      const answer = new kad.Answer(column, {shown: showToken});
+      views.set(column, answer);
+      answer.running(false);
+    }
+    return views.get(column);
+  };
+  const show = (turn) => {
+    const {columns} = turn.versions[turn.shown];
+    const answers = columns.map(answerOf);
+    const element = kad.make("article", {class: "turn"}, kad.make("p", {class: "question"}, turn.question),
+      kad.make("div", {class: "columns"}, ...answers.map((answer) => answer.element)), tools(turn));
+    const old = $("talk").children[talk.turns.indexOf(turn)];
+    if (old) old.replaceWith(element);
+    else $("talk").append(element);
+    for (const [column, {reading}] of views) if (!columns.includes(column)) reading?.leave();
+    for (const {reading} of answers) if (reading && reading.measure !== measure) reading.colorBy(measure);
+    preview();
+  };
+  const tools = (turn) => {
+    const button = (text, click, title) => kad.make("button", {type: "button", click, title, class: "tool", "aria-label": text.length === 1 ? title : null}, text);
+    const column = shownColumn(turn);
+    const row = kad.make("div", {class: "tools"});
+    if (turn.versions.length > 1) {
+      const step = (by) => () => { turn.shown += by; keep(); show(turn); };
+      const [back, on] = [button("‹", step(-1), "The version before"), button("›", step(1), "The next version")];
+      [back.disabled, on.disabled] = [turn.shown === 0, turn.shown === turn.versions.length - 1];
+      row.append(kad.make("span", {class: "versions"}, back, `${turn.shown + 1} of ${turn.versions.length}`, on));
+    }
+    if (running) return row;
+    row.append(button("Answer again", () => again(turn, false), "With the rule and the options that are set now"),
+      button("Three columns", () => again(turn, true), "Base alone, aligned alone and composed"));
+    if (!column.done && column.trace?.positions.length) {
+      row.append(button("Go on", () => goOn(turn, column, column.trace.positions.map((position) => position.token)), "From where the answer stopped"));
+    }
+    return row;
+  };
+  // The rule that is set, on the last answer: who its tokens would have come from.
+  const preview = () => {
+    const turn = talk.turns.at(-1);
+    const reading = turn && views.get(shownColumn(turn))?.reading;
+    $("legend").querySelector(".changed").hidden = true;
+    $("verdict").textContent = "";
+    if (!facts || !reading || running || shownColumn(turn).of !== "composed") return;
+    const {rule, value} = talk.settings;
+    const same = (rule ? ruleText() : facts.rule) === reading.trace.rule_text;
+    const known = rule ? kad.rules[rule]?.tau && [rule, value] : kad.rules[facts.rule_values.rule] && [facts.rule_values.rule, facts.rule_values[kad.rules[facts.rule_values.rule].parameter]];
+    reading.decideBy(...(same || !known ? [null, null] : known));
+    $("legend").querySelector(".changed").hidden = same || !known;
+    $("verdict").textContent = same ? "" : known ? `The last answer under this rule: ${kad.verdict(reading)}` : "Answer again to see this rule.";
+  };
+  const legend = () => {
+    $("legend").replaceChildren(kad.legend(measure, {origins: true, drafts: true}));
+    preview();
+  };
+  const welcome = () => {
+    const tiny = ["Mia has 24 apples. She buys 13 more. Then she loses 9. How many are left?", "Tom has 61 coins. He spends 17. Then he gives away 8. How many coins are left?", "Ann has 5 pens. She buys 8 more. How many pens does she have now?"];
+    const questions = facts?.name === "tiny" ? tiny : ["Why is the sky blue?", "What is 17 * 24?", "Write a haiku about autumn."];
+    return kad.make("div", {class: "welcome"}, kad.make("p", {}, "Each token gets the color of the model it came from. Point at a token to see the three distributions. Click it, choose another token in the panel, and the text goes on from there."),
+      ...questions.map((question) => kad.make("button", {type: "button", click: () => { if (facts) ask(question); }}, question)));
+  };
+
+  // ---------------------------------------------------------------- the rest of the page
+
+  const rulesOf = (described) => Object.fromEntries(described.map(({name, parameters: [first]}) => {
+    const bounded = first && first.min !== null && first.max !== null;
+    const plain = bounded ? {parameter: first.name, min: first.min, max: first.max, step: 0.01, start: first.default} : {parameter: null, start: null};
+    return [name, kad.rules[name] ?? plain];
+  }));
+  const addOptions = () => {
+    const {sampling} = facts;
+    const field = (name, text, attributes) => kad.make("label", {}, text, kad.make("input", {name, type: "number", ...attributes}));
+    const drafts = kad.make("select", {name: "num_draft_tokens"}, ...[["", "as the pair"], ["0", "none"], ["auto", "auto"], ["2", "2"], ["4", "4"], ["8", "8"]].map(([value, text]) => kad.make("option", {value}, text)));
+    $("options").querySelector(".options").append(
+      field("temperature", "Temperature", {min: 0, step: 0.1, placeholder: sampling.temperature ?? "0"}),
+      field("max_new_tokens", "Most tokens", {min: 1, step: 1, placeholder: sampling.max_new_tokens ?? "512"}),
+      field("seed", "Seed", {min: 0, step: 1, placeholder: "random"}),
+      kad.make("label", {}, "Drafts at a time", drafts),
+      kad.make("label", {class: "wide"}, "System message", kad.make("textarea", {name: "system", rows: 1})),
+      kad.make("button", {type: "button", class: "wide", click: () => kad.save("conversation.json", "application/json", JSON.stringify({schema: "kad-conversation/1", ...talk}))}, "Save the conversation (JSON)"));
+  };
+  const start = async () => {
+    try {
+      facts = await kad.server.facts();
+    } catch (error) {
+      $("pair").textContent = error.message;
+      $("pair").classList.add("problem");
+      return;
+    }
+    const sizes = Object.entries(facts.models).map(([role, name]) => `${role} ${name} (${(facts.parameters[role] / 1e6).toLocaleString("en", {maximumFractionDigits: 1})} M)`);
+    $("pair").textContent = [facts.name, ...sizes, facts.rule].join(" · ");
+    controls = new kad.RuleControls({recorded: facts.rule_values, text: facts.rule, rules: rulesOf(facts.rules), reset: "The pair's",
+      changed: (rule, value) => { Object.assign(talk.settings, {rule, value}); preview(); keep(); }});
+    $("rule").append(controls.element);
+    if (talk.settings.rule) controls.set(talk.settings.rule, talk.settings.value);
+    addOptions();
+    $("send").disabled = false;
+    if (talk.turns.length === 0) $("talk").replaceChildren(welcome());
+    preview();
+  };
+
+  $("composer").addEventListener("submit", (event) => {
+    event.preventDefault();
+    const question = $("question").value.trim();
+    if (running) running.abort();
+    else if (facts && question) { $("question").value = ""; ask(question); }
+  });
+  $("question").addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); if (!running) $("composer").requestSubmit(); }
+    if (event.key === "Escape") running?.abort();
+  });
+  $("drafts").addEventListener("change", () => document.body.classList.toggle("with-drafts", $("drafts").checked));
+  $("new").addEventListener("click", () => {
+    running?.abort();
+    talk.turns = [];
+    views.clear();
+    keep();
+    $("talk").replaceChildren(welcome());
+    nothing();
+    preview();
+    $("question").focus();
+  });
+  const nothing = () => panel.replaceChildren(kad.make("p", {class: "nothing"}, "Point at a token to see where it came from."));
+  window.addEventListener("pagehide", keep);
+  kad.theme($("theme"));
+  $("new").before(kad.measureChoice((chosen) => {
+    measure = chosen;
+    legend();
+    for (const {reading} of views.values()) reading?.colorBy(measure);
+  }));
+  document.body.classList.toggle("with-drafts", $("drafts").checked);
+  $("send").disabled = true;
+  legend();
+  nothing();
+  if (narrow.matches) fold(true);
+  talk.turns.forEach(show);
+  if (talk.turns.length === 0) $("talk").append(welcome());
+  start();
+})();

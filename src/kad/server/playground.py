@@ -1,0 +1,141 @@
+"""The page of `kad playground`, and the server that shows it before the models are loaded."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+from collections.abc import Callable, Collection
+from contextlib import AsyncExitStack, suppress
+from functools import partial
+from importlib.resources import files
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from fastapi.responses import HTMLResponse
+from starlette.types import Receive, Scope, Send
+
+from kad.errors import UsageError
+from kad.server.errors import Refusal
+from kad.server.guard import LOOPBACK, Guard
+from kad.tracing.page import asset, blank_page, components, fill, script_safe
+
+_ASSETS = files("kad.server") / "assets"
+
+
+def playground_page() -> str:
+    """The page as text. It loads nothing but the answers of its own server.
+
+    It holds the page of a trace without a trace, so that an answer can be saved as a page while the server is away.
+    """
+    scripts = [(_ASSETS / name).read_text(encoding="utf-8") for name in ("server.js", "answer.js", "playground.js")]
+    return fill(
+        (_ASSETS / "playground.html").read_text(encoding="utf-8"),
+        style=asset("common.css") + (_ASSETS / "playground.css").read_text(encoding="utf-8"),
+        script=components() + "".join(scripts),
+        **{"trace-page": script_safe(json.dumps(blank_page("kad trace")))},
+    )
+
+
+class Playground:
+    """The server as an ASGI application that shows its page at once. Other requests wait until the models are loaded.
+
+    Args:
+        make: loads the models and makes the application (`kad.server.app.make_app`). Runs in a thread of its own.
+        failed: called with the error if `make` fails.
+        hosts: see `kad.server.guard.Guard`.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], FastAPI],
+        failed: Callable[[BaseException], None],
+        hosts: Collection[str] | None = LOOPBACK,
+    ) -> None:
+        self._make, self._failed = make, failed
+        page = HTMLResponse(playground_page(), headers={"Cache-Control": "no-store"})
+        self._page = Guard(page, hosts=hosts)
+        self._loading: asyncio.Future[FastAPI]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+        elif scope["type"] == "http" and scope["path"] == "/":
+            await self._page(scope, receive, send)
+        else:
+            await asyncio.wait([self._loading])
+            failed = self._loading.cancelled()
+            app = Refusal(503, "The models could not be loaded.").response() if failed else self._loading.result()
+            await app(scope, receive, send)
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        """From the start of the server to its end. The application inside lives from when it is made."""
+        await receive()
+        async with AsyncExitStack() as inside:
+            self._loading = asyncio.ensure_future(self._load(inside))
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _load(self, inside: AsyncExitStack) -> FastAPI:
+        loop = asyncio.get_running_loop()
+        made: asyncio.Future[FastAPI] = loop.create_future()
+
+        def work() -> None:
+            settle: Callable[[], Any]
+            try:
+                settle = partial(made.set_result, self._make())
+            except BaseException as error:  # noqa: BLE001  (it is raised where the server is run)
+                self._failed(error)
+                settle = made.cancel
+            with suppress(RuntimeError):  # the server has ended meanwhile
+                loop.call_soon_threadsafe(settle)
+
+        # Whoever ends the server does not wait for a model of many gigabytes: such a thread ends with the process.
+        threading.Thread(target=work, daemon=True).start()
+        app = await made
+        await inside.enter_async_context(app.router.lifespan_context(app))
+        return app
+
+
+def run(make: Callable[[], FastAPI], *, port: int, ready: Callable[[str], None]) -> None:
+    """Serve a playground on this machine until it is interrupted.
+
+    Args:
+        make: see `Playground`.
+        port: the port; 0 takes a free one.
+        ready: called with the address as soon as the page can be opened.
+
+    Raises:
+        UsageError: the port is taken.
+        Exception: whatever `make` raised.
+    """
+    failures: list[BaseException] = []
+
+    def failed(error: BaseException) -> None:
+        failures.append(error)
+        server.should_exit = True
+
+    listener = listen(port)
+    config = uvicorn.Config(Playground(make, failed), log_level="warning", timeout_graceful_shutdown=2)
+    server = uvicorn.Server(config)
+    ready(f"http://127.0.0.1:{listener.getsockname()[1]}")
+    with listener:
+        server.run(sockets=[listener])
+    if failures:
+        raise failures[0]
+
+
+def listen(port: int) -> socket.socket:
+    """A socket that already takes connections, so that the page can be opened before the server runs."""
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("127.0.0.1", port))
+    except OSError as error:
+        listener.close()
+        raise UsageError(f"Port {port} is taken. Choose another one, or a free one with --port 0.") from error
+    listener.listen()
+    return listener

@@ -1,0 +1,414 @@
+"""`kad playground` in a real Chromium over a real server: what a person does with it, and what must never happen."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+import kad
+import needs
+from kad.errors import UsageError
+from kad.text.prompts import encode
+from kad.text.sampling import Sampling
+from kad.text.streaming import Stream
+from kad.tracing.schema import Trace
+from test_page import FLAGS, HOSTILE, luminance, make_sample, set_slider, shown_shares
+
+fastapi = pytest.importorskip("fastapi", reason='pip install "kad-align[server]"')
+playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+
+import uvicorn  # noqa: E402
+
+from kad.server.app import make_app  # noqa: E402
+from kad.server.playground import Playground, listen, run  # noqa: E402
+
+pytestmark = [pytest.mark.browser, needs.chromium]
+QUESTION = "Mia has 24 apples. She buys 13 more. Then she loses 9. How many are left?"
+# What a browser itself writes into its console when a request fails.
+NETWORK = "Failed to load resource"
+
+
+@pytest.fixture(scope="module")
+def tiny() -> kad.KadForCausalLM:
+    return kad.load("tiny")
+
+
+@contextmanager
+def running(make: Callable[[], Any]) -> Iterator[str]:
+    """A playground in a thread, and its address."""
+    listener = listen(0)
+    server = uvicorn.Server(uvicorn.Config(Playground(make, lambda error: None), log_level="error", lifespan="on"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(60)
+        listener.close()
+        assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def address(tiny: kad.KadForCausalLM) -> Iterator[str]:
+    with running(lambda: make_app(tiny, "tiny")) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=needs.CHROMIUM, headless=True, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+# Counts how many tokens the page shows each time that it changes.
+WATCH = """
+window.seen = [];
+new MutationObserver(() => {
+  const count = document.querySelectorAll(".token").length;
+  if (window.seen.at(-1) !== count) window.seen.push(count);
+}).observe(document, {childList: true, subtree: true});
+"""
+
+
+@dataclass
+class Player:
+    """A person at the page."""
+
+    page: Any
+    console: list[str] = field(default_factory=list)
+    elsewhere: list[str] = field(default_factory=list)
+
+    def choose(self, **options: Any) -> None:
+        """Set options below the question. Without drafts, every token comes from a forward pass of its own."""
+        self.page.locator("#options").evaluate("e => { e.open = true; }")
+        for name, value in options.items():
+            control = self.page.locator(f"#options [name={name}]")
+            control.select_option(str(value)) if name == "num_draft_tokens" else control.fill(str(value))
+
+    def ask(self, question: str = QUESTION, *, wait: bool = True) -> None:
+        self.page.fill("#question", question)
+        self.page.press("#question", "Enter")
+        if wait:
+            self.idle()
+
+    def idle(self) -> None:
+        self.page.wait_for_selector(".answer:not(.running)")
+        self.page.wait_for_selector("body:not(.busy)")
+
+    def text(self, column: int = -1) -> str:
+        answer = self.page.locator(".answer").all()[column]
+        # Where a line breaks, the page shows a sign before it.
+        return "".join(answer.locator(".token").all_text_contents()).replace("⏎\n", "\n")
+
+
+@pytest.fixture
+def open_page(browser: Any, address: str) -> Iterator[Callable[..., Player]]:
+    opened: list[tuple[Any, Player]] = []
+
+    def open_(*, width: int = 1280, scheme: str = "light", at: str = address) -> Player:
+        context = browser.new_context(viewport={"width": width, "height": 860}, color_scheme=scheme)
+        player = Player(context.new_page())
+        opened.append((context, player))
+        player.page.set_default_timeout(60_000)
+        player.page.add_init_script(WATCH)
+        player.page.on("console", lambda message: player.console.append(message.text))
+        player.page.on("pageerror", lambda error: player.console.append(str(error)))
+        local = (at, "blob:", "data:", "file:")
+        player.page.on("request", lambda r: None if r.url.startswith(local) else player.elsewhere.append(r.url))
+        player.page.goto(at)
+        if at == address:
+            player.page.wait_for_selector("#send:not([disabled])")
+        return player
+
+    yield open_
+    for context, player in opened:
+        assert player.elsewhere == []
+        assert [line for line in player.console if NETWORK not in line] == []
+        context.close()
+
+
+def greedy(model: Any, rule: str | None = None, forced: tuple[int, ...] = ()) -> Any:
+    """The greedy answer to the question, without drafts, after some tokens of it."""
+    prompt_ids = [*encode(model.tokenizer, QUESTION), *forced]
+    return Stream(model, prompt_ids, model.composed_by(rule), Sampling(temperature=0), 0).finish()
+
+
+def test_asks_and_colors_arrive(open_page: Any, tiny: kad.KadForCausalLM) -> None:
+    player = open_page()
+    player.choose(num_draft_tokens=0)
+    player.ask()
+    expected = greedy(tiny)
+    assert len(player.page.evaluate("window.seen")) > 5, "the tokens came all at once"
+    assert player.page.locator(".token").count() == len(expected.token_ids)
+    assert player.text().removesuffix("<|end|>") == expected.text
+    shares = [piece.base_share for piece in expected.pieces]
+    assert shown_shares(player.page) == pytest.approx(shares, abs=1e-3)
+    assert f"{len(shares)} tokens" in player.page.locator(".stats").inner_text()
+    player.page.locator(".token").nth(3).hover()
+    assert float(player.page.locator("#panel dd[data-name=share]").inner_text().rstrip(" %")) == pytest.approx(
+        100 * shares[3], abs=0.6
+    )
+
+
+def test_the_threshold_colors_the_answer_and_makes_another(open_page: Any, tiny: kad.KadForCausalLM) -> None:
+    player = open_page()
+    player.choose(num_draft_tokens=0)
+    player.ask()
+    before = shown_shares(player.page)
+    set_slider(player.page, "dual", 1.0)
+    after = shown_shares(player.page)
+    assert sum(after) < sum(before)
+    assert "change hands" in player.page.locator("#verdict").inner_text()
+    player.page.get_by_role("button", name="Answer again").click()
+    player.idle()
+    assert player.page.locator(".answer h2").inner_text().startswith("dual:threshold=1")
+    assert player.text().removesuffix("<|end|>") == greedy(tiny, "dual:threshold=1").text
+    assert "2 of 2" in player.page.locator(".versions").inner_text()
+    player.page.get_by_role("button", name="The version before").click()
+    assert shown_shares(player.page) == after, "the version before, colored by the rule that is set"
+
+
+@pytest.mark.parametrize("keyboard", [False, True])
+def test_what_if(open_page: Any, tiny: kad.KadForCausalLM, keyboard: bool) -> None:
+    """The text goes on after another token exactly as the model does when it has written that token."""
+    player = open_page()
+    player.choose(num_draft_tokens=0)
+    player.ask()
+    tokens, at = greedy(tiny).token_ids, 13
+    player.page.locator(".token").nth(at).click()
+    candidate = player.page.locator(".choose").nth(1)
+    if keyboard:
+        candidate.focus()
+        player.page.keyboard.press("Enter")
+    else:
+        candidate.click()
+    player.page.wait_for_selector(".versions")
+    player.idle()
+    assert player.page.locator(".token.chosen").get_attribute("data-index") == str(at)
+    assert "You chose this token." in player.page.locator("#panel .story").inner_text()
+    chosen = int(player.page.locator("#panel h2 small").inner_text().split("id ")[1])
+    assert chosen != tokens[at]
+    forced = (*tokens[:at], chosen)
+    rest = greedy(tiny, forced=forced).token_ids
+    assert player.text() == tiny.tokenizer.decode([*forced, *rest])
+
+
+def test_three_columns(open_page: Any, tiny: kad.KadForCausalLM) -> None:
+    player = open_page()
+    player.choose(num_draft_tokens=0)
+    player.page.check("#columns")
+    player.ask()
+    for column, rule in enumerate(["base_only", "aligned_only", None]):
+        assert player.text(column).removesuffix("<|end|>") == greedy(tiny, rule).text
+    boxes = [answer.bounding_box() for answer in player.page.locator(".answer").all()]
+    assert len({box["y"] for box in boxes}) == 1
+    assert all(a["x"] + a["width"] <= b["x"] for a, b in pairwise(boxes))
+    assert player.page.locator(".token[aria-selected=true]").count() <= 1
+
+
+def test_drafts_are_shown_as_they_happen(open_page: Any) -> None:
+    player = open_page()
+    player.choose(num_draft_tokens=4)
+    set_slider(player.page, "dual", 0.01)
+    player.ask()
+    said = player.page.locator(".stats").inner_text()
+    assert f"{player.page.locator('.token.accepted').count()} accepted" in said
+    drafts = player.page.locator("s.draft")
+    assert f"{drafts.count()} rejected" in said
+    assert drafts.count() == player.page.locator(".token.corrected").count() > 0
+    assert drafts.first.is_visible()
+    player.page.uncheck("#drafts")
+    assert not drafts.first.is_visible()
+
+
+def long_answer(player: Player) -> None:
+    """A long answer under way: at this temperature, nothing ends the text soon."""
+    player.choose(num_draft_tokens=0, temperature=30, max_new_tokens=400, seed=1)
+    player.ask(wait=False)
+    player.page.wait_for_selector(".token[data-index='5']")
+
+
+def test_a_reload_in_the_middle(open_page: Any, address: str) -> None:
+    player = open_page()
+    long_answer(player)
+    player.page.reload()
+    player.page.wait_for_selector("#send:not([disabled])")
+    part = player.text()
+    count = player.page.locator(".token").count()
+    assert 5 <= count < 400
+    for _ in range(100):
+        waiting = httpx.get(f"{address}/kad/model").json()["waiting"]
+        if not waiting:
+            break
+        time.sleep(0.1)
+    assert waiting == 0, "nobody reads the answer, and it goes on"
+    player.choose(num_draft_tokens=0, max_new_tokens=8)
+    player.page.get_by_role("button", name="Go on").click()
+    player.page.wait_for_selector(".versions")
+    player.page.wait_for_selector(f".token[data-index='{count + 2}']")
+    player.page.press("#question", "Escape")
+    player.idle()
+    assert player.text().startswith(part)
+
+
+def test_stop(open_page: Any) -> None:
+    player = open_page()
+    long_answer(player)
+    player.page.get_by_role("button", name="Stop").click()
+    player.idle()
+    assert player.page.locator(".token").count() < 400
+    assert player.page.get_by_role("button", name="Go on").is_visible()
+    assert player.page.locator("#send").inner_text() == "Send"
+
+
+def test_offline(open_page: Any, tmp_path: Path) -> None:
+    """What is there stays of use: the tokens, the files. What is not there is said."""
+    player = open_page()
+    player.ask()
+    tokens = player.page.locator(".token").count()
+    player.page.context.set_offline(True)
+    player.ask("And without the 9?", wait=False)
+    problem = player.page.locator(".turn").nth(1).locator(".problem")
+    problem.wait_for()
+    assert "The server does not answer" in problem.inner_text()
+    player.page.locator(".token").nth(2).click()
+    assert player.page.locator("#panel table").is_visible()
+    player.page.locator(".more summary").first.click()
+    with player.page.expect_download() as download:
+        player.page.get_by_role("button", name="Page", exact=True).click()
+    saved = tmp_path / "trace.html"
+    download.value.save_as(saved)
+    player.page.context.set_offline(False)
+    player.page.locator(".turn").nth(1).get_by_role("button", name="Answer again").click()
+    player.page.locator(".turn").nth(1).locator(".token").first.wait_for()
+    player.idle()
+    alone = open_page(at=saved.as_uri())
+    assert alone.page.locator(".token").count() == tokens
+    assert QUESTION in alone.page.locator(".command code").inner_text()
+
+
+def test_files(open_page: Any) -> None:
+    player = open_page()
+    player.ask()
+    player.page.locator(".more summary").click()
+    files = {}
+    for name in ("JSON", "CSV", "SVG"):
+        with player.page.expect_download() as download:
+            player.page.get_by_role("button", name=name, exact=True).click()
+        files[name] = Path(download.value.path()).read_text(encoding="utf-8")
+    made = Trace.from_json(files["JSON"])
+    assert made.text == player.text()
+    assert made.summary() == pytest.approx(json.loads(files["JSON"])["summary"])
+    assert len(files["CSV"].splitlines()) == 1 + len(made.positions)
+    assert files["SVG"].startswith("<svg")
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (375, "light"), (375, "dark")])
+def test_looks(open_page: Any, width: int, scheme: str) -> None:
+    player = open_page(width=width, scheme=scheme)
+    player.page.check("#columns")
+    player.ask()
+    page = player.page
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator("#send").is_visible()
+    assert page.locator("#panel").is_visible() == (width > 375)
+    page.locator(".token").nth(2).click()
+    assert page.locator("#panel tr.chosen").is_visible()
+    colors = page.evaluate("""() => { const style = getComputedStyle(document.body);
+        return [style.color, style.backgroundColor].map(c => c.match(/[\\d.]+/g).slice(0, 3).map(Number)); }""")
+    ink, paper = (luminance(rgb) for rgb in colors)
+    assert (ink > paper) == (scheme == "dark")
+    assert (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05) > 7
+
+
+def test_everything_that_is_used_has_a_name(open_page: Any) -> None:
+    """For a reader of the screen: controls, texts and the panel."""
+    player = open_page()
+    player.ask()
+    player.page.locator(".token").nth(2).click()
+    unnamed = player.page.evaluate("""() => {
+        const labelled = e => [...(e.labels ?? [])].some(label => label.textContent.trim());
+        return [...document.querySelectorAll("button, input, select, textarea")]
+            .filter(e => !e.getAttribute("aria-label") && !e.textContent.trim() && !labelled(e)).map(e => e.outerHTML);
+    }""")
+    assert unnamed == []
+    assert player.page.get_by_role("listbox", name="Composed").count() == 1
+    assert player.page.get_by_role("region", name="The token in focus").count() == 1
+    label = player.page.locator(".token").nth(2).get_attribute("aria-label")
+    assert "Kept:" in label or "Deferred:" in label
+
+
+def test_text_of_a_model_is_text(open_page: Any) -> None:
+    """The models of this answer write markup, and so does their server's error."""
+    trace = make_sample().trace.to_dict()
+    start = {key: trace[key] for key in trace if key not in ("positions", "vocabulary", "summary", "generation")}
+    events = [("start", {"trace": start, "drafting": "", "draft_tokens": 0, "seed": None, "temperature": None})]
+    for index, position in enumerate(trace["positions"]):
+        vocabulary = trace["vocabulary"] if index == 0 else {}
+        piece = {"index": index, "position": position, "vocabulary": vocabulary, "forced": False, "seconds": 1.0}
+        events.append(("piece", piece))
+    events.append(("error", {"error": {"message": HOSTILE[4]}}))
+    body = "".join(f"event: {name}\ndata: {json.dumps(data)}\n\n" for name, data in events)
+    player = open_page()
+    player.page.route("**/kad/answer", lambda route: route.fulfill(body=body, content_type="text/event-stream"))
+    player.ask(HOSTILE[3])
+    page = player.page
+    assert page.locator(".question").inner_text() == HOSTILE[3]
+    assert page.locator(".problem:visible").inner_text() == HOSTILE[4]
+    assert page.locator("#talk img, #talk script, #panel script, #talk b").count() == 0
+    page.reload()
+    page.wait_for_selector("#send:not([disabled])")
+    assert page.locator(".question").inner_text() == HOSTILE[3]
+    assert page.locator("#talk img, #talk script").count() == 0
+
+
+def test_the_page_is_there_before_the_models(open_page: Any, tiny: kad.KadForCausalLM) -> None:
+    loaded = threading.Event()
+
+    def make() -> Any:
+        assert loaded.wait(120)
+        return make_app(tiny, "tiny")
+
+    with running(make) as address:
+        player = open_page(at=address)
+        assert player.page.locator("#pair").inner_text() == "Loading the models …"
+        assert player.page.locator("#send").is_disabled()
+        loaded.set()
+        player.page.wait_for_selector("#send:not([disabled])")
+        assert "dual:threshold=0.4" in player.page.locator("#pair").inner_text()
+
+
+def test_the_page_answers_only_to_this_machine(address: str) -> None:
+    assert httpx.get(address).status_code == 200
+    assert httpx.get(address, headers={"Host": "evil.example"}).status_code == 403
+    policy = httpx.get(address).text.split('http-equiv="Content-Security-Policy" content="')[1].split('"')[0]
+    assert "default-src 'none'" in policy
+    assert "connect-src 'self'" in policy
+
+
+def test_models_that_cannot_be_loaded_end_it() -> None:
+    def make() -> Any:
+        raise UsageError("no such pair")
+
+    # In a thread: the browser's driver has an event loop in this one.
+    with ThreadPoolExecutor(1) as thread, pytest.raises(UsageError, match="no such pair"):
+        thread.submit(run, make, port=0, ready=lambda address: None).result()
+
+
+def test_a_port_that_is_taken_is_named() -> None:
+    with listen(0) as taken, pytest.raises(UsageError, match="is taken. Choose another one"):
+        run(lambda: None, port=taken.getsockname()[1], ready=lambda address: None)

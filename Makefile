@@ -19,6 +19,7 @@ help:
 	@echo "make site       build the documentation in site/"
 	@echo "make vllm-env   build the environment of vLLM's CPU engine in .venv-vllm"
 	@echo "make vllm-test  run vLLM's tests there"
+	@echo "make laptop     build llama.cpp in .venv-laptop, and run the tests of llama.cpp and MLX there"
 	@echo "make clean      remove the environments"
 
 demo: $(VENV)/installed
@@ -57,6 +58,6 @@ $(VENV)/installed-slow: $(VENV)/installed-test
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-vllm .venv-docs site
+	rm -rf $(VENV) .venv-vllm .venv-laptop .venv-docs site
 
 -include make/*.mk

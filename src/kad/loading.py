@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from kad.errors import PairError, missing_extra
@@ -11,6 +14,8 @@ from kad.hosts.transformers import AutoQuantizationConfig
 from kad.sources import MODEL_KWARGS, Source
 
 # Options that say where a model is. Its tokenizer and settings are there too.
+# What a damaged file makes Transformers raise.
+_TROUBLE = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, StrictDataclassError)
 _PLACE = ("cache_dir", "gguf_file", "local_files_only", "subfolder", "token", "trust_remote_code")
 
 
@@ -36,14 +41,23 @@ def load_model(reference: Source, **overrides: Any) -> PreTrainedModel:
     if reference.revision is not None:
         options["revision"] = reference.revision
     try:
-        model = AutoModelForCausalLM.from_pretrained(reference.model, **options)
+        model, loaded = AutoModelForCausalLM.from_pretrained(reference.model, **options, output_loading_info=True)
+    except SafetensorError as error:
+        raise PairError(f"Cannot load {_damaged_file(reference)}: the file is damaged or cut off ({error}).") from error
     except ImportError as error:
         if options.get("gguf_file"):
             raise missing_extra("gguf", "gguf (with accelerate)") from error
         raise PairError(f"Cannot load {reference.model}: {first_line(error)}") from error
-    except (OSError, ValueError, KeyError) as error:
-        raise PairError(f"Cannot load {reference.model}: {first_line(error)}") from error
-    return model.eval()
+    except _TROUBLE as error:
+        raise PairError(f"Cannot load {reference.model}: {_reason(error)}") from error
+    lacking = sorted(loaded["missing_keys"])
+    if lacking and not {"gguf_file", "quantization_config"} & options.keys():
+        raise PairError(
+            f"Cannot load {reference.model}: its config.json describes other weights than it has; {len(lacking)} are "
+            f"missing, such as {lacking[0]}."
+        )
+    made: PreTrainedModel = model
+    return made.eval()
 
 
 def load_tokenizer(reference: Source) -> Any:
@@ -54,8 +68,8 @@ def load_tokenizer(reference: Source) -> Any:
     """
     try:
         return AutoTokenizer.from_pretrained(reference.model, **_place(reference))
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise PairError(f"Cannot load the tokenizer of {reference.model}: {first_line(error)}") from error
+    except (*_TROUBLE, ImportError) as error:
+        raise PairError(f"Cannot load the tokenizer of {reference.model}: {_reason(error)}") from error
 
 
 def tokenizer_of(config: Any) -> Any:
@@ -83,8 +97,8 @@ def load_config(reference: Source) -> Any:
     """
     try:
         return AutoConfig.from_pretrained(reference.model, **_place(reference))
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise PairError(f"Cannot read the configuration of {reference.model}: {first_line(error)}") from error
+    except (*_TROUBLE, ImportError) as error:
+        raise PairError(f"Cannot read the configuration of {reference.model}: {_reason(error)}") from error
 
 
 def load_generation_config(reference: Source) -> GenerationConfig | None:
@@ -114,6 +128,27 @@ def download(reference: Source, file: str) -> str:
 def _place(reference: Source) -> dict[str, Any]:
     place = {key: reference.kwargs[key] for key in _PLACE if key in reference.kwargs}
     return place if reference.revision is None else place | {"revision": reference.revision}
+
+
+def _reason(error: BaseException) -> str:
+    if "ignore_mismatched_sizes" in str(error):
+        return "its config.json describes weights of other sizes than it has."
+    if "instantiate the backend tokenizer" in str(error):
+        return "its folder has no tokenizer.json."
+    if isinstance(error, StrictDataclassError):
+        return " ".join(str(error).split())
+    return first_line(error)
+
+
+def _damaged_file(reference: Source) -> str:
+    """The file of a model on this machine that is no safetensors file; else the model."""
+    for file in sorted(Path(reference.model).glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except SafetensorError:
+            return str(file)
+    return reference.model
 
 
 def first_line(error: BaseException) -> str:

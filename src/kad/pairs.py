@@ -91,6 +91,8 @@ def read_config(pair: Any, **place: Any) -> KadConfig:
     try:
         plain, _ = KadConfig.get_config_dict(resolve_pair(pair), **place)
         config = KadConfig.from_pretrained(pair, **place) if plain.get("model_type") == "kad" else None
+    except AttributeError as error:
+        raise PairError(f"Cannot read the pair {pair}: its config.json is no JSON object.") from error
     except OSError as error:
         raise PairError(f"Cannot read the pair {pair}: {str(error).strip().splitlines()[0]}") from error
     if config is None or config.base is None or config.aligned is None:

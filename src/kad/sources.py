@@ -77,6 +77,10 @@ class Source:
         if os.fspath(source).endswith(_GGUF):
             return cls(os.fspath(source)).located(None)
         name, at, revision = os.fspath(source).partition("@")
+        if at and Path(name).is_dir() and not Path(source).exists():
+            raise PairError(
+                f"{name} is a folder, which has no revision; got {os.fspath(source)!r}. Leave out @{revision}."
+            )
         return cls(resolve_model(name), revision) if at and not Path(source).exists() else cls(resolve_model(source))
 
     @property
@@ -124,6 +128,12 @@ class Source:
                 raise PairError(f"No GGUF file at {file}. Give the path of a file, or a folder, or a hub id.")
             return Source(str(file.parent.resolve()), self.revision, {**self.kwargs, "gguf_file": file.name})
         if pair is None or not (pair / self.model).is_dir():
+            if _is_path(self.model) and not Path(self.model).is_dir():
+                looked = self.model if pair is None else os.path.normpath(pair / self.model)
+                raise PairError(
+                    f"The pair {pair or ''} names the model {self.model}, but there is no folder {looked}. Move the "
+                    "model there, or write the pair anew with kad pack."
+                )
             return self
         return Source(str((pair / self.model).resolve()), self.revision, self.kwargs)
 
@@ -139,9 +149,14 @@ def resolve_model(source: str | os.PathLike[str]) -> str:
         return str(_tiny_folder(name))
     if Path(name).is_dir():
         return str(Path(name).resolve())
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+    if _is_path(name):
         raise PairError(f"No model folder at {name}. Give a folder, or a hub id like organization/name.")
     return name
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name looks like a path and not like a hub id."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
 def resolve_pair(source: str | os.PathLike[str]) -> str:
@@ -159,7 +174,7 @@ def resolve_pair(source: str | os.PathLike[str]) -> str:
         raise PairError(f"{name} is one model, not a pair. Give tiny, or both models by their names.")
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise PairError(f"{name} is no pair: it has no config.json. Write one with: kad pack -o {name} ...")
-    if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+    if not Path(name).is_dir() and _is_path(name):
         raise PairError(f"No pair at {name}. Give a folder written by `kad pack`, a hub id, or tiny.")
     return name
 

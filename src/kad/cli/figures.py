@@ -39,6 +39,7 @@ def command(
     """
     from kad.figures.drawing import require_pyplot, write_figures
 
+    stdio.check_folder(out)
     require_pyplot()  # a missing matplotlib is worth knowing before the models run
     model = models.load_in_transformers()
     tokenizer = model.tokenizer

@@ -12,7 +12,9 @@ from rich.text import Text
 
 from kad.cli import environment, loading, options, stdio
 from kad.cli.flatten import Only
+from kad.cli.stdio import WRONG_INPUT
 from kad.errors import PairError, UsageError, VocabularyError
+from kad.options import Option
 from kad.quantities import count_text, counted, size_text
 
 if TYPE_CHECKING:
@@ -63,14 +65,15 @@ def command(
     *,
     named: Annotated[options.ModelOptions, Only("base", "aligned", "reference")],
     of_environment: Annotated[
-        bool, typer.Option("--environment", help="Show versions, system and devices instead, for a report of an error.")
+        bool,
+        Option("Show versions, system and devices instead, for a report of an error.", name="--environment"),
     ] = False,
     as_json: options.Json = False,
 ) -> None:
     """Show a pair: models, sizes, vocabulary match, memory.
 
     Everything comes from configurations and tokenizers; no weights are loaded. Instead of a pair you can name models,
-    to see whether they would make one.
+    to see whether they would make one. Models that do not fit give exit code 2.
     """
     if of_environment:
         if pair is not None or named.base is not None:
@@ -85,16 +88,21 @@ def command(
     config = _configuration(named)
     sources = config.model_sources()
     models = {role: _describe(source) for role, source in sources.items()}
+    vocabulary = _vocabulary(sources, models)
     found = {
         "pair": pair,
         "rule": config.rule if pair is not None else None,
         "deferral_temperature": config.deferral_temperature if pair is not None else None,
         "models": {role: asdict(model) for role, model in models.items()},
-        "vocabulary": _vocabulary(sources, models),
+        "vocabulary": vocabulary,
         "memory": _memory(models),
         "draft_cost": models["aligned"].parameters / models["base"].parameters,
     }
     _show(found, lambda found: _render(found, models), as_json)
+    for note in loading.doubts(sources, {role: model.parameters for role, model in models.items()}):
+        stdio.message(f"note: {note}")
+    if not vocabulary["match"]:
+        raise typer.Exit(WRONG_INPUT)
 
 
 def _show(found: dict[str, Any], render: Callable[[dict[str, Any]], Table], as_json: bool) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping
 from logging import ERROR, getLogger
 from typing import TYPE_CHECKING
 
+from kad.cli import stdio
 from kad.engines.load import load
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ def load_model(options: ModelOptions) -> Loaded:
     options.check_sources()
     rule = check_rule(options.rule)
     quiet_transformers()
-    return load(
+    model = load(
         options.pair,
         base=options.base,
         aligned=options.aligned,
@@ -33,6 +35,23 @@ def load_model(options: ModelOptions) -> Loaded:
         engine=options.engine,
         engine_options=options.engine_options,
     )
+    sources = {role: str(source) for role, source in model.config.model_sources().items()}
+    for note in doubts(sources, {role: facts.parameters for role, facts in model.facts.items()}):
+        stdio.message(f"note: {note}")
+    return model
+
+
+def doubts(names: Mapping[str, object], parameters: Mapping[str, int] | None = None) -> Iterator[str]:
+    """What is allowed but probably not meant.
+
+    Args:
+        names: the models by role, equal where they are the same model.
+        parameters: their sizes by role, where they are known.
+    """
+    if names["base"] == names["aligned"]:
+        yield "base and aligned are the same model; the composition is that model, if both get the same prompt."
+    elif parameters is not None and parameters["aligned"] > parameters["base"]:
+        yield "the aligned model is bigger than the base model; did you mix them up?"
 
 
 def quiet_transformers() -> None:

@@ -27,7 +27,7 @@ from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
 from kad import __version__
-from kad.cli.stdio import write_anything
+from kad.cli.stdio import WRONG_INPUT, write_anything
 from kad.errors import KadError, OptionError, UsageError
 
 _USE, _PAIRS, _MEASURE, _LOOK = "Generate", "Pairs and rules", "Measure", "Look inside"
@@ -63,7 +63,6 @@ _OPTIONS = {"num_draft_tokens": "--draft-tokens"}
 
 INTERRUPTED = 130  # 128 + SIGINT
 PIPE_CLOSED = 141  # 128 + SIGPIPE
-WRONG_INPUT = 2
 
 # Typer has carried its own copy of Click since 0.26; both are found through what Typer exports.
 _ClickError: type[Exception] = next(
@@ -84,7 +83,17 @@ class KadCommand(TyperCommand):
     examples: tuple[str, ...] = ()
 
     def parse_args(self, ctx: Any, args: list[str]) -> Any:
-        return super().parse_args(ctx, [_current(argument) for argument in args])
+        given = [_current(argument) for argument in args]
+        self._refuse_twice(given)
+        return super().parse_args(ctx, given)
+
+    def _refuse_twice(self, given: list[str]) -> None:
+        """An option that takes one value is given once; the parser would drop the first one in silence."""
+        named = [argument.partition("=")[0] for argument in given[: given.index("--") if "--" in given else None]]
+        for option in self.params:
+            takes_one = not getattr(option, "multiple", False) and not getattr(option, "is_flag", False)
+            if takes_one and sum(name in option.opts for name in named if name.startswith("-")) > 1:
+                raise UsageError(f"{option.opts[0]} is given twice; it takes one value.")
 
     def get_help_option(self, ctx: Any) -> Any:
         option = super().get_help_option(ctx)
@@ -150,6 +159,10 @@ def exit_code(run: Callable[[], Any]) -> int:
     except BrokenPipeError:
         _drop_output()
         return PIPE_CLOSED
+    except OSError as error:  # a full disk, a place that went away
+        if error.strerror is None:
+            raise
+        return _wrong_input(f"{error.strerror}: {error.filename}" if error.filename else error.strerror)
 
 
 def _as_option(name: re.Match[str]) -> str:

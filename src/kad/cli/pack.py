@@ -99,6 +99,8 @@ def command(
         sources, out, rule=models.rule or _RULE, deferral_temperature=models.deferral_temperature or 1.0,
         base_prompt=models.base_prompt,
     )  # fmt: skip
+    for note in loading.doubts(sources):
+        stdio.message(f"note: {note}")
     if as_json:
         stdio.print_json(_as_dict(out, config))
     else:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from kad.cli import evaluation_runs as shared
+from kad.cli import stdio
 from kad.cli.options import Json
 from kad.options import Option
 
@@ -24,4 +25,6 @@ def command(runs: Runs, *, out: Out = None, baseline: shared.Baseline = None, as
     """Show one run again, or compare several: accuracies, paired differences, throughput, acceptance."""
     from kad.evaluation.results.report import build_report
 
+    if out is not None:
+        stdio.check_folder(out)
     shared.show_report(build_report(runs, baseline), out, as_json)

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from kad.sources import Source
 
 
+WRONG_INPUT = 2
+"""The exit code of a command that was asked for what cannot be."""
+
 # Signs of our own texts as ASCII. Any other character that an encoding lacks is written as its number, "\\u4e2d".
 _PLAIN = str.maketrans(
     {"≥": ">=", "≤": "<=", "∝": "~", "∞": "inf", "→": "->", "−": "-", "–": "-", "…": "...", "·": "*", "×": "x"}
@@ -75,6 +78,23 @@ def check_writable(file: Path) -> None:
             file.unlink()
     except OSError as error:
         raise UsageError(f"Cannot write {file}: {error.strerror}.") from error
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder for results before the work is done. It is made if needed.
+
+    Raises:
+        UsageError: it cannot be made, or nothing can be written in it.
+    """
+    made = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".kad").touch()
+        (folder / ".kad").unlink()
+        if made:
+            folder.rmdir()
+    except OSError as error:
+        raise UsageError(f"Cannot write to the folder {folder}: {error.strerror}.") from error
 
 
 def print_json(value: Mapping[str, Any]) -> None:

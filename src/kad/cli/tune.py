@@ -57,17 +57,22 @@ def command(
 
     The command says how sure the choice is, and writes the rule into the pair.
     """
-    from kad.evaluation.choice import choose, refuse_test_splits, write_rule
+    from kad.evaluation.choice import check_objective, choose, refuse_test_splits, write_rule
     from kad.evaluation.grid import WINDOW, make_grid
     from kad.evaluation.results.storage import read_samples
     from kad.evaluation.tasks.task import load_tasks
 
+    check_objective(objective, floor)
     target = _target(models.pair) if write else None
     if parameter == WINDOW:
         raise UsageError("a pair's rule has no window to write; use kad sweep for num_draft_tokens")
     points = make_grid(rule, parameter, grid, speculative=speculative)
     asked = load_tasks(tasks.tasks, limit=1, data_dir=tasks.data_dir, include_path=tasks.include_path)
     refuse_test_splits(asked, on_test_split)
+    for task in asked:
+        if metric is not None and metric.partition(",")[0] not in task.metrics:
+            known = ", ".join(sorted(task.metrics))
+            raise UsageError(f"{task.info.name} has no metric {metric!r}; choose --metric from {known}")
     plan = shared.make_plan(models, tasks, run, [point.method for point in points])
     shared.execute(plan, out)
     choice = choose(points, list(read_samples(out)), objective=objective, floor=floor, metric=metric, seed=run.seed)

@@ -106,7 +106,7 @@ def choose(
         UsageError: an unknown objective, a floor missing or out of place, or one that no candidate reaches; a metric
             that the tasks do not have.
     """
-    _check(objective, floor)
+    check_objective(objective, floor)
     metric = _metric(records, metric)
     means, speeds = _table(points, records, metric)
     accuracies, resampled = means.mean(axis=1), _resample(means, seed)
@@ -187,7 +187,12 @@ def write_rule(pair: Path, rule: str) -> None:
     write_atomically(file, json.dumps({**config, "rule": rule}, indent=2) + "\n")
 
 
-def _check(objective: str, floor: float | None) -> None:
+def check_objective(objective: str, floor: float | None) -> None:
+    """Speed needs a floor, and only speed has one.
+
+    Raises:
+        UsageError: an unknown objective, or a floor that is missing, out of place or out of range.
+    """
     if objective not in OBJECTIVES:
         raise UsageError(f"unknown objective {objective!r}; choose from {', '.join(OBJECTIVES)}")
     if (objective == "speed") != (floor is not None):

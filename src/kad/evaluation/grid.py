@@ -42,6 +42,8 @@ def make_grid(rule_text: str, parameter: str | None, values: str, *, speculative
     if chosen == WINDOW:
         counts = [value if value == "auto" else _count(value) for value in _split(values)]
         return [Point(WINDOW, count, Method("composed", rule, speculation=Speculation(count))) for count in counts]
+    if chosen is None:
+        raise UsageError(f"{rule.name} has no parameter to sweep; say --parameter {WINDOW}, or choose another rule")
     if chosen not in known:
         raise UsageError(f"{rule.name} has no parameter {chosen!r} to sweep; choose from {', '.join([*known, WINDOW])}")
     speculation = Speculation() if speculative else None

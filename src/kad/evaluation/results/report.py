@@ -70,7 +70,10 @@ def build_report(folders: Sequence[Path], baseline: str | None = None) -> Report
 
 def write_report(report: Report, folder: Path) -> list[Path]:
     """Write report.json, report.md, report.csv and the plots (where matplotlib is there) into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write the report to {folder}: {error.strerror}") from error
     texts = {
         "report.json": json.dumps(report.to_dict(), indent=2) + "\n",
         "report.md": report.markdown(),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Self
@@ -50,28 +51,36 @@ class RunDirectory:
         self._settings = settings
         self._lock = FileLock(path / "lock", timeout=0)
         self._samples: Any = None
+        self._made = False
         self.done: set[SampleKey] = set()
 
     def __enter__(self) -> Self:
-        self.path.mkdir(parents=True, exist_ok=True)
+        if (self.path / "config.json").exists():
+            raise UsageError(f"{self.path} is a pair or a model; choose another --out")
+        self._made = not self.path.exists()
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
-        except Timeout:
+        except OSError as error:
+            if not isinstance(error, Timeout):
+                raise UsageError(f"cannot write the run directory {self.path}: {error.strerror}") from error
             raise UsageError(f"{self.path} is in use by another run; wait for it or choose another --out") from None
         try:
             self._samples = (self.path / "samples.jsonl").open("a+b", buffering=0)
             self._check_settings()
             cut_torn_line(self._samples)
             self.done = {key_of(record) for record in read_samples(self.path)}
-        except BaseException:
-            self.__exit__()
+        except BaseException as error:
+            self.__exit__(type(error))
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None = None, *_: object) -> None:
         if self._samples is not None:
             self._samples.close()
         self._lock.release()
+        if error is not None and self._made and not self.done:
+            shutil.rmtree(self.path, ignore_errors=True)  # nothing came of it
 
     def log_session(self, session: Record) -> None:
         """Note where and how this start runs."""
@@ -82,16 +91,23 @@ class RunDirectory:
         """Put finished samples on disk, all with one write; those already there are left alone."""
         new = [record for record in records if key_of(record) not in self.done]
         data = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in new).encode()
-        while data:  # a write may be short, on a full disk for one
-            data = data[self._samples.write(data) :]
-        os.fsync(self._samples.fileno())
+        try:
+            while data:  # a write may be short, on a full disk for one
+                data = data[self._samples.write(data) :]
+            os.fsync(self._samples.fileno())
+        except OSError as error:
+            raise UsageError(
+                f"cannot write {self.path / 'samples.jsonl'}: {error.strerror}. The finished answers are kept; the "
+                "same command goes on from there"
+            ) from error
         self.done.update(key_of(record) for record in new)
 
     def _check_settings(self) -> None:
         file = self.path / "settings.json"
         wanted = self._settings.to_dict()
-        if not file.exists():
-            if self.path.joinpath("samples.jsonl").stat().st_size:
+        empty = self.path.joinpath("samples.jsonl").stat().st_size == 0
+        if empty or not file.exists():
+            if not empty:
                 raise UsageError(f"{self.path} holds samples without settings.json; choose another --out")
             write_atomically(file, json.dumps(wanted, indent=2) + "\n")
             return
@@ -136,6 +152,8 @@ def read_samples(path: Path) -> Iterator[Record]:
 def _sample(line: bytes, place: str) -> Record:
     """One stored sample, in today's words."""
     try:
+        if b"\0" in line:
+            raise ValueError("it has NUL bytes, as after a crash of the machine")
         record: Record = json.loads(line)
         key_of(record)
     except (ValueError, KeyError, TypeError) as error:
@@ -164,6 +182,9 @@ def read_settings(path: Path) -> Record:
         raise UsageError(
             f"{path} has the schema {settings['schema']!r}, but this version of kad reads {SCHEMA!r} and older"
         )
+    lacking = [key for key in ("methods", "samples", "tasks", "models") if key not in settings]
+    if lacking:
+        raise UsageError(f"{file} is damaged (it lacks {', '.join(lacking)}). Choose another --out")
     return settings
 
 
@@ -173,7 +194,12 @@ def read_sessions(path: Path) -> list[Record]:
         lines = (path / "sessions.jsonl").read_text("utf-8").splitlines()
     except FileNotFoundError:
         return []
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    try:
+        return [json.loads(line) for line in lines if line.endswith("}")]
+    except ValueError as error:
+        raise UsageError(
+            f"{path / 'sessions.jsonl'} is damaged ({error}). Delete it: it only says where the run ran"
+        ) from (error)
 
 
 def cut_torn_line(file: BinaryIO) -> None:

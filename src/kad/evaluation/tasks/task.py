@@ -92,6 +92,9 @@ class Task:
         source: where the rows come from.
         of_kad: whether it is one of kad's own tasks.
 
+    Attributes:
+        metrics: the names of its marks, without those of filters.
+
     Raises:
         UsageError: a task that needs what `kad eval` does not do.
     """
@@ -117,7 +120,7 @@ class Task:
             until=tuple(_texts(generation.get("until") or ())),
             scored=scored,
         )
-        self._metrics = _metrics(harness_task)
+        self.metrics = _metrics(harness_task)
         if not (of_kad or scored) and self.documents:
             self.mark(self.documents[0], [""])  # a metric that fails does so before the first answer
 
@@ -143,9 +146,9 @@ class Task:
         except own.TROUBLE as error:
             if isinstance(error, KadError):
                 raise
-            named = ", ".join(sorted(self._metrics))
+            named = ", ".join(sorted(self.metrics))
             raise UsageError(f"{self.info.name}: marking by {named} failed: {own.in_words(error)}.") from error
-        own_marks = {name: float(mark) for name, mark in found.items() if name.partition(",")[0] in self._metrics}
+        own_marks = {name: float(mark) for name, mark in found.items() if name.partition(",")[0] in self.metrics}
         for name, mark in own_marks.items():
             if not 0 <= mark <= 1:
                 raise UsageError(f"{self.info.name}: the metric {name} gave {mark:g}, but a mark is from 0 to 1.")

@@ -13,6 +13,7 @@ from kad.evaluation.options import RunOptions, TaskOptions
 from kad.options import Option
 
 if TYPE_CHECKING:
+    from kad.base_prompt import BasePrompt
     from kad.composition import Composition
     from kad.evaluation.evaluate import Plan
     from kad.evaluation.methods import Method
@@ -42,7 +43,7 @@ def make_plan(models: ModelOptions, tasks: TaskOptions, run: RunOptions, methods
     from kad.evaluation.evaluate import Plan
     from kad.evaluation.methods import parse_methods
 
-    sources, composition = pair_models(models)
+    sources, composition, base_prompt = pair_models(models)
     parsed = parse_methods(methods, composition.rule) if isinstance(methods, str) else methods
     load_options: dict[str, Any] = {"trust_remote_code": True} if models.trust_remote_code else {}
     if models.dtype is not None:
@@ -55,13 +56,15 @@ def make_plan(models: ModelOptions, tasks: TaskOptions, run: RunOptions, methods
         models=sources,
         methods=tuple(parsed),
         deferral_temperature=composition.deferral_temperature,
+        base_prompt=base_prompt,
         load_options=load_options,
         device=models.device or first_device(),
     )
 
 
-def pair_models(models: ModelOptions) -> tuple[dict[str, Source], Composition]:
-    """The models by role, and how they are composed, of what the options name."""
+def pair_models(models: ModelOptions) -> tuple[dict[str, Source], Composition, BasePrompt | None]:
+    """The models by role, how they are composed, and how the base model is asked, of what the options name."""
+    from kad.base_prompt import BasePrompt
     from kad.composition import Composition
     from kad.config import KadConfig
     from kad.pairs import read_config
@@ -79,9 +82,9 @@ def pair_models(models: ModelOptions) -> tuple[dict[str, Source], Composition]:
             sources["pair"] = Source(config.name_or_path)
         if models.reference is not None:
             sources["reference"] = Source.parse(models.reference)
-    return sources, Composition.of(
-        models.rule or config.rule, models.deferral_temperature or config.deferral_temperature
-    )
+    composition = Composition.of(models.rule or config.rule, models.deferral_temperature or config.deferral_temperature)
+    asked = config.base_prompt if models.base_prompt is None else models.base_prompt
+    return sources, composition, BasePrompt.parse(asked)
 
 
 def execute(plan: Plan, out: Path) -> Settings:

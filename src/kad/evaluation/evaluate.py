@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from kad.base_prompt import BasePrompt
 from kad.errors import UsageError
 from kad.evaluation.engines.engine import Engine
 from kad.evaluation.methods import Method
@@ -28,6 +29,7 @@ class Plan(TaskOptions, RunOptions):
             come with their methods.
         methods: in the order of the table.
         deferral_temperature: of every composition.
+        base_prompt: how the base model is asked, in compositions and alone. None: as the aligned model.
         device: where the models are put, unless `load_options` places them.
         load_options: how to load every model.
 
@@ -38,6 +40,7 @@ class Plan(TaskOptions, RunOptions):
     models: dict[str, Source]
     methods: tuple[Method, ...]
     deferral_temperature: float = 1.0
+    base_prompt: BasePrompt | None = None
     device: str = "cpu"
     load_options: dict[str, Any] = field(default_factory=dict)
 
@@ -64,6 +67,7 @@ class Plan(TaskOptions, RunOptions):
             pair_rule=next((str(method.rule) for method in self.methods if method.role == "pair"), None),
             tasks=tuple(task.info for task in tasks),
             deferral_temperature=self.deferral_temperature,
+            base_prompt=None if self.base_prompt is None else self.base_prompt.to_dict(),
             dtype=str(self.load_options.get("dtype", "as stored")),
             device=self.device,
         )
@@ -108,6 +112,7 @@ def _transformers_engine(plan: Plan) -> Engine:
         deferral_temperature=plan.deferral_temperature,
         options=plan.load_options,
         device=plan.device,
+        base_prompt=plan.base_prompt,
     )
     return TransformersEngine(models, plan.diagnostics)
 
@@ -115,6 +120,8 @@ def _transformers_engine(plan: Plan) -> Engine:
 def _vllm_engine(plan: Plan) -> Engine:
     from kad.evaluation.engines.vllm_engine import VllmEngine
 
+    if plan.base_prompt is not None:
+        raise UsageError("vLLM gives all models one prompt; a base prompt needs --engine transformers")
     dtype = plan.load_options.get("dtype", "auto")
     return VllmEngine(plan.sources, plan.deferral_temperature, dtype, plan.engine_options)
 

@@ -93,6 +93,7 @@ def _request(job: Job, task: Task, settings: Settings) -> Request:
         max_new_tokens=settings.max_new_tokens_of(task.info),
         temperature=settings.temperature_of(task.info),
         until=task.info.until,
+        conversation=job.question.conversation,
     )
 
 

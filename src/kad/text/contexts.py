@@ -12,7 +12,7 @@ from kad.engines.base import ComposedModel, Scorer
 from kad.engines.own_prompt import OwnPrompt
 from kad.errors import OptionError
 from kad.rules import CascadeRule
-from kad.text.prompts import Prompt, encode, encode_plain, messages
+from kad.text.prompts import Message, Prompt, encode, encode_plain, messages
 from kad.translation.stops import Stops
 from kad.translation.token_bytes import TokenBytes
 
@@ -121,8 +121,22 @@ def context_of(
             'ids. Give the text, or `base_prompt` as token ids, or `base_prompt="same"`.'
         )
     said: Any = prompt
-    text = own.line_break_for_space().render(messages(said, system))
-    return Context(ids, encode_plain(model.tokenizer, text), own.stops)
+    return own_context(model, ids, own, messages(said, system))
+
+
+def own_context(
+    model: ComposedModel, ids: Sequence[int], base_prompt: BasePrompt, conversation: Sequence[Message]
+) -> Context:
+    """What the models read where the base model is asked in a way of its own.
+
+    Args:
+        model: the pair.
+        ids: the tokens of the aligned model's prompt.
+        base_prompt: how the base model is asked.
+        conversation: what has been said, the question last.
+    """
+    text = base_prompt.line_break_for_space().render(conversation)
+    return Context(list(ids), encode_plain(model.tokenizer, text), base_prompt.stops)
 
 
 @lru_cache(maxsize=8)

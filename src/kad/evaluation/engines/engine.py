@@ -23,6 +23,7 @@ class Request:
     max_new_tokens: int
     temperature: float
     until: tuple[str, ...] = ()
+    conversation: tuple[dict[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

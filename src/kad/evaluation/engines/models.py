@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from kad.base_prompt import BasePrompt
 from kad.config import KadConfig
 from kad.errors import UsageError
 from kad.evaluation.methods import Method
@@ -18,13 +19,16 @@ from kad.pairs import Part, shared_vocabulary
 from kad.sources import Source
 
 
-def speaker(method: Method, sources: Collection[str]) -> str:
+def speaker(method: Method, sources: Collection[str], base_prompt: BasePrompt | None = None) -> str:
     """The role whose tokenizer, chat template and ends of a text the method uses.
 
-    An oracle uses its own. Other methods use the pair's, if there is a pair, else the aligned model's.
+    An oracle uses its own, and so does a base model alone that is asked in a way of its own. Other methods use the
+    pair's, if there is a pair, else the aligned model's.
     """
     if method.role == "oracle":
         return method.name
+    if method.role == "base" and base_prompt is not None:
+        return "base"
     return "pair" if "pair" in sources else "aligned"
 
 
@@ -36,6 +40,7 @@ class Models:
         deferral_temperature: of the compositions.
         options: how to load every model (dtype, device_map, ...), see `kad.sources.MODEL_KWARGS`.
         device: where to put models that were loaded without a device map.
+        base_prompt: how the base model is asked. None: as the aligned model.
     """
 
     def __init__(
@@ -45,7 +50,9 @@ class Models:
         deferral_temperature: float = 1.0,
         options: Mapping[str, Any] | None = None,
         device: str | torch.device = "cpu",
+        base_prompt: BasePrompt | None = None,
     ) -> None:
+        self.base_prompt = base_prompt
         self.sources = dict(sources)
         self._deferral_temperature = deferral_temperature
         self._options = dict(options or {})
@@ -56,7 +63,7 @@ class Models:
 
     def tokenizer(self, method: Method) -> Any:
         """The tokenizer of the method's prompts, padded on the left; see `speaker`."""
-        role = speaker(method, self.sources)
+        role = speaker(method, self.sources, self.base_prompt)
         if role not in self._tokenizers:
             tokenizer = load_tokenizer(self.source(role))
             tokenizer.padding_side = "left"
@@ -118,7 +125,7 @@ class Models:
         A base model alone also ends where the aligned model would: it sees the aligned model's chat.
         """
         tokenizer = self.tokenizer(method)
-        roles = {speaker(method, self.sources), *(method.needs if method.rule is None else ())}
+        roles = {speaker(method, self.sources, self.base_prompt), *(method.needs if method.rule is None else ())}
         configs = [load_generation_config(self.source(role)) for role in roles]
         ends = {tokenizer.eos_token_id}
         for config in filter(None, configs):

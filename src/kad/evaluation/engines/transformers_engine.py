@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from kad.base_prompt import BasePrompt
 from kad.errors import UsageError
 from kad.evaluation.engines.engine import Completion, Request
 from kad.evaluation.engines.models import Models
@@ -17,6 +18,8 @@ from kad.evaluation.tasks.task import Continuation, Renderer, chat_renderer
 from kad.modeling import KadForCausalLM
 from kad.text.answer import Answer
 from kad.text.batch import generate_all
+from kad.text.contexts import Context, own_context
+from kad.text.prompts import encode_plain
 from kad.text.sampling import Sampling
 from kad.text.score import score_tokens
 from kad.text.streaming import Stream
@@ -31,7 +34,10 @@ class TransformersEngine:
     diagnostics: bool = True
 
     def renderer(self, method: Method) -> Renderer:
-        """See `Engine`."""
+        """See `Engine`. A base model alone may be asked in a way of its own."""
+        alone = self._base_alone(method)
+        if alone is not None:
+            return lambda conversation: alone.render(conversation).rstrip(" ")
         return chat_renderer(self.models.tokenizer(method))
 
     def release(self, keep: Collection[str]) -> None:
@@ -45,13 +51,30 @@ class TransformersEngine:
     def generate(self, method: Method, requests: Sequence[Request]) -> list[Completion]:
         """See `Engine`. All requests of a call share `max_new_tokens` and `temperature`."""
         model, tokenizer = self.models.model(method), self.models.tokenizer(method)
-        # The template has already written all special tokens.
-        prompts = [tokenizer(request.prompt, add_special_tokens=False).input_ids for request in requests]
+        alone = self._base_alone(method)
+        if alone is not None:
+            prompts: list[Context] = [Context(encode_plain(tokenizer, request.prompt)) for request in requests]
+            requests = [replace(request, until=(*request.until, *alone.stops)) for request in requests]
+        else:
+            prompts = [self._context(model, tokenizer, request) for request in requests]
         if method.speculation is None:
             answers = _plain(model, tokenizer, prompts, requests)
         else:
-            answers = [_speculative(model, tokenizer, prompts[0], requests, method)]
-        return [self._complete(model, answer) for answer in answers]
+            answers = [_speculative(model, prompts[0], requests, method)]
+        completions = [self._complete(model, answer) for answer in answers]
+        return completions if alone is None else [_before(completion, alone.stops) for completion in completions]
+
+    def _base_alone(self, method: Method) -> BasePrompt | None:
+        return self.models.base_prompt if method.role == "base" else None
+
+    def _context(self, model: PreTrainedModel, tokenizer: Any, request: Request) -> Context:
+        # The template has already written all special tokens.
+        ids = tokenizer(request.prompt, add_special_tokens=False).input_ids
+        if not isinstance(model, KadForCausalLM):
+            return Context(ids)
+        model.tokenizer = tokenizer
+        own = self.models.base_prompt
+        return Context(ids) if own is None else own_context(model, ids, own, request.conversation)
 
     def log_likelihoods(self, method: Method, continuations: Sequence[Continuation]) -> list[tuple[float, bool]]:
         """See `Engine`. A pair is a language model whose logits are log pi, so one code serves all methods."""
@@ -88,21 +111,24 @@ def _log_likelihood(model: PreTrainedModel, context: list[int], continuation: li
     return float(log_probs.sum()), bool((rows.argmax(dim=-1) == at).all())
 
 
-def _plain(
-    model: PreTrainedModel, tokenizer: Any, prompts: list[list[int]], requests: Sequence[Request]
-) -> list[Answer]:
+def _before(completion: Completion, stops: Sequence[str]) -> Completion:
+    """The completion without the stop that ended it, and what follows."""
+    text = completion.text
+    for stop in stops:
+        text = text.partition(stop)[0]
+    return replace(completion, text=text)
+
+
+def _plain(model: PreTrainedModel, tokenizer: Any, prompts: list[Context], requests: Sequence[Request]) -> list[Answer]:
     seeds = [request.seed for request in requests]
     return generate_all(
         model, tokenizer, prompts, sampling=_sampling(requests[0]), seeds=seeds, batch_size=len(requests)
     )
 
 
-def _speculative(
-    model: KadForCausalLM, tokenizer: Any, prompt: list[int], requests: Sequence[Request], method: Method
-) -> Answer:
+def _speculative(model: KadForCausalLM, prompt: Context, requests: Sequence[Request], method: Method) -> Answer:
     if method.speculation is None or len(requests) != 1:
         raise UsageError(f"speculative decoding takes one request at a time, but got {len(requests)}")
-    model.tokenizer = tokenizer
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
     return Stream(

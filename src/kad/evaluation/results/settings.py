@@ -33,6 +33,7 @@ class Settings(RunOptions):
         tasks: what was asked.
         pair_rule: the rule for which the method `pair` stands, if it is among the methods.
         deferral_temperature: of every composition.
+        base_prompt: how the base model is asked. None: as the aligned model.
         dtype: of the weights.
         device: where the models are.
     """
@@ -42,6 +43,7 @@ class Settings(RunOptions):
     tasks: tuple[TaskInfo, ...]
     pair_rule: str | None = None
     deferral_temperature: float = 1.0
+    base_prompt: dict[str, Any] | None = None
     dtype: str = "auto"
     device: str = "cpu"
 

@@ -49,6 +49,7 @@ class Question:
 
     Attributes:
         continuations: what is scored by its log-likelihood; empty where the answer is generated.
+        conversation: the messages that the prompt was rendered from; the prompt itself where a task renders none.
     """
 
     task: str
@@ -57,6 +58,7 @@ class Question:
     document: dict[str, Any]
     answer: str
     continuations: tuple[Continuation, ...] = ()
+    conversation: tuple[dict[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -161,8 +163,14 @@ class Task:
         return text
 
     def _question(self, index: int, document: dict[str, Any], render: Renderer) -> Question:
+        said: Messages = []
+
+        def heard(messages: Messages) -> str:
+            said[:] = messages
+            return render(messages)
+
         try:
-            context = self._context(document, render)
+            context = self._context(document, heard)
             continuations = self._continuations(document, context) if self.info.scored else ()
             answer = self._answer(document)
         except own.TROUBLE as error:
@@ -171,7 +179,8 @@ class Task:
             raise UsageError(f"{self.info.name}: row {index + 1} makes no question: {own.in_words(error)}.") from error
         prompt = context if isinstance(context, str) else context[0]
         name = str(document.get("question_id", f"{index:05d}"))
-        return Question(self.info.name, name, prompt, document, answer, continuations)
+        conversation = tuple(said) or ({"role": "user", "content": prompt},)
+        return Question(self.info.name, name, prompt, document, answer, continuations, conversation)
 
     def _context(self, document: dict[str, Any], render: Renderer) -> str | list[str]:
         def chat_template(messages: Messages, add_generation_prompt: bool = True) -> str:

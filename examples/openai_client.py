@@ -1,6 +1,6 @@
 """Ask a served pair through the `openai` client, with a rule for one request.
 
-In one terminal:  kad serve tiny --port 8000      (needs pip install "kad-align[vllm]")
+In one terminal:  kad serve tiny --port 8000      (needs pip install "kad-align[server]", or [vllm])
 In another:       pip install openai && python examples/openai_client.py
 """
 

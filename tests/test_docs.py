@@ -23,8 +23,9 @@ from kad.cli.main import COMMANDS, load_command
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = sorted([REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")])
 API = "\n".join(page.read_text(encoding="utf-8") for page in (REPOSITORY / "docs" / "api").glob("*.md"))
-# docs/vllm.md needs vLLM, which lives in an environment of its own; tests/vllm runs what the page shows.
-NEEDS_VLLM = {"vllm.md"}
+# docs/vllm.md needs vLLM, which lives in an environment of its own; tests/vllm runs what the page shows. docs/server.md
+# needs a server; tests/test_server_openai.py runs what it shows.
+ELSEWHERE = {"vllm.md", "server.md"}
 
 
 def blocks(page: Path, languages: str) -> list[str]:
@@ -44,7 +45,7 @@ for page in sys.argv[1:]:
 
 def test_the_python_of_every_page_runs(tmp_path: Path) -> None:
     """In a process of its own: a page registers a rule."""
-    pages = [str(page) for page in PAGES if page.name not in NEEDS_VLLM and blocks(page, "python")]
+    pages = [str(page) for page in PAGES if page.name not in ELSEWHERE and blocks(page, "python")]
     assert len(pages) > 3
     done = subprocess.run(
         [sys.executable, "-c", RUN, *pages], cwd=tmp_path, capture_output=True, text=True, check=False

@@ -37,7 +37,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "generate": (_USE, "Generate text from a prompt with the composed model."),
     "chat": (_USE, "Talk with the composed model."),
     "playground": (_USE, "Talk with a pair on a page, and see where each token comes from."),
-    "serve": (_USE, "Serve a pair with vLLM over the OpenAI API."),
+    "serve": (_USE, "Serve a pair over the OpenAI API."),
     "demo": (_USE, "See alignment at work on the embedded tiny pair."),
     "pack": (_PAIRS, "Write a pair folder: which models, which rule."),
     "info": (_PAIRS, "Show a pair: models, sizes, vocabulary match, memory."),

@@ -1,4 +1,4 @@
-"""`kad serve`: check a pair, choose its speculation, and hand over to vLLM."""
+"""`kad serve`: kad's own server for one person's machine, or hand over to vLLM with the pair's speculation."""
 
 from __future__ import annotations
 
@@ -7,13 +7,18 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kad.cli.flatten import Without
+from kad.cli.options import ModelOptions
+from kad.engines.load import ENGINES
 from kad.errors import UsageError, missing_extra
-from kad.options import Option
+from kad.options import Option, options_of
+from kad.server.options import Listening
 
 if TYPE_CHECKING:
     from kad.config import KadConfig
@@ -22,8 +27,10 @@ CONTEXT_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 EXAMPLES = (
     "kad serve tiny --port 8000",
     "kad serve ./pair --tensor-parallel-size 2 --max-model-len 8192",
+    "kad serve ./pair --engine transformers --rule dual:threshold=0.6",
     "kad serve ./pair --no-speculate --dry-run",
 )
+_ENGINES = tuple(dict.fromkeys(("auto", "vllm", *ENGINES)))
 # Enough to pay on a pair whose aligned model costs a tenth of the base; docs/vllm.md says how to choose.
 DRAFT_TOKENS = 4
 # vLLM's own limit on drafted tokens per request and step.
@@ -33,9 +40,19 @@ _MOST_DRAFT_TOKENS = 128
 def command(
     context: typer.Context,
     pair: Annotated[
-        str, typer.Argument(metavar="PAIR", help="A folder written by kad pack, a hub id, or tiny, the embedded one.")
-    ],
+        str | None,
+        typer.Argument(metavar="PAIR", help="A folder written by kad pack, a hub id, or tiny, the embedded one."),
+    ] = None,
     *,
+    engine: Annotated[
+        str,
+        Option(
+            "What runs the models. vllm is for many requests at a time, the others for one person's machine.",
+            allowed=_ENGINES,
+            parse=lambda text: text.replace("-", "_"),
+            shown="vllm where it is installed, else by the models' files",
+        ),
+    ] = "auto",
     speculate: Annotated[bool, Option("Let the aligned model draft; exact either way.")] = True,
     draft_tokens: Annotated[
         int | None,
@@ -43,21 +60,95 @@ def command(
     ] = None,
     repeatable: Annotated[
         bool,
-        Option("Let a request's seed repeat its sampled text. Drafts are then greedy, of which fewer are accepted."),
+        Option(
+            "vllm: let a request's seed repeat its sampled text. Drafts are then greedy, of which fewer are accepted. "
+            "The other engines always repeat it."
+        ),
     ] = False,
-    dry_run: Annotated[bool, Option("Print vLLM's command line instead of running it.")] = False,
+    dry_run: Annotated[bool, Option("vllm: print its command line instead of running it.")] = False,
+    listening: Listening,
+    models: Annotated[ModelOptions, Without("pair", "engine")],
 ) -> None:
-    """Serve a pair with vLLM over the OpenAI API.
+    """Serve a pair over the OpenAI API.
 
-    The options listed here are kad's. Every other option goes to `vllm serve` as it is: --port, --tensor-parallel-size,
-    --max-model-len, --api-key and so on; vllm serve --help lists them. Unless --speculative-config or --no-speculate is
-    given, the aligned model drafts for the pair.
+    Where vLLM is installed, it is the server. The options of "Models" do not apply to it, but --dtype and
+    --trust-remote-code, and every option that is not listed here goes to `vllm serve` as it is: --tensor-parallel-size,
+    --max-model-len and so on; vllm serve --help lists them. Unless --speculative-config or --no-speculate is given, the
+    aligned model drafts for the pair.
+
+    Without vLLM, or with another --engine, kad's own server answers one request at a time on this machine.
 
     Requests may carry a rule of their own: "vllm_xargs": {"rule": "dual:threshold=0.6"} in the request's body.
     """
+    if engine == "vllm" or (engine == "auto" and (dry_run or find_spec("vllm") is not None)):
+        _serve_with_vllm(pair, speculate, draft_tokens, repeatable, dry_run, listening, models, context.args)
+    else:
+        _refuse(dry_run, "--dry-run shows vLLM's command line. Give --engine vllm with it.")
+        _refuse(bool(context.args), f"Unknown option {' '.join(context.args[:1])}. Only vLLM takes options of its own.")
+        drafts = draft_tokens if speculate else 0
+        _serve_here(replace(models, pair=pair, engine=engine), drafts, listening)
+
+
+def _refuse(wrong: bool, text: str) -> None:
+    if wrong:
+        raise UsageError(text)
+
+
+def _serve_here(models: ModelOptions, draft_tokens: int | None, options: Listening) -> None:
+    """kad's own server, until Ctrl-C."""
+    from kad.cli import stdio
+    from kad.server import run
+    from kad.text import drafting
+    from kad.tracing.tracer import public_name
+
+    run.check_installed()
+    models.check_sources()
+    drafting.check(draft_tokens)
+    listening = run.listen(options)
+    with stdio.stderr().status("Loading the models ..."):
+        model = models.load()
+    name = models.pair or "+".join(public_name(source) for source in (models.base, models.aligned) if source) or "tiny"
+    stdio.message(f"{name} is served at {run.address_of(listening)}/v1. Ctrl-C ends it.")
+    if not run.is_loopback(options) and not run.key_of(options):
+        stdio.message("Everybody who reaches this machine can use it: give --api-key, or set KAD_API_KEY.")
+    run.serve(model, name, options, listening, draft_tokens=draft_tokens)
+
+
+def _serve_with_vllm(
+    pair: str | None,
+    speculate: bool,
+    draft_tokens: int | None,
+    repeatable: bool,
+    dry_run: bool,
+    listening: Listening,
+    models: ModelOptions,
+    extra: Sequence[str],
+) -> None:
+    """Become vLLM's server."""
+    _refuse(pair is None, "vLLM serves a pair: give a folder written by kad pack, a hub id, or tiny.")
+    unknown = [
+        option for option, value in (("--cors", listening.cors), ("--max-requests", listening.max_requests)) if value
+    ] + [
+        "--" + name.replace("_", "-")
+        for name in options_of(ModelOptions)
+        if name not in ("dtype", "trust_remote_code") and getattr(models, name) != getattr(ModelOptions(), name)
+    ]
+    _refuse(
+        bool(unknown),
+        f"vLLM's server does not take {', '.join(unknown)}. Write it into the pair with kad pack, or "
+        "give another --engine.",
+    )
     if not dry_run:
         _check_vllm()
-    arguments = _command_line(pair, speculate, draft_tokens, repeatable, context.args)
+    given = {
+        "--host": listening.host,
+        "--port": listening.port,
+        "--api-key": listening.api_key,
+        "--dtype": models.dtype,
+    }
+    passed = [text for option, value in given.items() if value is not None for text in (option, str(value))]
+    passed += ["--trust-remote-code"] if models.trust_remote_code else []
+    arguments = _command_line(str(pair), speculate, draft_tokens, repeatable, [*passed, *extra])
     if dry_run:
         typer.echo(shlex.join(arguments))
         return

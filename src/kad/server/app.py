@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 
-from fastapi import APIRouter, FastAPI
+from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from kad import __version__
@@ -23,7 +23,7 @@ def make_app(
     hosts: Collection[str] | None = LOOPBACK,
     origins: Collection[str] = (),
     most_requests: int = 64,
-    pages: APIRouter | None = None,
+    draft_tokens: int | str | None = None,
 ) -> FastAPI:
     """The server as an ASGI application.
 
@@ -34,9 +34,9 @@ def make_app(
         hosts: the names in the header `Host` that are answered; None for all.
         origins: origins of other pages that may use the server (CORS); "*" for all.
         most_requests: how many requests may be in the line.
-        pages: further routes, for example a page at `/`.
+        draft_tokens: how many tokens are drafted at a time where a request does not say; see `kad.generate`.
     """
-    desk = Desk(model, most_requests)
+    desk = Desk(model, most_requests, draft_tokens)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -48,8 +48,6 @@ def make_app(
     errors.install(app)
     app.include_router(openai_routes.router(desk, name))
     app.include_router(page_routes.router(desk, name))
-    if pages is not None:
-        app.include_router(pages)
 
     @app.get("/health")
     async def health() -> dict[str, str]:

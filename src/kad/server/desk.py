@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -35,21 +35,22 @@ class Job:
     """One answer to generate.
 
     Attributes:
-        prompt_ids: the tokens before the answer.
+        context: what the models read before the answer.
         composition: how the models are composed.
         sampling: how tokens are drawn.
         num_draft_tokens: see `kad.generate`.
         masks, note: see `kad.text.streaming.Stream`.
-        forced: whether the last token of the prompt is the first piece: the caller wants its `note` too.
+        begun: the first tokens of the answer, if it goes on from there. The last of them comes as a piece, for its
+            `note`.
     """
 
-    prompt_ids: Sequence[int]
+    context: Context
     composition: Composition
     sampling: Sampling = field(default_factory=Sampling)
     num_draft_tokens: int | str | None = None
     masks: Sequence[Mask] = ()
     note: Note | None = None
-    forced: bool = False
+    begun: Sequence[int] = ()
 
 
 class Run:
@@ -96,10 +97,11 @@ class Desk:
     Args:
         model: the pair.
         most_requests: how many requests may be in the line, the one that is answered included.
+        draft_tokens: how many tokens are drafted at a time where a job does not say; see `kad.generate`.
     """
 
-    def __init__(self, model: ComposedModel, most_requests: int = 64) -> None:
-        self.model, self.most_requests = model, most_requests
+    def __init__(self, model: ComposedModel, most_requests: int = 64, draft_tokens: int | str | None = None) -> None:
+        self.model, self.most_requests, self._draft_tokens = model, most_requests, draft_tokens
         self.requests = 0
         self._kept = KeptScorers(KEPT_ANSWERS)
         self._models = ThreadPoolExecutor(1, "kad-models")
@@ -149,10 +151,12 @@ class Desk:
     def _answer(self, job: Job, run: Run) -> None:
         """Runs in the thread of the models."""
         try:
+            if job.num_draft_tokens is None:
+                job = replace(job, num_draft_tokens=self._draft_tokens)
             run.stream = stream = _KeptStream(self.model, job, self._kept)
             run.reused_tokens = stream.reused_tokens
-            if stream.forced is not None:
-                run.put(stream.forced)
+            if stream.last_begun is not None:
+                run.put(stream.last_begun)
             for piece in stream:
                 run.put(piece)
                 if run.given_up or self._closed:
@@ -166,20 +170,20 @@ class _KeptStream(Stream):
     """A stream that takes kept scorers, and gives its own back.
 
     Attributes:
-        reused_tokens: how many tokens of the prompt the scorers had read.
-        forced: the piece of the last token of the prompt, if the job asks for it.
+        reused_tokens: how many tokens the models had read before.
+        last_begun: the last of the tokens that the answer begins with, as a piece.
     """
 
     reused_tokens = 0
-    forced: Piece | None = None
+    last_begun: Piece | None = None
 
     def __init__(self, model: ComposedModel, job: Job, kept: KeptScorers) -> None:
         self._model, self._job, self._kept = model, job, kept
         super().__init__(
-            model, job.prompt_ids, job.composition, job.sampling, job.num_draft_tokens, origins=False,
-            masks=job.masks, note=job.note, take_scorers=self._take,
+            model, job.context, job.composition, job.sampling, job.num_draft_tokens, origins=False,
+            masks=job.masks, begun=job.begun, note=job.note, take_scorers=self._take,
         )  # fmt: skip
-        if self.forced is not None and self.forced.token in end_tokens(model.generation_config):
+        if job.begun and job.begun[-1] in end_tokens(model.generation_config):
             self.stop()
 
     def ended(self) -> None:
@@ -187,19 +191,22 @@ class _KeptStream(Stream):
 
     def _take(self, context: Context) -> dict[str, Scorer]:
         roles = roles_of(self._job.composition)
-        scorers = self._kept.take(context, roles)
+        base_ids = None if context.base_ids is None else [*context.base_ids, *self.begun]
+        whole = replace(context, ids=[*context.ids, *self.begun], base_ids=base_ids)
+        scorers = self._kept.take(whole, roles)
         self.reused_tokens = min((scorer.processed for scorer in scorers.values()), default=0)
-        if self._job.forced and self._job.note is not None:
+        if self.begun and self._job.note is not None:
             scorers = scorers or self._model.scorers(roles, rollback=self.drafting.speculates)
-            self.forced = self._last_of_prompt(scorers, self._job.note)
+            self.last_begun = self._read_begun(scorers, self._job.note)
         return scorers
 
-    def _last_of_prompt(self, scorers: dict[str, Scorer], note: Note) -> Piece:
-        """The last token of the prompt as a piece: the models read up to the token before it."""
-        ids = torch.tensor(self.prompt_ids, device=self._model.device)
+    def _read_begun(self, scorers: dict[str, Scorer], note: Note) -> Piece:
+        """The last token that the answer begins with, as a piece: the models read up to the token before it."""
+        ids = torch.tensor([*self.prompt_ids, *self.begun], device=self._model.device)
         end, rows = len(ids) - 1, {}
+        counting = self.context.scorers(self._model, self._composition, tuple(scorers), kept=scorers)
         with torch.no_grad():
-            for role, scorer in scorers.items():
+            for role, scorer in counting.items():
                 scorer.rollback(end - 1)
                 rows[role] = scorer.advance(ids[scorer.processed : end], 1).float()
-            return Piece(self.prompt_ids[-1], "", note=note(self.prompt_ids[-1:], rows)[0])
+            return Piece(self.begun[-1], "", note=note(self.begun[-1:], rows)[0])

@@ -70,12 +70,19 @@ def refusal_of(error: BaseException) -> Refusal:
 def _invalid(error: RequestValidationError) -> Refusal:
     """The first thing that is wrong with the fields of a request."""
     first = error.errors()[0]
-    # The place begins with "body"; the names of the arms of a union are no part of a field's name.
-    place = ".".join(str(part) for part in first["loc"][1:] if not (isinstance(part, str) and "[" in part))
+    place = ".".join(str(part) for part in first["loc"][1:] if not _is_arm(part))
+    if first["type"] in ("json_invalid", "model_attributes_type", "dict_type") and len(first["loc"]) <= 2:
+        return Refusal(400, "The body must be a JSON object, sent with Content-Type: application/json.")
     if first["type"] == "extra_forbidden":
-        return Refusal(400, f"Unknown field {place!r}. This server does not know it.", place, "unknown_field")
+        name = str(first["loc"][-1])[:80]
+        return Refusal(400, f"Unknown field {name!r}. This server does not know it.", name, "unknown_field")
     message = str(first["msg"]).removeprefix("Value error, ")
     return Refusal(400, f"{place}: {message}." if place else f"{message}.", place or None)
+
+
+def _is_arm(part: int | str) -> bool:
+    """Whether a part of a place is no field but an arm of a union: "str", "constrained-str", "list[int]"."""
+    return isinstance(part, str) and (not part.isidentifier() or part in ("str", "int", "float"))
 
 
 def install(app: FastAPI) -> None:

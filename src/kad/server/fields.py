@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from kad.base_prompt import BUILT_IN, SAME
 from kad.composition import Composition
 from kad.engines.base import ComposedModel
 from kad.server.desk import Job
 from kad.server.errors import Refusal
+from kad.text.contexts import Context, context_of
 from kad.text.drafting import MAX_DRAFT_TOKENS
-from kad.text.prompts import encode, room
+from kad.text.prompts import Prompt, room
 from kad.text.sampling import Sampling
-from kad.text.streaming import Mask
 
 MOST_MESSAGES = 1024
 MOST_STOPS = 16
 MOST_TOKENS = 1 << 20
 LONGEST_RULE = 256
+LONGEST_PROMPT = 1 << 16
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Rule = Annotated[str, Field(max_length=LONGEST_RULE)]
@@ -57,8 +59,27 @@ class Message(Request):
 Messages = Annotated[list[Message], Field(min_length=1, max_length=MOST_MESSAGES)]
 
 
-class Drawing(Request):
-    """How to draw tokens, and how to compose. What is left out is as in the pair, and as `kad.generate` has it."""
+class Composing(Request):
+    """How to compose. What is left out is as in the pair."""
+
+    rule: Rule | dict[str, Any] | None = None
+    deferral_temperature: Annotated[Number, Field(gt=0)] | None = None
+    base_prompt: Annotated[str, Field(max_length=LONGEST_PROMPT)] | dict[str, Any] | None = None
+
+    @field_validator("base_prompt")
+    @classmethod
+    def _no_file(cls, given: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
+        """Elsewhere a base prompt may be the name of a file. Clients must not read files of this machine."""
+        if not isinstance(given, str) or given in BUILT_IN or given == SAME:
+            return given
+        if "{question}" not in given and "{messages}" not in given:
+            names = ", ".join((*BUILT_IN, SAME))
+            raise ValueError(f"give {names}, or a template with {{question}} or {{messages}}")
+        return {"template": given}
+
+
+class Drawing(Composing):
+    """How to draw tokens, too. What is left out is as `kad.generate` has it."""
 
     temperature: Annotated[Number, Field(ge=0)] | None = None
     top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
@@ -66,8 +87,6 @@ class Drawing(Request):
     min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[Number, Field(gt=0)] | None = None
     seed: Seed | None = None
-    rule: Rule | dict[str, Any] | None = None
-    deferral_temperature: Annotated[Number, Field(gt=0)] | None = None
     num_draft_tokens: Drafts | None = None
 
     def sampling(self, max_new_tokens: int | None, stop: Sequence[str], choice: int = 0) -> Sampling:
@@ -95,21 +114,29 @@ class Drawing(Request):
         """
         return model.composed_by(self.rule, self.deferral_temperature)
 
-    def job(
-        self, model: ComposedModel, prompt_ids: Sequence[int], sampling: Sampling, masks: Sequence[Mask] = ()
-    ) -> Job:
-        """The answer to ask for at the desk.
+    def context(
+        self, model: ComposedModel, prompt: Prompt, *, raw: bool = False, thinking: bool | None = None
+    ) -> Context:
+        """What the models read before the answer.
+
+        Raises:
+            UsageError: a prompt or a base prompt that this pair cannot take.
+        """
+        return context_of(model, prompt, raw=raw, thinking=thinking, base_prompt=self.base_prompt)
+
+    def job(self, model: ComposedModel, context: Context, sampling: Sampling, **more: Any) -> Job:
+        """The answer to ask for at the desk; `more` are further fields of the job.
 
         Raises:
             UsageError: the prompt does not fit into the context of the models.
         """
-        room(model, len(prompt_ids))
-        return Job(prompt_ids, self.composition(model), sampling, self.num_draft_tokens, masks)
+        room(model, context.longest + len(more.get("begun", ())))
+        return Job(context, self.composition(model), sampling, self.num_draft_tokens, **more)
 
 
-def conversation_ids(model: ComposedModel, messages: Sequence[Message], thinking: bool | None = None) -> list[int]:
-    """The token ids of a conversation, ready for the answer."""
-    return encode(model.tokenizer, [message.plain() for message in messages], thinking=thinking)
+def plain(messages: Sequence[Message]) -> list[dict[str, str]]:
+    """A conversation as chat templates take it."""
+    return [message.plain() for message in messages]
 
 
 def checked_ids(model: ComposedModel, token_ids: Sequence[int], name: str) -> list[int]:

@@ -31,12 +31,8 @@ class Grammars:
     def __init__(self, tokenizer: Any, ends: Sequence[int]) -> None:
         self._tokenizer, self._ends = tokenizer, list(ends)
 
-    def of_schema(self, schema: dict[str, Any], prompt_tokens: int) -> Grammar:
+    def of_schema(self, schema: dict[str, Any]) -> Grammar:
         """The grammar of JSON texts of a schema, without white space between their parts.
-
-        Args:
-            schema: a JSON schema.
-            prompt_tokens: how long the prompt is. The text begins after it.
 
         Raises:
             UsageError: a schema that cannot be followed exactly.
@@ -54,7 +50,7 @@ class Grammars:
         matcher = matcher_of(grammar)
         if matcher.is_error():
             raise UsageError(f"The schema cannot be used: {_short(matcher.get_error())}")
-        return Grammar(matcher, self._ends, prompt_tokens)
+        return Grammar(matcher, self._ends)
 
     @cached_property
     def _matcher_of(self) -> Any:
@@ -69,19 +65,22 @@ class Grammars:
 
 
 class Grammar:
-    """A mask as `kad.text.streaming.Stream` takes it: of any prefix of the text, in any order.
+    """What may follow any prefix of a text, asked in any order.
 
     Speculative decoding asks for the scores after drafts, and then after other tokens. The matcher goes back to what
     two prefixes share.
     """
 
-    def __init__(self, matcher: Any, ends: Sequence[int], prompt_tokens: int) -> None:
-        self._matcher, self._ends, self._first = matcher, frozenset(ends), prompt_tokens
+    def __init__(self, matcher: Any, ends: Sequence[int]) -> None:
+        self._matcher, self._ends = matcher, frozenset(ends)
         self._read: list[int] = []
 
-    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores (1, vocab) with -inf for what may not follow ids (1, length)."""
-        allowed = self._allowed(ids[0, self._first :].tolist(), scores.shape[-1]).to(scores.device)
+    def mask(self, prompt_tokens: int, ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores (1, vocab) with -inf for what may not follow ids (1, length), whose text begins after the prompt.
+
+        With the length of the prompt given, this is a `kad.text.streaming.Mask`.
+        """
+        allowed = self._allowed(ids[0, prompt_tokens:].tolist(), scores.shape[-1]).to(scores.device)
         return scores.masked_fill(~allowed, -torch.inf)
 
     def _allowed(self, text: list[int], size: int) -> Tensor:

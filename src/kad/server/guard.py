@@ -131,4 +131,5 @@ def _name(host: str) -> str:
 
 def _equal(header: str, key: str) -> bool:
     kind, _, given = header.partition(" ")
-    return kind.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), key.encode())
+    # A header is read as Latin-1, whatever its bytes mean.
+    return kind.lower() == "bearer" and hmac.compare_digest(given.strip().encode("latin-1"), key.encode())

@@ -8,6 +8,23 @@ from pydantic import Field, model_validator
 
 from kad.server.fields import MOST_MESSAGES, MOST_STOPS, MOST_TOKENS, Drawing, Messages, Request, Token
 
+MOST_CHOICES = 128
+# Fields that are not supported, and the values by which a client says that it does without.
+NOT_DONE: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("presence_penalty", "frequency_penalty"), (0,)),
+    "logit_bias": ({},),
+    **dict.fromkeys(("tools", "functions"), ([],)),
+    **dict.fromkeys(("tool_choice", "function_call"), ("none", "auto")),
+    "modalities": (["text"],),
+    "echo": (False,),
+    "best_of": (1,),
+    "suffix": ("",),
+    **dict.fromkeys(("audio", "prediction", "reasoning_effort", "verbosity", "web_search_options"), ()),
+}
+# Fields that say nothing about the text.
+PASSED_OVER = (
+    "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls",
+)  # fmt: skip
 Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1, le=MOST_TOKENS)]
 
@@ -61,29 +78,27 @@ class ChatTemplate(Request):
 
 
 class Generation(Drawing):
-    """What chat completions and completions have in common.
-
-    The fields from `user` on say nothing about the text. They are accepted and have no effect. The penalties are
-    accepted where they are off.
-    """
+    """What chat completions and completions have in common."""
 
     model: str
     max_tokens: Count | None = None
-    n: Annotated[int, Field(ge=1, le=128)] = 1
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] = 1
     stop: Annotated[list[Text], Field(max_length=MOST_STOPS)] | Text | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
     vllm_xargs: Extra | None = None
-    presence_penalty: Literal[0] | None = None
-    frequency_penalty: Literal[0] | None = None
-    logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
-    user: str | None = None
-    metadata: dict[str, Any] | None = None
-    store: bool | None = None
-    service_tier: str | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _what_is_not_done(cls, given: Any) -> Any:
+        """Drop what says nothing about the text. Refuse what is not done here, unless it is off."""
+        if not isinstance(given, dict):
+            return given
+        for name, off in NOT_DONE.items():
+            if given.get(name) is not None and given[name] not in off:
+                raise ValueError(f"{name!r} is not supported by this server; leave it out")
+        return {name: value for name, value in given.items() if name not in NOT_DONE and name not in PASSED_OVER}
 
     @model_validator(mode="after")
     def _one_rule(self) -> Generation:
@@ -114,7 +129,6 @@ class ChatRequest(Generation):
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     chat_template_kwargs: ChatTemplate | None = None
-    modalities: list[Literal["text"]] | None = None
 
     @model_validator(mode="after")
     def _logprobs_first(self) -> ChatRequest:
@@ -146,9 +160,12 @@ class CompletionRequest(Generation):
         ]
     )
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    echo: Literal[False] | None = None
-    best_of: Literal[1] | None = None
-    suffix: Literal[""] | None = None
+
+    @model_validator(mode="after")
+    def _few_choices(self) -> CompletionRequest:
+        if len(self.prompts) * self.n > MOST_CHOICES:
+            raise ValueError(f"prompts times 'n' must be at most {MOST_CHOICES}")
+        return self
 
     @property
     def prompts(self) -> list[str] | list[list[int]]:

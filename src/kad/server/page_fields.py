@@ -24,7 +24,7 @@ from pydantic import BaseModel, Field
 
 from kad.composition import Composition
 from kad.engines.base import ComposedModel
-from kad.server.fields import MOST_STOPS, MOST_TOKENS, Drawing, Messages, Number, Request, Rule, Token
+from kad.server.fields import MOST_STOPS, MOST_TOKENS, Composing, Drawing, Messages, Token
 
 ALONE = {"base": "base_only", "aligned": "aligned_only"}
 
@@ -37,6 +37,7 @@ class ModelFacts(BaseModel):
         kad_version: the version of kad.
         models: role -> where the model came from.
         parameters: role -> the number of weights.
+        engines: role -> what runs the model.
         context_length: positions for prompt and answer. None if no model says.
         rule: the pair's own rule as a string, for example "dual:threshold=0.4"; `rule_values` its parts.
         deferral_temperature: the pair's own.
@@ -50,6 +51,7 @@ class ModelFacts(BaseModel):
     kad_version: str
     models: dict[str, str]
     parameters: dict[str, int]
+    engines: dict[str, str]
     context_length: int | None
     rule: str
     rule_values: dict[str, Any]
@@ -151,11 +153,9 @@ class Done(BaseModel):
     generation: dict[str, Any]
 
 
-class TraceRequest(Request):
+class TraceRequest(Composing):
     """An answer to trace under a rule; the models read it in one forward pass."""
 
     messages: Messages
     token_ids: Annotated[list[Token], Field(min_length=1, max_length=MOST_TOKENS)]
-    rule: Rule | dict[str, Any] | None = None
-    deferral_temperature: Annotated[Number, Field(gt=0)] | None = None
     thinking: bool | None = None

@@ -20,7 +20,7 @@ from kad.rules import registry
 from kad.rules.describe import describe, family
 from kad.server.desk import Desk, Job, Run
 from kad.server.events import EventStream, event, unless_gone
-from kad.server.fields import checked_ids, conversation_ids
+from kad.server.fields import checked_ids, plain
 from kad.server.page_fields import AnswerRequest, Done, ModelFacts, PieceEvent, Start, TraceRequest
 from kad.text.answer import Answer, Piece
 from kad.text.prompts import Detokenizer, context_length, decode
@@ -40,8 +40,8 @@ def router(desk: Desk, name: str) -> APIRouter:
 
     @routes.post("/answer")
     async def answer(asked: AnswerRequest, http: HttpRequest) -> EventStream:
-        job, forced = await desk.with_texts(_job, model, asked)
-        events = _events(desk, job, forced, asked.of)
+        job = await desk.with_texts(_job, model, asked)
+        events = _events(desk, job, asked.of)
         return EventStream(await unless_gone(http.receive, anext(events)), events, "error")
 
     @routes.post("/trace")
@@ -70,6 +70,7 @@ def facts_of(desk: Desk, name: str) -> ModelFacts:
         kad_version=kad.__version__,
         models=origins(model, composition),
         parameters={role: facts.parameters for role, facts in model.facts.items()},
+        engines={role: facts.engine for role, facts in model.facts.items()},
         context_length=context_length(model),
         rule=str(composition.rule),
         rule_values=composition.rule.to_dict(),
@@ -90,12 +91,12 @@ def _bounded(rule: dict[str, Any]) -> dict[str, Any]:
     return rule | {"parameters": parameters}
 
 
-def _job(model: ComposedModel, asked: AnswerRequest) -> tuple[Job, list[int]]:
-    """What to ask for at the desk, and the tokens that the answer begins with."""
-    forced = checked_ids(model, asked.continuation, "continuation")
-    prompt_ids = [*conversation_ids(model, asked.messages, asked.thinking), *forced]
-    job = asked.job(model, prompt_ids, asked.sampling(asked.max_new_tokens, asked.stop))
-    return replace(job, note=_note(job.composition), forced=bool(forced)), forced
+def _job(model: ComposedModel, asked: AnswerRequest) -> Job:
+    """What to ask for at the desk."""
+    context = asked.context(model, plain(asked.messages), thinking=asked.thinking)
+    begun = checked_ids(model, asked.continuation, "continuation")
+    job = asked.job(model, context, asked.sampling(asked.max_new_tokens, asked.stop), begun=begun)
+    return replace(job, note=_note(context.composition(job.composition)))
 
 
 def _note(composition: Composition) -> Note:
@@ -108,27 +109,26 @@ def _note(composition: Composition) -> Note:
     return note
 
 
-async def _events(desk: Desk, job: Job, forced: Sequence[int], of: str) -> AsyncGenerator[bytes]:
-    text = _Texts(desk.model.tokenizer, forced[:-1])
-    index = max(len(forced) - 1, 0)
-    first = index
+async def _events(desk: Desk, job: Job, of: str) -> AsyncGenerator[bytes]:
+    text = _Texts(desk.model.tokenizer, job.begun[:-1])
+    index = first = max(len(job.begun) - 1, 0)
     with desk.admitted():
         async with desk.answering(job) as run:
             began = time.perf_counter()
             async for piece in run:
                 if index == first:
-                    began = time.perf_counter() - run.stream.answer.seconds
-                    yield event(_start(desk.model, job, run, len(forced), of).model_dump(), "start")
-                is_forced = job.forced and index == first
+                    began = time.perf_counter() - run.answer.seconds
+                    yield event(_start(desk.model, job, run, of).model_dump(), "start")
+                forced = bool(job.begun) and index == first
                 seconds = time.perf_counter() - began
-                yield event(text.piece(index, piece, is_forced, seconds).model_dump(), "piece")
+                yield event(text.piece(index, piece, forced, seconds).model_dump(), "piece")
                 index += 1
-            yield event(_done(desk.model, run.answer, forced, text.finish()).model_dump(), "done")
+            yield event(_done(desk.model, run.answer, job.begun, text.finish()).model_dump(), "done")
 
 
-def _start(model: ComposedModel, job: Job, run: Run, forced: int, of: str) -> Start:
-    rule, answer = job.composition.rule, run.answer
-    prompt_ids = job.prompt_ids[: len(job.prompt_ids) - forced]
+def _start(model: ComposedModel, job: Job, run: Run, of: str) -> Start:
+    rule, answer, context = job.composition.rule, run.answer, job.context
+    own = None if context.base_ids is None else decode(model.tokenizer, context.base_ids, special=True)
     return Start(
         trace={
             "schema": SCHEMA,
@@ -137,11 +137,12 @@ def _start(model: ComposedModel, job: Job, run: Run, forced: int, of: str) -> St
             "family": family(type(rule)),
             "models": origins(model, job.composition),
             "deferral_temperature": job.composition.deferral_temperature,
-            "prompt": decode(model.tokenizer, prompt_ids, special=True),
+            "prompt": decode(model.tokenizer, context.ids, special=True),
+            "base_prompt": own,
             "kad_version": kad.__version__,
         },
         of=of,
-        prompt_tokens=len(prompt_ids),
+        prompt_tokens=len(context.ids),
         reused_tokens=run.reused_tokens,
         draft_tokens=answer.drafting.draft_tokens,
         drafting=answer.drafting.reason,
@@ -150,8 +151,8 @@ def _start(model: ComposedModel, job: Job, run: Run, forced: int, of: str) -> St
     )
 
 
-def _done(model: ComposedModel, answer: Answer, forced: Sequence[int], rest: str) -> Done:
-    token_ids = [*forced, *answer.token_ids]
+def _done(model: ComposedModel, answer: Answer, begun: Sequence[int], rest: str) -> Done:
+    token_ids = [*begun, *answer.token_ids]
     # A continuation that ends the text is stopped before anything is drawn.
     reason = answer.finish_reason if answer.token_ids else "stop"
     return Done(
@@ -192,6 +193,8 @@ class _Texts:
 
 
 def _trace(model: Any, asked: TraceRequest) -> Trace:
-    prompt_ids = conversation_ids(model, asked.messages, asked.thinking)
     token_ids = checked_ids(model, asked.token_ids, "token_ids")
-    return trace(model, prompt_ids, token_ids, rule=asked.rule, deferral_temperature=asked.deferral_temperature)
+    return trace(
+        model, plain(asked.messages), token_ids, thinking=asked.thinking, base_prompt=asked.base_prompt,
+        rule=asked.rule, deferral_temperature=asked.deferral_temperature,
+    )  # fmt: skip

@@ -56,6 +56,7 @@ class Stream:
         origins: see `generate`.
         masks: functions of the ids (1, length) and of log pi (1, vocab), as Transformers' logits processors are. They
             act before the sampling options; a grammar is one.
+        begun: the first tokens of the answer, if it goes on from there. They are no pieces.
         note: called with some new tokens and the logits (n, vocab) of each model there, by role. What it returns, one
             value a token, is in `Piece.note`.
 
@@ -75,10 +76,11 @@ class Stream:
         take_scorers: Callable[[Context], dict[str, Scorer]] | None = None,
         origins: bool = True,
         masks: Sequence[Mask] = (),
+        begun: Sequence[int] = (),
         note: Note | None = None,
     ) -> None:
-        self.context = Context.of(prompt)
-        space = room(model, self.context.longest)
+        self.context, self.begun = Context.of(prompt), list(begun)
+        space = room(model, self.context.longest + len(begun))
         config = sampling.apply(model.generation_config, space)
         self.prompt_ids = self.context.ids
         self.drafting = drafting.choose(model, composition, num_draft_tokens, sampled=bool(config.do_sample))
@@ -140,7 +142,7 @@ class Stream:
         )
 
     def _finish_reason(self) -> str:
-        taken = len(self.prompt_ids) + len(self._pieces) == self.loop.length
+        taken = len(self.prompt_ids) + len(self.begun) + len(self._pieces) == self.loop.length
         return self._stop.reason if taken and self._complete else "interrupted"
 
     @property
@@ -149,13 +151,13 @@ class Stream:
         return self.loop.finished or self.loop.length == self.loop.ids.shape[0]
 
     def _make_loop(self, model: ComposedModel, config: GenerationConfig, scorers: dict[str, Scorer]) -> SpeculativeLoop:
-        capacity = len(self.prompt_ids) + int(config.max_new_tokens)
-        ids = torch.zeros(capacity, dtype=torch.long, device=model.device)
-        ids[: len(self.prompt_ids)] = torch.tensor(self.prompt_ids)
+        given = [*self.prompt_ids, *self.begun]
+        ids = torch.zeros(len(given) + int(config.max_new_tokens), dtype=torch.long, device=model.device)
+        ids[: len(given)] = torch.tensor(given)
         roles = roles_of(self._composition, self._drafter)
         return SpeculativeLoop(
             ids=ids,
-            length=len(self.prompt_ids),
+            length=len(given),
             drafter=self._drafter,
             scorers=self.context.scorers(
                 model, self._composition, roles, rollback=self.drafting.speculates, kept=scorers
@@ -166,9 +168,7 @@ class Stream:
                 greedy=not config.do_sample,
                 verifier=verify_block,
                 randomness=TorchRandomness(self.seed),
-                warp=warp_of(
-                    LogitsProcessorList([*self._masks, *processors(config, len(self.prompt_ids), ids.device)]), ids, 0
-                ),
+                warp=warp_of(LogitsProcessorList([*self._masks, *processors(config, len(given), ids.device)]), ids, 0),
                 records=None,
             ),
             window=window_size(self.drafting.draft_tokens),

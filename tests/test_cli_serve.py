@@ -1,0 +1,104 @@
+"""`kad serve` as a user starts it: kad's own server, and the command line that goes to vLLM."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from kad.cli.main import app
+
+
+def serve(*arguments: Any, code: int) -> Any:
+    result = CliRunner().invoke(app, ["serve", *map(str, arguments)])
+    assert result.exit_code == code, f"{result.stderr}\n{result.exception!r}"
+    return result
+
+
+HERE = ("tiny", "--engine", "transformers")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("tiny", "--engine", "ollama"), "Unknown --engine 'ollama'. Choose from: auto, vllm, transformers,"),
+        ((*HERE, "--tensor-parallel-size", "2"), "Unknown option --tensor-parallel-size. Only vLLM takes options"),
+        ((*HERE, "--dry-run"), "--dry-run shows vLLM's command line. Give --engine vllm with it."),
+        ((*HERE, "--port", "70000"), "--port must be in [0, 65535], but is 70000."),
+        ((*HERE, "--host", "no.such.name.invalid"), "Cannot listen at no.such.name.invalid port 8000:"),
+        ((*HERE, "--draft-tokens", "100"), "--draft-tokens must be a number from 0 to 64 or auto, but is 100."),
+        (("--engine", "transformers", "--base", "tiny:big-base"), "--base needs --aligned beside it"),
+        (("tiny", "--engine", "vllm", "--rule", "dual", "--cors", "*"), "vLLM's server does not take --cors, --rule."),
+        (("--engine", "vllm"), "vLLM serves a pair: give a folder written by kad pack, a hub id, or tiny."),
+    ],
+)
+def test_wrong_options(arguments: tuple[str, ...], message: str) -> None:
+    pytest.importorskip("fastapi", reason='pip install "kad-align[server]"')
+    result = serve(*arguments, code=2)
+    assert message in result.stderr
+    assert result.stdout == ""
+
+
+def test_a_port_that_is_taken() -> None:
+    pytest.importorskip("fastapi", reason='pip install "kad-align[server]"')
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert (
+            f"Cannot listen at 127.0.0.1 port {port}: Address already in use"
+            in serve(*HERE, "--port", port, code=2).stderr
+        )
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kad.server.run.find_spec", lambda package: None)
+    text = 'fastapi is not installed. Install it with: pip install "kad-align[server]"'
+    assert text in serve(*HERE, code=2).stderr
+
+
+def test_what_goes_to_vllm() -> None:
+    line = serve(
+        "tiny", "--engine", "vllm", "--dry-run", "--host", "127.0.0.1", "--port", "81", "--api-key", "k",
+        "--max-model-len", "512", "--no-speculate", code=0,
+    ).stdout  # fmt: skip
+    words = shlex.split(line)
+    assert words[1:4] == ["-m", "kad.vllm.launch", "serve"]
+    assert words[5:] == [
+        "--served-model-name", "tiny", "--host", "127.0.0.1", "--port", "81", "--api-key", "k", "--max-model-len",
+        "512",
+    ]  # fmt: skip
+
+
+def test_a_server_from_its_start_to_ctrl_c() -> None:
+    """It says where it listens, asks for its key, drafts as it is told, and ends at once."""
+    pytest.importorskip("fastapi", reason='pip install "kad-align[server]"')
+    from server_runs import client
+
+    kad = Path(sys.executable).with_name("kad")
+    command = [str(kad)] if kad.exists() else [sys.executable, "-m", "kad"]
+    options = ["--port", "0", "--api-key", "secret", "--no-speculate", "--rule", "base_only"]
+    with subprocess.Popen([*command, "serve", *HERE, *options], stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        said = server.stderr.readline()
+        found = re.search(r"tiny is served at (http://127\.0\.0\.1:\d+)/v1\. Ctrl-C ends it\.", said)
+        try:
+            assert found, said
+            asked = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3}
+            with client(found[1]) as http:
+                assert http.post("/v1/chat/completions", json=asked).status_code == 401
+                http.headers["Authorization"] = "Bearer secret"
+                answered = http.post("/v1/chat/completions", json=asked)
+                assert answered.json()["usage"]["completion_tokens_details"]["drafted_tokens"] == 0
+                assert http.get("/kad/model").json()["rule"] == "base_only"
+                server.send_signal(signal.SIGINT)
+                assert server.wait(timeout=60) == 130
+        finally:
+            server.kill()
+        assert server.stderr.read().strip() == ""

@@ -1,0 +1,372 @@
+"""kad's own server under load and under attack: nothing lost, nothing dead, no page of another origin."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import random
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+import torch
+
+import kad
+from conftest import make_tokenizer
+from test_text import TableEngine
+
+pytest.importorskip("fastapi", reason='pip install "kad-align[server]"')
+
+from kad.server.desk import Busy, Desk, Job
+from kad.text.contexts import Context
+from kad.text.kept import KeptScorers
+from server_runs import client, events, running, until
+
+ASKED = {"model": "pair", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4, "temperature": 1.0}
+CHAT = "/v1/chat/completions"
+
+
+class Gated(TableEngine):
+    """A pair whose answers wait at a gate, so that a test decides when each forward pass happens."""
+
+    def __init__(self) -> None:
+        super().__init__("dual:threshold=0.4", vocab=95)
+        self.gate = threading.Semaphore(0)
+        self.begun: list[str] = []
+        self.passes = 0
+
+    def scorers(self, roles: Any, *, rollback: bool = True) -> Any:
+        return {role: _Waiting(self, role) for role in roles}
+
+    def open(self, passes: int = 1_000_000) -> None:
+        self.gate.release(passes)
+
+
+class _Waiting:
+    """A scorer that waits, answers with logits of its role, and cannot be kept."""
+
+    reversible = False
+
+    def __init__(self, engine: Gated, role: str) -> None:
+        self._engine, self.processed = engine, 0
+        self._logits = torch.randn(95, generator=torch.Generator().manual_seed(len(role)))
+
+    def advance(self, ids: torch.Tensor, keep: int) -> torch.Tensor:
+        if self.processed == 0:
+            self._engine.begun.append(self._engine.tokenizer.decode(ids.tolist()))
+        self._engine.gate.acquire()
+        self._engine.passes += 1
+        self.processed += len(ids)
+        return self._logits.expand(keep, -1)
+
+    def rollback(self, length: int) -> None:
+        self.processed = min(self.processed, length)
+
+    def release(self) -> None:
+        pass
+
+
+@pytest.fixture
+def gated() -> Iterator[Gated]:
+    engine = Gated()
+    yield engine
+    engine.open()
+
+
+@pytest.fixture(scope="module")
+def pair() -> kad.KadForCausalLM:
+    from conftest import make_model
+
+    pair = kad.KadForCausalLM.from_models(make_model(0, hidden=48, layers=3), make_model(1), rule="dual:threshold=0.2")
+    pair.tokenizer = make_tokenizer()
+    return pair
+
+
+# ------------------------------------------------------------------------------------------------------------- the line
+
+
+def _job(model: Any, prompt: str, new_tokens: int = 3) -> Job:
+    ids = model.tokenizer(prompt).input_ids
+    sampling = kad.Sampling(max_new_tokens=new_tokens, temperature=1.0, seed=0)
+    return Job(Context.of(ids), model.composition, sampling, num_draft_tokens=0)
+
+
+async def _all(desk: Desk, job: Job) -> int:
+    async with desk.answering(job) as run:
+        return len([piece async for piece in run])
+
+
+def test_who_comes_first_is_answered_first(gated: Gated) -> None:
+    async def ask() -> list[int]:
+        desk = Desk(gated)
+        tasks = []
+        for name in "abcd":
+            tasks.append(asyncio.create_task(_all(desk, _job(gated, name))))
+            await asyncio.sleep(0)
+        gated.open()
+        return await asyncio.gather(*tasks)
+
+    assert asyncio.run(ask()) == [3, 3, 3, 3]
+    assert [text for n, text in enumerate(gated.begun) if text not in gated.begun[:n]] == list("abcd")
+
+
+def test_who_goes_away_is_not_waited_for(gated: Gated) -> None:
+    """One leaves while it is answered and ends after its next token, one leaves while it waits and never begins."""
+
+    async def ask() -> None:
+        desk = Desk(gated)
+        first = asyncio.create_task(_all(desk, _job(gated, "a", 400)))
+        second = asyncio.create_task(_all(desk, _job(gated, "b", 400)))
+        third = asyncio.create_task(_all(desk, _job(gated, "c")))
+        await asyncio.sleep(0.05)
+        for task in (first, second):
+            task.cancel()
+        await asyncio.sleep(0.05)
+        gated.open()
+        assert await third == 3
+        assert first.cancelled()
+        assert second.cancelled()
+
+    asyncio.run(ask())
+    assert set(gated.begun) == {"a", "c"}
+    assert gated.passes < 20
+
+
+def test_the_line_is_bounded(gated: Gated) -> None:
+    desk = Desk(gated, most_requests=2)
+    with desk.admitted(), desk.admitted(), pytest.raises(Busy), desk.admitted():
+        pass
+    with desk.admitted():
+        assert desk.requests == 1
+    with running(gated, most_requests=1) as address, client(address) as http:
+        first = threading.Thread(target=lambda: http.post(CHAT, json=ASKED))
+        first.start()
+        until(lambda: gated.begun)
+        refused = http.post(CHAT, json=ASKED)
+        assert refused.status_code == 429
+        assert refused.headers["retry-after"] == "1"
+        assert "in the line" in refused.json()["error"]["message"]
+        assert http.post(CHAT, json={**ASKED, "temperature": -1}).status_code == 400  # a bad one needs no place
+        gated.open()
+        first.join()
+        assert http.post(CHAT, json=ASKED).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_hangs_up_frees_its_place(gated: Gated, stream: bool) -> None:
+    with running(gated, most_requests=1) as address, client(address) as http:
+        body = json.dumps({**ASKED, "max_tokens": 400, "stream": stream}).encode()
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as raw:
+            head = f"POST {CHAT} HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
+            raw.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            until(lambda: gated.begun)
+            gated.open(6)
+            if stream:
+                assert b"200 OK" in raw.recv(4096)
+        until(lambda: http.get("/kad/model").json()["waiting"] == 0)
+        gated.open()
+        assert http.post(CHAT, json=ASKED).status_code == 200
+        assert gated.passes < 60
+
+
+def test_a_failing_model_ends_its_request_and_nothing_else(
+    pair: kad.KadForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(pair) as address, client(address) as http:
+        good = http.post(CHAT, json={**ASKED, "seed": 1}).json()["choices"]
+        wrong = pair.base.lm_head.weight.data.clone()
+        pair.base.lm_head.weight.data.fill_(torch.nan)
+        for stream in (False, True):
+            failed = http.post(CHAT, json={**ASKED, "seed": 1, "stream": stream})
+            assert failed.status_code == 500
+            assert "could not answer" in failed.json()["error"]["message"]
+        pair.base.lm_head.weight.data.copy_(wrong)
+        assert http.post(CHAT, json={**ASKED, "seed": 1}).json()["choices"] == good
+
+
+def test_kept_scorers_are_those_that_know_most_of_the_prompt(pair: kad.KadForCausalLM) -> None:
+    kept, roles = KeptScorers(most=2), ("base", "aligned")
+    for text in ("abcd", "abxy"):
+        stream = kad.stream(pair, text, raw=True, sampling=kad.Sampling(temperature=0, max_new_tokens=2))
+        stream.finish()
+        kept.keep(stream.loop)
+    ids = pair.tokenizer("abcdef").input_ids
+    taken = kept.take(ids, roles)
+    assert {scorer.processed for scorer in taken.values()} == {4}
+    assert {scorer.processed for scorer in kept.take(ids, roles).values()} == {2}  # "abxy", as the other is given away
+    assert kept.take(ids, roles) == {}
+    kept.keep(stream.loop)
+    assert kept.take(ids, (*roles, "reference")) == {}
+
+
+# -------------------------------------------------------------------------------------------------------- fifty clients
+
+
+def test_fifty_clients_with_bad_requests_and_disconnects(pair: kad.KadForCausalLM) -> None:
+    """Every good request gets the text of its seed, every bad one a 4xx, and what was left unfinished is forgotten."""
+    sampling = [kad.Sampling(seed=seed, temperature=1.0, max_new_tokens=8) for seed in range(50)]
+    truth = [kad.generate(pair, f"Hi {seed % 7}", sampling=how).text for seed, how in enumerate(sampling)]
+    bad: list[dict[str, Any]] = [{"rule": "duel"}, {"temperature": -1}, {"messages": []}, {"what": 1}, {"n": 0}]
+
+    async def one(http: httpx.AsyncClient, number: int) -> str:
+        asked = {"model": "pair", "messages": [{"role": "user", "content": f"Hi {number % 7}"}], "seed": number}
+        asked |= {"temperature": 1.0, "max_tokens": 8}
+        if number % 5 == 1:
+            got = await http.post(CHAT, json=asked | bad[number % len(bad)])
+            assert got.status_code == 400
+        if number % 5 == 2:  # hang up in the middle
+            async with http.stream("POST", CHAT, json=asked | {"stream": True, "max_tokens": 300}) as left:
+                async for _ in left.aiter_bytes():
+                    break
+        if number % 5 == 3:
+            with pytest.raises(httpx.ReadTimeout):
+                await http.post(CHAT, json=asked | {"max_tokens": 300, "n": 20}, timeout=0.2)
+        if number % 2:
+            got = await http.post(CHAT, json=asked)
+            return str(got.json()["choices"][0]["message"]["content"])
+        async with http.stream("POST", CHAT, json=asked | {"stream": True}) as stream:
+            lines = [line[6:] async for line in stream.aiter_lines() if line.startswith("data: {")]
+        return "".join(json.loads(line)["choices"][0]["delta"].get("content") or "" for line in lines)
+
+    async def everybody(address: str) -> list[str]:
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(base_url=address, timeout=300, trust_env=False, limits=limits) as http:
+            return await asyncio.gather(*(one(http, number) for number in range(50)))
+
+    with running(pair, most_requests=200) as address, client(address) as http:
+        assert asyncio.run(everybody(address)) == truth
+        until(lambda: http.get("/kad/model").json()["waiting"] == 0)
+        tensors = _tensors()
+        assert asyncio.run(everybody(address)) == truth
+        until(lambda: http.get("/kad/model").json()["waiting"] == 0)
+        # Whatever the last two answers keep may differ in size; 50 answers that stayed would be thousands of tensors.
+        assert _tensors() <= tensors + 100
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("kad-")]
+
+
+def _tensors() -> int:
+    gc.collect()
+    return sum(type(thing) is torch.Tensor for thing in gc.get_objects())
+
+
+# ------------------------------------------------------------------------------------------------------------ the guard
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/v1/models", "/kad/model", "/openapi.json", CHAT])
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:1", "https://localhost"])
+def test_a_page_of_another_origin_cannot_use_the_server(gated: Gated, origin: str, path: str) -> None:
+    with running(gated) as address, client(address, headers={"Origin": origin}) as http:
+        for method in ("GET", "POST", "OPTIONS"):
+            # text/plain needs no leave of the server: it is what such a page would send.
+            body = {"content": json.dumps(ASKED), "headers": {"Content-Type": "text/plain"}} if method == "POST" else {}
+            refused = http.request(method, path, **body)
+            assert refused.status_code == 403
+            assert "access-control-allow-origin" not in refused.headers
+    assert gated.begun == []
+
+
+def test_the_servers_own_page_can_use_it(pair: kad.KadForCausalLM) -> None:
+    with running(pair) as address, client(address, headers={"Origin": address}) as http:
+        assert http.post(CHAT, json=ASKED).status_code == 200
+
+
+def test_an_allowed_origin_can_use_the_server(pair: kad.KadForCausalLM) -> None:
+    with running(pair, origins=("http://ui.example",)) as address, client(address) as http:
+        ask = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
+        allowed = http.options(CHAT, headers={"Origin": "http://ui.example", **ask})
+        assert allowed.headers["access-control-allow-origin"] == "http://ui.example"
+        answered = http.post(CHAT, json=ASKED, headers={"Origin": "http://ui.example"})
+        assert (answered.status_code, answered.headers["access-control-allow-origin"]) == (200, "http://ui.example")
+        refused = http.post(CHAT, json=ASKED, headers={"Origin": "http://evil.example"})
+        assert refused.status_code == 403
+
+
+def test_a_name_that_points_here_is_not_answered(pair: kad.KadForCausalLM) -> None:
+    """DNS rebinding: the name of another page with the address of this machine."""
+    with running(pair) as address, client(address) as http:
+        port = address.rpartition(":")[2]
+        for host in ("evil.example", f"evil.example:{port}", "", "localhost.evil.example"):
+            assert http.get("/v1/models", headers={"Host": host}).status_code in (400, 403)
+        for host in ("localhost", f"LOCALHOST:{port}", f"[::1]:{port}", f"127.0.0.1:{port}"):
+            assert http.get("/v1/models", headers={"Host": host}).status_code == 200
+
+
+def test_the_key(pair: kad.KadForCausalLM) -> None:
+    with running(pair, api_key="kéy") as address, client(address) as http:
+        key = "kéy".encode()
+        for value in (None, b"", b"Bearer", b"Bearer key", b"Basic " + key, b"Bearer " + key + b"x", key):
+            headers = {} if value is None else {b"Authorization": value}
+            for path in ("/v1/models", "/kad/model"):
+                assert http.get(path, headers=headers).status_code == 401
+        assert http.get("/v1/models", headers={b"Authorization": b"Bearer " + key}).status_code == 200
+        assert http.get("/health").json() == {"status": "ok"}
+
+
+def test_a_body_that_is_too_large_is_not_read(pair: kad.KadForCausalLM) -> None:
+    with running(pair) as address, client(address) as http:
+        text = "x" * (5 << 20)
+        assert http.post(CHAT, content=text).status_code == 413
+        assert http.post(CHAT, content=iter([text[: 1 << 20].encode()] * 5)).status_code == 413
+        assert http.get("/health").status_code == 200
+
+
+# ----------------------------------------------------------------------------------------------------------------- fuzz
+
+
+def test_random_requests_are_answered_or_refused(pair: kad.KadForCausalLM) -> None:
+    """Nothing is a 5xx, and the server still answers as before."""
+    draw = random.Random(0)
+    with running(pair) as address, client(address, headers={"Content-Type": "application/json"}) as http:
+        before = http.post(CHAT, json={**ASKED, "seed": 1}).json()["choices"]
+        seen = set()
+        for number in range(400):
+            path = draw.choice([CHAT, "/v1/completions", "/kad/answer", "/kad/trace", "/kad/page", "/v1/models", "/no"])
+            body = json.dumps(_body(draw, path)) if number % 8 else _noise(draw)
+            got = http.post(path, content=body.encode("utf-8", "surrogatepass"))
+            assert got.status_code in (200, 400, 404, 405), (path, body, got.text)
+            seen.add((path, got.status_code))
+            if got.headers["content-type"].startswith("text/event-stream"):
+                assert not [data for _, data in events(got) if "error" in data]
+        assert {(CHAT, 200), (CHAT, 400), ("/kad/answer", 200), ("/kad/answer", 400), ("/no", 404)} <= seen
+        assert http.post(CHAT, json={**ASKED, "seed": 1}).json()["choices"] == before
+
+
+def _body(draw: random.Random, path: str) -> dict[str, Any]:
+    """A good request with up to three fields made strange."""
+    messages = [{"role": "user", "content": "Hi"}]
+    body: dict[str, Any] = {
+        CHAT: {"model": "pair", "messages": messages, "max_tokens": 2},
+        "/v1/completions": {"model": "pair", "prompt": "Hi", "max_tokens": 2},
+        "/kad/answer": {"messages": messages, "max_new_tokens": 2},
+        "/kad/trace": {"messages": messages, "token_ids": [5, 6]},
+    }.get(path, {})
+    names = [
+        *body, "temperature", "top_p", "top_k", "min_p", "seed", "rule", "stop", "n", "logprobs", "top_logprobs",
+        "stream", "continuation", "of", "thinking", "deferral_temperature", "num_draft_tokens", "response_format",
+        "vllm_xargs", "repetition_penalty", "stream_options", "logit_bias", "echo", "\ud800",
+    ]  # fmt: skip
+    for _ in range(draw.randint(0, 3)):
+        body[draw.choice(names)] = _value(draw)
+    return body
+
+
+def _value(draw: random.Random, depth: int = 0) -> Any:
+    plain = [
+        None, True, False, 0, 1, -1, 2, 0.5, 1e308, -1e-308, 1 << 70, float("nan"), float("inf"), "", "x", "\ud800",
+        "\0", "dual:threshold=0.3", "base_only", "contrastive", "dual:threshold=nan", "composed", "auto", "é" * 50, [],
+        {}, [1], ["x"], [[3, 4]], [-1], {"rule": "dual"}, {"type": "json_object"}, {"role": "user", "content": "Hi"},
+    ]  # fmt: skip
+    if depth < 3 and draw.random() < 0.3:
+        return [_value(draw, depth + 1) for _ in range(draw.randint(0, 3))]
+    if depth < 3 and draw.random() < 0.2:
+        return {str(_value(draw, 3)): _value(draw, depth + 1)}
+    return draw.choice(plain)
+
+
+def _noise(draw: random.Random) -> str:
+    return "".join(draw.choice('{}[]":,0x\\u\ud800\0é ') for _ in range(draw.randint(0, 40)))

@@ -1,0 +1,394 @@
+"""The OpenAI API of kad's own server, through the real `openai` client and over plain HTTP."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+
+import kad
+from conftest import make_tokenizer
+from kad.rules import parse_rule
+from kad.text.sampling import processors
+from kad.text.streaming import Stream
+from speculative_tables import PROMPT, Script, total_variation, true_distribution
+from test_text import TableEngine
+
+fastapi = pytest.importorskip("fastapi", reason='pip install "kad-align[server]"')
+openai = pytest.importorskip("openai", reason="pip install openai")
+
+from openai.types import Completion, Model  # noqa: E402
+from openai.types.chat import ChatCompletion, ChatCompletionChunk  # noqa: E402
+
+from kad.server.grammar import Grammars  # noqa: E402
+from kad.server.openai_answers import UntilStop  # noqa: E402
+from server_runs import client, events, running  # noqa: E402
+
+QUESTION = "Mia has 24 apples. She buys 13 more. Then she loses 9. How many are left?"
+ASKED = {"model": "tiny", "messages": [{"role": "user", "content": QUESTION}]}
+SCHEMA = {
+    "type": "object",
+    "properties": {"left": {"type": "integer"}, "of": {"enum": ["apples", "pens"]}},
+    "required": ["left", "of"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture(scope="module")
+def tiny() -> kad.KadForCausalLM:
+    """In float32: in bfloat16, the log-probabilities depend on how many tokens are read at once."""
+    return kad.load("tiny", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def address(tiny: kad.KadForCausalLM) -> Iterator[str]:
+    with running(tiny, "tiny") as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def api(address: str) -> Iterator[Any]:
+    with openai.OpenAI(
+        base_url=f"{address}/v1", api_key="none", max_retries=0, http_client=httpx.Client(trust_env=False)
+    ) as api:
+        yield api
+
+
+@pytest.fixture(scope="module")
+def http(address: str) -> Iterator[httpx.Client]:
+    with client(address) as found:
+        yield found
+
+
+def test_the_models(http: httpx.Client, api: Any) -> None:
+    assert [Model.model_validate(model).id for model in http.get("/v1/models").json()["data"]] == ["tiny"]
+    assert api.models.retrieve("tiny").owned_by == "kad"
+    with pytest.raises(openai.NotFoundError, match="There is no model 'gpt' here"):
+        api.models.retrieve("gpt")
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"temperature": 3.0, "seed": 7}, {"temperature": 0.7, "top_p": 0.9, "seed": 1}]
+)
+def test_the_text_is_that_of_kad_generate(api: Any, tiny: kad.KadForCausalLM, options: dict[str, Any]) -> None:
+    """Twice: the second time, the prompt is in a cache."""
+    truth = kad.generate(tiny, QUESTION, sampling=kad.Sampling(**options, max_new_tokens=60))
+    for _ in range(2):
+        found = api.chat.completions.create(**ASKED, **options, max_completion_tokens=60)
+        ChatCompletion.model_validate(json.loads(found.model_dump_json()), strict=True)
+        assert found.choices[0].message.content == truth.text
+        assert found.choices[0].finish_reason == ("stop" if truth.finished else "length")
+        assert found.usage.prompt_tokens == len(truth.prompt_ids)
+        assert found.usage.completion_tokens == len(truth.token_ids)
+    assert found.usage.prompt_tokens_details.cached_tokens > 0
+
+
+def test_the_choices_have_consecutive_seeds(api: Any, tiny: kad.KadForCausalLM) -> None:
+    found = api.chat.completions.create(**ASKED, n=3, seed=4, temperature=3.0, max_tokens=9)
+    texts = [
+        kad.generate(tiny, QUESTION, sampling=kad.Sampling(seed=4 + n, temperature=3.0, max_new_tokens=9)).text
+        for n in range(3)
+    ]
+    assert [choice.message.content for choice in found.choices] == texts
+    assert len(set(texts)) > 1
+    assert [choice.finish_reason for choice in found.choices] == ["length"] * 3
+
+
+def test_a_stream_has_the_same_text(api: Any, http: httpx.Client) -> None:
+    whole = api.chat.completions.create(**ASKED, n=2, seed=4, temperature=3.0, max_tokens=30)
+    asked = {**ASKED, "n": 2, "seed": 4, "temperature": 3.0, "max_tokens": 30, "stream": True}
+    with http.stream("POST", "/v1/chat/completions", json={**asked, "stream_options": {"include_usage": True}}) as got:
+        assert got.headers["content-type"].startswith("text/event-stream")
+        *chunks, done = [data for _, data in events(got)]
+    assert done == "[DONE]"
+    read = [ChatCompletionChunk.model_validate(chunk, strict=True) for chunk in chunks]
+    texts = ["", ""]
+    for chunk in read[:-1]:
+        texts[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+    assert texts == [choice.message.content for choice in whole.choices]
+    ends = [chunk.choices[0].finish_reason for chunk in read[:-1] if chunk.choices[0].finish_reason]
+    assert ends == [choice.finish_reason for choice in whole.choices]
+    assert read[-1].choices == []
+    assert read[-1].usage.completion_tokens == whole.usage.completion_tokens
+
+
+def test_the_streaming_helper_of_the_client(api: Any, tiny: kad.KadForCausalLM) -> None:
+    with api.chat.completions.stream(**ASKED) as stream:
+        kinds = {event.type for event in stream}
+        final = stream.get_final_completion()
+    assert {"chunk", "content.delta", "content.done"} <= kinds
+    assert final.choices[0].message.content == kad.generate(tiny, QUESTION).text
+
+
+@pytest.mark.parametrize("stops", [["Then"], ["7.", "Then"], ["zzz", "37. T"], [", 24 + 13 = 37. The"]])
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_stop_text_is_no_part_of_the_answer(
+    api: Any, tiny: kad.KadForCausalLM, stops: list[str], stream: bool
+) -> None:
+    """Also where a stop reaches over several pieces, and where only its beginning comes."""
+    whole = kad.generate(tiny, QUESTION).text
+    wanted = whole[: min((whole.find(stop) for stop in stops if stop in whole), default=len(whole))]
+    assert wanted != whole
+    found = api.chat.completions.create(**ASKED, stop=stops, stream=stream)
+    if stream:
+        parts = [chunk.choices[0] for chunk in found]
+        text, reason = "".join(part.delta.content or "" for part in parts), parts[-1].finish_reason
+    else:
+        text, reason = found.choices[0].message.content, found.choices[0].finish_reason
+    assert (text, reason) == (wanted, "stop")
+
+
+def test_text_is_shown_as_soon_as_no_stop_can_begin() -> None:
+    shown = UntilStop(["abc", "bd"])
+    assert [shown.push(text) for text in ("xa", "b", "x", "ab", "d", "more")] == ["x", "", "abx", "", "a", ""]
+    assert shown.finish() == ""
+    kept = UntilStop(["abc"])
+    assert kept.push("zab") + kept.finish() == "zab"
+
+
+def test_the_log_probabilities_are_those_of_pi(api: Any, tiny: kad.KadForCausalLM) -> None:
+    options = {"rule": "dual:threshold=0.9"}
+    found = api.chat.completions.create(
+        **ASKED, seed=3, temperature=1.5, max_tokens=12, logprobs=True, top_logprobs=3, extra_body=options
+    )
+    answer = kad.generate(
+        tiny, QUESTION, sampling=kad.Sampling(seed=3, temperature=1.5, max_new_tokens=12), rule=options["rule"]
+    )
+    content = found.choices[0].logprobs.content
+    truth = kad.score(tiny, QUESTION, answer.token_ids, rule=options["rule"]).log_pi.clamp(min=-9999).tolist()
+    assert [entry.logprob for entry in content] == pytest.approx(truth, abs=1e-4)
+    assert bytes(byte for entry in content for byte in entry.bytes).decode() == answer.text
+    for entry in content:
+        best = [other.logprob for other in entry.top_logprobs]
+        assert len(best) == 3
+        assert best == sorted(best, reverse=True)
+        assert best[0] >= entry.logprob - 1e-6
+
+
+def test_completions(api: Any, http: httpx.Client, tiny: kad.KadForCausalLM) -> None:
+    prompts = ["Question: 2 + 2 =", "Mia has"]
+    asked = {"model": "tiny", "prompt": prompts, "max_tokens": 6, "temperature": 0, "logprobs": 2}
+    found = Completion.model_validate(http.post("/v1/completions", json=asked).json(), strict=True)
+    truth = [
+        kad.generate(tiny, prompt, raw=True, sampling=kad.Sampling(temperature=0, max_new_tokens=6))
+        for prompt in prompts
+    ]
+    assert [choice.text for choice in found.choices] == [answer.text for answer in truth]
+    assert found.usage.prompt_tokens == sum(len(answer.prompt_ids) for answer in truth)
+    first = found.choices[0].logprobs
+    assert "".join(first.tokens) == truth[0].text
+    assert [
+        truth[0].text[place:][: len(token)] for place, token in zip(first.text_offset, first.tokens, strict=True)
+    ] == first.tokens
+    by_ids = api.completions.create(model="tiny", prompt=truth[0].prompt_ids, max_tokens=6, temperature=0, stream=True)
+    assert "".join(chunk.choices[0].text for chunk in by_ids) == truth[0].text
+
+
+@pytest.mark.parametrize(
+    "body", [{"rule": "base_only"}, {"vllm_xargs": {"rule": "base_only"}}, {"rule": {"rule": "base_only"}}]
+)
+def test_a_request_may_have_a_rule_of_its_own(api: Any, tiny: kad.KadForCausalLM, body: dict[str, Any]) -> None:
+    found = api.chat.completions.create(**ASKED, extra_body=body)
+    base = kad.generate(tiny, QUESTION, rule="base_only").text
+    assert found.choices[0].message.content == base
+    assert base != kad.generate(tiny, QUESTION).text
+
+
+def test_drafts_are_counted(api: Any) -> None:
+    plain = api.chat.completions.create(**ASKED, extra_body={"num_draft_tokens": 0}).usage.completion_tokens_details
+    assert (plain.accepted_prediction_tokens, plain.rejected_prediction_tokens, plain.drafted_tokens) == (0, 0, 0)
+    usage = api.chat.completions.create(**ASKED, extra_body={"num_draft_tokens": 4}).usage
+    drafts = usage.completion_tokens_details
+    assert 0 < drafts.accepted_prediction_tokens <= usage.completion_tokens
+    assert drafts.accepted_prediction_tokens + drafts.rejected_prediction_tokens <= drafts.drafted_tokens
+
+
+# ------------------------------------------------------------------------------------------------------- JSON schemas
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_text_follows_its_schema(api: Any, seed: int) -> None:
+    kind = {"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA, "strict": True}}
+    found = api.chat.completions.create(**ASKED, seed=seed, temperature=1.0, response_format=kind, max_tokens=80)
+    value = json.loads(found.choices[0].message.content)
+    assert set(value) == {"left", "of"}
+    assert type(value["left"]) is int
+    assert value["of"] in ("apples", "pens")
+    assert found.usage.completion_tokens_details.accepted_prediction_tokens > 0
+
+
+def test_a_json_object(api: Any) -> None:
+    found = api.chat.completions.create(
+        **ASKED, seed=1, temperature=0.5, response_format={"type": "json_object"}, max_tokens=200, stop=["}"]
+    )
+    assert found.choices[0].message.content.startswith("{")
+
+
+@pytest.mark.parametrize("drafts", [0, 2])
+@pytest.mark.parametrize("rule", ["dual:threshold=0.4", "mixture:weight=0.4"])
+def test_a_mask_conditions_pi_at_every_token(rule: str, drafts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every random outcome under a mask that depends on the text, before top-k, is enumerated."""
+    model, script = TableEngine(rule, vocab=4, eos=3), Script()
+    monkeypatch.setattr("kad.text.streaming.TorchRandomness", lambda seed: script)
+
+    def mask(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return scores.index_fill(1, ids[0, -1:] % 4, -torch.inf)
+
+    how = kad.Sampling(max_new_tokens=3, temperature=1.0, top_k=2)
+    found: dict[tuple[int, ...], float] = defaultdict(float)
+    for _ in script.runs():
+        answer = Stream(model, PROMPT, model.composition, how, drafts, masks=[mask]).finish()
+        found[tuple(answer.token_ids)] += script.probability
+    made = [mask, *processors(how.apply(model.generation_config, None), len(PROMPT))]
+    pi = true_distribution(parse_rule(rule), vocab=4, new_tokens=3, eos=3, processors=_list_of(made))
+    assert total_variation(dict(found), pi) < 1e-6
+
+
+def _list_of(made: list[Any]) -> Any:
+    from transformers import LogitsProcessorList
+
+    return LogitsProcessorList(made)
+
+
+def test_a_grammar_answers_in_any_order() -> None:
+    """Going back to other drafts gives the mask of a matcher that read the text from its beginning."""
+    tokenizer = kad.load("tiny").tokenizer
+    end = tokenizer.eos_token_id
+    ids = tokenizer('{"left":-12,"of":"pens"}', add_special_tokens=False).input_ids
+    other = tokenizer('{"left":7,"of":"apples"}', add_special_tokens=False).input_ids
+    grammar = Grammars(tokenizer, [end]).of_schema(SCHEMA)
+
+    def allowed(asked: Any, text: list[int]) -> list[int]:
+        scores = asked(torch.tensor([[9, 9, *text]]), torch.zeros(1, len(tokenizer) + 3))
+        return (scores[0] == 0).nonzero().flatten().tolist()
+
+    mask = partial(grammar.mask, 2)
+    for text in ([], ids[:4], ids[:2], ids, other[:6], [*ids, end], ids[:-1], other, ids):
+        fresh = partial(Grammars(tokenizer, [end]).of_schema(SCHEMA).mask, 2)
+        assert allowed(mask, text) == allowed(fresh, text)
+    assert allowed(mask, ids) == [end]
+    assert set(allowed(mask, [])) == {token for token in range(len(tokenizer)) if _begins_object(tokenizer, token)}
+
+
+def _begins_object(tokenizer: Any, token: int) -> bool:
+    text = tokenizer.decode([token])
+    return bool(text) and '{"left":'.startswith(text)
+
+
+def test_a_tokenizer_without_bytes_has_no_grammars(model: kad.KadForCausalLM) -> None:
+    model.tokenizer = make_tokenizer()
+    asked = {
+        "model": "pair",
+        "messages": [{"role": "user", "content": "x"}],
+        "response_format": {"type": "json_object"},
+    }
+    with running(model) as address, client(address) as http:
+        refused = http.post("/v1/chat/completions", json=asked)
+        assert refused.status_code == 400
+        assert "cannot be read as bytes" in refused.json()["error"]["message"]
+        del asked["response_format"]
+        assert http.post("/v1/chat/completions", json={**asked, "max_tokens": 2}).status_code == 200
+
+
+# ---------------------------------------------------------------------------------------------------------- wrong input
+
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "message"),
+    [
+        (CHAT, {"rule": "duel"}, "Unknown rule 'duel'."),
+        (CHAT, {"rule": "x" * 300}, "rule: String should have at most 256 characters."),
+        (
+            CHAT,
+            {"rule": "base_only", "vllm_xargs": {"rule": "dual"}},
+            "'rule' and 'vllm_xargs' name two rules; give one.",
+        ),
+        (CHAT, {"rules": "dual"}, "Unknown field 'rules'."),
+        (CHAT, {"temperature": -1}, "temperature: Input should be greater than or equal to 0."),
+        (CHAT, {"top_p": 0}, "top_p: Input should be greater than 0."),
+        (CHAT, {"seed": -3}, "seed: Input should be greater than or equal to 0."),
+        (CHAT, {"max_tokens": 0}, "max_tokens: Input should be greater than or equal to 1."),
+        (CHAT, {"n": 1000}, "n: Input should be less than or equal to 128."),
+        (CHAT, {"logit_bias": {"3": 1}}, "'logit_bias' is not supported by this server; leave it out."),
+        (CHAT, {"tools": [{"type": "function"}]}, "'tools' is not supported by this server; leave it out."),
+        (CHAT, {"top_logprobs": 2}, "'top_logprobs' needs 'logprobs': true."),
+        (CHAT, {"stream_options": {"include_usage": True}}, "'stream_options' belongs to 'stream': true."),
+        (CHAT, {"messages": []}, "messages: List should have at least 1 item"),
+        (CHAT, {"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role: Input should be 'system'"),
+        (
+            CHAT,
+            {"response_format": {"type": "json_schema"}},
+            "the field 'json_schema' belongs to the type 'json_schema'.",
+        ),
+        (
+            CHAT,
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nope"}}}},
+            "The schema cannot be used: Invalid type: nope",
+        ),
+        (TEXT, {"prompt": ""}, "The prompt is empty"),
+        (TEXT, {"prompt": [99999]}, "prompt has the token id 99999, but the largest one is"),
+        (TEXT, {"prompt": "x " * 4000}, "the models' context holds 2048, answer included. Shorten it."),
+        (TEXT, {"prompt": ["x"] * 100, "n": 2}, "prompts times 'n' must be at most 128."),
+    ],
+)
+def test_a_wrong_request_says_what_is_wrong(
+    http: httpx.Client, path: str, change: dict[str, Any], message: str
+) -> None:
+    good = ASKED if path == CHAT else {"model": "tiny", "prompt": "x"}
+    refused = http.post(path, json={**good, "max_tokens": 2, **change})
+    assert refused.status_code == 400, refused.text
+    error = refused.json()["error"]
+    assert message in error["message"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b"\xff", b"[" * 100_000, b'{"model": ' + b"1" * 5000 + b"}", b"null"]
+)
+def test_what_is_no_json_object(http: httpx.Client, body: bytes) -> None:
+    for headers in ({}, {"Content-Type": "application/json"}):
+        refused = http.post(CHAT, content=body, headers=headers)
+        assert refused.status_code == 400, refused.text
+        assert refused.json()["error"]["message"]
+
+
+def test_another_model_is_not_found(http: httpx.Client) -> None:
+    refused = http.post(CHAT, json={**ASKED, "model": "gpt"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (404, "model_not_found")
+
+
+def test_fields_without_effect_are_passed_over(http: httpx.Client) -> None:
+    more = {"user": "me", "store": False, "metadata": {}, "presence_penalty": 0, "tools": [], "top_k": -1, "stop": None}
+    assert http.post(CHAT, json={**ASKED, "max_tokens": 2, **more}).status_code == 200
+
+
+def test_the_python_of_the_page_runs(address: str, tmp_path: Path) -> None:
+    """And the example, which names no server."""
+    root = Path(__file__).resolve().parents[1]
+    code = "\n".join(
+        re.findall(r"^```python\n(.*?)^```", (root / "docs" / "server.md").read_text("utf-8"), re.M | re.S)
+    )
+    assert "http://127.0.0.1:8000" in code
+    code += (root / "examples" / "openai_client.py").read_text("utf-8")
+    done = subprocess.run(
+        [sys.executable, "-c", code.replace("http://127.0.0.1:8000", address)],
+        env={**os.environ, "OPENAI_BASE_URL": f"{address}/v1", "NO_PROXY": "*"},
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert re.search(r'^\{"pens":-?\d+\}$', done.stdout, re.M)
+    assert done.stdout.count("The answer is") >= 3

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -22,8 +23,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.harness import save
 from kad.composition import Composition, compose
 from kad.rules import RowRules, parse_rule
+from kad.speculation.loop import SpeculativeLoop
 from kad.speculation.policies import choose_policy
 from kad.speculation.randomness import TorchRandomness
+from kad.speculation.windows import FixedWindow
 from kad.verification import verify_block
 
 VOCAB, WINDOW = 4999, 8
@@ -67,19 +70,42 @@ def count(run: Callable[[], object]) -> tuple[int, int]:
     return launches.names.total(), looks.names.total()
 
 
+@dataclass
+class Fixed:
+    """A scorer without a model: the same logits whatever it reads."""
+
+    rows: torch.Tensor
+    processed: int = 0
+    reversible: bool = True
+
+    def advance(self, ids: torch.Tensor, keep: int) -> torch.Tensor:
+        self.processed += len(ids)
+        return self.rows[:keep]
+
+    def rollback(self, length: int) -> None:
+        self.processed = min(self.processed, length)
+
+    def release(self) -> None:
+        """There is no cache."""
+
+
 def window(rule: str, greedy: bool) -> Callable[[], object]:
-    """Eight drafts and their verdict, forwards left out."""
+    """One window of the loop: the open token, eight drafts, their verdict, the commitment; forwards left out."""
+    base, aligned, _ = logits(WINDOW + 1)
+    base = 0.01 * base  # a flat p defers, so that all drafts are accepted, and the token after them stays open
     policy = choose_policy(
         Composition.of(rule), drafter="aligned", greedy=greedy, verifier=verify_block, randomness=TorchRandomness(),
         warp=None, records=None,
     )  # fmt: skip
-    base, aligned, _ = logits(WINDOW)
-
-    def run() -> object:
-        drafts = [policy.draft(row, length) for length, row in enumerate(aligned)]
-        return policy.judge(drafts, {"base": base}, 0)
-
-    return run
+    loop = SpeculativeLoop(
+        ids=torch.zeros(64, dtype=torch.long), length=1, drafter="aligned",
+        scorers={"base": Fixed(base), "aligned": Fixed(aligned)}, policy=policy, window=FixedWindow(WINDOW),
+        stop=lambda ids, new: (len(new), False),
+    )  # fmt: skip
+    windows = loop.run()
+    next(windows)
+    assert loop._open is not None
+    return lambda: next(windows)
 
 
 def logits(rows: int) -> list[torch.Tensor]:

@@ -13,7 +13,7 @@ from kad.composition import Composition, compose, deferred_mass
 from kad.distribution import Distribution, first_max
 from kad.errors import LogitsError
 from kad.rules import ThresholdRule, parse_rule
-from kad.speculation.decisions import Bonus
+from kad.speculation.decisions import Open
 from kad.speculation.policies import Greedy, Policy, Sampling
 from kad.speculation.randomness import TorchRandomness
 from kad.verification import Target, few_target, running_product, verify_block, verify_greedy, verify_tokens
@@ -34,6 +34,11 @@ def rows(
     aligned = 0.7 * base + torch.randn(count, vocab, generator=generator, dtype=torch.float64)
     base[:, 1] = -torch.inf
     return Distribution.in_probabilities(base.to(dtype)), Distribution.in_probabilities(aligned.to(dtype))
+
+
+def with_bonus(rows: torch.Tensor) -> torch.Tensor:
+    """The rows of a window and one more, flat, at the position after it."""
+    return torch.cat((rows, torch.zeros_like(rows[:1])))
 
 
 def sampling(rule: str, randomness=None, verifier=verify_block) -> Sampling:
@@ -124,9 +129,8 @@ def test_rejecting_draws_a_kept_token_and_stops_at_the_first_failure() -> None:
         policy = sampling("dual:threshold=0.4", Reject(), verifier)
         drafts = [policy.draft(row, 0) for row in logits.flip(-1)]
         assert [int(draft.token) for draft in drafts] == [2, 0]
-        verdict = policy.judge(drafts, {"base": logits}, 0)
-        assert verdict.accepted == 0
-        assert int(verdict.correction) == 0
+        verdict = policy.judge(drafts, {"base": with_bonus(logits)}, 0)
+        assert (verdict.accepted, verdict.drafts, verdict.follows, int(verdict.token)) == (0, [2, 0], 0, 0)
         assert len(verdict.chance) == 1
 
 
@@ -176,10 +180,11 @@ def test_greedy_stops_at_the_first_difference() -> None:
     assert verify_greedy(torch.tensor([4, 7, 1]), torch.tensor([4, 7, 1])).tolist() == [3]
     logits = torch.eye(8)[[4, 7, 1]] * 9
     policy = greedy("base_only")
-    verdict = policy.judge([policy.draft(row, 0) for row in logits], {"base": torch.eye(8)[[4, 2, 1]] * 9}, 0)
-    assert (verdict.accepted, int(verdict.correction), verdict.chance) == (1, 2, [1.0, 0.0])
-    whole = policy.judge([policy.draft(row, 0) for row in logits], {"base": logits}, 0)
-    assert (whole.accepted, whole.correction, whole.chance) == (3, None, [1.0, 1.0, 1.0])
+    drafts = [policy.draft(row, 0) for row in logits]
+    verdict = policy.judge(drafts, {"base": with_bonus(torch.eye(8)[[4, 2, 1]] * 9)}, 0)
+    assert (verdict.accepted, verdict.follows, verdict.chance) == (1, 2, [1.0, 0.0])
+    whole = policy.judge(drafts, {"base": with_bonus(logits)}, 0)
+    assert (whole.accepted, whole.follows, whole.chance) == (3, None, [1.0, 1.0, 1.0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -190,22 +195,22 @@ def test_greedy_chooses_the_argmax_of_pi(text: str, vocab: int, dtype: torch.dty
     expected = compose(text, base.logits, aligned.logits).argmax(dim=-1)
     policy = greedy(text)
     for row in range(12):
-        chosen = policy.settle(Bonus(rows={"base": base.logits[row : row + 1]}), aligned.logits[row], 0)
-        assert int(chosen) == int(expected[row])
+        chosen = policy.settle(Open({"base": base.logits[row : row + 1]}), aligned.logits[row], 0)
+        assert chosen.read() == int(expected[row])
     drafts = [policy.draft(row, 0) for row in aligned.logits]
-    verdict = policy.judge(drafts, {"base": base.logits}, 0)
+    verdict = policy.judge(drafts, {"base": with_bonus(base.logits)}, 0)
     agree = [int(draft.token) == int(choice) for draft, choice in zip(drafts, expected, strict=True)]
     assert verdict.accepted == (agree.index(False) if False in agree else 12)
-    if verdict.correction is not None:
-        assert int(verdict.correction) == int(expected[verdict.accepted])
-    alpha = deferred_mass(text, base.logits, aligned.logits)
-    assert policy.deferred({}, drafts, 12) == pytest.approx(float(alpha.sum()), rel=1e-4, abs=1e-6)
+    if verdict.follows is not None:
+        assert verdict.follows == int(expected[verdict.accepted])
+    alpha = deferred_mass(text, base.logits, aligned.logits)[: verdict.accepted + 1]
+    assert list(verdict.alpha) == pytest.approx(alpha.tolist(), rel=1e-4, abs=1e-6)
 
 
 def test_ties_go_to_the_smallest_token_as_argmax_does() -> None:
     base = torch.tensor([[0.0, 3.0, 3.0, 0.0], [3.0, 0.0, 0.0, 3.0]])
     for row, expected in zip(base, [1, 0], strict=True):
-        assert int(greedy("dual:threshold=0.2").settle(Bonus(rows={"base": row[None]}), torch.zeros(4), 0)) == expected
+        assert greedy("dual:threshold=0.2").settle(Open({"base": row[None]}), torch.zeros(4), 0).read() == expected
     large = torch.zeros(2, 49152)
     large[0, [900, 30_000]] = 1.0
     assert first_max(large).tolist() == [900, 0]
@@ -233,11 +238,11 @@ def test_the_bonus_draw_needs_no_aligned_row(text: str, vocab: int) -> None:
                 return torch.tensor(self.index)
 
         first = Nth(0)
-        sampling(text, first).bonus({"base": base.logits[i : i + 1]})
+        sampling(text, first).judge([], {"base": base.logits[i : i + 1]}, 0)
         for index in first.weights.nonzero()[:, 0].tolist()[:200]:
             outcome = Nth(index)
-            token = sampling(text, outcome).bonus({"base": base.logits[i : i + 1]}).token
-            seen[None if token is None else int(token)] = outcome.probability
+            verdict = sampling(text, outcome).judge([], {"base": base.logits[i : i + 1]}, 0)
+            seen[verdict.follows] = outcome.probability
         kept = (keep * p).nonzero()[:, 0].tolist()
         deferred = float(((1 - keep) * p).sum())
         expected = {t: float(p[t]) for t in kept} | ({None: deferred} if deferred > 0 else {})
@@ -271,8 +276,8 @@ def test_impossible_tokens_are_never_drawn() -> None:
 
 def test_the_largest_random_number_still_draws_a_possible_token() -> None:
     class Largest(TorchRandomness):
-        def _uniform(self, like):
-            return torch.full_like(like, 1.0 - 2.0**-53)
+        def _uniform(self, count, device):
+            return torch.full((count,), 1.0 - 2.0**-53, dtype=torch.float64)
 
     for mass in (0.1, 1.0, 3.0, 7.3e-12):
         assert int(Largest().draw(torch.tensor([0.0, mass, 0.0, 0.0]))) == 1
@@ -302,4 +307,25 @@ def test_a_bad_row_in_a_window_is_the_error_that_names_it(policy: Policy, who: s
     base, aligned = (bad, good) if who == "base" else (good, bad)
     drafts = [policy.draft(row, 0) for row in aligned]
     with pytest.raises(LogitsError, match=rf"the {who} model's logits of shape \(2, 9\): row 1 has NaN at token 4"):
-        policy.judge(drafts, {"base": base}, 0)
+        policy.judge(drafts, {"base": with_bonus(base)}, 0)
+
+
+@pytest.mark.parametrize("policy", [sampling("dual"), greedy("dual"), sampling("confidence_bet")])
+def test_a_bad_row_after_the_window_matters_where_it_is_used(policy: Policy) -> None:
+    torch.manual_seed(0)
+    logits, bad = torch.randn(2, 9), torch.full((1, 9), float("nan"))
+    settled = policy.settle(Open({"base": bad}), logits[0], 0)
+    drafts = [policy.draft(row, 0) for row in logits]
+    surely = torch.full((2, 9), -9.0).scatter_(1, torch.stack([d.token for d in drafts]).unsqueeze(-1), 9.0)
+    if policy.defers:
+        with pytest.raises(LogitsError, match=r"base model's logits of shape \(3, 9\): row 2 has NaN at token 0"):
+            policy.judge(drafts, {"base": torch.cat((surely, bad))}, 0)
+        assert policy.judge(drafts, {"base": torch.cat((surely.roll(1, dims=-1), bad))}, 0).accepted < 2
+    else:
+        with pytest.raises(LogitsError, match="base_logits of shape"):
+            policy.judge(drafts, {"base": with_bonus(surely)}, 0, settled)
+        with pytest.raises(LogitsError, match="base_logits of shape"):
+            settled.read()
+    draft = policy.draft(bad[0], 0)
+    with pytest.raises(LogitsError, match="the aligned model's logits"):
+        policy.judge([draft], {"base": torch.zeros(2, 9)}, 0)

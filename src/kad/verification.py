@@ -63,6 +63,12 @@ class Target:
         return index if self.columns is None else self.columns.index_select(0, index.reshape(1)).squeeze(0)
 
     @property
+    def pi(self) -> Tensor:
+        """pi at the drafted positions, (W, vocab)."""
+        window = self.drafts.shape[0]
+        return torch.addcmul(self.kept[:window], self.alpha[:window].unsqueeze(-1), self.draft)
+
+    @property
     def ratio(self) -> Tensor:
         """(W,), pi / q of the drafted tokens."""
         window, token = self.drafts.shape[0], self.drafts.unsqueeze(-1)
@@ -94,7 +100,8 @@ class Target:
         if window == 0:
             return torch.cat((kept, alpha))
         draft = self.draft.index_select(0, row.clamp(max=window - 1)).squeeze(0)
-        weights = _excess(scale, kept, alpha, draft * (1.0 - whole))
+        # Nothing is left over of a whole window: the next token follows pi itself, whatever s.
+        weights = _excess(torch.maximum(scale, whole), kept, alpha, draft * (1.0 - whole))
         # If pi = q up to the last bit, only rounding can reject. A draw from pi is then right as well.
         weights = torch.where(weights.sum(dim=-1, keepdim=True) > 0.0, weights, kept + alpha * draft * (1.0 - whole))
         return torch.cat((weights, whole * alpha) if rows > window else (weights * (1.0 - whole), whole))

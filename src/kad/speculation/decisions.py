@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 # Rows of logits (rows, vocab) by the role of the model, without the drafting model.
@@ -29,32 +30,70 @@ class Draft:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """The outcome for one window.
+class Open:
+    """The position after a window of accepted drafts, where the next row of the drafting model settles the token.
 
     Attributes:
-        accepted: how many drafts are accepted.
-        correction: the token () that follows them. None if all are accepted and the position after them is still open.
-        chance: the acceptance probabilities min(1, pi/q) at the positions reached, at most accepted + 1 of them.
+        rows: the logits (1, vocab) of the other models there. None if the token was deferred, so that the drafting
+            model draws it alone.
     """
 
-    accepted: int
-    correction: Tensor | None
-    chance: Sequence[float]
+    rows: Rows | None = None
 
 
 @dataclass(frozen=True)
-class Bonus:
-    """What follows a window whose drafts were all accepted.
+class Settled:
+    """The token of an open position. Nothing of it has been read from the device.
 
     Attributes:
-        token: (), if it could be drawn without the drafting model. Else the next row of that model settles it.
-        rows: the logits (1, vocab) of the other models at this position, if settling needs them. None if the token was
-            deferred, so that the drafting model draws it.
+        token: ().
+        flag: (1,), NaN if a row that it was chosen from is not a distribution.
+        explain: raises the error for such a row.
     """
 
-    token: Tensor | None = None
-    rows: Rows | None = None
+    token: Tensor
+    flag: Tensor
+    explain: Callable[[], None]
+
+    def read(self) -> int:
+        """The token, in a transfer of its own."""
+        flag, token = read(self.flag, self.token)
+        return self.checked(flag, token)
+
+    def checked(self, flag: float, token: float) -> int:
+        """The token as a number, if its flag is one."""
+        if flag != flag:
+            self.explain()
+        return int(token)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome for one window, read from the device in one vector.
+
+    Attributes:
+        settled: the token that was settled before the drafts, if there was one.
+        drafts: the drafts.
+        accepted: how many of them are accepted.
+        token: the token () that follows them. Nothing stands there if the position is still open.
+        follows: the same as a number. None if the position is still open.
+        chance: the acceptance probabilities min(1, pi/q) at the positions reached, at most accepted + 1 of them.
+        alpha: the deferred mass at these positions. Empty if it is not known.
+    """
+
+    settled: int | None
+    drafts: Sequence[int]
+    accepted: int
+    token: Tensor
+    follows: int | None
+    chance: Sequence[float]
+    alpha: Sequence[float]
+
+
+def read(*parts: Tensor) -> list[float]:
+    """Numbers from the device, of any shape and dtype, in one transfer. Tokens below 2^24 are exact in every dtype."""
+    numbers: list[float] = torch.cat([part.reshape(-1) for part in parts]).tolist()
+    return numbers
 
 
 @dataclass

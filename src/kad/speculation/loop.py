@@ -17,11 +17,10 @@ from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from kad.engines.base import Scorer
-from kad.speculation.decisions import Bonus, Draft, Rows
+from kad.speculation.decisions import Draft, Open, Rows, Settled
 from kad.speculation.policies import Policy
 from kad.speculation.statistics import SpeculationStatistics
 from kad.speculation.windows import WindowSize
@@ -39,12 +38,12 @@ class Origin:
         event: "accepted": the token is an accepted draft. "corrected": a draft was rejected, and the token was drawn
             instead. "bonus": the token after a window of accepted drafts. "deferred": the same, drawn from q* without
             verification. None if nothing was drafted.
-        rejected_draft: (), the rejected draft.
+        rejected_draft: the rejected draft.
         rows: the logits (vocab,) of the models at this position, by role, if the loop keeps them.
     """
 
     event: Event | None = None
-    rejected_draft: Tensor | None = None
+    rejected_draft: int | None = None
     rows: Rows | None = None
 
 
@@ -54,10 +53,6 @@ class Emitted:
 
     token: int
     origin: Origin
-
-
-# Tokens (), not yet committed, with their origins.
-_Tokens = list[tuple[Tensor, Origin]]
 
 
 @dataclass
@@ -87,7 +82,8 @@ class SpeculativeLoop:
     statistics: SpeculationStatistics = field(default_factory=SpeculationStatistics)
     keep_rows: bool = False
     finished: bool = False
-    _open: tuple[Bonus, Origin] | None = None
+    _open: tuple[Open, Origin] | None = None
+    _settled: tuple[Settled, Origin] | None = None
 
     def run(self) -> Iterator[list[Emitted]]:
         """Tokens as they are committed, one or more at a time, until a stop rule or the end of `ids`."""
@@ -97,13 +93,16 @@ class SpeculativeLoop:
         reads_prompt = True
         while not self.finished and self._room > 0:
             start = perf_counter()
+            wanted = self.window.next()
             if self._open is not None:
-                yield self._commit(self._settle(*self._open))
-                if self.finished or self._room == 0:
-                    return
-            size = min(self.window.next(), self._room - 1)
-            drafts = self._draft(size)
-            tokens, chance = self._verify(drafts)
+                self._settle(*self._open)
+                # The token is read with the verdict on the drafts that follow it. Without drafts it is read at once.
+                if wanted == 0 or self._room < 3:
+                    yield self._commit(self._take_settled())
+                    if self.finished or self._room == 0:
+                        return
+            size = min(wanted, self._room - 1 - self._unread)
+            tokens, chance = self._verify(self._draft(size))
             if tokens:
                 yield self._commit(tokens)
             # The first window reads the prompt, so its time says nothing about other windows.
@@ -114,6 +113,11 @@ class SpeculativeLoop:
     def _room(self) -> int:
         return self.ids.shape[0] - self.length
 
+    @property
+    def _unread(self) -> int:
+        """The number of tokens, 0 or 1, that stand behind the committed ones and were not read from the device."""
+        return int(self._settled is not None)
+
     def bring_level(self) -> None:
         """Leave every model as plain decoding does: it has read all tokens but the last one."""
         end = self.length - 1
@@ -122,95 +126,96 @@ class SpeculativeLoop:
             if scorer.processed < end:
                 scorer.advance(self.ids[scorer.processed : end], 1)
 
-    def _settle(self, bonus: Bonus, origin: Origin) -> _Tokens:
-        """Draw the open bonus token now that the drafting model has its row."""
+    def _settle(self, position: Open, origin: Origin) -> None:
+        """Choose the token of the open position, now that the drafting model has its row. It is not read."""
         with self._timed("seconds_draft"):
             logits = self._advance_drafter(self.length)
-            token = self.policy.settle(bonus, logits, self.length)
-        self._open = None
-        if bonus.rows is None:
+            settled = self.policy.settle(position, logits, self.length)
+            self.ids[self.length] = settled.token
+        if position.rows is None:
             self.statistics.bonus_deferred += 1
         else:
             self.statistics.bonus_composed += 1
         rows = None if origin.rows is None else origin.rows | {self.drafter: logits}
-        return [(token, replace(origin, rows=rows))]
+        self._open, self._settled = None, (settled, replace(origin, rows=rows))
+
+    def _take_settled(self, token: int | None = None) -> list[Emitted]:
+        """The settled token, if there is one. If its number is not given, it is read."""
+        if self._settled is None:
+            return []
+        (settled, origin), self._settled = self._settled, None
+        return [Emitted(settled.read() if token is None else token, origin)]
 
     def _draft(self, size: int) -> list[Draft]:
         """Draft `size` tokens, written behind the committed ones."""
         drafts: list[Draft] = []
+        start = self.length + self._unread
         with self._timed("seconds_draft"):
-            for end in range(self.length, self.length + size):
+            for end in range(start, start + size):
                 drafts.append(self.policy.draft(self._advance_drafter(end), end))
                 self.ids[end] = drafts[-1].token
         return drafts
 
-    def _verify(self, drafts: list[Draft]) -> tuple[_Tokens, list[float]]:
+    def _verify(self, drafts: list[Draft]) -> tuple[list[Emitted], list[float]]:
         """The tokens that follow the committed ones, possibly none, and the acceptance probabilities of the drafts."""
-        size = len(drafts)
+        size, start = len(drafts), self.length + self._unread
         with self._timed("seconds_verify"):
-            rows = self._advance_others(size)
-            if size == 0:
+            rows = self._advance_others(start + size, size + 1)
+            if size == 0 and not self.policy.defers:
                 self.statistics.count_window(0, 0)
-                self._roll_back(self.length)
-                return self._bonus(rows, drafts), []
-            window = {role: logits[:size] for role, logits in rows.items()}
-            verdict = self.policy.judge(drafts, window, self.length)
+                self._roll_back(start)
+                self._open = (self.policy.open(rows), Origin(rows=self._rows(rows, 0)))
+                return [], []
+            verdict = self.policy.judge(drafts, rows, start, self._settled and self._settled[0])
             self.statistics.count_window(size, verdict.accepted, verdict.chance)
-            self._count_deferred(window, drafts, len(verdict.chance))
-            tokens: _Tokens = [
-                (draft.token, Origin("accepted", rows=self._rows(rows, i, draft)))
-                for i, draft in enumerate(drafts[: verdict.accepted])
+            self.statistics.deferred_mass_sum += sum(verdict.alpha)
+            self.statistics.deferred_mass_rows += len(verdict.alpha)
+            end = start + verdict.accepted
+            tokens = self._take_settled(verdict.settled)
+            tokens += [
+                Emitted(token, Origin("accepted", rows=self._rows(rows, i, draft.logits)))
+                for i, (token, draft) in enumerate(zip(verdict.drafts[: verdict.accepted], drafts, strict=False))
             ]
-            self._roll_back(self.length + verdict.accepted)
-            if verdict.correction is None:
-                tokens += self._bonus({role: logits[size:] for role, logits in rows.items()}, drafts)
-            else:
+            self._roll_back(end)
+            if verdict.follows is None:
+                position = self.policy.open({role: logits[size:] for role, logits in rows.items()})
+                event: Event = "deferred" if position.rows is None else "bonus"
+                self._open = (position, Origin(event if drafts else None, rows=self._rows(rows, size)))
+                return tokens, list(verdict.chance)
+            if verdict.accepted < size:
                 self.statistics.corrections += 1
-                fallen = drafts[verdict.accepted]
-                origin = Origin("corrected", fallen.token, self._rows(rows, verdict.accepted, fallen))
-                tokens.append((verdict.correction, origin))
-            return tokens, list(verdict.chance)
+                fallen = verdict.drafts[verdict.accepted]
+                seen = self._rows(rows, verdict.accepted, drafts[verdict.accepted].logits)
+                origin = Origin("corrected", fallen, seen)
+            else:
+                self.statistics.bonus_kept += 1
+                seen = self._rows(rows, size, self._advance_drafter(end) if self.keep_rows else None)
+                origin = Origin("bonus" if drafts else None, rows=seen)
+            self.ids[end] = verdict.token
+            return [*tokens, Emitted(verdict.follows, origin)], list(verdict.chance)
 
-    def _bonus(self, rows: Rows, drafts: list[Draft]) -> _Tokens:
-        """The bonus token, if it can be drawn now. Otherwise it stays open."""
-        bonus = self.policy.bonus(rows)
-        seen = self._rows(rows, 0)
-        if bonus.token is None:
-            event: Event = "deferred" if bonus.rows is None else "bonus"
-            self._open = (bonus, Origin(event if drafts else None, rows=seen))
-            return []
-        self.statistics.bonus_kept += 1
-        if seen is not None:
-            seen |= {self.drafter: self._advance_drafter(self.length + len(drafts))}
-        return [(bonus.token, Origin("bonus" if drafts else None, rows=seen))]
-
-    def _rows(self, rows: Rows, index: int, draft: Draft | None = None) -> Rows | None:
-        """The logits at one position. Those of the drafting model only if it drafted there."""
+    def _rows(self, rows: Rows, index: int, own: Tensor | None = None) -> Rows | None:
+        """The logits at one position, if they are kept. `own` is the row of the drafting model, if it is known."""
         if not self.keep_rows:
             return None
-        own = {} if draft is None else {self.drafter: draft.logits}
-        return {role: logits[index] for role, logits in rows.items()} | own
+        return {role: logits[index] for role, logits in rows.items()} | ({} if own is None else {self.drafter: own})
 
-    def _commit(self, tokens: _Tokens) -> list[Emitted]:
-        """Append tokens, up to where the stop rule ends the text."""
-        end = self.length + len(tokens)
-        self.ids[self.length : end] = torch.stack([token.to(self.ids.device) for token, _ in tokens])
-        values = self.ids[self.length : end].tolist()
-        kept, self.finished = self.stop(self.ids[:end], values)
+    def _commit(self, tokens: list[Emitted]) -> list[Emitted]:
+        """Append tokens, which stand in `ids` already, up to where the stop rule ends the text."""
+        kept, self.finished = self.stop(self.ids[: self.length + len(tokens)], [emitted.token for emitted in tokens])
         self.length += kept
         self.statistics.tokens += kept
         if self.finished:
             self._roll_back(self.length)
-        return [Emitted(value, origin) for value, (_, origin) in zip(values[:kept], tokens[:kept], strict=True)]
+        return tokens[:kept]
 
     def _advance_drafter(self, end: int) -> Tensor:
         scorer = self.scorers[self.drafter]
         return scorer.advance(self.ids[scorer.processed : end], 1)[0]
 
-    def _advance_others(self, size: int) -> Rows:
-        end = self.length + size
+    def _advance_others(self, end: int, keep: int) -> Rows:
         return {
-            role: scorer.advance(self.ids[scorer.processed : end], size + 1)
+            role: scorer.advance(self.ids[scorer.processed : end], keep)
             for role, scorer in self.scorers.items()
             if role != self.drafter
         }
@@ -219,12 +224,6 @@ class SpeculativeLoop:
         """Drop rejected drafts: each model drops what it has read after `length`. This is the only place that does."""
         for scorer in self.scorers.values():
             scorer.rollback(length)
-
-    def _count_deferred(self, rows: Rows, drafts: list[Draft], count: int) -> None:
-        total = self.policy.deferred(rows, drafts, count)
-        if total is not None:
-            self.statistics.deferred_mass_sum += total
-            self.statistics.deferred_mass_rows += count
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:

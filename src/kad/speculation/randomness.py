@@ -7,6 +7,9 @@ from torch import Tensor
 
 from kad.distribution import precise
 
+# Random numbers are made so many at a time: one launch and one copy serve several windows.
+_AT_ONCE = 64
+
 
 class TorchRandomness:
     """See `kad.verification.Randomness`.
@@ -17,14 +20,15 @@ class TorchRandomness:
 
     def __init__(self, seed: int | None = None) -> None:
         self._generator = None if seed is None else torch.Generator().manual_seed(seed)
+        self._left = torch.empty(0)
 
     def leading(self, probabilities: Tensor) -> Tensor:
         """The number () of successes before the first failure, with one coin for each probability (n,)."""
-        return (self._uniform(probabilities) < probabilities).to(torch.long).cumprod(dim=-1).sum(dim=-1)
+        return (self._take(probabilities) < probabilities).to(torch.long).cumprod(dim=-1).sum(dim=-1)
 
     def last(self, probabilities: Tensor) -> Tensor:
         """The one-based position () of the last success, or 0."""
-        successes = (self._uniform(probabilities) < probabilities).to(torch.long)
+        successes = (self._take(probabilities) < probabilities).to(torch.long)
         return (successes * torch.arange(1, successes.shape[0] + 1, device=successes.device)).amax(dim=-1)
 
     def draw(self, weights: Tensor) -> Tensor:
@@ -33,14 +37,27 @@ class TorchRandomness:
         torch.multinomial draws one random number per entry, which takes as long as a forward pass of a small model.
         """
         mass = weights.cumsum(dim=-1, dtype=precise(weights.device))
-        # Below the whole mass even after rounding: then the first index whose cumulative mass is above the point
-        # exists, and its own weight is positive.
-        point = self._uniform(mass[-1:]) * (mass[-1:] * (1.0 - torch.finfo(mass.dtype).eps))
+        point = self._take(mass[-1:]) * mass[-1:]
         return torch.searchsorted(mass, point, right=True).clamp_(max=weights.shape[-1] - 1).squeeze(0)
 
-    def _uniform(self, like: Tensor) -> Tensor:
-        """(n,), one number in [0, 1) for each of `like`."""
-        dtype = precise(like.device)
+    def _take(self, like: Tensor) -> Tensor:
+        """(n,), one number in [0, 1) for each of `like`.
+
+        Their product with a mass stays below it even after rounding. Then the first index whose cumulative mass is
+        above the product exists, and its own weight is positive.
+        """
+        count, device = like.shape[0], like.device
+        if self._left.shape[0] < count or self._left.device != device:
+            fresh = self._uniform(max(count, _AT_ONCE), device)
+            self._left = fresh * (1.0 - torch.finfo(fresh.dtype).eps)
+        taken, self._left = self._left[:count], self._left[count:]
+        return taken
+
+    def _uniform(self, count: int, device: torch.device) -> Tensor:
+        """(count,), numbers in [0, 1)."""
+        dtype = precise(device)
         if self._generator is None:
-            return torch.rand(like.shape, dtype=dtype, device=like.device)
-        return torch.rand(like.shape, dtype=dtype, generator=self._generator).to(like.device, non_blocking=True)
+            return torch.rand(count, dtype=dtype, device=device)
+        numbers = torch.rand(count, dtype=dtype, generator=self._generator)
+        # A copy from pageable memory would wait for the device.
+        return (numbers.pin_memory() if device.type == "cuda" else numbers).to(device, non_blocking=True)

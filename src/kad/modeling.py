@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,13 +14,14 @@ from transformers import AutoModelForCausalLM, DynamicCache, GenerationMixin, Pr
 
 from kad import pairs
 from kad.cache import KadCache
-from kad.composition import Composition, compose, never_kept
+from kad.composition import Composition, compose, never_kept, raise_if_bad
 from kad.config import KadConfig
 from kad.engines.forward import own_inputs, prompt_length, run_part
 from kad.engines.transformers import TransformersEngine
 from kad.errors import UsageError
 from kad.hosts.transformers import CACHE, CausalLMOutputWithPast, ComposedGeneration, one_cache_name
 from kad.in_force import InForce
+from kad.late_check import LateCheck
 from kad.rules import Rule
 from kad.vocabulary import trim
 
@@ -52,6 +54,7 @@ class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrained
         self.aligned = aligned
         self.reference = reference
         self.own_composition = Composition.of(config.rule, config.deferral_temperature)
+        self._late_check = LateCheck()
         self.eval()
 
     # ------------------------------------------------------------------ construction
@@ -190,6 +193,8 @@ class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrained
 
         Raises:
             UsageError: arguments that have no meaning for a composition.
+            LogitsError: a row of logits that is not a distribution. On a GPU, which is not waited for, this is the
+                error of an earlier pass, or of `generate` at its end.
         """
         if input_ids is None:
             raise UsageError("A composed model takes input_ids; the models' embeddings differ, so no inputs_embeds.")
@@ -212,7 +217,9 @@ class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrained
         if never_kept_tokens is not None:
             now = replace(now, nobody=True)
             logits["base"] = never_kept(logits["base"], never_kept_tokens, now.deferral_temperature)
-        log_pi = compose(now, logits["base"], logits["aligned"], logits.get("reference"))
+        rows = (logits["base"], logits["aligned"], logits.get("reference"))
+        log_pi = compose(now, *rows)
+        self._late_check.send(log_pi, partial(raise_if_bad, log_pi, now, *rows))
         output = CausalLMOutputWithPast(logits=log_pi, **{CACHE: cache})
         return output if return_dict is None or return_dict else output.to_tuple()
 
@@ -236,7 +243,10 @@ class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrained
         if kwargs.get("base_input_ids") is not None:
             kwargs["prompt_length"] = prompt_length(args, kwargs)
         with self.using(rule, deferral_temperature):
-            return super().generate(*args, **one_cache_name(kwargs))
+            self._late_check.drop()
+            output = super().generate(*args, **one_cache_name(kwargs))
+        self._late_check.raise_if_bad(wait=True)
+        return output
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, prompt_length: int = 0, **kwargs: Any) -> dict[str, Any]:
         """As in Transformers, without what generation passes along for itself (the tokenizer of stop strings).

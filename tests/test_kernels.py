@@ -13,9 +13,10 @@ import sys
 import pytest
 import torch
 
+from kad import kernels
 from kad.composition import compose
 from kad.errors import LogitsError, VocabularyError
-from kad.kernels import bytes_moved, compose_rows, usable
+from kad.kernels import bytes_moved, compose_rows, dispatch, usable
 from kad.rules import RowRules, parse_rule
 
 GPU = torch.cuda.is_available()
@@ -76,6 +77,40 @@ def test_the_kernel_is_the_plain_formulation(device: torch.device, kind: str, vo
     likely = expected > -60
     torch.testing.assert_close(found.cpu()[likely], expected[likely], rtol=1e-5, atol=2e-5)
     assert bool(((found.cpu() > -torch.inf) == (expected > -torch.inf)).all())
+
+
+@pytest.mark.parametrize("rule", [*RULES, "each"])
+def test_compose_takes_the_kernel_where_it_can(
+    device: torch.device, rule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the public door. On a CPU the kernel is told that it is usable, and runs in the interpreter."""
+    base, aligned = (row.to(torch.bfloat16).to(device) for row in rows_of("random", len(RULES), 300))
+    parsed = RowRules.of([parse_rule(text) for text in RULES], device) if rule == "each" else parse_rule(rule)
+    plain = compose(parsed, base.double(), aligned.double(), deferral_temperature=1.3)
+    called = []
+    monkeypatch.setattr(dispatch, "usable", lambda logits: logits.dtype in dispatch._TYPES)
+    launch = dispatch.compose_rows
+    monkeypatch.setattr(kernels, "compose_rows", lambda *a, **k: called.append(1) or launch(*a, **k))
+    found = compose(parsed, base, aligned, deferral_temperature=1.3)
+    assert (called, found.dtype) == ([1], torch.float32)
+    torch.testing.assert_close(found.double().exp(), plain.exp(), rtol=0, atol=3e-6)
+    if rule != "each":
+        # Any shape, also rows of a wider tensor.
+        wide = (torch.nn.functional.pad(row, (0, 7)).unflatten(0, (3, -1))[..., :300] for row in (base, aligned))
+        torch.testing.assert_close(compose(parsed, *wide, deferral_temperature=1.3).flatten(0, 1), found)
+
+
+def test_compose_leaves_the_rest_to_the_plain_formulation(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "usable", lambda logits: logits.dtype in dispatch._TYPES)
+    monkeypatch.setattr(kernels, "compose_rows", lambda *a, **k: pytest.fail("the kernel cannot do this"))
+    base, aligned = (row.to(device) for row in rows_of("random", 2, 40))
+    compose("mixture", base, aligned)
+    compose("product", base, aligned, aligned)
+    compose("dual", base.double(), aligned.double())
+    with pytest.raises(VocabularyError, match="must have one shape"):
+        compose("dual", base, aligned[:, :30])
 
 
 def test_a_real_vocabulary(device: torch.device) -> None:
@@ -146,7 +181,7 @@ from triton.backends.compiler import GPUTarget
 from kad.kernels.rows import log_pi_kernel
 logits = "*" + sys.argv[2]
 types = {"out": "*fp32", "base": logits, "aligned": logits, "rules": "*fp32", "base_stride": "i32",
-         "aligned_stride": "i32", "vocab": "i32", "scale": "fp32", "BLOCK": "constexpr"}
+         "aligned_stride": "i32", "rules_stride": "i32", "vocab": "i32", "scale": "fp32", "BLOCK": "constexpr"}
 source = triton.compiler.ASTSource(log_pi_kernel, types, {"BLOCK": 4096})
 found = triton.compile(source, target=GPUTarget("cuda", int(sys.argv[1]), 32), options={"num_warps": 8})
 print(json.dumps({"cubin": len(found.asm["cubin"]), "target": found.asm["ptx"].split(".target")[1][:8]}))

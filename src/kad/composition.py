@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kad import kernels
 from kad.composed import NAMES, Composed
 from kad.distribution import Distribution, may_look, raised, row_blocks
 from kad.errors import RuleError, VocabularyError
@@ -97,6 +98,12 @@ def compose(
             positive.
     """
     composition = Composition.of(rule, deferral_temperature)
+    rule, shape = composition.rule, base_logits.shape
+    plain = composition.nobody or composition.foreign or shape != aligned_logits.shape
+    if not plain and kernels.takes(rule, base_logits, aligned_logits):
+        flat = (logits.reshape(-1, shape[-1]) for logits in (base_logits, aligned_logits))
+        temperature = composition.deferral_temperature
+        return kernels.compose_rows(rule, *flat, deferral_temperature=temperature).reshape(shape)
     return _by_row(Composed.log_pi, composition, base_logits, aligned_logits, reference_logits, check=check)
 
 

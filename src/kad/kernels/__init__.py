@@ -3,6 +3,6 @@
 Nothing here is needed: without Triton or CUDA the plain formulation serves (`kad.compose`), with the same results.
 """
 
-from kad.kernels.dispatch import bytes_moved, compose_rows, usable
+from kad.kernels.dispatch import bytes_moved, compose_rows, takes, usable
 
-__all__ = ["bytes_moved", "compose_rows", "usable"]
+__all__ = ["bytes_moved", "compose_rows", "takes", "usable"]

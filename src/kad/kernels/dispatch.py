@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
 from kad.errors import LogitsError, VocabularyError
-from kad.rules import RowRules
+from kad.rules import RowRules, Rule
 
 # Entries that one program holds at a time; ahead of time it compiles for sm_80 and sm_90 without spilling registers.
 BLOCK = 4096
@@ -22,12 +22,16 @@ def _installed() -> bool:
 
 def usable(logits: Tensor) -> bool:
     """Whether the kernel can compose rows like these: CUDA, Triton, and half or single precision."""
-    halves = (torch.float32, torch.bfloat16, torch.float16)
-    return logits.device.type == "cuda" and logits.dtype in halves and not logits.requires_grad and _installed()
+    return logits.device.type == "cuda" and logits.dtype in _TYPES and not logits.requires_grad and _installed()
+
+
+def takes(rule: Rule, *logits: Tensor) -> bool:
+    """Whether the kernel can compose these rows under `rule`."""
+    return (isinstance(rule, RowRules) or RowRules.takes(rule)) and all(usable(rows) for rows in logits)
 
 
 def compose_rows(
-    rules: RowRules,
+    rules: Rule,
     base_logits: Tensor,
     aligned_logits: Tensor,
     *,
@@ -37,7 +41,7 @@ def compose_rows(
     """log pi of rows under a threshold rule for each row, in one launch.
 
     Args:
-        rules: as many as there are rows.
+        rules: a threshold rule that `RowRules` takes, or `RowRules` with as many rules as there are rows.
         base_logits: (rows, at least `vocab_size`), float32, bfloat16 or float16; rows may be padded, entries of a row
             stand side by side.
         aligned_logits: the same number of rows, likewise.
@@ -66,12 +70,25 @@ def compose_rows(
             f"{tuple(aligned_logits.shape)}."
         )
     out = torch.empty(rows, vocab, dtype=torch.float32, device=base_logits.device)
+    numbers = _numbers(rules, base_logits.device)
+    if len(numbers) not in (1, rows):
+        raise VocabularyError(f"There are {rows} rows, but {rules}.")
     if rows:
         log_pi_kernel[(rows,)](
-            out, base_logits, aligned_logits, rules.numbers.to(torch.float32).contiguous(),
-            base_logits.stride(0), aligned_logits.stride(0), vocab, 1.0 / deferral_temperature, BLOCK=BLOCK,
+            out, base_logits, aligned_logits, numbers, base_logits.stride(0), aligned_logits.stride(0),
+            numbers.shape[1] if len(numbers) == rows else 0, vocab, 1.0 / deferral_temperature, BLOCK=BLOCK,
         )  # fmt: skip
     return out
+
+
+def _numbers(rules: Rule, device: torch.device) -> Tensor:
+    """The rules in numbers (1 or rows, 5), float32."""
+    return rules.numbers.to(torch.float32).contiguous() if isinstance(rules, RowRules) else _one_rule(rules, device)
+
+
+@lru_cache(maxsize=64)
+def _one_rule(rule: Rule, device: torch.device) -> Tensor:
+    return RowRules.of([rule], device).numbers.to(torch.float32)
 
 
 def bytes_moved(vocab: int, itemsize: int, *, primal: bool = False, cached: bool = True) -> tuple[int, int]:

@@ -71,15 +71,19 @@ def _critical_key(row, budget, log_z, vocab, scale, BLOCK: tl.constexpr):
 
 @triton.jit
 def log_pi_kernel(
-    out, base, aligned, rules, base_stride, aligned_stride, vocab, scale, BLOCK: tl.constexpr
+    out, base, aligned, rules, base_stride, aligned_stride, rules_stride, vocab, scale, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """log pi of one row; arguments as `kad.kernels.compose_rows`, `rules` (rows, 5) being `RowRules.numbers`."""
+    """log pi of one row; arguments as `kad.kernels.compose_rows`, `rules` (rows, 5) being `RowRules.numbers`.
+
+    One rule for all rows has a stride of 0.
+    """
     row = tl.program_id(0).to(tl.int64)
     base += row * base_stride
     aligned += row * aligned_stride
     out += row * vocab
-    anchor, shift = tl.load(rules + row * 5), tl.load(rules + row * 5 + 1)
-    offset, whole, budget = tl.load(rules + row * 5 + 2), tl.load(rules + row * 5 + 3), tl.load(rules + row * 5 + 4)
+    rules += row * rules_stride
+    anchor, shift = tl.load(rules), tl.load(rules + 1)
+    offset, whole, budget = tl.load(rules + 2), tl.load(rules + 3), tl.load(rules + 4)
 
     top, log_z = _max_and_log_sum(base, vocab, scale, BLOCK)
     aligned_top, aligned_log_z = _max_and_log_sum(aligned, vocab, scale, BLOCK)

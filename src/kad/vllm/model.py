@@ -14,7 +14,7 @@ from vllm.model_executor.model_loader import get_model_loader
 from vllm.model_executor.model_loader.utils import initialize_model
 from vllm.model_executor.model_loader.weight_tying import maybe_retie_word_embeddings
 
-from kad.composition import Composition, composed
+from kad.composition import Composition, compose
 from kad.hosts.vllm import check_second_runner
 from kad.vllm.config import PairView, part_model_config
 from kad.vllm.rows import RULE_COLUMNS, StepRules
@@ -124,7 +124,7 @@ class KadForCausalLM(nn.Module):
         block = max(1, _BLOCK_ELEMENTS // common)
         for start in range(0, len(columns), block):
             rows = slice(start, start + block)
-            parts = [trim(part_logits[rows], common).float() for part_logits in logits]
+            parts = [trim(part_logits[rows], common) for part_logits in logits]
             log_pi[rows, :common] = self.step_rules.log_pi(columns[rows], partial(self._by_rule, parts))
         return log_pi
 
@@ -132,7 +132,7 @@ class KadForCausalLM(nn.Module):
         """log pi of rows; NaN in each that has none, so that only its request fails (see `kad.vllm.scheduler`)."""
         foreign = tuple(self.config.foreign_ids or ())
         composition = Composition(rule, self.config.deferral_temperature, foreign=foreign)
-        return composed(composition, *logits).log_pi()
+        return compose(composition, *logits, check=False)
 
 
 def _initialize_part(vllm_config: VllmConfig, model_config: ModelConfig, prefix: str) -> nn.Module:

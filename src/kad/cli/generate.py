@@ -38,6 +38,10 @@ def command(
         Option("Show speed and speculation on standard error (with --json: add the speed-up)."),
     ] = False,
     draft_tokens: DraftTokens = None,
+    compile: Annotated[
+        bool,
+        Option("Compile the forward passes first, on CUDA as graphs. For models that Transformers runs."),
+    ] = False,
     stream: Annotated[bool, Option("Show the text as it arrives.")] = True,
     as_json: options.Json = False,
     models: options.ModelOptions,
@@ -61,7 +65,7 @@ def command(
         origins.require(model.composition)
     answering = answer_to(
         model, text, system=system, thinking=thinking, raw=raw, sampling=sampling, num_draft_tokens=draft_tokens,
-        origins=as_json or color,
+        origins=as_json or color, compile=compile,
     )  # fmt: skip
     loaded = time.perf_counter() - started
     if as_json:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -124,6 +124,27 @@ class ComposedModel(Protocol):
 
         Raises:
             UsageError: `rollback`, and a model that cannot take rejected drafts back.
+        """
+
+
+@runtime_checkable
+class Capturing(Protocol):
+    """A pair whose forward passes can be captured."""
+
+    def captured_scorers(
+        self, roles: Collection[str], drafter: str, windows: Sequence[int], capacity: int, backend: bool | str
+    ) -> dict[str, Scorer]:
+        """New scorers with captured forwards, by role.
+
+        Args:
+            roles: the models.
+            drafter: the role of the drafting model.
+            windows: how many tokens may be drafted.
+            capacity: the most tokens of the text.
+            backend: True, or the name of a backend of torch.compile.
+
+        Raises:
+            UsageError: a model cannot be captured.
         """
 
 

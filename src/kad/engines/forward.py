@@ -32,7 +32,7 @@ def run_part(
     known = _parameters(type(model).forward)
     options: dict[str, Any] = {"use_cache": cache is not None, "return_dict": True, **others}
     if cache is not None:
-        options[cache_name(known) or CACHE] = cache
+        options[cache_option(model)] = cache
     if attention_mask is not None:
         options["attention_mask"] = attention_mask.to(device)
     if position_ids is not None and "position_ids" in known:
@@ -72,6 +72,11 @@ def prompt_length(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
             "custom_generate=kad.speculative."
         )
     return int(ids.shape[1])
+
+
+def cache_option(model: PreTrainedModel) -> str:
+    """The name of the cache among the arguments of a model's forward."""
+    return cache_name(_parameters(type(model).forward)) or CACHE
 
 
 @lru_cache(maxsize=64)

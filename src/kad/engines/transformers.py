@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +11,7 @@ from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
 from kad.engines.base import Facts, Scorer
 from kad.engines.cached_model import CachedModel
+from kad.engines.captured import Backend, CapturedModel, Captures
 from kad.loading import load_model, load_tokenizer, tokenizer_of
 from kad.sources import Source
 
@@ -78,6 +79,28 @@ class TransformersEngine:
     def facts(self) -> dict[str, Facts]:
         """See `kad.engines.base.ComposedModel`."""
         return {role: facts_of(part) for role, part in self.parts.items()}
+
+    @cached_property
+    def captures(self) -> Captures:
+        """The captured forwards that wait for the next generation."""
+        return Captures()
+
+    def captured_scorers(
+        self, roles: Collection[str], drafter: str, windows: Sequence[int], capacity: int, backend: Backend
+    ) -> dict[str, Scorer]:
+        """See `kad.engines.base.Capturing`.
+
+        The drafting model reads one token at a time, and two after a window of accepted drafts. The other models read
+        the drafts of a window and the token before them.
+        """
+        shapes = {role: (1, 2) if role == drafter else tuple(size + 1 for size in windows) for role in roles}
+        return {
+            role: CapturedModel(
+                self.captures, self.parts[role], capacity, shapes[role], backend, self.config.vocab_size,
+                self.base.device,
+            )
+            for role in roles
+        }  # fmt: skip
 
     def scorers(self, roles: Collection[str], *, rollback: bool = True) -> dict[str, Scorer]:
         """See `kad.engines.base.ComposedModel`."""

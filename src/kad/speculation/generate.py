@@ -50,6 +50,7 @@ def speculative(
     verification: str = "block",
     draft_model: str = "aligned",
     statistics: SpeculationStatistics | None = None,
+    compile: bool | str = False,
     randomness: Randomness | None = None,
     tokenizer: Any = None,
     **model_kwargs: Any,
@@ -73,6 +74,9 @@ def speculative(
         verification: "block", which accepts at least as many drafts, or "token".
         draft_model: "aligned", or "reference" to draft from the reference model.
         statistics: an object to fill. With `return_dict_in_generate` it is also in the output.
+        compile: capture the forward passes with torch.compile, on CUDA as CUDA graphs. True, or the name of one of its
+            backends. The first call takes the time to compile; later calls find the captured passes, whatever the
+            length of the prompt. The caches then belong to the captured passes: none is taken, and none returned.
         randomness: the source of random decisions. By default torch's.
         tokenizer: given by `generate`. Stop strings need it.
         **model_kwargs: given by `generate`.
@@ -98,8 +102,17 @@ def speculative(
     padding = inputs.left_padding(input_ids, model_kwargs)
     ids = inputs.room_for_new_tokens(input_ids, criteria, generation_config)
     cache = inputs.cache_for(model, draft_model, model_kwargs.get(CACHE))
-    scorers = _scorers(model, cache)
-    if (own := inputs.own_prompt(model_kwargs)) is not None:
+    own = inputs.own_prompt(model_kwargs)
+    asked = default_draft_tokens(bool(generation_config.do_sample)) if num_draft_tokens is None else num_draft_tokens
+    window = window_size(asked, few=bool(compile))
+    if compile and cache.given:
+        raise UsageError(f"compile=True makes caches of its own: leave {CACHE} out, or decode without compile.")
+    scorers = (
+        model.captured_scorers(cache.parts, draft_model, window.sizes, len(ids) + len(own or ()), compile)
+        if compile
+        else _scorers(model, cache)
+    )
+    if own is not None:
         scorers["base"] = OwnPrompt(scorers["base"], own, input_ids.shape[1] - padding)
     records = Records() if _wants_records(generation_config) else None
     loop = SpeculativeLoop(
@@ -116,15 +129,13 @@ def speculative(
             warp=inputs.warp_of(logits_processor, ids, padding),
             records=records,
         ),
-        window=window_size(
-            default_draft_tokens(bool(generation_config.do_sample)) if num_draft_tokens is None else num_draft_tokens
-        ),
+        window=window,
         stop=inputs.stop_rule(criteria, ids, padding),
         statistics=SpeculationStatistics() if statistics is None else statistics,
     )
     try:
         _run(loop, streamer)
-        if generation_config.return_dict_in_generate or cache.given:
+        if not compile and (generation_config.return_dict_in_generate or cache.given):
             loop.bring_level()
     finally:
         for scorer in scorers.values():
@@ -139,7 +150,7 @@ def speculative(
         scores=_rows(records.scores, new) if records and generation_config.output_scores else None,
         logits=_rows(records.logits, new) if records and generation_config.output_logits else None,
         statistics=loop.statistics,
-        **{CACHE: cache},
+        **{CACHE: None if compile else cache},
     )
 
 

@@ -13,6 +13,8 @@ AUTO = "auto"
 _SAMPLED = 4
 # Longest window that "auto" considers.
 MAX_WINDOW = 12
+# The windows among which "auto" chooses if each of them costs a captured forward pass.
+FEW_SIZES = (0, 2, 4, 8)
 # Memory of the running means: an observation of 20 windows ago counts a third.
 _DECAY = 0.95
 # First sizes tried, the first while the prompt is read; a loss stays small where drafting does not pay.
@@ -25,6 +27,10 @@ _MARGIN = 1.02
 
 class WindowSize(Protocol):
     """Chooses the size of each window, and learns from the result."""
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        """All sizes that it may choose, in rising order."""
 
     def next(self) -> int:
         """The number of tokens to draft."""
@@ -44,6 +50,11 @@ class FixedWindow:
     """Always the same size."""
 
     size: int
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        """The one size."""
+        return (self.size,)
 
     def next(self) -> int:
         """The number of tokens to draft."""
@@ -78,7 +89,7 @@ class AutoWindow:
     decoding, is one of the choices. So drafting that does not pay stops, and is tried again from time to time.
     """
 
-    largest: int = MAX_WINDOW
+    sizes: Sequence[int] = tuple(range(MAX_WINDOW + 1))
     _chance: _Mean = field(default_factory=_Mean)
     _seconds: dict[int, _Mean] = field(default_factory=dict)
     _windows: int = 0
@@ -88,13 +99,16 @@ class AutoWindow:
         """The number of tokens to draft."""
         self._windows += 1
         if self._windows <= len(_FIRST_SIZES):
-            return min(_FIRST_SIZES[self._windows - 1], self.largest)
+            return self._at_least(_FIRST_SIZES[self._windows - 1])
         best = self._best()
         if self._windows % self._wait == 0:
             # A losing look costs a little; the longer speculation has not paid, the rarer they become.
             self._wait = min(self._wait * 2, 16 * _LOOK_EVERY) if best == 0 else _LOOK_EVERY
-            return 1 if best == 0 else min(best + 1, self.largest)
+            return self._at_least(best + 1)
         return best
+
+    def _at_least(self, size: int) -> int:
+        return next((known for known in self.sizes if known >= size), self.sizes[-1])
 
     def observe(self, size: int, seconds: float | None, chance: Sequence[float]) -> None:
         """See `WindowSize`."""
@@ -111,7 +125,7 @@ class AutoWindow:
     def _best(self) -> int:
         if self.acceptance is None or len(self._seconds) < 2:
             return 0
-        rates = {size: self._expected_tokens(size) / self._time(size) for size in range(self.largest + 1)}
+        rates = {size: self._expected_tokens(size) / self._time(size) for size in self.sizes}
         best = max(rates, key=lambda size: rates[size])
         return best if rates[best] > _MARGIN * rates[0] else 0
 
@@ -137,14 +151,18 @@ class AutoWindow:
         return max(y_mean - slope * x_mean, 1e-9), slope
 
 
-def window_size(num_draft_tokens: int | str) -> WindowSize:
+def window_size(num_draft_tokens: int | str, *, few: bool = False) -> WindowSize:
     """A fixed size, or "auto".
+
+    Args:
+        num_draft_tokens: the size, or "auto".
+        few: whether "auto" must do with a few sizes.
 
     Raises:
         UsageError: anything else.
     """
     if num_draft_tokens == AUTO:
-        return AutoWindow()
+        return AutoWindow(FEW_SIZES) if few else AutoWindow()
     is_int = isinstance(num_draft_tokens, int) and not isinstance(num_draft_tokens, bool)
     if not is_int or int(num_draft_tokens) < 0:
         raise UsageError(f"num_draft_tokens must be a whole number >= 0 or 'auto', but is {num_draft_tokens!r}.")

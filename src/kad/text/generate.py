@@ -25,6 +25,7 @@ def generate(
     rule: Any = None,
     deferral_temperature: float | None = None,
     origins: bool = True,
+    compile: bool | str = False,
 ) -> Answer:
     """The answer of a composed model to a prompt.
 
@@ -42,6 +43,7 @@ def generate(
         rule: replaces the model's own rule for this answer.
         deferral_temperature: replaces the model's own deferral temperature for this answer.
         origins: whether the pieces say which model each token came from. Product rules never say so.
+        compile: capture the forward passes, see `kad.speculative`.
 
     Returns:
         The answer: text, tokens with their origins, times, speculation.
@@ -59,6 +61,7 @@ def generate(
     return stream(
         model, prompt, system=system, thinking=thinking, raw=raw, base_prompt=base_prompt, sampling=sampling,
         num_draft_tokens=num_draft_tokens, rule=rule, deferral_temperature=deferral_temperature, origins=origins,
+        compile=compile,
     ).finish()  # fmt: skip
 
 
@@ -75,6 +78,7 @@ def stream(
     rule: Any = None,
     deferral_temperature: float | None = None,
     origins: bool = True,
+    compile: bool | str = False,
 ) -> Stream:
     """The pieces of an answer as they come. Arguments and errors are those of `generate`.
 
@@ -84,4 +88,6 @@ def stream(
     """
     context = context_of(model, prompt, system=system, thinking=thinking, raw=raw, base_prompt=base_prompt)
     composition = model.composed_by(rule, deferral_temperature)
-    return Stream(model, context, composition, sampling or Sampling(), num_draft_tokens, origins=origins)
+    return Stream(
+        model, context, composition, sampling or Sampling(), num_draft_tokens, origins=origins, compile=compile
+    )

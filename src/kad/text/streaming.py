@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import LogitsProcessorList
 
 from kad.composition import deferred_mass, origin_shares
-from kad.engines.base import ComposedModel, Scorer, roles_of
+from kad.engines.base import Capturing, ComposedModel, Scorer, roles_of
+from kad.errors import OptionError
 from kad.rules import CascadeRule
 from kad.speculation.inputs import warp_of
 from kad.speculation.loop import Emitted, SpeculativeLoop
@@ -54,6 +55,7 @@ class Stream:
         take_scorers: returns scorers of the engine, by role, that have already read a part of their prompts. New ones
             by default.
         origins: see `generate`.
+        compile: see `generate`.
         masks: functions of the ids (1, length) and of log pi (1, vocab), as Transformers' logits processors are. They
             act before the sampling options; a grammar is one.
         begun: the first tokens of the answer, if it goes on from there. They are no pieces.
@@ -75,6 +77,7 @@ class Stream:
         drafter: str = "aligned",
         take_scorers: Callable[[Context], dict[str, Scorer]] | None = None,
         origins: bool = True,
+        compile: bool | str = False,
         masks: Sequence[Mask] = (),
         begun: Sequence[int] = (),
         note: Note | None = None,
@@ -93,7 +96,7 @@ class Stream:
         self._masks, self._note = masks, note
         self._stop = _Stop(config, self._tokenizer, space)
         # Take the scorers last, when nothing can fail any more. Otherwise a wrong option would lose them.
-        self.loop = self._make_loop(model, config, take_scorers(self.context) if take_scorers else {})
+        self.loop = self._make_loop(model, config, take_scorers(self.context) if take_scorers else {}, compile)
         self._pieces: list[Piece] = []
         self._first_token: float | None = None
         self._started, self._seconds = time.perf_counter(), 0.0
@@ -150,11 +153,19 @@ class Stream:
         """Whether the loop has no more tokens."""
         return self.loop.finished or self.loop.length == self.loop.ids.shape[0]
 
-    def _make_loop(self, model: ComposedModel, config: GenerationConfig, scorers: dict[str, Scorer]) -> SpeculativeLoop:
+    def _make_loop(
+        self, model: ComposedModel, config: GenerationConfig, scorers: dict[str, Scorer], compile: bool | str
+    ) -> SpeculativeLoop:
         given = [*self.prompt_ids, *self.begun]
         ids = torch.zeros(len(given) + int(config.max_new_tokens), dtype=torch.long, device=model.device)
         ids[: len(given)] = torch.tensor(given)
         roles = roles_of(self._composition, self._drafter)
+        window = window_size(self.drafting.draft_tokens, few=bool(compile))
+        if compile and not isinstance(model, Capturing):
+            raise OptionError("Only models that Transformers runs can be compiled. Leave `compile` out.")
+        if compile:
+            longest = self.context.longest + int(config.max_new_tokens)
+            scorers = model.captured_scorers(roles, self._drafter, window.sizes, longest, compile)
         return SpeculativeLoop(
             ids=ids,
             length=len(given),
@@ -171,7 +182,7 @@ class Stream:
                 warp=warp_of(LogitsProcessorList([*self._masks, *processors(config, len(given), ids.device)]), ids, 0),
                 records=None,
             ),
-            window=window_size(self.drafting.draft_tokens),
+            window=window,
             stop=self._stop,
             statistics=self.statistics,
             keep_rows=self._origins or self._note is not None,
@@ -217,7 +228,7 @@ class Stream:
                 item.token,
                 text.push(item.token),
                 item.origin.event,
-                None if item.origin.rejected_draft is None else int(item.origin.rejected_draft),
+                item.origin.rejected_draft,
                 share,
                 mass,
                 note,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ class LateCheck(threading.local):
     def drop(self) -> None:
         """Forget what was sent."""
         self._flag: Tensor | None = None
-        self._arrived: torch.cuda.Event | None = None
+        self._arrived: Any = None  # a torch.cuda.Event
         self._explain: Callable[[], object] = lambda: None
 
     def send(self, log_pi: Tensor, explain: Callable[[], object]) -> None:
@@ -46,7 +47,8 @@ class LateCheck(threading.local):
         self._flag = torch.empty((), dtype=torch.bool, pin_memory=bad.is_cuda).copy_(bad, non_blocking=True)
         self._explain = explain
         if bad.is_cuda:
-            self._arrived = torch.cuda.Event()
+            event: Any = torch.cuda.Event
+            self._arrived = event()
             self._arrived.record()
 
     def raise_if_bad(self, *, wait: bool = False) -> None:

@@ -193,8 +193,7 @@ class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrained
 
         Raises:
             UsageError: arguments that have no meaning for a composition.
-            LogitsError: a row of logits that is not a distribution. On a GPU, which is not waited for, this is the
-                error of an earlier pass, or of `generate` at its end.
+            LogitsError: a row that is no distribution. On a GPU it comes with the next pass, or as `generate` ends.
         """
         if input_ids is None:
             raise UsageError("A composed model takes input_ids; the models' embeddings differ, so no inputs_embeds.")

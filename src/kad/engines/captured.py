@@ -60,7 +60,8 @@ class Capture:
         """Read ids (n,), the captured way if n is one of the shapes. Returns logits (n, vocab), to be copied."""
         forward = self._forwards.get(ids.shape[0], self._forward)
         if self._graphs:
-            torch.compiler.cudagraph_mark_step_begin()
+            begin: Callable[..., None] = torch.compiler.cudagraph_mark_step_begin
+            begin()
         return forward(ids.unsqueeze(0).to(self._model.device))[0]
 
     def forget(self, count: int) -> None:

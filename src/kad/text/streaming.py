@@ -161,9 +161,9 @@ class Stream:
         ids[: len(given)] = torch.tensor(given)
         roles = roles_of(self._composition, self._drafter)
         window = window_size(self.drafting.draft_tokens, few=bool(compile))
-        if compile and not isinstance(model, Capturing):
-            raise OptionError("Only models that Transformers runs can be compiled. Leave `compile` out.")
         if compile:
+            if not isinstance(model, Capturing):
+                raise OptionError("Only models that Transformers runs can be compiled. Leave `compile` out.")
             longest = self.context.longest + int(config.max_new_tokens)
             scorers = model.captured_scorers(roles, self._drafter, window.sizes, longest, compile)
         return SpeculativeLoop(

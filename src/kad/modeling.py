@@ -188,8 +188,7 @@ class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrained
             never_kept_tokens: (batch, kept positions, vocab), bool: the tokens whose base mass is always deferred.
 
         Returns:
-            `logits`: (batch, kept positions, vocab), log pi in float32; and the cache, under the name that
-            Transformers gives it.
+            `logits`: (batch, kept positions, vocab), log pi in float32; and the cache, as Transformers names it.
 
         Raises:
             UsageError: arguments that have no meaning for a composition.

@@ -51,7 +51,7 @@ class TableEngine(InForce):
     """A pair of table models: no Transformers model anywhere."""
 
     def __init__(self, rule: str, vocab: int, eos: int | None = None) -> None:
-        self.config, self.reference, self.vocab = SimpleNamespace(base_prompt=None), None, vocab
+        self.config, self.reference, self.vocab = SimpleNamespace(base_prompt=None, foreign_ids=None), None, vocab
         self.own_composition = Composition.of(rule)
         self.generation_config = GenerationConfig(eos_token_id=eos)
         self.tokenizer = make_tokenizer()

@@ -164,7 +164,7 @@ class Stream:
         if compile:
             if not isinstance(model, Capturing):
                 raise OptionError("Only models that Transformers runs can be compiled. Leave `compile` out.")
-            longest = self.context.longest + int(config.max_new_tokens)
+            longest = self.context.longest + len(ids) - len(self.prompt_ids)
             scorers = model.captured_scorers(roles, self._drafter, window.sizes, longest, compile)
         return SpeculativeLoop(
             ids=ids,

@@ -311,7 +311,7 @@ MISTAKES = [
     ("chat --pair gone/x", "Cannot read the pair gone/x: We couldn't connect to"),
     ("chat --rule duel", "Did you mean dual?"),
     ("demo x", "Got unexpected extra argument(s) (x)"),
-    ("serve", "Missing argument 'PAIR'."),
+    ("serve --engine vllm", "vLLM serves a pair: give a folder written by kad pack, a hub id, or tiny."),
     ("serve gone/x/y", "No pair at gone/x/y. Give a folder written by `kad pack`, a hub"),
     ("generate Hi --base base --base aligned --aligned aligned", "--base is given twice; it takes one value."),
     ("tune --grid 0.1 --pair pair --objective speed --out r", "--objective speed needs --floor"),

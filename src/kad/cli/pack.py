@@ -114,7 +114,7 @@ def _source(name: str, dtype: str | None, trust_remote_code: bool, load: LoadOpt
     if trust_remote_code:
         common["trust_remote_code"] = True
     source = Source.parse(name)
-    return Source(source.model, source.revision, common | load.to_dict())
+    return Source(source.model, source.revision, source.kwargs | common | load.to_dict())
 
 
 def _as_dict(folder: Path, config: KadConfig) -> dict[str, Any]:

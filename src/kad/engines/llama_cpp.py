@@ -20,7 +20,7 @@ from transformers import GenerationConfig
 
 from kad.engines.base import Facts, Scorer
 from kad.engines.gguf_tokenizer import GgufTokenizer
-from kad.errors import PairError, UsageError
+from kad.errors import OptionError, PairError, UsageError
 from kad.hosts.llama_cpp import CACHE_TYPES, forget_messages, library, reason
 from kad.options import Option, check_fields
 from kad.quantities import counted
@@ -49,6 +49,11 @@ class LlamaCppOptions:
     cache_type: Annotated[str | None, Option("Numbers of the key-value cache.", allowed=tuple(CACHE_TYPES))] = None
 
     def __post_init__(self) -> None:
+        for name, kind in {"context": int, "gpu_layers": int, "threads": int, "flash_attention": bool}.items():
+            value = getattr(self, name)
+            if value is not None and type(value) is not kind:
+                words = "a whole number" if kind is int else "true or false"
+                raise OptionError(f"The option {name} of llama.cpp must be {words}, but is {value!r}.")
         check_fields(self)
 
 

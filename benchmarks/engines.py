@@ -1,0 +1,171 @@
+"""Tokens a second of each engine on one pair, beside what the engine's bare forward passes would allow.
+
+    python -m benchmarks.engines                       SmolLM2 under itself with copies of its layers, see benchmarks.pairs
+    python -m benchmarks.engines --base BIG.gguf --aligned SMALL.gguf
+
+The pair: q* is SmolLM2-135M-Instruct as its package has it (Q4_1); p is the same with three times its layers, the copies
+of no effect. `ideal` is made of bare forward passes: 1 / (t_p + t_q) tokens a second for plain decoding, and for drafts
+the tokens of the windows that were decoded over the time of their forward passes. Runs of all engines alternate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from benchmarks import harness, smollm2
+
+import kad
+from kad.engines.base import ComposedModel
+
+QUESTIONS = ("What is the capital of France?", "Write a short poem about the sea.", "How do plants make sugar?")
+DRAFTS = 4
+COPIES = 2
+
+
+def deeper(source: Path, file: Path, copies: int = COPIES) -> Path:
+    """A GGUF file with `copies` idle layers after each layer: their output projections are zero."""
+    from gguf import GGUFReader, GGUFValueType, GGUFWriter
+
+    reader = GGUFReader(source)
+    writer = GGUFWriter(file, str(reader.fields["general.architecture"].contents()))
+    for name, field in reader.fields.items():
+        if name.startswith("GGUF.") or name == "general.architecture":
+            continue
+        value: Any = field.contents()
+        if name.endswith(".block_count"):
+            value *= copies + 1
+        kinds = field.types
+        writer.add_key_value(name, value, kinds[0], kinds[-1] if kinds[0] == GGUFValueType.ARRAY else None)
+    for tensor in reader.tensors:
+        if not tensor.name.startswith("blk."):
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+            continue
+        _, layer, rest = tensor.name.split(".", 2)
+        for copy in range(copies + 1):
+            idle = copy > 0 and rest in ("attn_output.weight", "ffn_down.weight")
+            data = tensor.data * 0 if idle else tensor.data
+            name = f"blk.{int(layer) * (copies + 1) + copy}.{rest}"
+            writer.add_tensor(name, data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+@torch.no_grad()
+def bare(model: ComposedModel, role: str, read: int, repeats: int = 15, prefix: int = 60) -> float:
+    """The median seconds of a forward pass of one model over `read` tokens, all rows wanted, behind a prefix."""
+    scorer = model.scorers([role])[role]
+    ids = torch.randint(1000, 40_000, (prefix + read,), generator=torch.Generator().manual_seed(0))
+    scorer.advance(ids[:prefix], 1)
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        scorer.advance(ids[prefix:], read)
+        seconds.append(time.perf_counter() - started)
+        scorer.rollback(prefix)
+    return statistics.median(seconds)
+
+
+def decode(model: ComposedModel, drafts: int, tokens: int) -> tuple[float, list[tuple[int, int]]]:
+    """Tokens a second over the questions, the prompt's reading left out, and (tokens, windows) of each answer."""
+    rates, windows = [], []
+    for question in QUESTIONS:
+        how = kad.Sampling(temperature=0, max_new_tokens=tokens)
+        answer = kad.generate(model, question, sampling=how, num_draft_tokens=drafts, origins=False)
+        count = len(answer.token_ids)
+        rates.append((count - 1) / (answer.seconds - answer.first_token))
+        windows.append((count, answer.statistics.windows if answer.statistics is not None else count))
+    return statistics.median(rates), windows
+
+
+def measure(models: dict[str, ComposedModel], tokens: int, rounds: int) -> dict[str, Any]:
+    """Everything about the engines, in turn."""
+    found: dict[str, dict[str, list[float]]] = {name: {"plain": [], "drafts": []} for name in models}
+    passes: dict[str, dict[str, list[float]]] = {name: {"p": [], "q": [], "p_window": []} for name in models}
+    lengths: dict[str, float] = {}
+    for _ in range(rounds):
+        for name, model in models.items():
+            passes[name]["p"].append(bare(model, "base", 1))
+            passes[name]["q"].append(bare(model, "aligned", 1))
+            passes[name]["p_window"].append(bare(model, "base", DRAFTS + 1))
+            found[name]["plain"].append(decode(model, 0, tokens)[0])
+            rate, windows = decode(model, DRAFTS, tokens)
+            found[name]["drafts"].append(rate)
+            lengths[name] = sum(count for count, _ in windows) / sum(count for _, count in windows)
+    return {name: _summary(found[name], passes[name], lengths[name]) for name in models}
+
+
+def _summary(rates: dict[str, list[float]], passes: dict[str, list[float]], length: float) -> dict[str, float]:
+    p, q, window = (statistics.median(passes[name]) for name in ("p", "q", "p_window"))
+    plain, drafts = statistics.median(rates["plain"]), statistics.median(rates["drafts"])
+    # The drafting model runs once more in most windows: over the bonus token or the corrected one and its last draft.
+    ideal = length / (window + DRAFTS * q)
+    return {
+        "milliseconds_p": 1000 * p,
+        "milliseconds_q": 1000 * q,
+        "milliseconds_p_window": 1000 * window,
+        "plain_tokens_per_second": plain,
+        "plain_of_ideal": plain * (p + q),
+        "tokens_per_window": length,
+        "drafts_tokens_per_second": drafts,
+        "drafts_of_ideal": drafts / ideal,
+    }
+
+
+def memory(base: str, aligned: str, engine: str) -> float:
+    """MiB at the peak of a process that loads the pair with one engine and answers once; torch and kad included."""
+    command = [sys.executable, "-m", "benchmarks.engines", "--peak", engine, "--base", base, "--aligned", aligned]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout.strip().splitlines()[-1])
+
+
+def main() -> None:
+    """Measure, print, and save to results/engines.json."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--base")
+    options.add_argument("--aligned")
+    options.add_argument("--tokens", type=int, default=40)
+    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--threads", type=int, default=1)
+    options.add_argument("--peak", help=argparse.SUPPRESS)
+    chosen = options.parse_args()
+    torch.set_num_threads(chosen.threads)
+    aligned = chosen.aligned or str(smollm2.gguf().gguf_path)
+    base = chosen.base or str(_base(Path(aligned)))
+    if chosen.peak:
+        decode(kad.load(base=base, aligned=aligned, engine=chosen.peak, dtype="float32", device="cpu"), 0, 8)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        return
+    engines = ("llama_cpp", "transformers")
+    models: dict[str, ComposedModel] = {
+        engine: kad.load(base=base, aligned=aligned, engine=engine, dtype="float32", device="cpu") for engine in engines
+    }
+    result = {"threads": chosen.threads, "tokens": chosen.tokens, "drafts": DRAFTS}
+    result["engines"] = measure(models, chosen.tokens, chosen.rounds)
+    models.clear()
+    result["peak_mebibytes"] = {engine: memory(base, aligned, engine) for engine in engines}
+    print(json.dumps(result, indent=1))
+    harness.save("engines", result)
+
+
+def _base(aligned: Path) -> Path:
+    file = smollm2.cache_folder() / f"smollm2-times-{COPIES + 1}.gguf"
+    if not file.exists():
+        scratch = file.with_suffix(".tmp")
+        deeper(aligned, scratch).replace(file)
+    return file
+
+
+if __name__ == "__main__":
+    main()

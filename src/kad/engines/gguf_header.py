@@ -1,0 +1,76 @@
+"""What the header of a GGUF file says about its model, without loading it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kad.errors import PairError, missing_extra
+
+
+@dataclass(frozen=True)
+class Header:
+    """The facts of a GGUF file.
+
+    Attributes:
+        architecture: llama.cpp's name of it.
+        weights: how most weights are stored, such as "Q4_K_M".
+        parameters: the number of weights.
+        weight_bytes: their memory.
+        vocabulary: the number of tokens.
+        context: the positions it was made for, or None.
+        cache_numbers: keys and values of one token in all layers.
+    """
+
+    architecture: str
+    weights: str
+    parameters: int
+    weight_bytes: int
+    vocabulary: int
+    context: int | None
+    cache_numbers: int
+
+
+def read_header(path: Path) -> Header:
+    """Read the header of a GGUF file.
+
+    Raises:
+        PairError: it is no GGUF file, or it is damaged.
+        MissingExtraError: the package gguf is not installed.
+    """
+    try:
+        from gguf import GGUFReader, LlamaFileType
+    except ImportError as error:
+        raise missing_extra("gguf", "gguf") from error
+    try:
+        reader = GGUFReader(path)
+        architecture = str(_value(reader, "general.architecture"))
+        tokens = len(reader.fields["tokenizer.ggml.tokens"].data)
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise PairError(f"{path} is no GGUF file of a language model, or it is damaged: {error}") from error
+
+    def of(name: str, default: Any = None) -> Any:
+        found = _value(reader, f"{architecture}.{name}")
+        return default if found is None else found
+
+    layers, heads = int(of("block_count", 0)), of("attention.head_count", 1)
+    pairs = of("attention.head_count_kv", heads)
+    pairs = sum(pairs) if isinstance(pairs, list) else layers * int(pairs)
+    size = int(of("embedding_length", 0)) // (max(heads) if isinstance(heads, list) else int(heads))
+    kind = _value(reader, "general.file_type")
+    kinds = {tensor.tensor_type.name for tensor in reader.tensors if len(tensor.shape) > 1}
+    return Header(
+        architecture=architecture,
+        weights="/".join(sorted(kinds)) if kind is None else LlamaFileType(kind).name.split("_", 1)[1],
+        parameters=sum(int(tensor.n_elements) for tensor in reader.tensors),
+        weight_bytes=sum(int(tensor.n_bytes) for tensor in reader.tensors),
+        vocabulary=tokens,
+        context=of("context_length"),
+        cache_numbers=pairs * (int(of("attention.key_length", size)) + int(of("attention.value_length", size))),
+    )
+
+
+def _value(reader: Any, name: str) -> Any:
+    field = reader.fields.get(name)
+    return None if field is None else field.contents()

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks import harness, smollm2
 
 import kad
+from benchmarks import harness, smollm2
 from kad.engines.base import ComposedModel
 
 QUESTIONS = ("What is the capital of France?", "Write a short poem about the sea.", "How do plants make sugar?")

@@ -131,9 +131,10 @@ def test_packing_refuses_different_vocabularies(folders: dict[str, Path], tmp_pa
     other = ["--base", folders["base"], "--aligned", tmp_path / "other"]
     assert "id 89:" in call("pack", *other, "-o", tmp_path / "pair", code=2).stderr
     assert not (tmp_path / "pair").exists()
-    shown = call("info", *other, code=2)  # but info shows it
+    shown = CliRunner().invoke(app, ["info", *map(str, other)], env={"COLUMNS": "120"})  # but info shows it
+    assert shown.exit_code == 2
     assert "no match: The base and aligned models have different vocabularies" in shown.stdout.replace("\n", " ")
-    assert not json.loads(call("info", *other, "--json", code=2).stdout)["vocabulary"]["match"]
+    assert not json.loads(CliRunner().invoke(app, ["info", *map(str, other), "--json"]).stdout)["vocabulary"]["match"]
 
 
 # ---------------------------------------------------------------------- info

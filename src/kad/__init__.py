@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from kad.config import KadConfig
     from kad.engines.load import load
     from kad.errors import KadError
+    from kad.loading import loading_bars
     from kad.modeling import KadForCausalLM
     from kad.rules import parse_rule, register
     from kad.speculation import speculative
     from kad.text.answer import Answer
     from kad.text.conversation import Conversation
     from kad.text.generate import generate, stream
+    from kad.text.perplexity import Perplexity, perplexity
     from kad.text.sampling import Sampling
     from kad.text.score import score
     from kad.tracing.ask import trace
@@ -40,14 +42,17 @@ _PUBLIC = {
     "KadConfig": "kad.config",
     "KadError": "kad.errors",
     "KadForCausalLM": "kad.modeling",
+    "Perplexity": "kad.text.perplexity",
     "Sampling": "kad.text.sampling",
     "acceptance": "kad.composition",
     "compose": "kad.composition",
     "deferred_mass": "kad.composition",
     "generate": "kad.text.generate",
     "load": "kad.engines.load",
+    "loading_bars": "kad.loading",
     "origin_shares": "kad.composition",
     "parse_rule": "kad.rules",
+    "perplexity": "kad.text.perplexity",
     "register": "kad.rules",
     "score": "kad.text.score",
     "speculative": "kad.speculation",
@@ -63,14 +68,17 @@ __all__ = [
     "KadConfig",
     "KadError",
     "KadForCausalLM",
+    "Perplexity",
     "Sampling",
     "acceptance",
     "compose",
     "deferred_mass",
     "generate",
     "load",
+    "loading_bars",
     "origin_shares",
     "parse_rule",
+    "perplexity",
     "register",
     "rules",
     "score",

@@ -17,7 +17,7 @@ from torch import Tensor
 from kad import kernels
 from kad.composed import NAMES, Composed
 from kad.distribution import Distribution, may_look, raised, row_blocks
-from kad.errors import RuleError, VocabularyError
+from kad.errors import LogitsError, RuleError, VocabularyError
 from kad.rules import CascadeRule, RowRules, Rule, ThresholdRule, parse_rule
 from kad.rules.base import EXCLUDED
 
@@ -280,6 +280,12 @@ def _inputs(composition: Composition, base: Tensor, aligned: Tensor, reference: 
     if rule.needs_reference and reference is None:
         raise RuleError(f"Rule {rule} needs the reference model's logits (reference_logits), but got none.")
     given = [base, aligned, *([reference] if rule.needs_reference and reference is not None else [])]
+    for name, logits in zip(NAMES, given, strict=False):
+        if not isinstance(logits, Tensor):
+            raise LogitsError(
+                f"{name} must be a torch.Tensor, but is {type(logits).__module__}.{type(logits).__name__}. "
+                "Make one of it: torch.as_tensor(...)."
+            )
     shapes = [tuple(logits.shape) for logits in given]
     if composition.nobody:
         shapes[0] = (*shapes[0][:-1], shapes[0][-1] - 1)

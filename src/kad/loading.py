@@ -9,6 +9,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
+from kad.adapters import adapted, merged
 from kad.errors import PairError, missing_extra
 from kad.hosts.transformers import AutoQuantizationConfig
 from kad.sources import MODEL_KWARGS, Source
@@ -28,6 +29,10 @@ def load_model(reference: Source, **overrides: Any) -> PreTrainedModel:
         PairError: the model cannot be found or loaded. The message has Transformers' reason.
         MissingExtraError: a GGUF file without the packages that read it.
     """
+    underneath = adapted(reference)
+    if underneath is not None:
+        changed: PreTrainedModel = merged(load_model(underneath, **overrides), reference)
+        return changed.eval()
     options = {"trust_remote_code": False, **reference.kwargs, **overrides}
     unknown = sorted(set(options) - MODEL_KWARGS)
     if unknown:
@@ -60,12 +65,22 @@ def load_model(reference: Source, **overrides: Any) -> PreTrainedModel:
     return made.eval()
 
 
+def loading_bars(shown: bool) -> None:
+    """Whether Transformers shows bars while it loads models. The one switch for all of kad, in this process."""
+    from transformers.utils import logging
+
+    (logging.enable_progress_bar if shown else logging.disable_progress_bar)()
+
+
 def load_tokenizer(reference: Source) -> Any:
     """The model's tokenizer.
 
     Raises:
         PairError: there is none, or it cannot be loaded.
     """
+    underneath = adapted(reference)
+    if underneath is not None and not (Path(reference.model) / "tokenizer_config.json").is_file():
+        return load_tokenizer(underneath)
     try:
         return AutoTokenizer.from_pretrained(reference.model, **_place(reference))
     except (*_TROUBLE, ImportError) as error:
@@ -95,6 +110,7 @@ def load_config(reference: Source) -> Any:
     Raises:
         PairError: there is none, or it cannot be read.
     """
+    reference = adapted(reference) or reference
     try:
         return AutoConfig.from_pretrained(reference.model, **_place(reference))
     except (*_TROUBLE, ImportError) as error:
@@ -103,6 +119,7 @@ def load_config(reference: Source) -> Any:
 
 def load_generation_config(reference: Source) -> GenerationConfig | None:
     """The model's generation settings. None if it has no file for them."""
+    reference = adapted(reference) or reference
     place = {key: value for key, value in _place(reference).items() if key not in ("gguf_file", "trust_remote_code")}
     try:
         return GenerationConfig.from_pretrained(reference.model, **place)

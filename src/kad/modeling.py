@@ -16,7 +16,7 @@ from kad import pairs
 from kad.cache import KadCache
 from kad.composition import Composition, compose, never_kept, raise_if_bad
 from kad.config import KadConfig
-from kad.engines.forward import own_inputs, prompt_length, run_part
+from kad.engines.forward import loss_of, own_inputs, prompt_length, run_part
 from kad.engines.transformers import TransformersEngine
 from kad.errors import UsageError
 from kad.hosts.transformers import CACHE, CausalLMOutputWithPast, ComposedGeneration, one_cache_name
@@ -168,6 +168,7 @@ class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrained
         base_input_ids: Tensor | None = None,
         base_attention_mask: Tensor | None = None,
         never_kept_tokens: Tensor | None = None,
+        labels: Tensor | None = None,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Run the models and compose their logits.
 
@@ -186,9 +187,12 @@ class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrained
                 models' tokens: its own prompt and the same answer. Then `logits_to_keep` is needed.
             base_attention_mask: (batch, base positions), 0 for padding. None: there is no padding.
             never_kept_tokens: (batch, kept positions, vocab), bool: the tokens whose base mass is always deferred.
+            labels: (batch, positions), the tokens to predict, mostly `input_ids` themselves; -100 is left out. As in
+                Transformers, position i is predicted from the positions before it. With all positions kept.
 
         Returns:
-            `logits`: (batch, kept positions, vocab), log pi in float32; and the cache, as Transformers names it.
+            `logits`: (batch, kept positions, vocab), log pi in float32; and the cache, as Transformers names it. With
+            `labels` also `loss`: the mean of -log pi of the labels, in nats.
 
         Raises:
             UsageError: arguments that have no meaning for a composition.
@@ -218,7 +222,8 @@ class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrained
         rows = (logits["base"], logits["aligned"], logits.get("reference"))
         log_pi = compose(now, *rows)
         self._late_check.send(log_pi, partial(raise_if_bad, log_pi, now, *rows))
-        output = CausalLMOutputWithPast(logits=log_pi, **{CACHE: cache})
+        loss = None if labels is None else loss_of(log_pi, labels)
+        output = CausalLMOutputWithPast(loss=loss, logits=log_pi, **{CACHE: cache})
         return output if return_dict is None or return_dict else output.to_tuple()
 
     def make_cache(self, rule: Rule | None = None) -> KadCache:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import GenerationConfig, PreTrainedModel
 
+from kad.adapters import inner_model
 from kad.config import KadConfig
 from kad.errors import PairError, RuleError
 from kad.loading import load_config as load_model_config
@@ -114,6 +115,11 @@ def load_parts(
     parts: dict[str, Part] = {}
     for role, model in models.items():
         if model is None:
+            continue
+        inner = inner_model(model)
+        if inner is not model:
+            # Its own name is that of the model without the adapter.
+            parts[role] = Part(inner.eval(), None)
             continue
         if isinstance(model, PreTrainedModel):
             name = getattr(model, "name_or_path", "")

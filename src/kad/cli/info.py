@@ -66,7 +66,7 @@ def command(
         str | None, typer.Argument(metavar="PAIR", help="A pair: a folder, a hub id, or tiny, the embedded one.")
     ] = None,
     *,
-    named: Annotated[options.ModelOptions, Only("base", "aligned", "reference")],
+    named: Annotated[options.ModelOptions, Only("base", "aligned", "reference", "imported")],
     of_environment: Annotated[
         bool,
         Option("Show versions, system and devices instead, for a report of an error.", name="--environment"),

@@ -59,8 +59,10 @@ def quiet_transformers() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging
 
+    from kad.loading import loading_bars
+
     logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    loading_bars(False)
     # Its lines about every retry say no more than the exception at the end.
     getLogger("huggingface_hub").setLevel(ERROR)
 

@@ -47,6 +47,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "tune": (_MEASURE, "Choose a rule's parameter on development data."),
     "reproduce": (_MEASURE, "Rerun the published experiments."),
     "report": (_MEASURE, "Compare runs of kad eval: table, Markdown, CSV, JSON, plots."),
+    "score": (_LOOK, "Score a text: its perplexity under the composition and under each model."),
     "trace": (_LOOK, "Record what the rule did at every position."),
     "figures": (_LOOK, "Draw the paper's figures for a pair."),
     "analyze": (_LOOK, "Measure how close the rules come to the exact knapsack."),

@@ -6,13 +6,16 @@ Groups of options that belong to a part of the library are defined there, for ex
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 from kad.base_prompt import BasePrompt
 from kad.engines.load import DTYPES, ENGINES, check_sources
-from kad.errors import UsageError
+from kad.errors import KadError, UsageError
 from kad.options import Option, check_fields
 
 if TYPE_CHECKING:
@@ -41,6 +44,23 @@ def checked_base_prompt(text: str) -> str:
     """The same text, if it names a base prompt; see `BasePrompt.parse`."""
     BasePrompt.parse(text)
     return text
+
+
+def import_modules(text: str) -> tuple[str, ...]:
+    """Import modules, which register rules. The current folder is searched too.
+
+    Raises:
+        UsageError: one cannot be imported.
+    """
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    for name in names:
+        try:
+            import_module(name)
+        except (ImportError, SyntaxError, KadError) as error:
+            raise UsageError(f"Cannot import {name}: {error}. --import takes names like my_rules.") from error
+    return names
 
 
 @dataclass(frozen=True)
@@ -102,6 +122,15 @@ class ModelOptions:
         ),
     ] = None
     trust_remote_code: Annotated[bool, Option("Run code that comes with the models.")] = False
+    imported: Annotated[
+        tuple[str, ...],
+        Option(
+            "Import these Python modules first, with a rule of your own in them; separated by commas.",
+            "MODULES",
+            name="--import",
+            parse=import_modules,
+        ),
+    ] = ()
     engine: Annotated[
         str,
         Option(

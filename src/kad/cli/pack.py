@@ -59,7 +59,7 @@ class LoadOptions:
 def command(
     *,
     models: Annotated[
-        ModelOptions, Only("base", "aligned", "reference", "rule", "deferral_temperature", "base_prompt")
+        ModelOptions, Only("base", "aligned", "reference", "rule", "deferral_temperature", "base_prompt", "imported")
     ] = _MODELS,
     dtype: Annotated[
         str | None,

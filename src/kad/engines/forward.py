@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
+from torch.nn.functional import nll_loss
 from transformers import PreTrainedModel
 
 from kad.errors import UsageError
@@ -82,3 +83,21 @@ def cache_option(model: PreTrainedModel) -> str:
 @lru_cache(maxsize=64)
 def _parameters(forward: Callable[..., Any]) -> frozenset[str]:
     return frozenset(inspect.signature(forward).parameters)
+
+
+def loss_of(log_pi: Tensor, labels: Tensor) -> Tensor:
+    """The mean of -log pi of each label, predicted from the positions before it.
+
+    Args:
+        log_pi: (batch, positions, vocab), log-probabilities.
+        labels: (batch, positions); -100 is left out.
+
+    Raises:
+        UsageError: other shapes.
+    """
+    if labels.shape != log_pi.shape[:-1]:
+        raise UsageError(
+            f"labels must have the shape of the kept positions, {tuple(log_pi.shape[:-1])}, but have "
+            f"{tuple(labels.shape)}. Leave logits_to_keep at 0."
+        )
+    return nll_loss(log_pi[:, :-1].flatten(0, 1), labels[:, 1:].flatten().to(log_pi.device))

@@ -1,0 +1,62 @@
+"""`kad score`: the perplexity of a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kad.cli import options, stdio
+from kad.cli.prompts import read_prompt
+from kad.options import Option
+from kad.quantities import counted
+
+EXAMPLES = (
+    "kad score article.txt",
+    "kad score article.txt --pair my-pair --rule primal:budget=0.9 --window 2048",
+    "kad score article.txt --json | jq .perplexity.composed",
+)
+
+
+def command(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="A text file; nothing reads standard input.")
+    ] = None,
+    *,
+    window: Annotated[
+        int | None, Option("Read so many tokens at once.", "N", allowed=">= 1", shown="1024, or the models' context")
+    ] = None,
+    as_json: options.Json = False,
+    models: options.ModelOptions,
+) -> None:
+    """Score a text: its perplexity under the composed model, and under each model alone.
+
+    The text stands alone, without a chat template. Perplexities are per token, per word and per byte. They are those of
+    lm-eval's rolling log-likelihoods. Only models of one tokenizer can be compared per token.
+    """
+    text = read_prompt(None, file)
+    model = models.load()
+    from kad.text.perplexity import perplexity
+
+    found = perplexity(model, text, window=window)
+    units, who = ("tokens", "words", "bytes"), ("composed", "base", "aligned")
+    table = {name: {unit: found.of(name, unit) for unit in units} for name in who}
+    if as_json:
+        stdio.print_json({**found.to_dict(), "rule": str(model.composition.rule), "perplexity": table})
+        return
+    _show(table, model.composition.rule)
+    mass = "" if found.deferred_mass is None else f"deferred mass {found.deferred_mass:.3f}, "
+    stdio.stdout().print(f"{counted(found.tokens, 'token')}, {mass}acceptance {found.acceptance:.3f}", soft_wrap=True)
+
+
+def _show(perplexities: dict[str, dict[str, float]], rule: object) -> None:
+    from rich.table import Table
+
+    shown = Table(title="perplexity", title_justify="left")
+    shown.add_column("model")
+    for heading in ("per token", "per word", "per byte"):
+        shown.add_column(heading, justify="right")
+    for name, values in perplexities.items():
+        shown.add_row(f"{name} ({rule})" if name == "composed" else name, *(f"{v:.4g}" for v in values.values()))
+    stdio.stdout().print(shown)

@@ -176,23 +176,20 @@ class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrained
             input_ids: (batch, positions).
             attention_mask: (batch, past + positions), 0 for padding.
             position_ids: (batch, positions).
-            past_key_values: a `KadCache`, or None.
-            cache: the same. Transformers 5.24 renamed `past_key_values` to `cache`.
+            cache, past_key_values: a `KadCache`, or None. Transformers 5.24 renamed `past_key_values` to `cache`.
             use_cache: whether to return (and fill) a cache.
             logits_to_keep: compose only the last n positions, or those of an index tensor; 0 means all.
             return_dict: False asks for a tuple.
-            output_attentions: must be false. A composition has no attentions of its own.
-            output_hidden_states: must be false. A composition has no hidden states of its own.
+            output_attentions, output_hidden_states: must be false. A composition has none of its own.
             base_input_ids: (batch, base positions), all that the base model reads in the place of all of the other
                 models' tokens: its own prompt and the same answer. Then `logits_to_keep` is needed.
             base_attention_mask: (batch, base positions), 0 for padding. None: there is no padding.
             never_kept_tokens: (batch, kept positions, vocab), bool: the tokens whose base mass is always deferred.
-            labels: (batch, positions), the tokens to predict, mostly `input_ids` themselves; -100 is left out. As in
-                Transformers, position i is predicted from the positions before it. With all positions kept.
+            labels: (batch, positions), mostly `input_ids`, to be predicted from the positions before; -100 is left out.
 
         Returns:
-            `logits`: (batch, kept positions, vocab), log pi in float32; and the cache, as Transformers names it. With
-            `labels` also `loss`: the mean of -log pi of the labels, in nats.
+            `logits`: (batch, kept positions, vocab), log pi in float32; `loss`, with `labels`: their mean -log pi; and
+            the cache, as Transformers names it.
 
         Raises:
             UsageError: arguments that have no meaning for a composition.
@@ -219,8 +216,7 @@ class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrained
         if never_kept_tokens is not None:
             now = replace(now, nobody=True)
             logits["base"] = never_kept(logits["base"], never_kept_tokens, now.deferral_temperature)
-        rows = (logits["base"], logits["aligned"], logits.get("reference"))
-        log_pi = compose(now, *rows)
+        log_pi = compose(now, *(rows := (logits["base"], logits["aligned"], logits.get("reference"))))
         self._late_check.send(log_pi, partial(raise_if_bad, log_pi, now, *rows))
         loss = None if labels is None else loss_of(log_pi, labels)
         output = CausalLMOutputWithPast(loss=loss, logits=log_pi, **{CACHE: cache})

@@ -369,6 +369,7 @@ def test_text_of_a_model_is_text(open_page: Any) -> None:
     page = player.page
     assert page.locator(".question").inner_text() == HOSTILE[3]
     assert page.locator(".problem:visible").inner_text() == HOSTILE[4]
+    assert [page.locator(".token").nth(index).text_content() for index in range(3)] == [HOSTILE[at] for at in (3, 4, 5)]
     assert page.locator("#talk img, #talk script, #panel script, #talk b").count() == 0
     page.reload()
     page.wait_for_selector("#send:not([disabled])")

@@ -34,6 +34,7 @@
     for (const name of ["temperature", "max_new_tokens", "seed"]) if (option(name) !== "") chosen[name] = Number(option(name));
     const drafts = option("num_draft_tokens");
     if (drafts !== "") chosen.num_draft_tokens = drafts === "auto" ? drafts : Number(drafts);
+    if (option("thinking") !== "") chosen.thinking = option("thinking") === "on";
     return chosen;
   };
   const shownColumn = (turn) => turn.versions[turn.shown].columns.at(-1);
@@ -47,7 +48,8 @@
   // The question as kad trace can ask it again, if there is nothing before it.
   const made = (request) => {
     const [system, ...others] = request.messages[0].role === "system" ? request.messages : [null, ...request.messages];
-    const asked = {prompt: others[0].content, ...(facts.name === "composed" ? {} : {pair: facts.name}), ...(system ? {system: system.content} : {})};
+    const asked = {prompt: others[0].content, ...(facts.name === "composed" ? {} : {pair: facts.name}), ...(system ? {system: system.content} : {}),
+      ...(request.thinking === undefined ? {} : {thinking: request.thinking})};
     return {source: "generated", ...(others.length === 1 ? {asked} : {})};
   };
   const columnOf = (of, request, more = {}) => ({of, request: {of, continuation: [], ...request}, made: made(request), trace: null, done: null, problem: null, ...more});
@@ -201,12 +203,13 @@
   const addOptions = () => {
     const {sampling} = facts;
     const field = (name, text, attributes) => kad.make("label", {}, text, kad.make("input", {name, type: "number", ...attributes}));
-    const drafts = kad.make("select", {name: "num_draft_tokens"}, ...[["", "as the pair"], ["0", "none"], ["auto", "auto"], ["2", "2"], ["4", "4"], ["8", "8"]].map(([value, text]) => kad.make("option", {value}, text)));
+    const select = (name, text, values) => kad.make("label", {}, text, kad.make("select", {name}, ...values.map(([value, said]) => kad.make("option", {value}, said))));
     $("options").querySelector(".options").append(
       field("temperature", "Temperature", {min: 0, step: 0.1, placeholder: sampling.temperature ?? "0"}),
       field("max_new_tokens", "Most tokens", {min: 1, step: 1, placeholder: sampling.max_new_tokens ?? "512"}),
       field("seed", "Seed", {min: 0, step: 1, placeholder: "random"}),
-      kad.make("label", {}, "Drafts at a time", drafts),
+      select("num_draft_tokens", "Drafts at a time", [["", "as the pair"], ["0", "none"], ["auto", "auto"], ["2", "2"], ["4", "4"], ["8", "8"]]),
+      select("thinking", "Thinking", [["", "as the template"], ["on", "on"], ["off", "off"]]),
       kad.make("label", {class: "wide"}, "System message", kad.make("textarea", {name: "system", rows: 1})),
       kad.make("button", {type: "button", class: "wide", click: () => kad.save("conversation.json", "application/json", JSON.stringify({schema: "kad-conversation/1", ...talk}))}, "Save the conversation (JSON)"));
   };

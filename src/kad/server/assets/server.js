@@ -43,10 +43,9 @@ kad.server = (() => {
       const blocks = (rest + part.value).split("\n\n");
       rest = blocks.pop();
       const events = blocks.filter(Boolean).map(parse);
-      const failed = events.find(([name]) => name === "error");
-      if (failed) throw new Error(failed[1].error.message);
       if (events.length) [last] = events.at(-1);
       take(events);
+      if (last === "error") throw new Error(events.at(-1)[1].error.message);
     }
     if (last !== "done") throw new Error("The connection broke before the answer was complete.");
   };

@@ -28,10 +28,10 @@ from test_page import FLAGS, HOSTILE, luminance, make_sample, set_slider, shown_
 fastapi = pytest.importorskip("fastapi", reason='pip install "kad-align[server]"')
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
 
-import uvicorn  # noqa: E402
-
 from kad.server.app import make_app  # noqa: E402
-from kad.server.playground import Playground, listen, run  # noqa: E402
+from kad.server.options import Listening  # noqa: E402
+from kad.server.playground import Playground, run  # noqa: E402
+from kad.server.run import address_of, listen, server_of  # noqa: E402
 
 pytestmark = [pytest.mark.browser, needs.chromium]
 QUESTION = "Mia has 24 apples. She buys 13 more. Then she loses 9. How many are left?"
@@ -47,16 +47,16 @@ def tiny() -> kad.KadForCausalLM:
 @contextmanager
 def running(make: Callable[[], Any]) -> Iterator[str]:
     """A playground in a thread, and its address."""
-    listener = listen(0)
-    server = uvicorn.Server(uvicorn.Config(Playground(make, lambda error: None), log_level="error", lifespan="on"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    listening = listen(Listening(port=0))
+    server = server_of(Playground(make, lambda error: None))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield address_of(listening)
     finally:
         server.should_exit = True
         thread.join(60)
-        listener.close()
+        listening.close()
         assert not thread.is_alive()
 
 
@@ -127,7 +127,7 @@ def open_page(browser: Any, address: str) -> Iterator[Callable[..., Player]]:
         player.page.add_init_script(WATCH)
         player.page.on("console", lambda message: player.console.append(message.text))
         player.page.on("pageerror", lambda error: player.console.append(str(error)))
-        local = (at, "blob:", "data:", "file:")
+        local = (at.split("#")[0], "blob:", "data:", "file:")
         player.page.on("request", lambda r: None if r.url.startswith(local) else player.elsewhere.append(r.url))
         player.page.goto(at)
         if at == address:
@@ -407,9 +407,16 @@ def test_models_that_cannot_be_loaded_end_it() -> None:
 
     # In a thread: the browser's driver has an event loop in this one.
     with ThreadPoolExecutor(1) as thread, pytest.raises(UsageError, match="no such pair"):
-        thread.submit(run, make, port=0, ready=lambda address: None).result()
+        thread.submit(run, make, listen(Listening(port=0))).result()
 
 
-def test_a_port_that_is_taken_is_named() -> None:
-    with listen(0) as taken, pytest.raises(UsageError, match="is taken. Choose another one"):
-        run(lambda: None, port=taken.getsockname()[1], ready=lambda address: None)
+def test_a_key_is_asked_for_and_comes_with_the_address(open_page: Any, tiny: kad.KadForCausalLM) -> None:
+    with running(lambda: make_app(tiny, "tiny", api_key="open sesame")) as address:
+        locked = open_page(at=address)
+        locked.page.wait_for_selector("#pair.problem")
+        assert "Give the key of this server" in locked.page.locator("#pair").inner_text()
+        player = open_page(at=f"{address}/#key=open%20sesame")
+        player.page.wait_for_selector("#send:not([disabled])")
+        assert player.page.url == f"{address}/", "the key stays in the address"
+        player.page.reload()
+        player.page.wait_for_selector("#send:not([disabled])")

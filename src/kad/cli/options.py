@@ -17,6 +17,7 @@ from kad.base_prompt import BasePrompt
 from kad.engines.load import DTYPES, ENGINES, check_sources
 from kad.errors import KadError, UsageError
 from kad.options import Option, check_fields
+from kad.sources import resolve_pair
 
 if TYPE_CHECKING:
     from kad.engines.load import Loaded
@@ -152,6 +153,24 @@ class ModelOptions:
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+    @property
+    def name(self) -> str:
+        """The pair's name for others: as it was given, or the names of its models."""
+        from kad.tracing.tracer import public_name
+
+        return self.pair or "+".join(public_name(model) for model in (self.base, self.aligned) if model) or "tiny"
+
+    def check_places(self) -> None:
+        """What can be said about the sources before anything heavy is imported.
+
+        Raises:
+            UsageError: as `check_sources`.
+            PairError: there is no pair where one is named.
+        """
+        self.check_sources()
+        if self.base is None:
+            resolve_pair(self.pair or "tiny")
 
     def check_sources(self) -> None:
         """Either a pair, or base and aligned model.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import webbrowser
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import quote
 
-from kad.cli import options, stdio
-from kad.errors import missing_extra
+from kad.cli import stdio
+from kad.cli.options import ModelOptions
 from kad.options import Option
-from kad.sources import resolve_pair
+from kad.server.options import Listening
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -18,40 +19,38 @@ EXAMPLES = (
     "kad playground --pair my-pair --rule dual:threshold=0.6",
     "kad playground --base Qwen/Qwen3-14B-Base --aligned Qwen/Qwen3-1.7B --no-browser",
 )
-# The name of two models that no pair gives a name.
-_UNNAMED = "composed"
 
 
 def command(
     *,
-    port: Annotated[int, Option("The port of the page. 0 takes a free one.", "N", allowed="[0, 65535]")] = 8000,
     browser: Annotated[bool, Option("Open the page in the browser.")] = True,
-    models: options.ModelOptions,
+    models: ModelOptions,
+    listening: Listening,
 ) -> None:
     """Talk with a pair on a page, and see which model each token comes from.
 
     The page shows the three distributions of every token. Click a token, choose another one, and the text goes on from
     there. Change the rule and see what changes. Compare base alone, aligned alone and composed.
 
-    The page is for this machine only: nobody else can reach it, and it asks nothing of other places. Ctrl-C ends it.
+    Without --host, only this machine can reach the page. It asks nothing of other places. The OpenAI API is there too,
+    under /v1. Ctrl-C ends it.
     """
-    try:
-        from kad.server.playground import run
-    except ImportError as error:
-        raise missing_extra("server", "fastapi") from error
-    models.check_sources()
-    resolve_pair(models.pair or "tiny")
+    from kad.server import run
+
+    models.check_places()
+    run.check_installed()
+    socket = run.listen(listening)
+    from kad.server import playground
 
     def make() -> FastAPI:
-        from kad.server.app import make_app
-        from kad.tracing.tracer import public_name
+        return run.app_of(models.load(), models.name, listening)
 
-        name = _UNNAMED if models.base else public_name(models.pair or "tiny")
-        return make_app(models.load(), name)
-
-    def ready(address: str) -> None:
-        stdio.message(f"The page is at {address} (Ctrl-C ends it).")
-        if browser:
-            webbrowser.open(address)
-
-    run(make, port=port, ready=ready)
+    address, key = run.address_of(socket), run.key_of(listening)
+    if key is not None:
+        address += f"/#key={quote(key, safe='')}"
+    stdio.message(f"The page is at {address} (Ctrl-C ends it).")
+    if not run.is_loopback(listening) and key is None:
+        stdio.message("Everybody who reaches this machine can use it: give --api-key, or set KAD_API_KEY.")
+    if browser:
+        webbrowser.open(address)
+    playground.run(make, socket, run.hosts_of(listening))

@@ -98,23 +98,20 @@ def _serve_here(models: ModelOptions, draft_tokens: int | None, options: Listeni
     """kad's own server, until Ctrl-C."""
     from kad.cli import stdio
     from kad.server import run
-    from kad.sources import resolve_pair
     from kad.text import drafting
-    from kad.tracing.tracer import public_name
 
-    models.check_sources()
-    if models.base is None:
-        resolve_pair(models.pair or "tiny")
+    models.check_places()
     drafting.check(draft_tokens)
     run.check_installed()
     listening = run.listen(options)
     with stdio.stderr().status("Loading the models ..."):
         model = models.load()
-    name = models.pair or "+".join(public_name(source) for source in (models.base, models.aligned) if source) or "tiny"
+    name = models.name
     stdio.message(f"{name} is served at {run.address_of(listening)}/v1. Ctrl-C ends it.")
     if not run.is_loopback(options) and not run.key_of(options):
         stdio.message("Everybody who reaches this machine can use it: give --api-key, or set KAD_API_KEY.")
-    run.serve(model, name, options, listening, draft_tokens=draft_tokens)
+    app = run.app_of(model, name, options, draft_tokens=draft_tokens)
+    run.server_of(app).run(sockets=[listening])
 
 
 def _serve_with_vllm(

@@ -12,14 +12,13 @@ from functools import partial
 from importlib.resources import files
 from typing import Any
 
-import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
 from starlette.types import Receive, Scope, Send
 
-from kad.errors import UsageError
 from kad.server.errors import Refusal
 from kad.server.guard import LOOPBACK, Guard
+from kad.server.run import server_of
 from kad.tracing.page import asset, blank_page, components, fill, script_safe
 
 _ASSETS = files("kad.server") / "assets"
@@ -100,16 +99,14 @@ class Playground:
         return app
 
 
-def run(make: Callable[[], FastAPI], *, port: int, ready: Callable[[str], None]) -> None:
-    """Serve a playground on this machine until it is interrupted.
+def run(make: Callable[[], FastAPI], listening: socket.socket, hosts: Collection[str] | None = LOOPBACK) -> None:
+    """Serve a playground until it is interrupted.
 
     Args:
-        make: see `Playground`.
-        port: the port; 0 takes a free one.
-        ready: called with the address as soon as the page can be opened.
+        make, hosts: see `Playground`.
+        listening: where to listen; see `kad.server.run.listen`.
 
     Raises:
-        UsageError: the port is taken.
         Exception: whatever `make` raised.
     """
     failures: list[BaseException] = []
@@ -118,24 +115,8 @@ def run(make: Callable[[], FastAPI], *, port: int, ready: Callable[[str], None])
         failures.append(error)
         server.should_exit = True
 
-    listener = listen(port)
-    config = uvicorn.Config(Playground(make, failed), log_level="warning", timeout_graceful_shutdown=2)
-    server = uvicorn.Server(config)
-    ready(f"http://127.0.0.1:{listener.getsockname()[1]}")
-    with listener:
-        server.run(sockets=[listener])
+    server = server_of(Playground(make, failed, hosts))
+    with listening:
+        server.run(sockets=[listening])
     if failures:
         raise failures[0]
-
-
-def listen(port: int) -> socket.socket:
-    """A socket that already takes connections, so that the page can be opened before the server runs."""
-    listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(("127.0.0.1", port))
-    except OSError as error:
-        listener.close()
-        raise UsageError(f"Port {port} is taken. Choose another one, or a free one with --port 0.") from error
-    listener.listen()
-    return listener

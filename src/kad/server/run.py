@@ -11,6 +11,12 @@ from kad.errors import UsageError, missing_extra
 from kad.server.options import HOST, MAX_REQUESTS, PORT, Listening
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    import uvicorn
+    from fastapi import FastAPI
+    from starlette.types import ASGIApp
+
     from kad.engines.base import ComposedModel
 
 _SECONDS_TO_END = 3
@@ -60,36 +66,38 @@ def key_of(options: Listening) -> str | None:
     return options.api_key or os.environ.get(_KEY_VARIABLE) or None
 
 
-def serve(
-    model: ComposedModel,
-    name: str,
-    options: Listening,
-    listening: socket.socket,
-    *,
-    draft_tokens: int | str | None = None,
-) -> None:
-    """Serve a pair until Ctrl-C.
+def hosts_of(options: Listening) -> Collection[str] | None:
+    """The names in the header `Host` that are answered; None for all."""
+    from kad.server.guard import LOOPBACK
+
+    return (*LOOPBACK, options.host or HOST) if is_loopback(options) else None
+
+
+def app_of(model: ComposedModel, name: str, options: Listening, *, draft_tokens: int | str | None = None) -> FastAPI:
+    """The application for a pair.
 
     Args:
         model: the pair.
         name: the name under which it is served.
         options: whom to answer.
-        listening: where to listen; see `listen`.
         draft_tokens: how many tokens are drafted at a time where a request does not say; see `kad.generate`.
     """
-    import uvicorn
-
     from kad.server.app import make_app
-    from kad.server.guard import LOOPBACK
 
-    app = make_app(
+    return make_app(
         model, name,
         api_key=key_of(options),
-        hosts=(*LOOPBACK, options.host or HOST) if is_loopback(options) else None,
+        hosts=hosts_of(options),
         origins=options.cors,
         most_requests=options.max_requests or MAX_REQUESTS,
         draft_tokens=draft_tokens,
     )  # fmt: skip
+
+
+def server_of(app: ASGIApp) -> uvicorn.Server:
+    """What runs an application: `server_of(app).run(sockets=[listening])`, until Ctrl-C."""
+    import uvicorn
+
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -97,4 +105,4 @@ def serve(
         server_header=False,
         lifespan="on",
     )
-    uvicorn.Server(config).run(sockets=[listening])
+    return uvicorn.Server(config)

@@ -48,7 +48,9 @@
   // The question as kad trace can ask it again, if there is nothing before it.
   const made = (request) => {
     const [system, ...others] = request.messages[0].role === "system" ? request.messages : [null, ...request.messages];
-    const asked = {prompt: others[0].content, ...(facts.name === "composed" ? {} : {pair: facts.name}), ...(system ? {system: system.content} : {}),
+    // Two models without a pair are named base+aligned.
+    const unnamed = facts.name.startsWith(`${facts.models.base}+`);
+    const asked = {prompt: others[0].content, ...(unnamed ? {} : {pair: facts.name}), ...(system ? {system: system.content} : {}),
       ...(request.thinking === undefined ? {} : {thinking: request.thinking})};
     return {source: "generated", ...(others.length === 1 ? {asked} : {})};
   };

@@ -112,6 +112,10 @@ class ComposedModel(Protocol):
         """The tokenizer of the aligned model, with its chat template."""
 
     @property
+    def base_tokenizer(self) -> Any:
+        """The base model's tokenizer, where it is another one. Else None."""
+
+    @property
     def facts(self) -> Mapping[str, Facts]:
         """What is known about each model, by role."""
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from kad.engines.own_prompt import OwnPrompt
+from kad.engines.translated import Translated
 from kad.text.contexts import Context
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class KeptScorers:
 
 
 def _read(scorer: Scorer, ids: list[int]) -> _Read:
-    return _Read(scorer.scorer, scorer.has_read(ids)) if isinstance(scorer, OwnPrompt) else _Read(scorer, ids)
+    return _Read(scorer.scorer, scorer.has_read(ids)) if isinstance(scorer, OwnPrompt | Translated) else _Read(scorer, ids)
 
 
 def _shared(reads: Mapping[str, _Read], context: Context) -> dict[str, int]:

@@ -51,13 +51,19 @@ class Nodes:
         last: (vocab,), its logits after the prompt.
         tokens: its tokenizer.
         least: tokens of a smaller probability are neither checked for being canonical nor looked at one by one.
+        temperature: the logits are divided by it.
+
+    Attributes:
+        forwards: how many forward passes it took.
+        path: the answer tokens that the scorer has read last.
     """
 
-    def __init__(self, scorer: Scorer, last: Tensor, tokens: TokenBytes, least: float) -> None:
+    def __init__(self, scorer: Scorer, last: Tensor, tokens: TokenBytes, least: float, temperature: float = 1.0) -> None:
         self.forwards = 0
         self.tokens = tokens
         self._scorer, self._prompt, self._least = scorer, scorer.processed, least
-        self._path: tuple[int, ...] = ()
+        self._temperature, self._device = temperature, last.device
+        self.path: tuple[int, ...] = ()
         self._nodes: OrderedDict[tuple[int, ...], Node] = OrderedDict()
         self._first = self._node((), last)
 
@@ -71,12 +77,12 @@ class Nodes:
         return self._nodes[ids]
 
     def _run(self, ids: tuple[int, ...]) -> None:
-        shared = min(shared_length(self._path, ids), len(ids) - 1)
+        shared = min(shared_length(self.path, ids), len(ids) - 1)
         self._scorer.rollback(self._prompt + shared)
         new = ids[shared:]
-        logits = self._scorer.advance(torch.tensor(new), len(new))
+        logits = self._scorer.advance(torch.tensor(new, device=self._device), len(new))
         self.forwards += 1
-        self._path = ids
+        self.path = ids
         for count, row in enumerate(logits, start=shared + 1):
             if ids[:count] not in self._nodes:
                 self._nodes[ids[:count]] = self._node(ids[:count], row)
@@ -84,7 +90,7 @@ class Nodes:
             self._nodes.popitem(last=False)
 
     def _node(self, ids: tuple[int, ...], logits: Tensor) -> Node:
-        p = logits.double().softmax(dim=-1)
+        p = (logits.cpu().double() / self._temperature).softmax(dim=-1)
         p[len(self.tokens.pieces) :] = 0.0
         found = (p >= self._least).logical_and(p > 0).nonzero().squeeze(-1)
         likely = found[p[found].argsort(descending=True, stable=True)].tolist()

@@ -1,0 +1,123 @@
+"""A scorer of the base model that answers in the aligned model's tokens, where the two have no tokenizer in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kad.engines.base import Scorer
+from kad.rules.base import EXCLUDED
+from kad.translation import Nodes, Reading, TokenBytes, Translation
+from kad.translation.token_bytes import whole_characters
+
+# Tokens of the base model below this probability are not looked at one by one. Part of the definition of the rows.
+LEAST = 0.002
+
+
+@dataclass(frozen=True)
+class Languages:
+    """How the text of one model becomes the tokens of another.
+
+    Attributes:
+        base: the base model's tokenizer.
+        aligned: the aligned model's.
+        vocab_size: the number of the aligned model's output rows.
+        opened: bytes that the base model writes before the answer begins: the space after "Answer:".
+        stops: texts by which the base model's prompt ends an answer.
+    """
+
+    base: TokenBytes
+    aligned: TokenBytes
+    vocab_size: int
+    opened: bytes = b""
+    stops: tuple[bytes, ...] = ()
+
+
+class Translated:
+    """A scorer for callers that count in the aligned model's tokens: its prompt, and the answer.
+
+    A row has `vocab_size` + 1 entries, the logarithms of p's probabilities in the aligned model's tokens; the last is
+    the mass that belongs to no token. A row is a function of the answer so far, never of what the model read before.
+
+    Args:
+        scorer: the base model's scorer, which can roll back. It may have read a prefix of its own prompt.
+        prompt: the base model's prompt in its own tokens, at least one.
+        shared: the number of tokens of the callers' prompt, at least one.
+        languages: the two tokenizers.
+        deferral_temperature: the base model's logits are divided by it. Rows are multiplied by it, because the
+            composition will divide them.
+    """
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        prompt: Sequence[int],
+        shared: int,
+        languages: Languages,
+        deferral_temperature: float = 1.0,
+    ) -> None:
+        self.scorer, self._prompt, self._shared = scorer, list(prompt), shared
+        self._languages, self._temperature = languages, deferral_temperature
+        self._answer: list[int] = []
+        self._read = 0
+        self._translation: tuple[Nodes, Translation] | None = None
+
+    @property
+    def processed(self) -> int:
+        """How many of the callers' tokens count as read."""
+        return self._read
+
+    @property
+    def reversible(self) -> bool:
+        """See `kad.engines.base.Scorer`."""
+        return self.scorer.reversible
+
+    @property
+    def forwards(self) -> int:
+        """How many forward passes the answer took until now, the prompt's not counted."""
+        return 0 if self._translation is None else self._translation[0].forwards
+
+    def advance(self, ids: Tensor, keep: int) -> Tensor:
+        """See `kad.engines.base.Scorer`."""
+        self._answer += ids[max(self._shared - self._read, 0) :].tolist()
+        self._read += len(ids)
+        ends = range(len(self._answer) - keep + 1, len(self._answer) + 1)
+        nodes, translation = self._translation or self._begin(ids.device)
+        if keep > 1:
+            # One forward pass over the whole text, instead of one for each row.
+            text = self._languages.opened + self._languages.aligned.bytes_of(self._answer)
+            nodes.at(self._languages.base.encode(text[: whole_characters(text)]))
+        rows = torch.stack([self._row(translation.read(self._answer[:end])) for end in ends])
+        return (self._temperature * rows).to(ids.device)
+
+    def rollback(self, length: int) -> None:
+        """See `kad.engines.base.Scorer`. The model itself goes back when it reads other tokens."""
+        self._read = min(self._read, length)
+        del self._answer[max(length - self._shared, 0) :]
+
+    def release(self) -> None:
+        """See `kad.engines.base.Scorer`."""
+        self.scorer.release()
+
+    def has_read(self, ids: Sequence[int]) -> list[int]:
+        """The tokens that the model has read."""
+        path = () if self._translation is None else self._translation[0].path
+        return [*self._prompt, *path][: self.scorer.processed]
+
+    def _begin(self, device: torch.device) -> tuple[Nodes, Translation]:
+        unread = torch.tensor(self._prompt[self.scorer.processed :], device=device)
+        last = self.scorer.advance(unread, 1)[0]
+        known = self._languages
+        nodes = Nodes(self.scorer, last, known.base, LEAST, self._temperature)
+        translation = Translation(nodes, known.aligned, opened=known.opened, stops=known.stops)
+        self._translation = nodes, translation
+        return self._translation
+
+    def _row(self, reading: Reading) -> Tensor:
+        """(vocab + 1,), float32."""
+        p = torch.nn.functional.pad(reading.p, (0, self._languages.vocab_size - len(reading.p)))
+        whole = torch.cat((p, torch.tensor([reading.rest], dtype=p.dtype)))
+        return whole.log().clamp(min=EXCLUDED).float()

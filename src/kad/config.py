@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import warnings
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,6 +19,7 @@ from kad.base_prompt import BasePrompt
 from kad.errors import PairError
 from kad.rules import Rule, parse_rule
 from kad.sources import Source, resolve_pair
+from kad.vocabulary import Common
 
 # How similar a key must be to one of ours to count as mistyped: "rul", "Rule", "temperature".
 _MISTYPED = 0.7
@@ -36,6 +38,8 @@ class KadConfig(PreTrainedConfig):
         vocab_size: the number of tokens that all models share. It is set when the models are known.
         foreign_ids: special and reserved tokens that the models do not share, see `kad.vocabulary`. It is set together
             with `vocab_size`.
+        base_tokenizer: "own" if the base model has another tokenizer, and is read through the aligned model's tokens.
+            It is set together with `vocab_size`, which is then that of the aligned model.
 
     Raises:
         PairError: a mistyped key, or a malformed entry for a model.
@@ -53,6 +57,7 @@ class KadConfig(PreTrainedConfig):
     base_prompt: dict[str, Any] | None = None
     vocab_size: int | None = None
     foreign_ids: list[int] | None = None
+    base_tokenizer: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         for key in sorted(kwargs):
@@ -67,6 +72,11 @@ class KadConfig(PreTrainedConfig):
         self.rule = str(parse_rule(rule))
         self.set_base_prompt(self.base_prompt)
         super().__post_init__(**kwargs)
+
+    def set_vocabulary(self, common: Common) -> None:
+        """What the models' vocabularies have in common, once the models are known."""
+        for name, value in asdict(common).items():
+            setattr(self, name, value)
 
     def set_base_prompt(self, given: Any) -> None:
         """Ask the base model in another way, see `BasePrompt.parse`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from kad.sources import MODEL_KWARGS, Source
 # Options that say where a model is. Its tokenizer and settings are there too.
 # What a damaged file makes Transformers raise.
 _TROUBLE = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, StrictDataclassError)
+_MOST_KEPT = 4
 _PLACE = ("cache_dir", "gguf_file", "local_files_only", "subfolder", "token", "trust_remote_code")
 
 
@@ -85,6 +87,19 @@ def load_tokenizer(reference: Source) -> Any:
         return AutoTokenizer.from_pretrained(reference.model, **_place(reference))
     except (*_TROUBLE, ImportError) as error:
         raise PairError(f"Cannot load the tokenizer of {reference.model}: {_reason(error)}") from error
+
+
+_KEPT: dict[str, Any] = {}
+
+
+def kept_tokenizer(reference: Source) -> Any:
+    """As `load_tokenizer`, but loaded once. Reading a large one takes long. Nobody may change its settings."""
+    key = json.dumps(reference.to_dict(), sort_keys=True, default=str)
+    if key not in _KEPT:
+        _KEPT[key] = load_tokenizer(reference)
+        if len(_KEPT) > _MOST_KEPT:
+            del _KEPT[next(iter(_KEPT))]
+    return _KEPT[key]
 
 
 def tokenizer_of(config: Any) -> Any:

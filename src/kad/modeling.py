@@ -126,8 +126,7 @@ class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrained
         config, options = pairs.load_config(pretrained_model_name_or_path, kwargs)
         parts = pairs.load_parts(config.model_sources(), {}, options)
         if config.vocab_size is None:
-            common = pairs.shared_vocabulary(parts)
-            config.vocab_size, config.foreign_ids = common.vocab_size, common.foreign_ids
+            config.set_vocabulary(pairs.shared_vocabulary(parts))
         model = cls(config, **{role: part.model for role, part in parts.items()})
         model.generation_config = pairs.generation_config(config.name_or_path, parts["aligned"])
         return model
@@ -195,6 +194,7 @@ class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrained
             UsageError: arguments that have no meaning for a composition.
             LogitsError: a row that is no distribution. On a GPU it comes with the next pass, or as `generate` ends.
         """
+        self._one_tokenizer()
         if input_ids is None:
             raise UsageError("A composed model takes input_ids; the models' embeddings differ, so no inputs_embeds.")
         if output_attentions or output_hidden_states:
@@ -239,6 +239,7 @@ class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrained
         With `base_input_ids` (batch, positions) the base model reads a prompt of its own, and the same answer after it.
         Batches are padded on the left, with `base_attention_mask`.
         """
+        self._one_tokenizer()
         if kwargs.get("base_input_ids") is not None:
             kwargs["prompt_length"] = prompt_length(args, kwargs)
         with self.using(rule, deferral_temperature):
@@ -260,6 +261,13 @@ class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrained
             if mask is not None:
                 inputs["base_attention_mask"] = torch.cat((mask, mask.new_ones(answer.shape)), dim=-1)
         return {name: value for name, value in inputs.items() if name in _FORWARD}
+
+    def _one_tokenizer(self) -> None:
+        if self.base_tokenizer is not None:
+            raise UsageError(
+                "The base model has a tokenizer of its own, so the models' positions differ, and Transformers' "
+                "generate cannot run the pair. Use kad.generate, kad.stream or kad.Conversation."
+            )
 
     def _roles(self, rule: Rule, cache: KadCache | None) -> list[str]:
         """The models to run. The reference runs only if the rule needs it, or if its cache must stay in step."""

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 from transformers import GenerationConfig, PreTrainedModel
 
 from kad.adapters import inner_model
+from kad.agreement import agree
 from kad.config import KadConfig
 from kad.errors import PairError, RuleError
+from kad.loading import kept_tokenizer, load_generation_config, load_model, load_tokenizer
 from kad.loading import load_config as load_model_config
-from kad.loading import load_generation_config, load_model, load_tokenizer
 from kad.rules import Rule, parse_rule
 from kad.sources import MODEL_KWARGS, Source, resolve_pair
-from kad.vocabulary import Common, common_vocabulary
+from kad.vocabulary import Common
 
 if TYPE_CHECKING:
     from kad.modeling import KadForCausalLM
@@ -156,13 +157,13 @@ def check_vocabularies(sizes: Mapping[str, int], sources: Mapping[str, Source | 
         if role == "aligned" or source is None or aligned is None or source == aligned:
             continue
         try:
-            both = {role: load_tokenizer(source), "aligned": load_tokenizer(aligned)}
+            both = {role: kept_tokenizer(source), "aligned": kept_tokenizer(aligned)}
         except PairError:
             if source.is_local and aligned.is_local and not _has_tokenizer(source):
                 continue  # a folder of bare weights: nothing to compare
             raise
         tokenizers |= both
-    return common_vocabulary(sizes, tokenizers)
+    return agree(sizes, tokenizers)
 
 
 def generation_config(pair: str | None, aligned: Part) -> GenerationConfig:
@@ -250,6 +251,7 @@ def write(folder: Any, config: KadConfig, tokenizer: Any, settings: GenerationCo
         base_prompt=config.base_prompt,
         vocab_size=config.vocab_size,
         foreign_ids=config.foreign_ids,
+        base_tokenizer=config.base_tokenizer,
         architectures=["KadForCausalLM"],
     )
     try:

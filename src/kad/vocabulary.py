@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 _SHOWN = 5
+OWN = "own"
+"""The value of a pair's `base_tokenizer` if the base model has another tokenizer than the aligned model."""
+
 # Names that tokenizers give to ids kept for later: <unused12>, <|reserved_special_token_3|>, [reserved_7].
 _RESERVED = re.compile(r"[<\[]\|?[a-z_]*(?:unused|reserved)[a-z_]*\d*\|?[>\]]", re.IGNORECASE)
 
@@ -48,10 +51,12 @@ class Common:
     Attributes:
         vocab_size: the number of tokens that all models share.
         foreign_ids: those among them that are not the same token for all models, see `foreign_ids`.
+        base_tokenizer: `OWN` if the base model has a tokenizer of its own, and is none of these models. Else None.
     """
 
     vocab_size: int
     foreign_ids: list[int]
+    base_tokenizer: str | None = None
 
 
 def common_size(sizes: Mapping[str, int]) -> int:

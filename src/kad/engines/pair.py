@@ -11,6 +11,7 @@ import torch
 from transformers import GenerationConfig
 
 from kad import pairs
+from kad.agreement import agree
 from kad.composition import Composition
 from kad.config import KadConfig
 from kad.engines.base import Facts, Model, Scorer
@@ -18,7 +19,7 @@ from kad.errors import PairError
 from kad.in_force import InForce
 from kad.loading import load_generation_config, tokenizer_of
 from kad.sources import Source
-from kad.vocabulary import Common, common_vocabulary
+from kad.vocabulary import OWN, Common
 
 if TYPE_CHECKING:
     from kad.rules import Rule
@@ -47,7 +48,7 @@ class Pair(InForce):
         self.config, self.parts = config, dict(models)
         self.reference = self.parts.get("reference")
         common = _common_vocabulary(self.parts)
-        self.config.vocab_size, self.config.foreign_ids = common.vocab_size, common.foreign_ids
+        self.config.set_vocabulary(common)
         self.own_composition = Composition.of(config.rule, config.deferral_temperature)
         own = load_generation_config(Source(config.name_or_path)) if config.name_or_path else None
         chosen = own or self.parts["aligned"].generation_config
@@ -60,6 +61,11 @@ class Pair(InForce):
         return tokenizer_of(self.config) if aligned.facts.engine == "transformers" else aligned.tokenizer
 
     @property
+    def base_tokenizer(self) -> Any:
+        """The base model's tokenizer, where it is another one. Else None."""
+        return self.parts["base"].tokenizer if self.config.base_tokenizer == OWN else None
+
+    @property
     def facts(self) -> dict[str, Facts]:
         """See `kad.engines.base.ComposedModel`."""
         return {role: model.facts for role, model in self.parts.items()}
@@ -69,8 +75,10 @@ class Pair(InForce):
         return {role: self.scorer_of(self.parts[role], rollback=rollback) for role in roles}
 
     def scorer_of(self, model: Model, *, rollback: bool = True) -> Scorer:
-        """A scorer for any model with the pair's vocabulary."""
-        return model.scorer(int(self.config.vocab_size or 0), self.device, rollback=rollback)
+        """A scorer for any model with the pair's vocabulary, or for a base model with its own."""
+        own = model is self.parts["base"] and self.config.base_tokenizer == OWN
+        size = model.vocab_size if own else int(self.config.vocab_size or 0)
+        return model.scorer(size, self.device, rollback=rollback)
 
     def save_pretrained(self, folder: Any) -> None:
         """Write the pair's folder; see `kad.pairs.write`."""
@@ -95,4 +103,4 @@ def _common_vocabulary(models: Mapping[str, Model]) -> Common:
     for role, model in models.items():
         with suppress(PairError):  # bare weights: nothing to compare
             tokenizers[role] = model.tokenizer
-    return common_vocabulary({role: model.vocab_size for role, model in models.items()}, tokenizers)
+    return agree({role: model.vocab_size for role, model in models.items()}, tokenizers)

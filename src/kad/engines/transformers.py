@@ -12,8 +12,9 @@ from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 from kad.engines.base import Facts, Scorer
 from kad.engines.cached_model import CachedModel
 from kad.engines.captured import Backend, CapturedModel, Captures
-from kad.loading import load_model, load_tokenizer, tokenizer_of
+from kad.loading import kept_tokenizer, load_model, load_tokenizer, tokenizer_of
 from kad.sources import Source
+from kad.vocabulary import OWN
 
 
 def facts_of(model: PreTrainedModel) -> Facts:
@@ -76,6 +77,11 @@ class TransformersEngine:
         return tokenizer_of(self.config)
 
     @cached_property
+    def base_tokenizer(self) -> Any:
+        """See `kad.engines.base.ComposedModel`. Assign it if the models were given as objects."""
+        return kept_tokenizer(self.config.model_sources()["base"]) if self.config.base_tokenizer == OWN else None
+
+    @cached_property
     def facts(self) -> dict[str, Facts]:
         """See `kad.engines.base.ComposedModel`."""
         return {role: facts_of(part) for role, part in self.parts.items()}
@@ -107,6 +113,8 @@ class TransformersEngine:
         return {role: self.scorer_of(self.parts[role], rollback=rollback) for role in roles}
 
     def scorer_of(self, model: PreTrainedModel, *, rollback: bool = True) -> Scorer:
-        """A scorer for any model with the pair's vocabulary."""
+        """A scorer for any model with the pair's vocabulary, or for a base model with its own."""
         cache = DynamicCache(config=model.config)
-        return CachedModel(model, cache, int(self.config.vocab_size), self.base.device, rollback=rollback)
+        own = self.base_tokenizer is not None and model is self.base
+        size = int(model.config.get_text_config().vocab_size if own else self.config.vocab_size)
+        return CachedModel(model, cache, size, self.base.device, rollback=rollback)

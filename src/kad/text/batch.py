@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ from kad.text.contexts import Context
 from kad.text.drafting import Drafting
 from kad.text.prompts import decode
 from kad.text.sampling import Sampling, end_tokens, processors
+from kad.text.streaming import Stream
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
@@ -76,6 +78,8 @@ def generate_all(
     Raises:
         UsageError: settings that cannot be followed.
     """
+    if getattr(model, "base_tokenizer", None) is not None:
+        return _one_by_one(model, prompts, sampling or Sampling(), seeds, progress)
     config = (sampling or Sampling()).apply(model.generation_config, None)
     if ends is not None:
         config.eos_token_id = list(ends)
@@ -87,6 +91,22 @@ def generate_all(
             raise ValueError("Sampled answers need one seed for each prompt.")
         answers += _decode_together(model, tokenizer, some, config, seed)
         progress(len(some))
+    return answers
+
+
+def _one_by_one(
+    model: Any,
+    prompts: Sequence[Context | Sequence[int]],
+    sampling: Sampling,
+    seeds: Sequence[int] | None,
+    progress: Callable[[int], object],
+) -> list[Answer]:
+    """The answers of a pair with two tokenizers: the positions of its models differ, so no batch holds them."""
+    answers = []
+    for index, prompt in enumerate(prompts):
+        how = sampling if seeds is None or sampling.temperature == 0 else replace(sampling, seed=seeds[index])
+        answers.append(Stream(model, prompt, model.composition, how, 0, origins=False).finish())
+        progress(1)
     return answers
 
 

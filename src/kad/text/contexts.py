@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from kad.base_prompt import BasePrompt
+from kad.base_prompt import BUILT_IN, SAME, BasePrompt
 from kad.engines.base import ComposedModel, Scorer
 from kad.engines.own_prompt import OwnPrompt
-from kad.errors import OptionError
+from kad.engines.translated import Languages, Translated
+from kad.errors import OptionError, RuleError
 from kad.rules import CascadeRule
-from kad.text.prompts import Message, Prompt, encode, encode_plain, messages
+from kad.text.prompts import Message, Prompt, decode, encode, encode_plain, messages
 from kad.translation.stops import Stops
-from kad.translation.token_bytes import TokenBytes
+from kad.translation.token_bytes import token_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,11 +34,15 @@ class Context:
         ids: the tokens of the aligned (and the reference) model's prompt.
         base_ids: the tokens of the base model's own prompt. None if it reads the same.
         stops: texts that end an answer in the form of the base model's prompt.
+        translated: whether the base model has a tokenizer of its own.
+        opened: what such a base model writes before the answer begins: the space after "Answer:".
     """
 
     ids: list[int]
     base_ids: list[int] | None = None
     stops: tuple[str, ...] = ()
+    translated: bool = False
+    opened: str = ""
 
     @classmethod
     def of(cls, given: Context | Sequence[int]) -> Context:
@@ -50,8 +55,17 @@ class Context:
         return max(len(self.ids), len(self.base_ids or ()))
 
     def composition(self, composition: Composition) -> Composition:
-        """The composition of the rows that `scorers` gives: with mass that is never kept, if there are stops."""
-        return replace(composition, nobody=bool(self._stops(composition)))
+        """The composition of the rows that `scorers` gives: with mass that is never kept, if there can be some.
+
+        Raises:
+            RuleError: a product of models that share no tokenizer.
+        """
+        if self.translated and not isinstance(composition.rule, CascadeRule):
+            raise RuleError(
+                f"Rule {composition.rule} needs a probability of the base model for every token, and this one has a "
+                "tokenizer of its own. Use a rule that keeps or defers, such as dual:threshold=0.4."
+            )
+        return replace(composition, nobody=self.translated or bool(self._stops(composition)))
 
     def scorers(
         self,
@@ -72,7 +86,13 @@ class Context:
             kept: scorers of the engine that have read a part of their prompts already. New ones by default.
         """
         found = dict(kept or model.scorers(roles, rollback=rollback))
-        if self.base_ids is not None:
+        if self.translated:
+            assert self.base_ids is not None
+            found["base"] = Translated(
+                kept["base"] if kept else model.scorers(["base"])["base"],
+                self.base_ids, len(self.ids), self._languages(model), composition.deferral_temperature,
+            )  # fmt: skip
+        elif self.base_ids is not None:
             never = self.never_kept(model.tokenizer, composition)
             found["base"] = OwnPrompt(
                 found["base"], self.base_ids, len(self.ids), never, composition.deferral_temperature
@@ -83,6 +103,11 @@ class Context:
         """Given the answer so far, the tokens (vocab,), as bool, that p never keeps. None if it may keep all."""
         stops = self._stops(composition)
         return _stops_of(tokenizer, stops).after if stops else None
+
+    def _languages(self, model: ComposedModel) -> Languages:
+        size, stops = int(cast("Any", model).config.vocab_size), tuple(stop.encode() for stop in self.stops)
+        base, aligned = token_bytes(model.base_tokenizer), token_bytes(model.tokenizer)
+        return Languages(base, aligned, size, self.opened.encode(), stops)
 
     def _stops(self, composition: Composition) -> tuple[bytes, ...]:
         """The stops, where they have a meaning: a product of models defers nothing."""
@@ -110,18 +135,22 @@ def context_of(
         UsageError: a base prompt that needs the text of the prompt, which has token ids only; or as `encode`.
     """
     ids = encode(model.tokenizer, prompt, system=system, thinking=thinking, raw=raw)
+    other = model.base_tokenizer
     if base_prompt is not None and not isinstance(base_prompt, str | Mapping | BasePrompt):
-        return Context(ids, list(base_prompt))
+        return Context(ids, list(base_prompt), translated=other is not None)
     own = model.base_prompt if base_prompt is None else BasePrompt.parse(base_prompt)
+    only_ids = not isinstance(prompt, str) and all(isinstance(item, int) for item in prompt)
+    if other is not None and own is None and base_prompt != SAME and not (raw or only_ids):
+        own = BUILT_IN["qa"]
     if own is None:
-        return Context(ids)
-    if not isinstance(prompt, str) and all(isinstance(item, int) for item in prompt):
+        # A base model with a tokenizer of its own reads the same text.
+        return Context(ids) if other is None else _translated(ids, other, decode(model.tokenizer, ids, special=True))
+    if only_ids:
         raise OptionError(
             "The base model has a prompt of its own, which is made from a text or messages, but the prompt is token "
             'ids. Give the text, or `base_prompt` as token ids, or `base_prompt="same"`.'
         )
-    said: Any = prompt
-    return own_context(model, ids, own, messages(said, system))
+    return own_context(model, ids, own, messages(cast("Any", prompt), system))
 
 
 def own_context(
@@ -135,10 +164,19 @@ def own_context(
         base_prompt: how the base model is asked.
         conversation: what has been said, the question last.
     """
+    other = model.base_tokenizer
+    if other is not None:
+        return _translated(list(ids), other, base_prompt.render(conversation), base_prompt.stops)
     text = base_prompt.line_break_for_space().render(conversation)
     return Context(list(ids), encode_plain(model.tokenizer, text), base_prompt.stops)
 
 
+def _translated(ids: list[int], base_tokenizer: Any, text: str, stops: tuple[str, ...] = ()) -> Context:
+    """The context of a base model with a tokenizer of its own: it writes the spaces at the end of its prompt itself."""
+    bare = text.rstrip(" ")
+    return Context(ids, encode_plain(base_tokenizer, bare), stops, translated=True, opened=text[len(bare) :])
+
+
 @lru_cache(maxsize=8)
 def _stops_of(tokenizer: Any, stops: tuple[bytes, ...]) -> Stops:
-    return Stops(TokenBytes.of(tokenizer, len(tokenizer)), stops)
+    return Stops(token_bytes(tokenizer), stops)

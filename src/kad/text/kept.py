@@ -71,7 +71,9 @@ class KeptScorers:
 
 
 def _read(scorer: Scorer, ids: list[int]) -> _Read:
-    return _Read(scorer.scorer, scorer.has_read(ids)) if isinstance(scorer, OwnPrompt | Translated) else _Read(scorer, ids)
+    if isinstance(scorer, OwnPrompt | Translated):
+        return _Read(scorer.scorer, scorer.has_read(ids))
+    return _Read(scorer, ids)
 
 
 def _shared(reads: Mapping[str, _Read], context: Context) -> dict[str, int]:

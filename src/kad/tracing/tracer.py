@@ -84,7 +84,7 @@ def trace_tokens(
         deferral_temperature=model.composition.deferral_temperature,
         prompt=tokenizer.decode(context.ids),
         vocabulary={token: tokenizer.decode([token]) for token in sorted(mentioned(positions))},
-        base_prompt=None if context.base_ids is None else tokenizer.decode(context.base_ids),
+        base_prompt=None if context.base_ids is None else (model.base_tokenizer or tokenizer).decode(context.base_ids),
         positions=tuple(positions),
         kad_version=kad.__version__,
     )

@@ -19,7 +19,9 @@ _KEPT = 64
 class Scorer(Protocol):
     """What is asked of the base model: run on new tokens, roll back to a length."""
 
-    processed: int
+    @property
+    def processed(self) -> int:
+        """How many tokens it has processed."""
 
     def advance(self, ids: Tensor, keep: int) -> Tensor:
         """Process ids (n,) that follow the `processed` ones; logits (keep, vocab) at the last `keep` of them."""
@@ -58,7 +60,9 @@ class Nodes:
         path: the answer tokens that the scorer has read last.
     """
 
-    def __init__(self, scorer: Scorer, last: Tensor, tokens: TokenBytes, least: float, temperature: float = 1.0) -> None:
+    def __init__(
+        self, scorer: Scorer, last: Tensor, tokens: TokenBytes, least: float, temperature: float = 1.0
+    ) -> None:
         self.forwards = 0
         self.tokens = tokens
         self._scorer, self._prompt, self._least = scorer, scorer.processed, least

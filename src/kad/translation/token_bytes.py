@@ -194,6 +194,12 @@ class TokenBytes:
             )
 
 
+@lru_cache(maxsize=8)
+def token_bytes(tokenizer: Any) -> TokenBytes:
+    """`TokenBytes.of` all tokens of a tokenizer, made once."""
+    return TokenBytes.of(tokenizer, len(tokenizer))
+
+
 def whole_characters(text: bytes) -> int:
     """How many bytes at the beginning of `text` are whole UTF-8 characters."""
     try:

@@ -1,0 +1,293 @@
+"""A pair whose models have tokenizers of their own, through the public door: against brute force, and in folders."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GenerationConfig, PreTrainedTokenizerFast
+
+import kad
+import oracle
+from conftest import CHAT_TEMPLATE, make_model, make_tokenizer
+from kad.composition import Composition
+from kad.engines.base import Facts
+from kad.engines.translated import Translated
+from kad.errors import RuleError, UsageError, VocabularyError
+from kad.in_force import InForce
+from kad.rules import parse_rule
+from kad.text.batch import generate_all
+from kad.text.contexts import context_of
+from kad.text.score import score_tokens
+from kad.translation import TokenBytes, Translation
+from kad.translation.token_bytes import whole_characters
+from speculative_tables import PROMPT, Script, TableScorer, table_row, total_variation
+from test_rules import parameters
+from translation_toys import TableModel, all_texts, brute_force, random_tokenizer
+
+RULES = [
+    "dual:threshold=0.3", "primal:budget=0.6", "nudging:threshold=0.4", "confidence_bet:margin=-0.1",
+    "relative:margin=0.2", "aligned_only", "base_only", "mixture:weight=0.4", "aligned_below", "aligned_above",
+]  # fmt: skip
+
+
+class Base(TableModel):
+    """The table model of p behind a prompt of one token. `seen` is what its cache holds."""
+
+    reversible = True
+
+    def logits(self, ids: tuple[int, ...]) -> torch.Tensor:
+        return super().logits(ids[1:] if ids and ids[0] == len(self.tokens.pieces) - 1 else ids)
+
+    def rollback(self, length: int) -> None:
+        if length < self.processed:
+            super().rollback(length)
+
+    def release(self) -> None:
+        """Nothing to do."""
+
+
+class Aligned(TableScorer):
+    reversible = True
+
+    def release(self) -> None:
+        """Nothing to do."""
+
+
+class Toys(InForce):
+    """A pair of table models with random tokenizers of their own."""
+
+    base_tokenizer, reference, device = SimpleNamespace(), None, torch.device("cpu")
+
+    def __init__(self, rule: str, seed: int, splits: tuple[str, str], longest: int = 4) -> None:
+        base, aligned = random_tokenizer(seed, b"ab ", 4, splits[0]), random_tokenizer(seed + 50, b"ab ", 3, splits[1])
+        self.model, self.vocab = Base(base, seed, longest), len(aligned.pieces)
+        self.config = SimpleNamespace(base_prompt=None, vocab_size=self.vocab, foreign_ids=None)
+        self.tokenizer = SimpleNamespace(bytes=aligned, decode=lambda ids, **_: aligned.bytes_of(ids).decode())
+        self.base_tokenizer = SimpleNamespace(bytes=base)
+        self.own_composition = Composition.of(rule)
+        self.generation_config = GenerationConfig(eos_token_id=self.vocab - 1)
+        self.facts = {"base": Facts(100, None), "aligned": Facts(10, None)}
+
+    def scorers(self, roles: Any, *, rollback: bool = True) -> dict[str, Any]:
+        fresh = Base(self.model.tokens, self.model.seed, self.model.longest)
+        return {role: fresh if role == "base" else Aligned(role, self.vocab) for role in roles}
+
+    @property
+    def prompt(self) -> list[int]:
+        return [len(self.model.tokens.pieces) - 1]
+
+    def truth(self, count: int) -> dict[tuple[int, ...], float]:
+        """Every answer of at most `count` tokens with its probability, from phat by brute force and the oracle."""
+        aligned, texts = self.tokenizer.bytes, all_texts(self.model)
+        nodes = SimpleNamespace(tokens=self.model.tokens)
+        tail_of = Translation(nodes, aligned)._canonical_tail  # type: ignore[arg-type]
+        rule = self.composition.rule
+
+        def pi(answer: tuple[int, ...]) -> list[float]:
+            found = brute_force(texts, aligned, answer, tail_of(answer))
+            text = aligned.bytes_of(answer)
+            unknown = found is None or whole_characters(text) < len(text)
+            p = [0.0] * self.vocab if unknown else found.tolist()  # type: ignore[union-attr]
+            q = table_row("aligned", PROMPT + answer, self.vocab).softmax(-1).tolist()
+            if rule.name == "primal":
+                rest = 1.0 - sum(p)
+                fits = [v for v in p if rest + sum(w for w in p if w < v) <= parameters(rule)[0] + 1e-9]
+                keep = [float(v >= max(fits, default=0.0)) for v in p]
+            else:
+                keep = oracle.KEEP[rule.name](p, q, *parameters(rule))
+            kept = [k * v for k, v in zip(keep, p, strict=True)]
+            return [k + (1.0 - sum(kept)) * v for k, v in zip(kept, q, strict=True)]
+
+        def extend(answer: tuple[int, ...], mass: float) -> Iterator[tuple[tuple[int, ...], float]]:
+            if len(answer) == count or (answer and answer[-1] == self.vocab - 1):
+                yield answer, mass
+                return
+            for token, share in enumerate(pi(answer)):
+                yield from extend((*answer, token), mass * share)
+
+        return dict(extend((), 1.0))
+
+    def found(self, monkeypatch: pytest.MonkeyPatch, count: int, drafts: int) -> dict[tuple[int, ...], float]:
+        """The same from `kad.generate`, by enumerating every random outcome, with a search that is not cut short."""
+        script = Script()
+        with monkeypatch.context() as patch:
+            patch.setattr("kad.text.streaming.TorchRandomness", lambda seed: script)
+            patch.setattr("kad.text.contexts.token_bytes", lambda tokenizer: tokenizer.bytes)
+            patch.setattr("kad.engines.translated.LEAST", 0.0)
+            whole = partial(Translation, least_branch=0.0, most_branches=20_000)
+            patch.setattr("kad.engines.translated.Translation", whole)
+            how = kad.Sampling(max_new_tokens=count, temperature=1.0)
+            answers: dict[tuple[int, ...], float] = defaultdict(float)
+            for _ in script.runs():
+                answer = kad.generate(
+                    self, list(PROMPT), base_prompt=self.prompt, sampling=how, num_draft_tokens=drafts, origins=False
+                )
+                answers[tuple(answer.token_ids)] += script.probability
+        return dict(answers)
+
+
+@pytest.mark.parametrize("drafts", [0, 2])
+@pytest.mark.parametrize("rule", RULES)
+def test_the_text_has_the_distribution_of_the_definition(
+    rule: str, drafts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for splits in (("none", "words"), ("gpt2", "none")):
+        toys = Toys(rule, 3, splits)
+        assert total_variation(toys.found(monkeypatch, 2, drafts), toys.truth(2)) < 1e-5
+
+
+@pytest.mark.parametrize("seed", range(4, 8))
+def test_random_tokenizers(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for splits in (("words", "gpt2"), ("none", "none")):
+        toys = Toys("dual:threshold=0.3", seed, splits)
+        assert total_variation(toys.found(monkeypatch, 2, 1), toys.truth(2)) < 1e-5
+
+
+class TestBroken:
+    """Each of these breaks the answer's distribution, and the comparison sees it."""
+
+    def error(self, monkeypatch: pytest.MonkeyPatch, drafts: int = 2) -> float:
+        toys = Toys("dual:threshold=0.3", 3, ("none", "words"))
+        return total_variation(toys.found(monkeypatch, 2, drafts), toys.truth(2))
+
+    def test_whole(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert self.error(monkeypatch) < 1e-5
+
+    def test_a_head_forgotten(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(TokenBytes, "extensions", lambda self, prefix: torch.tensor([0] if prefix == b"" else []))
+        assert self.error(monkeypatch) > 1e-3
+
+    def test_a_head_that_is_not_strict(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(
+            TokenBytes, "extends", lambda self, token, prefix: (self.pieces[token] or b"").startswith(prefix)
+        )
+        assert self.error(monkeypatch) > 1e-3
+
+    def test_mass_of_nobody_that_is_kept(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        row = Translated._row
+
+        def kept(self: Translated, reading: Any) -> torch.Tensor:
+            made = row(self, reading)
+            return torch.cat((made[-1:].logaddexp(made[:1]), made[1:-1], torch.tensor([-1e4])))
+
+        monkeypatch.setattr(Translated, "_row", kept)
+        assert self.error(monkeypatch) > 1e-3
+
+    def test_drafts_that_stay_in_the_answer(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def forgetful(self: Translated, length: int) -> None:
+            self._read = min(self._read, length)
+
+        monkeypatch.setattr(Translated, "rollback", forgetful)
+        assert self.error(monkeypatch) > 1e-3
+
+
+# ---------------------------------------------------------------------- folders of models
+
+
+TEXT = ["The cat sat on the mat. The dog ran.", "What is it? It is the answer.", "one two three four five"]
+
+
+def trained(size: int, end: str) -> PreTrainedTokenizerFast:
+    """A byte-level BPE. Tokenizers of different sizes have different tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=[end], initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(TEXT if size > 280 else TEXT[1:], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end, chat_template=CHAT_TEMPLATE)
+
+
+@pytest.fixture(scope="module")
+def where(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A base and an aligned model with tokenizers of their own, as folders."""
+    root, found = tmp_path_factory.mktemp("translated"), {}
+    for seed, (role, size, end) in enumerate((("base", 290, "<end>"), ("aligned", 275, "<stop>"))):
+        tokenizer = trained(size, end)
+        part = make_model(seed, vocab=len(tokenizer), eos_token_id=0, bos_token_id=None, pad_token_id=None)
+        part.save_pretrained(root / role)
+        tokenizer.save_pretrained(root / role)
+        found[role] = str(root / role)
+    return found
+
+
+@pytest.fixture(scope="module")
+def pair(where: dict[str, str]) -> kad.KadForCausalLM:
+    return kad.load(**where, rule="dual:threshold=0.2")
+
+
+GREEDY = kad.Sampling(temperature=0, max_new_tokens=8)
+
+
+def test_a_pair_with_two_tokenizers_says_so(where: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
+    model = kad.load(**where)
+    assert model.config.base_tokenizer == "own"
+    assert model.config.vocab_size == 275
+    assert caplog.messages == [
+        "The base model has a tokenizer of its own. It is read through the aligned model's tokens (docs/models.md)."
+    ]
+
+
+def test_answers_scores_and_traces_agree(pair: kad.KadForCausalLM) -> None:
+    """Drafts change nothing, a score of the answer is what made it, and both prompts are in the trace."""
+    for seed in range(3):
+        how = kad.Sampling(temperature=1.0, seed=seed, max_new_tokens=6)
+        answer = kad.generate(pair, "What is it?", sampling=how, num_draft_tokens=0)
+        found = score_tokens(pair, answer.prompt, answer.token_ids, pair.composition)
+        assert [piece.base_share for piece in answer.pieces] == pytest.approx(found.base_share.tolist(), abs=1e-4)
+        assert [piece.deferred_mass for piece in answer.pieces] == pytest.approx(found.deferred_mass.tolist(), abs=1e-4)
+    plain, drafted = (kad.generate(pair, "What is it?", sampling=GREEDY, num_draft_tokens=n) for n in (0, 3))
+    assert plain.token_ids == drafted.token_ids
+    made = kad.trace(pair, "What is it?", sampling=GREEDY)
+    assert [position.token for position in made.positions] == plain.token_ids
+    assert made.base_prompt == "Question: What is it?\nAnswer:"
+
+
+def test_a_conversation_and_a_batch(pair: kad.KadForCausalLM) -> None:
+    talk, said = kad.Conversation(pair, sampling=GREEDY), []
+    for question in ("What is it?", "The cat?"):
+        answer = talk.say(question).finish()
+        said.append({"role": "user", "content": question})
+        assert answer.token_ids == kad.generate(pair, said, sampling=GREEDY).token_ids
+        said.append({"role": "assistant", "content": answer.text})
+    contexts = [context_of(pair, question) for question in ("What is it?", "The dog ran")]
+    together = generate_all(pair, pair.tokenizer, contexts, sampling=GREEDY)
+    alone = [kad.generate(pair, question, sampling=GREEDY).token_ids for question in ("What is it?", "The dog ran")]
+    assert [answer.token_ids for answer in together] == alone
+
+
+def test_a_pair_folder_keeps_it(pair: kad.KadForCausalLM, tmp_path: Path) -> None:
+    pair.save_pretrained(tmp_path / "pair")
+    again = kad.load(str(tmp_path / "pair"))
+    assert again.config.base_tokenizer == "own"
+    assert kad.generate(again, "The", sampling=GREEDY).token_ids == kad.generate(pair, "The", sampling=GREEDY).token_ids
+
+
+def test_without_a_chat_template_both_models_read_one_text(pair: kad.KadForCausalLM) -> None:
+    context = context_of(pair, "The cat sat", raw=True)
+    assert pair.base_tokenizer.decode(context.base_ids) == pair.tokenizer.decode(context.ids) == "The cat sat"
+
+
+def test_what_cannot_be_done_is_said(pair: kad.KadForCausalLM, where: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"Use kad\.generate, kad\.stream or kad\.Conversation"):
+        pair.generate(torch.tensor([[5, 6]]), max_new_tokens=2)
+    model = kad.KadForCausalLM.from_models(**where, reference=where["aligned"], rule="implicit_reward")
+    with pytest.raises(RuleError, match="needs a probability of the base model for every token"):
+        kad.generate(model, "The", sampling=GREEDY)
+    make_model(0).save_pretrained(tmp_path / "letters")
+    make_tokenizer().save_pretrained(tmp_path / "letters")
+    with pytest.raises(VocabularyError, match="Nor can the base model be read.*because of the base model's tokenizer"):
+        kad.load(base=str(tmp_path / "letters"), aligned=where["aligned"])
+
+
+def test_every_rule_is_tried() -> None:
+    cascades = {name for name, rule in kad.rules.registry().items() if issubclass(rule, kad.rules.CascadeRule)}
+    assert {parse_rule(rule).name for rule in RULES} == cascades - {"lp"}

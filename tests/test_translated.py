@@ -67,7 +67,7 @@ class Toys(InForce):
     base_tokenizer, reference, device = SimpleNamespace(), None, torch.device("cpu")
 
     def __init__(self, rule: str, seed: int, splits: tuple[str, str], longest: int = 4) -> None:
-        base, aligned = random_tokenizer(seed, b"ab ", 4, splits[0]), random_tokenizer(seed + 50, b"ab ", 3, splits[1])
+        base, aligned = random_tokenizer(seed, b"a ", 3, splits[0]), random_tokenizer(seed + 50, b"a ", 2, splits[1])
         self.model, self.vocab = Base(base, seed, longest), len(aligned.pieces)
         self.config = SimpleNamespace(base_prompt=None, vocab_size=self.vocab, foreign_ids=None)
         self.tokenizer = SimpleNamespace(bytes=aligned, decode=lambda ids, **_: aligned.bytes_of(ids).decode())
@@ -139,23 +139,21 @@ class Toys(InForce):
 def test_the_text_has_the_distribution_of_the_definition(
     rule: str, drafts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for splits in (("none", "words"), ("gpt2", "none")):
-        toys = Toys(rule, 3, splits)
-        assert total_variation(toys.found(monkeypatch, 2, drafts), toys.truth(2)) < 1e-5
+    toys = Toys(rule, 3, ("none", "words") if drafts else ("gpt2", "none"))
+    assert total_variation(toys.found(monkeypatch, 2, drafts), toys.truth(2)) < 1e-5
 
 
 @pytest.mark.parametrize("seed", range(4, 8))
 def test_random_tokenizers(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    for splits in (("words", "gpt2"), ("none", "none")):
-        toys = Toys("dual:threshold=0.3", seed, splits)
-        assert total_variation(toys.found(monkeypatch, 2, 1), toys.truth(2)) < 1e-5
+    toys = Toys("dual:threshold=0.3", seed, ("words", "gpt2") if seed % 2 else ("none", "none"))
+    assert total_variation(toys.found(monkeypatch, 2, 1), toys.truth(2)) < 1e-5
 
 
 class TestBroken:
     """Each of these breaks the answer's distribution, and the comparison sees it."""
 
     def error(self, monkeypatch: pytest.MonkeyPatch, drafts: int = 2) -> float:
-        toys = Toys("dual:threshold=0.3", 3, ("none", "words"))
+        toys = Toys("base_only", 3, ("none", "words"))
         return total_variation(toys.found(monkeypatch, 2, drafts), toys.truth(2))
 
     def test_whole(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,9 +45,17 @@ class Context:
     opened: str = ""
 
     @classmethod
-    def of(cls, given: Context | Sequence[int]) -> Context:
-        """A context, or the one in which all models read these tokens."""
-        return given if isinstance(given, Context) else cls(list(given))
+    def of(cls, given: Context | Sequence[int], model: ComposedModel | None = None) -> Context:
+        """A context, or the one in which all models read these tokens.
+
+        A base model with a tokenizer of its own reads their text.
+        """
+        if isinstance(given, Context):
+            return given
+        other = None if model is None else model.base_tokenizer
+        if model is None or other is None:
+            return cls(list(given))
+        return _translated(list(given), other, decode(model.tokenizer, given, special=True))
 
     @property
     def longest(self) -> int:
@@ -135,22 +143,25 @@ def context_of(
         UsageError: a base prompt that needs the text of the prompt, which has token ids only; or as `encode`.
     """
     ids = encode(model.tokenizer, prompt, system=system, thinking=thinking, raw=raw)
-    other = model.base_tokenizer
     if base_prompt is not None and not isinstance(base_prompt, str | Mapping | BasePrompt):
-        return Context(ids, list(base_prompt), translated=other is not None)
+        return Context(ids, list(base_prompt), translated=model.base_tokenizer is not None)
     own = model.base_prompt if base_prompt is None else BasePrompt.parse(base_prompt)
     only_ids = not isinstance(prompt, str) and all(isinstance(item, int) for item in prompt)
-    if other is not None and own is None and base_prompt != SAME and not (raw or only_ids):
-        own = BUILT_IN["qa"]
+    if base_prompt != SAME and not (raw or only_ids):
+        own = own or default_base_prompt(model)
     if own is None:
-        # A base model with a tokenizer of its own reads the same text.
-        return Context(ids) if other is None else _translated(ids, other, decode(model.tokenizer, ids, special=True))
+        return Context.of(ids, model)
     if only_ids:
         raise OptionError(
             "The base model has a prompt of its own, which is made from a text or messages, but the prompt is token "
             'ids. Give the text, or `base_prompt` as token ids, or `base_prompt="same"`.'
         )
     return own_context(model, ids, own, messages(cast("Any", prompt), system))
+
+
+def default_base_prompt(model: ComposedModel) -> BasePrompt | None:
+    """How the base model is asked where nobody says: "qa" if it has a tokenizer of its own. Else None."""
+    return None if model.base_tokenizer is None else BUILT_IN["qa"]
 
 
 def own_context(

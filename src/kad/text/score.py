@@ -103,8 +103,9 @@ def score_tokens(
     model: ComposedModel, prompt: Context | Sequence[int], token_ids: Sequence[int], composition: Composition
 ) -> Score:
     """As `score`, of token ids and under a composition."""
-    composition = Context.of(prompt).composition(composition)
-    chunks = logits_of(model, prompt, token_ids, composition=composition)
+    context = Context.of(prompt, model)
+    composition = context.composition(composition)
+    chunks = logits_of(model, context, token_ids, composition=composition)
     rows = [_score_chunk(composition, chunk) for chunk in chunks]
     joined = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
     optional = {name: joined.pop(name, None) for name in ("base_share", "deferred_mass", "tau")}
@@ -156,7 +157,7 @@ def logits_of(
     Raises:
         UsageError: no token before the text, or none in it.
     """
-    context = Context.of(prompt)
+    context = Context.of(prompt, model)
     if not context.ids or not token_ids:
         raise UsageError("A score needs at least one token before the text and one in it.")
     composition = composition or model.composition

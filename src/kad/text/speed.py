@@ -28,7 +28,7 @@ def plain_step_seconds(model: ComposedModel, composition: Composition, answer: A
     if steps < 1:
         return None
     ids = torch.tensor([*answer.prompt_ids, *answer.token_ids], device=model.device)[:-1]
-    context = Context.of(answer.prompt)
+    context = Context.of(answer.prompt, model)
     composition = context.composition(composition)
     scorers = context.scorers(model, composition, roles_of(composition), rollback=False)
     for scorer in scorers.values():

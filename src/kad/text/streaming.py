@@ -82,7 +82,7 @@ class Stream:
         begun: Sequence[int] = (),
         note: Note | None = None,
     ) -> None:
-        self.context, self.begun = Context.of(prompt), list(begun)
+        self.context, self.begun = Context.of(prompt, model), list(begun)
         space = room(model, self.context.longest + len(begun))
         config = sampling.apply(model.generation_config, space)
         self.prompt_ids = self.context.ids
@@ -162,6 +162,8 @@ class Stream:
         roles = roles_of(self._composition, self._drafter)
         window = window_size(self.drafting.draft_tokens, few=bool(compile))
         if compile:
+            if self.context.translated:
+                raise OptionError("A base model with a tokenizer of its own cannot be compiled. Leave `compile` out.")
             if not isinstance(model, Capturing):
                 raise OptionError("Only models that Transformers runs can be compiled. Leave `compile` out.")
             longest = self.context.longest + len(ids) - len(self.prompt_ids)

@@ -64,7 +64,7 @@ def trace_tokens(
     Raises:
         UsageError: an empty prompt or answer, or events of another length.
     """
-    context = Context.of(prompt)
+    context = Context.of(prompt, model)
     if not context.ids or not output_ids:
         raise UsageError("A trace needs at least one token before the answer and one in it.")
     if events and len(events) != len(output_ids):

@@ -13,10 +13,11 @@ from kad.base_prompt import BasePrompt
 from kad.config import KadConfig
 from kad.errors import UsageError
 from kad.evaluation.methods import Method
-from kad.loading import load_generation_config, load_model, load_tokenizer
+from kad.loading import kept_tokenizer, load_generation_config, load_model, load_tokenizer
 from kad.modeling import KadForCausalLM
 from kad.pairs import Part, shared_vocabulary
 from kad.sources import Source
+from kad.vocabulary import OWN
 
 
 def speaker(method: Method, sources: Collection[str], base_prompt: BasePrompt | None = None) -> str:
@@ -115,6 +116,8 @@ class Models:
                 **asdict(shared_vocabulary(parts)),
             )
             model = KadForCausalLM(config, **{role: part.model for role, part in parts.items()})
+            if config.base_tokenizer == OWN:
+                model.base_tokenizer = kept_tokenizer(self.source("base"))
             self._composed = (key, model)
         return self._composed[1]
 

@@ -18,7 +18,7 @@ from kad.evaluation.tasks.task import Continuation, Renderer, chat_renderer
 from kad.modeling import KadForCausalLM
 from kad.text.answer import Answer
 from kad.text.batch import generate_all
-from kad.text.contexts import Context, own_context
+from kad.text.contexts import Context, default_base_prompt, own_context
 from kad.text.prompts import encode_plain
 from kad.text.sampling import Sampling
 from kad.text.score import score_tokens
@@ -73,7 +73,7 @@ class TransformersEngine:
         if not isinstance(model, KadForCausalLM):
             return Context(ids)
         model.tokenizer = tokenizer
-        own = self.models.base_prompt
+        own = self.models.base_prompt or default_base_prompt(model)
         return Context(ids) if own is None else own_context(model, ids, own, request.conversation)
 
     def log_likelihoods(self, method: Method, continuations: Sequence[Continuation]) -> list[tuple[float, bool]]:

@@ -277,6 +277,24 @@ def test_the_same_model_twice_is_loaded_once(folders: dict[str, Path]) -> None:
     assert answer.token_ids == greedy(model, context.base_ids or [], context.ids)
 
 
+def test_one_model_with_two_prompts_is_guided(folders: dict[str, Path]) -> None:
+    """Classifier-free guidance by its own formula: log p0 + 1.5 (log p1 - log p0)."""
+    model = kad.load(
+        base=str(folders["aligned"]), aligned=str(folders["aligned"]), rule="experts:base=-0.5,aligned=1.5"
+    )
+    answer = kad.generate(model, "Hi", system="Be kind", base_prompt="plain", sampling=GREEDY, num_draft_tokens=2)
+    context, said = answer.context, []
+    assert context is not None
+    for token in answer.token_ids:
+        with torch.no_grad():
+            without, with_ = (
+                model.aligned(torch.tensor([[*ids, *said]]), use_cache=False).logits[0, -1].log_softmax(-1)
+                for ids in (context.base_ids or [], context.ids)
+            )
+        assert token == int((without + 1.5 * (with_ - without)).argmax())
+        said.append(token)
+
+
 def test_special_tokens_typed_by_a_user_stay_text() -> None:
     model = tiny.pair()
     special = model.tokenizer.all_special_tokens[0]

@@ -21,7 +21,7 @@ RULES = [
     "dual:threshold=0.4", "dual:threshold=0.15", "primal:budget=0.6", "nudging:threshold=0.5",
     "confidence_bet:margin=0.0", "confidence_bet:margin=-0.2", "relative:margin=0.3", "aligned_only", "base_only",
     "mixture:weight=0.4", "aligned_below:margin=0.1", "aligned_above:margin=-0.1", "lp:budget=0.5",
-    "product:base=0.8,aligned=1.2", "implicit_reward", "contrastive",
+    "product:base=0.8,aligned=1.2", "implicit_reward", "contrastive", "experts:base=-0.5,aligned=1.5",
 ]  # fmt: skip
 
 

@@ -130,9 +130,10 @@ class Composed:
     def product(self) -> Tensor:
         """The unnormalized log-weights of a product, (..., vocab)."""
         rule = self.rule
-        if not isinstance(rule, ProductRule) or self.reference is None:
+        if not isinstance(rule, ProductRule) or (rule.needs_reference and self.reference is None):
             raise RuleError(f"Rule {rule} needs the reference model, but got none.")
-        return rule.combine(self.base.log_probs(), self.aligned.log_probs(), self.reference.log_probs())
+        reference = None if self.reference is None else self.reference.log_probs()
+        return rule.combine(self.base.log_probs(), self.aligned.log_probs(), reference)
 
     def explain(self) -> None:
         """Raise the error for rows that became NaN. This reads every value."""

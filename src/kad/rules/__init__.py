@@ -7,6 +7,7 @@ or name it in the entry point group `kad.rules` of your package.
 Sources: [Kad] Hammal, Zweigenbaum, Corro, EACL 2026. [Rejection] the same, ACL 2026. [Cascades] Narasimhan et al.,
 ICLR 2025. [Nudging] Fei et al., 2025. [Diverse] static ensemble verification. [EFT] Mitchell et al., 2024. [Proxy]
 Liu et al., 2024. [CD] Li et al., ACL 2023; O'Brien and Lewis, 2023.
+[CFG] Sanchez et al., ICML 2024. [CAD] Shi et al., NAACL 2024.
 """
 
 import warnings
@@ -24,7 +25,7 @@ from kad.rules.base import (
     skipped_plugins,
 )
 from kad.rules.cascade import AlignedAbove, AlignedBelow, LinearProgram, Mixture
-from kad.rules.product import Contrastive, ImplicitReward, Product
+from kad.rules.product import Contrastive, Experts, ImplicitReward, Product
 from kad.rules.rows import RowRules
 from kad.rules.threshold import AlignedOnly, BaseOnly, ConfidenceBet, Dual, Nudging, Primal, Relative
 
@@ -37,6 +38,7 @@ __all__ = [
     "ConfidenceBet",
     "Contrastive",
     "Dual",
+    "Experts",
     "ImplicitReward",
     "LinearProgram",
     "Mixture",

@@ -100,8 +100,11 @@ class ProductRule(Rule):
     needs_reference: ClassVar[bool] = True
 
     @abstractmethod
-    def combine(self, log_p: Tensor, log_aligned: Tensor, log_reference: Tensor) -> Tensor:
-        """Unnormalized log-weights (..., vocab) from the log-probabilities of base, aligned and reference model."""
+    def combine(self, log_p: Tensor, log_aligned: Tensor, log_reference: Any) -> Tensor:
+        """Unnormalized log-weights (..., vocab) from the log-probabilities of base, aligned and reference model.
+
+        A rule that says `needs_reference = False` gets None for the reference model.
+        """
 
 
 _RuleClass = TypeVar("_RuleClass", bound=type[Rule])

@@ -36,6 +36,26 @@ class Product(ProductRule):
 
 @register
 @dataclass(frozen=True)
+class Experts(ProductRule):
+    """pi_v ∝ p_v^base q*_v^aligned. Exponents may be negative: where the same model has two prompts, it is guidance.
+
+    With the exponents -w and 1 + w it is classifier-free guidance if the base model's prompt lacks the instruction,
+    and context-aware decoding if it lacks the context.
+    """
+
+    name: ClassVar[str] = "experts"
+    summary: ClassVar[str] = "p^base q*^aligned, normalized; needs no reference model"
+    source: ClassVar[str] = "CFG (Sanchez et al. 2024), CAD (Shi et al. 2024)"
+    needs_reference: ClassVar[bool] = False
+    base: float = 1.0
+    aligned: float = 1.0
+
+    def combine(self, log_p: Tensor, log_aligned: Tensor, log_reference: Tensor | None) -> Tensor:
+        return _signed_power(log_p, self.base) + _signed_power(log_aligned, self.aligned)
+
+
+@register
+@dataclass(frozen=True)
 class ImplicitReward(ProductRule):
     """pi_v ∝ p_v q*_v / q_v: the reward that turned q into q*, applied to p."""
 
@@ -70,6 +90,10 @@ def _power(log_x: Tensor, exponent: float) -> Tensor:
     """exponent * log x with 0^0 = 1. 0 to the power of an exponent that would underflow stays 0."""
     tiny = torch.finfo(log_x.dtype).tiny
     return max(exponent, tiny) * log_x if exponent > 0 else torch.zeros_like(log_x)
+
+
+def _signed_power(log_x: Tensor, exponent: float) -> Tensor:
+    return _power(log_x, exponent) if exponent >= 0 else _inverse_power(log_x, -exponent)
 
 
 def _inverse_power(log_x: Tensor, exponent: float) -> Tensor:

@@ -54,6 +54,11 @@ def _reasons(vllm_config: VllmConfig) -> Iterator[str]:
         yield "dual-batch overlap splits a step and with it the rules of its rows; leave --enable-dbo off."
     if parallel.enable_eplb:
         yield "expert load balancing (--enable-eplb) expects one mixture of experts; leave it off."
+    if model.hf_config.base_prompt is not None or model.hf_config.base_tokenizer is not None:
+        yield (
+            "the base model has a prompt or a tokenizer of its own, and a sequence of vLLM has one length for all; "
+            "serve it with kad serve --engine transformers, or pack it again without --base-prompt."
+        )
     yield from _indivisible_heads(model.hf_config, parallel.tensor_parallel_size)
     if model.runner_type != "generate":
         yield f"a pair generates; --runner {model.runner_type} needs a model with one hidden state."

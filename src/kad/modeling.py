@@ -8,7 +8,6 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache, GenerationMixin, PreTrainedModel
 
@@ -16,7 +15,7 @@ from kad import pairs
 from kad.cache import KadCache
 from kad.composition import Composition, compose, never_kept, raise_if_bad
 from kad.config import KadConfig
-from kad.engines.forward import loss_of, own_inputs, prompt_length, run_part
+from kad.engines.forward import check_one_tokenizer, loss_of, own_inputs, own_step, prompt_length, run_part
 from kad.engines.transformers import TransformersEngine
 from kad.errors import UsageError
 from kad.hosts.transformers import CACHE, CausalLMOutputWithPast, ComposedGeneration, one_cache_name
@@ -194,7 +193,7 @@ class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrained
             UsageError: arguments that have no meaning for a composition.
             LogitsError: a row that is no distribution. On a GPU it comes with the next pass, or as `generate` ends.
         """
-        self._one_tokenizer()
+        check_one_tokenizer(self.base_tokenizer)
         if input_ids is None:
             raise UsageError("A composed model takes input_ids; the models' embeddings differ, so no inputs_embeds.")
         if output_attentions or output_hidden_states:
@@ -239,7 +238,7 @@ class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrained
         With `base_input_ids` (batch, positions) the base model reads a prompt of its own, and the same answer after it.
         Batches are padded on the left, with `base_attention_mask`.
         """
-        self._one_tokenizer()
+        check_one_tokenizer(self.base_tokenizer)
         if kwargs.get("base_input_ids") is not None:
             kwargs["prompt_length"] = prompt_length(args, kwargs)
         with self.using(rule, deferral_temperature):
@@ -254,20 +253,8 @@ class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrained
         `prompt_length` is where the answer begins, beside a prompt of the base model's own.
         """
         inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
-        if kwargs.get("base_input_ids") is not None:
-            answer = input_ids[:, prompt_length:]
-            base, mask = kwargs["base_input_ids"], kwargs.get("base_attention_mask")
-            inputs["base_input_ids"] = torch.cat((base, answer), dim=-1)
-            if mask is not None:
-                inputs["base_attention_mask"] = torch.cat((mask, mask.new_ones(answer.shape)), dim=-1)
+        inputs |= own_step(input_ids[:, prompt_length:], kwargs)
         return {name: value for name, value in inputs.items() if name in _FORWARD}
-
-    def _one_tokenizer(self) -> None:
-        if self.base_tokenizer is not None:
-            raise UsageError(
-                "The base model has a tokenizer of its own, so the models' positions differ, and Transformers' "
-                "generate cannot run the pair. Use kad.generate, kad.stream or kad.Conversation."
-            )
 
     def _roles(self, rule: Rule, cache: KadCache | None) -> list[str]:
         """The models to run. The reference runs only if the rule needs it, or if its cache must stay in step."""

@@ -109,10 +109,7 @@ def read_config(pair: Any, **place: Any) -> KadConfig:
 def load_parts(
     models: Mapping[str, Any], own: Mapping[str, Mapping[str, Any] | None], shared: Mapping[str, Any]
 ) -> dict[str, Part]:
-    """Load every model that is not loaded yet, by role. `own` options are kept in the pair, `shared` ones win.
-
-    A model that stands in two roles is loaded once.
-    """
+    """Load every model that is not loaded yet, by role, once. `own` options are kept in the pair, `shared` ones win."""
     parts: dict[str, Part] = {}
     for role, model in models.items():
         if model is None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.functional import nll_loss
 from transformers import PreTrainedModel
@@ -60,6 +61,31 @@ def own_inputs(
     read = 0 if cache is None else int(cache.get_seq_length())
     positions = None if mask is None else (mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, read:]
     return ids[:, read:], mask, positions
+
+
+def own_step(answer: Tensor, kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The base model's own tokens and attention mask with the answer so far (batch, new). Empty without a prompt of its
+    own."""
+    ids, mask = kwargs.get("base_input_ids"), kwargs.get("base_attention_mask")
+    if ids is None:
+        return {}
+    inputs = {"base_input_ids": torch.cat((ids, answer), dim=-1)}
+    if mask is not None:
+        inputs["base_attention_mask"] = torch.cat((mask, mask.new_ones(answer.shape)), dim=-1)
+    return inputs
+
+
+def check_one_tokenizer(base_tokenizer: Any) -> None:
+    """Refuse a base model with a tokenizer of its own.
+
+    Raises:
+        UsageError: there is such a tokenizer.
+    """
+    if base_tokenizer is not None:
+        raise UsageError(
+            "The base model has a tokenizer of its own, so the models' positions differ, and Transformers' generate "
+            "cannot run the pair. Use kad.generate, kad.stream or kad.Conversation."
+        )
 
 
 def prompt_length(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:

@@ -225,7 +225,7 @@ def test_fifty_clients_with_bad_requests_and_disconnects(pair: kad.KadForCausalL
                     break
         if number % 5 == 3:
             with pytest.raises(httpx.ReadTimeout):
-                await http.post(CHAT, json=asked | {"max_tokens": 300, "n": 20}, timeout=0.2)
+                await http.post(CHAT, json=asked | {"max_tokens": 300, "n": 20}, timeout=httpx.Timeout(300, read=0.2))
         if number % 2:
             got = await http.post(CHAT, json=asked)
             return str(got.json()["choices"][0]["message"]["content"])

@@ -1,11 +1,11 @@
 """Tokens a second of each engine on one pair, beside what the engine's bare forward passes would allow.
 
-    python -m benchmarks.engines                       SmolLM2 under itself with copies of its layers, see benchmarks.pairs
+    python -m benchmarks.engines                       SmolLM2, and itself with copies of its layers
     python -m benchmarks.engines --base BIG.gguf --aligned SMALL.gguf
 
-The pair: q* is SmolLM2-135M-Instruct as its package has it (Q4_1); p is the same with three times its layers, the copies
-of no effect. `ideal` is made of bare forward passes: 1 / (t_p + t_q) tokens a second for plain decoding, and for drafts
-the tokens of the windows that were decoded over the time of their forward passes. Runs of all engines alternate.
+The pair: q* is SmolLM2-135M-Instruct as its package has it (Q4_1); p is the same with three times its layers, the
+copies of no effect, so every draft is accepted. `ideal` is made of bare forward passes: 1 / (t_p + t_q) tokens a second
+for plain decoding, and for drafts the tokens of a window over the time of its forward passes. The engines alternate.
 """
 
 from __future__ import annotations
@@ -109,7 +109,6 @@ def measure(models: dict[str, ComposedModel], tokens: int, rounds: int) -> dict[
 def _summary(rates: dict[str, list[float]], passes: dict[str, list[float]], length: float) -> dict[str, float]:
     p, q, window = (statistics.median(passes[name]) for name in ("p", "q", "p_window"))
     plain, drafts = statistics.median(rates["plain"]), statistics.median(rates["drafts"])
-    # The drafting model runs once more in most windows: over the bonus token or the corrected one and its last draft.
     ideal = length / (window + DRAFTS * q)
     return {
         "milliseconds_p": 1000 * p,

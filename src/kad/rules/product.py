@@ -13,8 +13,8 @@ from kad.rules.base import EXCLUDED, ProductRule, register
 from kad.rules.threshold import probability
 
 
-def _exponent(default: float) -> float:
-    return field(default=default, metadata={"range": (0.0, math.inf)})
+def _exponent(default: float, lowest: float = 0.0) -> float:
+    return field(default=default, metadata={"range": (lowest, math.inf)})
 
 
 @register
@@ -47,8 +47,8 @@ class Experts(ProductRule):
     summary: ClassVar[str] = "p^base q*^aligned, normalized; needs no reference model"
     source: ClassVar[str] = "CFG (Sanchez et al. 2024), CAD (Shi et al. 2024)"
     needs_reference: ClassVar[bool] = False
-    base: float = 1.0
-    aligned: float = 1.0
+    base: float = _exponent(1.0, -math.inf)
+    aligned: float = _exponent(1.0, -math.inf)
 
     def combine(self, log_p: Tensor, log_aligned: Tensor, log_reference: Tensor | None) -> Tensor:
         return _signed_power(log_p, self.base) + _signed_power(log_aligned, self.aligned)

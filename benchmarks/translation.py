@@ -1,0 +1,129 @@
+"""What it costs to read a base model through the aligned model's tokens, and what the search leaves out.
+
+    python -m benchmarks.translation --base MODEL --aligned MODEL [--questions FILE] [--positions 200]
+
+For each question it decodes greedily, and counts forward passes of the base model and seconds for each token, beside
+the bare steps of the two models. Then it reads positions again with a much finer search, and compares the tokens that
+`dual` keeps. Results: `results/translation.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+import kad
+from benchmarks.harness import save
+from kad.engines.translated import Translated
+from kad.text.contexts import context_of
+from kad.text.streaming import Stream
+from kad.translation import Nodes, Translation
+from kad.translation.token_bytes import token_bytes
+
+QUESTIONS = [
+    f"What is the capital of {country}?"
+    for country in ("Australia", "Canada", "Chile", "Egypt", "Finland", "Ghana", "Iceland", "Kenya", "Norway", "Peru")
+]
+THRESHOLD = 0.4
+
+
+def step_seconds(model: Any, role: str, length: int = 40, steps: int = 12) -> float:
+    """The median of one model's step behind `length` tokens."""
+    scorer = model.scorers([role])[role]
+    ids = torch.arange(5, 5 + length)
+    scorer.advance(ids, 1)
+    times = []
+    for _ in range(steps):
+        started = time.perf_counter()
+        scorer.advance(ids[:1], 1)
+        times.append(time.perf_counter() - started)
+    return median(times)
+
+
+def answers(model: Any, questions: list[str], new_tokens: int) -> list[dict[str, Any]]:
+    """Greedy answers, with the forwards of the base model and the seconds of each token after the first."""
+    found = []
+    how = kad.Sampling(temperature=0, max_new_tokens=new_tokens)
+    for question in questions:
+        stream = Stream(model, context_of(model, question), model.composition, how, 0)
+        base = stream.loop.scorers["base"]
+        assert isinstance(base, Translated)
+        seconds, forwards, before, last = [], [], 0, 0.0
+        for piece in stream:
+            now = stream.answer.seconds
+            if last:
+                seconds.append(now - last)
+                forwards.append(base.forwards - before)
+            before, last = base.forwards, now
+            assert piece.deferred_mass is not None
+        text = stream.answer.text
+        found.append({"question": question, "answer": text, "seconds": seconds, "forwards": forwards,
+                      "tokens": stream.answer.token_ids})  # fmt: skip
+        print(f"{question} {text!r} {sum(forwards)} forwards for {len(forwards)} tokens", flush=True)
+    return found
+
+
+def compare(model: Any, given: list[dict[str, Any]], positions: int) -> dict[str, Any]:
+    """The kept sets of the search beside those of a finer one, at the first `positions` positions."""
+    base, aligned = token_bytes(model.base_tokenizer), token_bytes(model.tokenizer)
+    differ, rests, gaps, count = 0, [], [], 0
+    for item in given:
+        context = context_of(model, item["question"])
+        rows = []
+        for least, branch, most in ((0.002, 0.05, 32), (0.0002, 0.002, 200)):
+            scorer = model.scorers(["base"])["base"]
+            last = scorer.advance(torch.tensor(context.base_ids), 1)[0]
+            nodes = Nodes(scorer, last, base, least)
+            stops = [stop.encode() for stop in context.stops]
+            search = Translation(
+                nodes, aligned, opened=context.opened.encode(), stops=stops, least_branch=branch, most_branches=most
+            )
+            ends = range(min(len(item["tokens"]), positions - count))
+            rows.append([search.read(item["tokens"][:end]) for end in ends])
+        for coarse, fine in zip(*rows, strict=True):
+            differ += not torch.equal(coarse.p >= THRESHOLD, fine.p >= THRESHOLD)
+            rests.append(coarse.rest)
+            gaps.append(float((fine.p - coarse.p).abs().max()))
+        count += len(rows[0])
+        if count >= positions:
+            break
+    return {
+        "positions": count, "kept_sets_that_differ": differ, "mass_of_nobody_mean": sum(rests) / count,
+        "mass_of_nobody_max": max(rests), "largest_gap_mean": sum(gaps) / count, "largest_gap_max": max(gaps),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--base", required=True)
+    parser.add_argument("--aligned", required=True)
+    parser.add_argument("--questions", type=Path, help="one question a line")
+    parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--positions", type=int, default=200)
+    options = parser.parse_args()
+    model = kad.load(base=options.base, aligned=options.aligned, rule=f"dual:threshold={THRESHOLD}")
+    questions = options.questions.read_text(encoding="utf-8").splitlines() if options.questions else QUESTIONS
+    with torch.no_grad():
+        bare = {role: step_seconds(model, role) for role in ("base", "aligned")}
+        given = answers(model, questions, options.new_tokens)
+        again = {role: step_seconds(model, role) for role in ("base", "aligned")}
+        search = compare(model, given, options.positions)
+    step = sum(min(bare[role], again[role]) for role in bare)
+    forwards = [count for item in given for count in item["forwards"]]
+    seconds = [second for item in given for second in item["seconds"]]
+    result = {
+        "tokens": len(forwards), "forwards_per_token_mean": sum(forwards) / len(forwards),
+        "forwards_per_token_median": median(forwards), "seconds_per_token_median": median(seconds),
+        "bare_steps_seconds": step, "cost_median": median(seconds) / step, **search,
+    }  # fmt: skip
+    save("translation", result)
+    print(result)
+
+
+if __name__ == "__main__":
+    main()

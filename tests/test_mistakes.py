@@ -312,6 +312,8 @@ MISTAKES = [
     ("chat --rule duel", "Did you mean dual?"),
     ("demo x", "Got unexpected extra argument(s) (x)"),
     ("serve --engine vllm", "vLLM serves a pair: give a folder written by kad pack, a hub id, or tiny."),
+    ("playground --pair gone/x/y", "No pair at gone/x/y. Give a folder written by `kad pack`, a hub"),
+    ("playground --port 70000", "--port must be in [0, 65535], but is 70000."),
     ("serve gone/x/y", "No pair at gone/x/y. Give a folder written by `kad pack`, a hub"),
     ("generate Hi --base base --base aligned --aligned aligned", "--base is given twice; it takes one value."),
     ("tune --grid 0.1 --pair pair --objective speed --out r", "--objective speed needs --floor"),

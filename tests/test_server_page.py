@@ -93,11 +93,11 @@ def test_the_pieces_are_the_positions_of_a_trace(
     assert {"accepted", "corrected"} & {position.event for position in made.positions}
 
 
-@pytest.mark.parametrize("base_prompt", ["qa", "{question}\nReply 24"])
+@pytest.mark.parametrize("base_prompt", ["qa", "Ask {question}\nReply\n"])
 def test_the_base_model_may_have_a_prompt_of_its_own(
     http: httpx.Client, tiny: kad.KadForCausalLM, base_prompt: str
 ) -> None:
-    """Under "Reply 24" every answer soon comes to the stop "\nReply 24", whose mass p may not keep."""
+    """What p may not keep depends on the text so far: the stops of these prompts."""
     found = ask(http, temperature=0, base_prompt=base_prompt, max_new_tokens=12, num_draft_tokens=3)
     how = kad.Sampling(temperature=0, max_new_tokens=12)
     truth = kad.trace(tiny, QUESTION, sampling=how, base_prompt=base_prompt, num_draft_tokens=3)
@@ -110,6 +110,27 @@ def test_the_base_model_may_have_a_prompt_of_its_own(
         wanted = truth.positions[piece.index]
         assert piece.position["deferred_mass"] == pytest.approx(wanted.deferred_mass, rel=1e-3, abs=1e-6)
         assert piece.position["p"] == pytest.approx(wanted.p, rel=1e-3, abs=1e-6)
+
+
+def test_a_continuation_in_the_middle_of_what_the_base_model_never_keeps(
+    http: httpx.Client, tiny: kad.KadForCausalLM
+) -> None:
+    """After "\\nA", p must not keep the "sk" that completes the stop. Twice: then the prompt is in a cache."""
+    asked = {
+        "temperature": 0,
+        "base_prompt": "Ask {question}\nReply\n",
+        "max_new_tokens": 3,
+        "rule": "dual:threshold=0.0",
+    }
+    begun = tiny.tokenizer("First\nA", add_special_tokens=False).input_ids
+    for _ in range(2):
+        _, pieces, done = ask(http, **asked, continuation=begun)
+        truth = kad.trace(tiny, QUESTION, done.token_ids, rule=asked["rule"], base_prompt=asked["base_prompt"])
+        assert truth.positions[len(begun)].deferred_mass > 0
+        for piece in pieces:
+            wanted = truth.positions[piece.index]
+            assert piece.position["deferred_mass"] == pytest.approx(wanted.deferred_mass, rel=1e-3, abs=1e-9)
+            assert piece.position["pi"] == pytest.approx(wanted.pi, rel=1e-3, abs=1e-6)
 
 
 def test_what_if_the_text_had_gone_on_otherwise(http: httpx.Client, tiny: kad.KadForCausalLM) -> None:

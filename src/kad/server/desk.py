@@ -191,9 +191,8 @@ class _KeptStream(Stream):
 
     def _take(self, context: Context) -> dict[str, Scorer]:
         roles = roles_of(self._job.composition)
-        base_ids = None if context.base_ids is None else [*context.base_ids, *self.begun]
-        whole = replace(context, ids=[*context.ids, *self.begun], base_ids=base_ids)
-        scorers = self._kept.take(whole, roles)
+        # A base model with a prompt of its own reads what has begun anew: what it never keeps depends on it.
+        scorers = self._kept.take(replace(context, ids=[*context.ids, *self.begun]), roles)
         self.reused_tokens = min((scorer.processed for scorer in scorers.values()), default=0)
         if self.begun and self._job.note is not None:
             scorers = scorers or self._model.scorers(roles, rollback=self.drafting.speculates)
@@ -209,4 +208,6 @@ class _KeptStream(Stream):
             for role, scorer in counting.items():
                 scorer.rollback(end - 1)
                 rows[role] = scorer.advance(ids[scorer.processed : end], 1).float()
-            return Piece(self.begun[-1], "", note=note(self.begun[-1:], rows)[0])
+        if self.context.base_ids is not None:
+            scorers["base"].rollback(len(self.context.base_ids) - 1)
+        return Piece(self.begun[-1], "", note=note(self.begun[-1:], rows)[0])

@@ -8,25 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from kad.errors import missing_extra
+from kad.evaluation.results.intervals import wilson
+from kad.evaluation.results.plots import CYCLE, DASHES, INK, MARKERS, SOFT, STYLE, WHOLE
 from kad.tracing.terminal import visible
 
-BASE, ALIGNED, INK, SOFT = "#0072B2", "#D55E00", "#1d1f23", "#62666d"
-# The palette of Okabe and Ito, ordered so that neighbors differ clearly. Markers tell the rules apart without color.
+BASE, ALIGNED = CYCLE[:2]
 SCHEMA = "kad-figure/2"
 """What the JSON beside a figure holds. Version 1 named no schema, and had other names for some fields."""
-_CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKERS = "osD^vPX"
-_STYLE = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlelocation": "left",
-    "axes.titleweight": "bold",
-    "legend.frameon": False,
-    "figure.dpi": 160,
-    "svg.hashsalt": "kad",
-    "hatch.linewidth": 0.8,
-}
 
 
 def write_figures(figures: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -49,7 +37,7 @@ def write_figures(figures: Mapping[str, Any], folder: Path) -> list[Path]:
 
 def _draw(name: str, data: Any, folder: Path) -> list[Path]:
     pyplot = require_pyplot()
-    with pyplot.rc_context(_STYLE):
+    with pyplot.rc_context(STYLE):
         figure, axes = pyplot.subplots(figsize=(6.4, 3.8), layout="constrained")
         DRAWINGS[name](figure, axes, data)
         paths = [folder / f"{name}.{kind}" for kind in ("png", "svg")]
@@ -79,13 +67,12 @@ def draw_distributions(figure: Any, axes: Any, data: Any) -> None:
     for panel, title in zip(
         panels, ("base p", "aligned q*", f"composed π, α = {data['deferred_mass']:.2f}"), strict=True
     ):
-        panel.set_title(title, fontsize=10)
+        panel.set_title(title, fontsize=9)
         panel.set_xlim(0, 1)
     panels[0].legend(loc="lower right", fontsize=8)
     panels[2].legend(loc="lower right", fontsize=8)
-    figure.suptitle(
-        f"{data['rule']}   after “…{data['context'][-48:]}”".replace("\n", "⏎"), fontsize=9, x=0.01, ha="left"
-    )
+    after = f"after “…{data['context'][-70:]}”".replace("\n", "⏎")
+    figure.suptitle(f"{data['rule']}\n{after}", fontsize=9, x=0.01, ha="left", parse_math=False)
 
 
 def draw_acceptance(figure: Any, axes: Any, data: Any) -> None:
@@ -121,11 +108,15 @@ def draw_critical(figure: Any, axes: Any, data: Any) -> None:
 
 def draw_accuracy(figure: Any, axes: Any, data: Any) -> None:
     """Figure 5: one point for each rule. Without marks it shows throughput only."""
-    for row, color, marker in zip(data["rules"], _CYCLE, _MARKERS, strict=False):
-        accuracy = 0.0 if row["accuracy"] is None else 100 * row["accuracy"]
-        axes.scatter(row["tokens_per_second"], accuracy, color=color, marker=marker, s=55, label=row["rule"])
+    for row, color, marker in zip(data["rules"], CYCLE, MARKERS, strict=False):
+        mark = wilson(row["accuracy"] or 0.0, row["questions"])
+        bars = [[100 * (mark.estimate - mark.low)], [100 * (mark.high - mark.estimate)]]
+        axes.errorbar(
+            row["tokens_per_second"], 100 * mark.estimate, yerr=None if row["accuracy"] is None else bars,
+            color=color, marker=marker, markersize=7, capsize=3, linestyle="none", label=row["rule"],
+        )  # fmt: skip
     questions = data["rules"][0]["questions"]
-    axes.set(xlabel="tokens a second", ylabel="accuracy, %", ylim=(-3, 103))
+    axes.set(xlabel="tokens a second", ylabel="accuracy, %, 95 % interval", ylim=WHOLE)
     axes.set_title(f"Accuracy against throughput, {questions} questions, greedy")
     axes.set_xlim(left=0)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -144,12 +135,19 @@ def draw_gap(figure: Any, axes: Any, data: Any) -> None:
 
 def draw_alpha(figure: Any, axes: Any, data: Any) -> None:
     """Figure 7: one curve for each rule, up to the median length of the answers."""
-    for (name, curve), color in zip(data["rules"].items(), _CYCLE, strict=False):
+    # Thin lines over thick ones, each dashed in its own way: a curve that lies on another one is seen.
+    widths = [max(3.4 - 1.1 * place, 0.8) for place in range(len(CYCLE))]
+    for (name, curve), color, width, dashes in zip(data["rules"].items(), CYCLE, widths, DASHES, strict=False):
         most = max(curve["answers"])
         mean = [value for value, count in zip(curve["mean"], curve["answers"], strict=True) if count >= most / 2]
-        axes.plot(range(1, len(mean) + 1), mean, color=color, lw=1.2, label=name)
-    axes.set(xlabel="position in the answer", ylabel="mean deferred mass α", ylim=(0, 1), title="When the proxy speaks")
-    axes.legend(fontsize=8)
+        axes.plot(range(1, len(mean) + 1), mean, color=color, lw=width, ls=dashes, label=name)
+    axes.set(
+        xlabel="position in the answer",
+        ylabel="mean deferred mass α",
+        ylim=(-0.02, 1.02),
+        title="When the proxy speaks",
+    )
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=4)
 
 
 DRAWINGS: Mapping[str, Callable[[Any, Any, Any], None]] = {

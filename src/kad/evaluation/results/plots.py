@@ -1,4 +1,7 @@
-"""Plots of a summary: accuracy against throughput, acceptance by method, accuracy along a sweep."""
+"""Plots of a summary: accuracy against throughput, acceptance by method, accuracy along a sweep.
+
+Colors are those of Okabe and Ito, and markers and lines differ too: a plot is read in print and by the color-blind.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,31 @@ from pathlib import Path
 from typing import Any
 
 from kad.errors import missing_extra
+from kad.evaluation.results.intervals import Interval
 from kad.evaluation.results.summary import Row
+
+INK, SOFT = "#1d1f23", "#62666d"
+CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vPX"
+DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+STYLE: dict[str, Any] = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "legend.frameon": False,
+    "figure.dpi": 160,
+    "svg.hashsalt": "kad",
+    "hatch.linewidth": 0.8,
+}
+# Points at 0 and 100 % lie inside the frame, with their markers.
+WHOLE = (-3, 103)
+_BESIDE: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "fontsize": 8}
 
 
 def write_plots(rows: Sequence[Row], folder: Path) -> list[Path]:
-    """For each task a picture of accuracy against throughput, and with speculation also one of acceptance.
+    """For each task a picture of accuracy, against throughput where there is one; with speculation also acceptance.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -19,76 +42,101 @@ def write_plots(rows: Sequence[Row], folder: Path) -> list[Path]:
     written = []
     for task in dict.fromkeys(row.task for row in rows):
         of_task = [row for row in rows if row.task == task]
-        written.append(_save(_accuracy_against_throughput(of_task), folder / f"{task}-accuracy-throughput.svg"))
+        if all(row.throughput is not None for row in of_task):
+            written.append(_save(_accuracy_against_throughput, of_task, folder / f"{task}-accuracy-throughput.svg"))
+        else:
+            written.append(_save(_accuracy, of_task, folder / f"{task}-accuracy.svg"))
         if any(row.acceptance_histogram for row in of_task):
-            written.append(_save(_acceptance(of_task), folder / f"{task}-acceptance.svg"))
+            written.append(_save(_acceptance, of_task, folder / f"{task}-acceptance.svg"))
     return written
 
 
 def write_curve(points: Sequence[tuple[float | str, Row]], parameter: str, path: Path) -> Path:
     """Accuracy by the metric that counts, with its interval, and throughput, along a sweep's parameter."""
-    metric = next(iter(points[0][1].accuracy))
-    figure, axis = _figure()
-    values = [str(value) for value, _ in points]
-    estimates = [row.accuracy[metric].estimate for _, row in points]
-    axis.plot(values, estimates, marker="o", color="tab:blue")
-    axis.fill_between(
-        values,
-        [row.accuracy[metric].low for _, row in points],
-        [row.accuracy[metric].high for _, row in points],
-        color="tab:blue",
-        alpha=0.2,
-    )
-    axis.set(xlabel=parameter, ylabel=f"accuracy ({metric})", ylim=(0, 1))
-    speed = axis.twinx()
-    speed.plot(values, [row.throughput for _, row in points], marker="s", linestyle="--", color="tab:gray")
-    speed.set(ylabel="tok/s (dashed)", ylim=(0, None))
-    return _save(figure, path)
+
+    def draw(axis: Any, rows: Sequence[Row]) -> None:
+        metric = next(iter(rows[0].accuracy))
+        values = [str(value) for value, _ in points]
+        marks = [row.accuracy[metric] for row in rows]
+        axis.errorbar(values, _percents(marks), yerr=_bars(marks), marker="o", color=CYCLE[0], capsize=3)
+        axis.set(xlabel=parameter, ylabel=f"accuracy ({metric}), %, 95 % interval", ylim=WHOLE)
+        if all(row.throughput is not None for row in rows):
+            speed = axis.twinx()
+            speed.spines["right"].set_visible(True)
+            speed.plot(
+                values, [row.throughput for row in rows], marker="s", linestyle="--", color=SOFT, fillstyle="none"
+            )
+            speed.set(ylabel="tokens a second (dashed)", ylim=(0, None))
+
+    return _save(draw, [row for _, row in points], path)
 
 
-def _accuracy_against_throughput(rows: Sequence[Row]) -> Any:
-    figure, axis = _figure()
+def legend_of(methods: Sequence[str]) -> list[tuple[str, str, str]]:
+    """The color and the marker of each method, in their order: (method, color, marker)."""
+    # After seven methods the colors begin again, with other markers.
+    marker = [MARKERS[(place + place // len(CYCLE)) % len(MARKERS)] for place in range(len(methods))]
+    return [(method, CYCLE[place % len(CYCLE)], marker[place]) for place, method in enumerate(methods)]
+
+
+def _accuracy_against_throughput(axis: Any, rows: Sequence[Row]) -> None:
     metric = next(iter(rows[0].accuracy))
-    for row in rows:
-        interval = row.accuracy[metric]
-        below, above = interval.estimate - interval.low, interval.high - interval.estimate
+    both = len({row.acceptance_length is None for row in rows}) > 1
+    for row, (method, color, marker) in zip(rows, legend_of([row.method for row in rows]), strict=True):
+        mark = row.accuracy[metric]
+        speculative = both and row.acceptance_length is not None
         axis.errorbar(
-            row.throughput, interval.estimate, yerr=[[below], [above]], marker="o", capsize=3, label=row.method
-        )
-    axis.set(xlabel="throughput (tok/s)", ylabel=f"accuracy ({metric}), 95 % interval", title=rows[0].task)
-    axis.set_ylim(0, 1)
-    axis.legend(fontsize="x-small")
-    return figure
+            row.throughput, 100 * mark.estimate, yerr=_bars([mark]), marker=marker, color=color, capsize=3,
+            linestyle="none", fillstyle="none" if speculative else "full", label=method,
+        )  # fmt: skip
+    note = "\nopen: speculative, one question at a time; filled: plain, in batches" if both else ""
+    axis.set(xlabel=f"tokens a second{note}", ylabel=f"accuracy ({metric}), %, 95 % interval", title=rows[0].task)
+    axis.set(ylim=WHOLE, xlim=(0, None))
+    axis.legend(**_BESIDE)
 
 
-def _acceptance(rows: Sequence[Row]) -> Any:
+def _accuracy(axis: Any, rows: Sequence[Row]) -> None:
+    metric = next(iter(rows[0].accuracy))
+    marks = [row.accuracy[metric] for row in rows]
+    axis.errorbar(
+        _percents(marks), range(len(rows)), xerr=_bars(marks), marker="o", color=CYCLE[0], capsize=3, ls="none"
+    )
+    axis.set_yticks(range(len(rows)), [row.method for row in rows])
+    axis.invert_yaxis()
+    axis.set(xlabel=f"accuracy ({metric}), %, 95 % interval", title=rows[0].task, xlim=WHOLE)
+
+
+def _acceptance(axis: Any, rows: Sequence[Row]) -> None:
     speculative = [row for row in rows if row.acceptance_histogram]
-    figure, axis = _figure()
-    width = 0.8 / len(speculative)
-    for position, row in enumerate(speculative):
-        lengths = [length + position * width for length in row.acceptance_histogram]
-        label = f"{row.method}: rate {row.acceptance_rate:.2f}" if row.acceptance_rate is not None else row.method
-        axis.bar(lengths, list(row.acceptance_histogram.values()), width=width, label=label)
-    axis.set(xlabel="accepted drafts in a window", ylabel="share of windows", title=rows[0].task)
-    axis.legend(fontsize="x-small")
-    return figure
+    for row, (method, color, marker) in zip(speculative, legend_of([row.method for row in speculative]), strict=True):
+        rate = "" if row.acceptance_rate is None else f": rate {row.acceptance_rate:.2f}"
+        lengths = sorted(row.acceptance_histogram)
+        shares = [100 * row.acceptance_histogram[length] for length in lengths]
+        axis.plot(lengths, shares, marker=marker, color=color, lw=1, label=f"{method}{rate}")
+    axis.set(xlabel="accepted drafts in a window", ylabel="windows, %", title=rows[0].task, ylim=(0, None))
+    axis.legend(**_BESIDE)
 
 
-def _figure() -> tuple[Any, Any]:
+def _percents(marks: Sequence[Interval]) -> list[float]:
+    return [100 * mark.estimate for mark in marks]
+
+
+def _bars(marks: Sequence[Interval]) -> list[list[float]]:
+    """How far the intervals reach below and above, in per cent."""
+    below = [100 * (mark.estimate - mark.low) for mark in marks]
+    return [below, [100 * (mark.high - mark.estimate) for mark in marks]]
+
+
+def _save(draw: Any, rows: Sequence[Row], path: Path) -> Path:
     try:
+        import matplotlib as mpl
         from matplotlib.figure import Figure
     except ImportError:
         raise missing_extra("report", "matplotlib") from None
-    # Without pyplot there is no global state and no display.
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    return figure, figure.subplots()
-
-
-def _save(figure: Any, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A fixed salt and no date: the same run gives the same file.
-    import matplotlib as mpl
-
-    with mpl.rc_context({"svg.hashsalt": "kad"}):
-        figure.savefig(path, metadata={"Date": None})
+    with mpl.rc_context(STYLE):
+        # Without pyplot there is no global state and no display. With a fixed salt and no date the same run gives the
+        # same file.
+        figure = Figure(figsize=(7, 4.2), layout="constrained")
+        draw(figure.subplots(), rows)
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
     return path

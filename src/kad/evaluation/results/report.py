@@ -107,6 +107,13 @@ def _notes(run: dict[str, Any], records: Sequence[Record]) -> Iterator[str]:
         yield f"{run['folder']}: unfinished, {len(records)} of {wanted} samples; no differences until then"
     if settings.get("pair_rule") is not None:
         yield f"{run['folder']}: pair is {settings['pair_rule']}"
+    speculative = {"@" in name for name in settings["methods"] if not name.startswith("oracle=")}
+    batch = settings.get("batch_size", 1)
+    if len(speculative) > 1 and batch > 1 and settings.get("engine", "transformers") == "transformers":
+        yield (
+            f"{run['folder']}: plain decoding ran {batch} questions at once, speculation one; their tok/s cannot be "
+            "compared. Measure both alike with --batch-size 1"
+        )
     revisions = {session.get("git") for session in run["sessions"]}
     if len(revisions) > 1:
         yield f"{run['folder']}: resumed with another revision of the code: {', '.join(sorted(map(str, revisions)))}"

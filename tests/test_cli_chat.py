@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import json
 import os
 import pty
 import select
@@ -116,6 +117,42 @@ def test_turns_and_system_message_go_through_the_template(talk: Chat, capsys: py
     assert decoded(talk) == "[user]Hi\n[assistant]"
 
 
+def test_answers_are_taken_back_and_given_again(talk: Chat, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """/undo and /retry leave the conversation as if the answer had never been; /save writes what is left."""
+    talk.take("/system Be kind")
+    talk.take("Hi")
+    first = list(talk.conversation.turns)
+    talk.take("And\nthen?")
+    second = list(talk.conversation.turns)
+    talk.take("/retry")
+    assert talk.conversation.turns == second
+    talk.take("/undo")
+    assert talk.conversation.turns == first
+    assert "Taken back: And\n" in capsys.readouterr().err
+    talk.take(f"/save {tmp_path / 'talk.json'}")
+    saved = json.loads((tmp_path / "talk.json").read_text())
+    assert saved == {"messages": [{"role": "system", "content": "Be kind"}, *first]}
+    talk.take("/undo")
+    assert talk.conversation.turns == []
+    for line, problem in (("/undo", "no answer to take back"), ("/retry", "no answer"), ("/save", "name of a file")):
+        with pytest.raises(UsageError, match=problem):
+            talk.take(line)
+    with pytest.raises(UsageError, match="Cannot write"):
+        talk.take(f"/save {tmp_path / 'nowhere' / 'talk.json'}")
+
+
+def test_the_temperature_changes_between_answers(talk: Chat, capsys: pytest.CaptureFixture[str]) -> None:
+    talk.take("/temperature 0.7")
+    assert talk.conversation.sampling.temperature == 0.7
+    talk.take("/temperature 0")
+    talk.take("/temperature")
+    assert capsys.readouterr().err.endswith("temperature: 0\n\n")
+    for line in ("/temperature hot", "/temperature -1"):
+        with pytest.raises(UsageError, match="temperature"):
+            talk.take(line)
+    assert talk.conversation.sampling.temperature == 0
+
+
 def decoded(talk: Chat) -> str:
     assert talk.last is not None
     text = talk.model.tokenizer.decode(talk.last.prompt_ids, skip_special_tokens=True)
@@ -218,7 +255,7 @@ def test_in_a_terminal(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", "from kad.cli.main import main; main()", "chat", "--draft-tokens", "0"],
         stdin=side, stdout=side, stderr=side, start_new_session=True, preexec_fn=own_terminal,
-        env=os.environ | {"TERM": "xterm-256color", "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"TERM": "xterm-256color", "OMP_NUM_THREADS": "1", "XDG_STATE_HOME": str(tmp_path)},
     )  # fmt: skip
     os.close(side)
     screen = Screen(terminal)

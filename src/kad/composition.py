@@ -16,8 +16,8 @@ from torch import Tensor
 
 from kad import kernels
 from kad.composed import NAMES, Composed
-from kad.distribution import Distribution, may_look, raised, row_blocks
-from kad.errors import LogitsError, RuleError, VocabularyError
+from kad.distribution import Distribution, check_tensors, may_look, raised, row_blocks
+from kad.errors import RuleError, VocabularyError
 from kad.rules import CascadeRule, RowRules, Rule, ThresholdRule, parse_rule
 from kad.rules.base import EXCLUDED
 
@@ -98,7 +98,7 @@ def compose(
             positive.
     """
     composition = Composition.of(rule, deferral_temperature)
-    _check_tensors(base_logits, aligned_logits)
+    check_tensors(NAMES, base_logits, aligned_logits)
     rule, shape = composition.rule, base_logits.shape
     plain = composition.nobody or composition.foreign or shape != aligned_logits.shape
     if not plain and kernels.takes(rule, base_logits, aligned_logits):
@@ -275,22 +275,13 @@ def _by_row(
     return rows.reshape(*given[1].shape[:-1], rows.shape[-1])
 
 
-def _check_tensors(*given: Tensor) -> None:
-    for name, logits in zip(NAMES, given, strict=False):
-        if not isinstance(logits, Tensor):
-            raise LogitsError(
-                f"{name} must be a torch.Tensor, but is {type(logits).__module__}.{type(logits).__name__}. "
-                "Make one of it: torch.as_tensor(...)."
-            )
-
-
 def _inputs(composition: Composition, base: Tensor, aligned: Tensor, reference: Tensor | None) -> list[Tensor]:
     """The logits that the rule needs, of one shape and one dtype, float32 at least."""
     rule = composition.rule
     if rule.needs_reference and reference is None:
         raise RuleError(f"Rule {rule} needs the reference model's logits (reference_logits), but got none.")
     given = [base, aligned, *([reference] if rule.needs_reference and reference is not None else [])]
-    _check_tensors(*given)
+    check_tensors(NAMES, *given)
     shapes = [tuple(logits.shape) for logits in given]
     if composition.nobody:
         shapes[0] = (*shapes[0][:-1], shapes[0][-1] - 1)

@@ -6,6 +6,7 @@ distribution is NaN everywhere: this is its flag. Callers use `problem_of` after
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 
@@ -194,3 +195,17 @@ def problem_of(name: str, logits: Tensor) -> str | None:
         f"{name} of shape {tuple(logits.shape)}: row {index} has {problem}. "
         "Entries must be finite or -inf, with at least one finite in each row."
     )
+
+
+def check_tensors(names: Sequence[str], *given: object) -> None:
+    """Refuse what is no tensor, by its name.
+
+    Raises:
+        LogitsError: an array of another library, or a list.
+    """
+    for name, logits in zip(names, given, strict=False):
+        if not isinstance(logits, Tensor):
+            raise LogitsError(
+                f"{name} must be a torch.Tensor, but is {type(logits).__module__}.{type(logits).__name__}. "
+                "Make one of it: torch.as_tensor(...)."
+            )

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from kad.cli import options, stdio
 from kad.errors import KadError
@@ -85,8 +89,21 @@ def _lines() -> Iterator[str]:
 
 
 def _edit_lines() -> None:
-    """Arrow keys and history in `input`, where Python has them."""
+    """Arrow keys, a history that is kept, and pasted text of several lines as one message, where Python has them."""
     try:
-        import readline  # noqa: F401  (its import changes input())
+        import readline
     except ImportError:
         return
+    readline.parse_and_bind("set enable-bracketed-paste on")
+    file = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "kad" / "history"
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch(mode=0o600)
+        readline.read_history_file(file)
+    readline.set_history_length(1000)
+    atexit.register(_keep_history, readline, file)
+
+
+def _keep_history(readline: Any, file: Path) -> None:
+    with suppress(OSError):
+        readline.write_history_file(file)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import json
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from kad.cli import display, origins, stdio
 from kad.errors import UsageError
+from kad.quantities import counted
 from kad.text.answer import Answer
 from kad.text.conversation import Conversation
 from kad.text.prompts import pieces
@@ -28,6 +32,7 @@ class Chat:
     def __init__(self, conversation: Conversation) -> None:
         self.conversation = conversation
         self.last: Answer | None = None
+        self._said: list[list[dict[str, str]]] = []
 
     @property
     def model(self) -> Loaded:
@@ -60,6 +65,7 @@ class Chat:
 
     def say(self, text: str) -> Answer:
         """Send a message and stream the answer to standard output. Ctrl-C ends the answer, not the conversation."""
+        before = list(self.conversation.turns)
         answering = self.conversation.say(text)
         with stoppable(answering):
             for piece in answering:
@@ -68,6 +74,7 @@ class Chat:
         display.write("\n\n")
         display.remark(answer)
         self.last = answer
+        self._said.append(before)
         return answer
 
     # ------------------------------------------------------------------ commands
@@ -83,10 +90,55 @@ class Chat:
         self.conversation.system = text or None
         self.clear("")
 
+    def set_temperature(self, text: str) -> None:
+        """/temperature [T] draw at this temperature from the next answer on; 0 takes the most probable token"""
+        if text:
+            try:
+                value = float(text)
+            except ValueError:
+                raise UsageError(f"/temperature takes a number, such as 0.7, but got {text!r}.") from None
+            now = self.conversation.sampling
+            greedy: dict[str, Any] = {"top_k": None, "top_p": None, "min_p": None} if value == 0 else {}
+            self.conversation.sampling = replace(now, temperature=value, **greedy)
+        shown = self.conversation.sampling.temperature
+        said = "the aligned model's" if shown is None else f"{shown:g}"
+        stdio.message(f"temperature: {said}\n")
+
+    def retry(self, _: str) -> None:
+        """/retry           answer the last message again"""
+        question = self._take_back()
+        self.say(question)
+
+    def undo(self, _: str) -> None:
+        """/undo            take the last message and its answer back"""
+        question = self._take_back()
+        stdio.message(f"Taken back: {question.splitlines()[0][:60]}\n")
+
+    def save(self, name: str) -> None:
+        """/save FILE       write the conversation as JSON, as messages"""
+        if not name:
+            raise UsageError("/save needs the name of a file, such as talk.json.")
+        system = self.conversation.system
+        said = [{"role": "system", "content": system}] if system else []
+        try:
+            text = json.dumps({"messages": [*said, *self.conversation.turns]}, indent=1, ensure_ascii=False) + "\n"
+            Path(name).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"Cannot write {name}: {error.strerror}.") from error
+        stdio.message(f"Wrote {counted(len(self.conversation.turns), 'message')} to {name}.\n")
+
+    def _take_back(self) -> str:
+        if not self._said:
+            raise UsageError("There is no answer to take back.")
+        before = self._said.pop()
+        question = self.conversation.turns[len(before)]["content"]
+        self.conversation.turns, self.last = before, None
+        return question
+
     def clear(self, _: str) -> None:
         """/clear           start a new conversation"""
         self.conversation.clear()
-        self.last = None
+        self.last, self._said = None, []
         stdio.message("A new conversation.\n")
 
     def show_statistics(self, _: str) -> None:
@@ -118,6 +170,10 @@ class Chat:
 _COMMANDS: dict[str, Callable[[Chat, str], None]] = {
     "rule": Chat.set_rule,
     "system": Chat.set_system,
+    "temperature": Chat.set_temperature,
+    "retry": Chat.retry,
+    "undo": Chat.undo,
+    "save": Chat.save,
     "clear": Chat.clear,
     "stats": Chat.show_statistics,
     "color": Chat.show_origins,

@@ -30,7 +30,8 @@ STYLE: dict[str, Any] = {
 }
 # Points at 0 and 100 % lie inside the frame, with their markers.
 WHOLE = (-3, 103)
-_BESIDE: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "fontsize": 8}
+# Below the frame, where a long name hides nothing and takes no width.
+_BELOW: dict[str, Any] = {"loc": "outside lower left", "fontsize": 8, "title_fontsize": 8, "alignment": "left"}
 
 
 def write_plots(rows: Sequence[Row], folder: Path) -> list[Path]:
@@ -88,10 +89,10 @@ def _accuracy_against_throughput(axis: Any, rows: Sequence[Row]) -> None:
             row.throughput, 100 * mark.estimate, yerr=_bars([mark]), marker=marker, color=color, capsize=3,
             linestyle="none", fillstyle="none" if speculative else "full", label=method,
         )  # fmt: skip
-    note = "\nopen: speculative, one question at a time; filled: plain, in batches" if both else ""
-    axis.set(xlabel=f"tokens a second{note}", ylabel=f"accuracy ({metric}), %, 95 % interval", title=rows[0].task)
+    note = "open: speculative, one question at a time; filled: plain, in batches" if both else None
+    axis.set(xlabel="tokens a second", ylabel=f"accuracy ({metric}), %, 95 % interval", title=rows[0].task)
     axis.set(ylim=WHOLE, xlim=(0, None))
-    axis.legend(**_BESIDE)
+    axis.figure.legend(title=note, **_BELOW)
 
 
 def _accuracy(axis: Any, rows: Sequence[Row]) -> None:
@@ -113,7 +114,7 @@ def _acceptance(axis: Any, rows: Sequence[Row]) -> None:
         shares = [100 * row.acceptance_histogram[length] for length in lengths]
         axis.plot(lengths, shares, marker=marker, color=color, lw=1, label=f"{method}{rate}")
     axis.set(xlabel="accepted drafts in a window", ylabel="windows, %", title=rows[0].task, ylim=(0, None))
-    axis.legend(**_BESIDE)
+    axis.figure.legend(**_BELOW)
 
 
 def _percents(marks: Sequence[Interval]) -> list[float]:
@@ -136,7 +137,7 @@ def _save(draw: Any, rows: Sequence[Row], path: Path) -> Path:
     with mpl.rc_context(STYLE):
         # Without pyplot there is no global state and no display. With a fixed salt and no date the same run gives the
         # same file.
-        figure = Figure(figsize=(7, 4.2), layout="constrained")
+        figure = Figure(figsize=(7, 5), layout="constrained")
         draw(figure.subplots(), rows)
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
     return path

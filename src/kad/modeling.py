@@ -174,7 +174,7 @@ class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrained
             input_ids: (batch, positions).
             attention_mask: (batch, past + positions), 0 for padding.
             position_ids: (batch, positions).
-            cache, past_key_values: a `KadCache`, or None. Transformers 5.24 renamed `past_key_values` to `cache`.
+            cache, past_key_values: a `KadCache`, or None; Transformers 5.24 has the first name.
             use_cache: whether to return (and fill) a cache.
             logits_to_keep: compose only the last n positions, or those of an index tensor; 0 means all.
             return_dict: False asks for a tuple.

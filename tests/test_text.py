@@ -50,6 +50,8 @@ class Scorer(TableScorer):
 class TableEngine(InForce):
     """A pair of table models: no Transformers model anywhere."""
 
+    base_tokenizer = None
+
     def __init__(self, rule: str, vocab: int, eos: int | None = None) -> None:
         self.config, self.reference, self.vocab = SimpleNamespace(base_prompt=None, foreign_ids=None), None, vocab
         self.own_composition = Composition.of(rule)

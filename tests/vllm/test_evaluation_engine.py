@@ -76,4 +76,4 @@ def test_speculation_is_counted(drawn: dict[str, list[dict[str, Any]]]) -> None:
 
 
 def test_auto_is_refused_before_an_engine_starts(drawn: dict[str, Any]) -> None:
-    assert "give num_draft_tokens a number, not auto" in drawn["refusal"]
+    assert "give `num_draft_tokens` a number, not auto" in drawn["refusal"]

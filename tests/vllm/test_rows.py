@@ -25,7 +25,7 @@ def rows_of(count: int) -> list[torch.Tensor]:
 
 
 def composed_together(rules: StepRules, columns: torch.Tensor, logits: list[torch.Tensor]) -> torch.Tensor:
-    return rules.log_pi(columns, lambda rule: composed(Composition(rule), *logits).log_pi())
+    return rules.log_pi(columns, lambda rule, _: composed(Composition(rule), *logits).log_pi_and_alpha())
 
 
 def one_by_one(wanted: list[Rule], logits: list[torch.Tensor]) -> torch.Tensor:
@@ -112,3 +112,34 @@ def test_bad_tokens_are_those_drawn_from_a_bad_row_and_after() -> None:
     assert bad_tokens(bad, [3, 1, 3], torch.tensor([3, 1, 2])).tolist() == [2, 1, 0]
     assert bad_tokens(bad[:2], [1, 1], torch.tensor([1, 1])).tolist() == [0, 1]
     assert bad_tokens(bad[:2], [1, 1], torch.tensor([1, 0])).tolist() == [0, 0]
+
+
+def test_the_deferred_mass_of_each_rule_is_counted() -> None:
+    """By rule, of real steps only, without products and rows of NaN; rules beyond the last label share one."""
+    from prometheus_client import REGISTRY
+
+    from kad.composition import deferred_mass
+    from kad.vllm.metrics import MOST_RULES, OTHERS, DeferredMass
+
+    rules, logits = StepRules(DEFAULT, 4096, torch.float32, "cpu", DeferredMass("cpu")), rows_of(200)
+    wanted = [parse_rule(name) for name in ("dual:threshold=0.2", "implicit_reward", "mixture", "dual:threshold=0.2")]
+    few = [part[:4].clone() for part in logits]
+    rules.assign([DEFAULT], [4], dummy=True)
+    composed_together(rules, rules.columns(4), few)
+    few[0][3] = torch.nan
+    rules.assign(wanted, [1] * 4)
+    composed_together(rules, rules.columns(4), few)
+
+    def counted(what: str, rule: str) -> float | None:
+        return REGISTRY.get_sample_value(f"kad:{what}_total", {"rule": rule})
+
+    first, mixed = (float(deferred_mass(wanted[i], few[0][i], few[1][i])) for i in (0, 2))
+    assert counted("composed_rows", "dual:threshold=0.2") == counted("composed_rows", str(wanted[2])) == 1
+    assert counted("deferred_mass", "dual:threshold=0.2") == pytest.approx(first, abs=1e-5)
+    assert counted("deferred_mass", str(wanted[2])) == pytest.approx(mixed, abs=1e-5)
+    assert counted("composed_rows", str(wanted[1])) is counted("composed_rows", str(DEFAULT)) is None
+
+    many = [parse_rule(f"dual:threshold={i / 1000}") for i in range(1, 151)]
+    rules.assign(many, [1] * 150)
+    composed_together(rules, rules.columns(150), [part[:150] for part in logits])
+    assert counted("composed_rows", OTHERS) == 150 - (MOST_RULES - 3)

@@ -15,7 +15,7 @@ from kad.text.prompts import context_length, decode
 if TYPE_CHECKING:
     from kad.engines.load import Loaded
     from kad.text.answer import Answer
-    from kad.text.streaming import Stream
+    from kad.text.live import LiveAnswer
 
 _REMARKS = {
     "length": "stopped after {tokens}; --max-new-tokens allows more",
@@ -29,7 +29,7 @@ def write(piece: str) -> None:
     sys.stdout.flush()
 
 
-def show(answering: Stream, live: bool) -> Answer:
+def show(answering: LiveAnswer, live: bool) -> Answer:
     """Print the answer, as it arrives or when it is finished."""
     for piece in answering:
         if live:
@@ -38,7 +38,7 @@ def show(answering: Stream, live: bool) -> Answer:
     return answering.answer
 
 
-def show_origins(answering: Stream) -> Answer:
+def show_origins(answering: LiveAnswer) -> Answer:
     """Generate, then print the text in the colors of its origins, and the legend on standard error."""
     with stdio.stderr().status("Generating ...", spinner="dots") as status:
         text = ""

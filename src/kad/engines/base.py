@@ -1,10 +1,12 @@
-"""What an engine provides: for each model of a pair, a scorer that advances and rolls back."""
+"""What an engine provides: for each model of a pair, a scorer that advances and rolls back; or whole generations."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from kad.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -150,6 +152,92 @@ class Capturing(Protocol):
         Raises:
             UsageError: a model cannot be captured.
         """
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One answer that is asked of an engine that runs whole generations.
+
+    Attributes:
+        prompt_ids: the prompt's tokens.
+        config: how to draw tokens, and how many.
+        ends: the tokens that end the answer.
+        seed: of the random numbers. None if nothing is drawn.
+        composition: how to compose. None if the engine runs one model alone.
+    """
+
+    prompt_ids: Sequence[int]
+    config: GenerationConfig
+    ends: Sequence[int] = ()
+    seed: int | None = None
+    composition: Composition | None = None
+
+
+@dataclass(frozen=True)
+class Emission:
+    """Some new tokens of one answer.
+
+    Attributes:
+        index: which answer, by its place among those asked for.
+        token_ids: its new tokens.
+        finish_reason: why it ends here: "stop", "stop_string", "length" or "interrupted". None: it goes on.
+    """
+
+    index: int
+    token_ids: list[int]
+    finish_reason: str | None = None
+
+
+@dataclass(frozen=True)
+class DraftCounts:
+    """What speculation did in an engine since it was made.
+
+    Attributes:
+        drafted: drafted tokens.
+        lengths: how many windows accepted 0, 1, 2, ... drafts.
+    """
+
+    drafted: int = 0
+    lengths: Mapping[int, int] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Generates(Protocol):
+    """A model or a pair whose engine runs whole generations itself, as vLLM does. It gives no scorers.
+
+    Attributes:
+        generation_config: the settings of the answers.
+        draft_tokens: how many tokens the engine drafts at a time.
+        context_length: the number of positions that all models support. None if none of them says.
+    """
+
+    generation_config: GenerationConfig
+    draft_tokens: int
+    context_length: int | None
+
+    def run(self, asks: Sequence[Ask], draft_tokens: int = 0, drafter: str = "aligned") -> Iterator[Emission]:
+        """Generate answers, all at once. Tokens come as soon as they are there; to close the iterator ends the rest.
+
+        Args:
+            asks: the answers to generate.
+            draft_tokens: how many tokens to draft at a time.
+            drafter: the role of the drafting model.
+
+        Raises:
+            UsageError: a request that the engine refuses.
+            LogitsError: a row that is no distribution.
+        """
+
+    def draft_counts(self) -> DraftCounts:
+        """What speculation did since the model was made."""
+
+
+def check_scorers(model: Any, what: str) -> None:
+    """Raise UsageError if `what` is asked of a model that gives no scorers."""
+    if isinstance(model, Generates):
+        raise UsageError(
+            f"{what} needs the models' logits, and vLLM runs whole generations. Load the pair with another engine."
+        )
 
 
 def roles_of(composition: Composition, drafter: str = "aligned") -> tuple[str, ...]:

@@ -48,7 +48,8 @@ def load(
         aligned: the aligned model, if there is no pair.
         reference: the reference model, if there is no pair and the rule needs one.
         engine: "transformers", "llama_cpp" (GGUF files) or "mlx" (folders of MLX) for all models, or "auto": for each
-            model the engine that its files are made for.
+            model the engine that its files are made for. "vllm" runs whole generations (`kad.generate` and
+            `kad.stream`), many at once, with its own loop of speculation.
         rule: replaces the pair's own rule.
         deferral_temperature: replaces the pair's own deferral temperature.
         base_prompt: how the base model is asked, see `kad.generate`. It replaces the pair's own.
@@ -57,10 +58,11 @@ def load(
             By default the models go where the pair says, else to the first accelerator, else to the CPU.
         trust_remote_code: run code that comes with the models.
         engine_options: how llama.cpp runs its models: "context", "gpu_layers", "threads", "flash_attention" and
-            "cache_type"; see `kad.engines.llama_cpp.LlamaCppOptions`.
+            "cache_type"; see `kad.engines.llama_cpp.LlamaCppOptions`. With vLLM, more arguments of `vllm.LLM`.
 
     Returns:
-        A `KadForCausalLM` if Transformers runs all models, else a `kad.engines.pair.Pair`.
+        A `KadForCausalLM` if Transformers runs all models, a `kad.engines.vllm_pair.VllmPair` if vLLM does, else a
+        `kad.engines.pair.Pair`.
 
     Raises:
         UsageError: options that contradict each other, or an unknown engine, dtype or device.
@@ -71,8 +73,14 @@ def load(
         >>> model = kad.load("my-pair", rule="primal:budget=0.8", device="cuda")
     """
     check_sources(pair, base, aligned, reference)
-    if engine not in ENGINES:
-        raise OptionError(f"Unknown `engine` {engine!r}. Choose from: {', '.join(ENGINES)}.")
+    if engine not in (*ENGINES, "vllm"):
+        raise OptionError(f"Unknown `engine` {engine!r}. Choose from: {', '.join(ENGINES)}, vllm.")
+    if engine == "vllm":
+        named = {"base": base, "aligned": aligned, "reference": reference}
+        refused = {"device": device, "base_prompt": base_prompt}
+        options = {"trust_remote_code": trust_remote_code, "dtype": dtype, **(engine_options or {})}
+        loaded: Loaded = _load_in_vllm(pair, named, rule, deferral_temperature, refused, options)
+        return loaded
     options = _loading_options(dtype, device, trust_remote_code)
     from kad.config import KadConfig
     from kad.pairs import read_config
@@ -112,6 +120,30 @@ def load(
         model = KadForCausalLM.from_pretrained(pair or "tiny", **given, **options)
     _place(model, device)
     return model
+
+
+def _load_in_vllm(
+    pair: str | None,
+    named: Mapping[str, str | None],
+    rule: str | Mapping[str, Any] | Rule | None,
+    deferral_temperature: float | None,
+    refused: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> Any:
+    from kad.engines.vllm_pair import VllmPair
+    from kad.sources import Source
+
+    for name, value in refused.items():
+        if value is not None:
+            raise OptionError(f"`engine` vllm takes no `{name}`, but got {value!r}. Leave it out.")
+    check_dtype(options["dtype"])
+    return VllmPair(
+        None if named["base"] is not None else pair or "tiny",
+        {role: Source.parse(name) for role, name in named.items() if name is not None},
+        rule=rule,
+        deferral_temperature=deferral_temperature,
+        options={name: value for name, value in options.items() if value is not None},
+    )
 
 
 def load_one(

@@ -1,4 +1,4 @@
-"""Many prompts at once: plain decoding in one batch, with a random generator for each answer."""
+"""Many prompts at once, with random numbers of its own for each answer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from kad.engines.base import ComposedModel, Generates
 from kad.engines.lockstep import Lockstep
 from kad.text.answer import Answer
 from kad.text.contexts import Context
@@ -17,9 +19,10 @@ from kad.text.drafting import Drafting
 from kad.text.prompts import decode
 from kad.text.sampling import Sampling, end_tokens, processors
 from kad.text.streaming import Stream
+from kad.text.whole import answer_all, choose_drafts
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedModel
+    from transformers import GenerationConfig
 
 
 class Noise:
@@ -52,7 +55,7 @@ def seeds_from(seed: int, count: int) -> list[int]:
 
 
 def generate_all(
-    model: PreTrainedModel,
+    model: PreTrainedModel | ComposedModel | Generates,
     tokenizer: Any,
     prompts: Sequence[Context | Sequence[int]],
     *,
@@ -60,54 +63,72 @@ def generate_all(
     seeds: Sequence[int] | None = None,
     ends: Sequence[int] | None = None,
     batch_size: int = 16,
+    num_draft_tokens: int | str | None = None,
+    drafter: str = "aligned",
     progress: Callable[[int], object] = lambda done: None,
 ) -> list[Answer]:
-    """The answers to many prompts, decoded in batches by the Transformers engine.
+    """The answers to many prompts.
+
+    vLLM takes them all at once. The Transformers engine decodes them in batches. With drafts, and on other engines, one
+    answer follows the other: texts that accept different numbers of drafts cannot share a cache.
 
     Args:
-        model: a `KadForCausalLM`, or any other causal language model of Transformers.
+        model: a pair of any engine, or one causal language model of Transformers or vLLM.
         tokenizer: the tokenizer of the answers.
         prompts: token ids, see `kad.text.prompts.encode`; or what each model of a pair reads, see `context_of`, all
             with the same stops.
         sampling: how to draw tokens. It overrides the model's own settings.
         seeds: one for each prompt. Sampled answers need them.
         ends: the tokens that end a text. They replace those of the model's settings.
-        batch_size: how many prompts to decode at once.
+        batch_size: how many prompts to decode at once; vLLM decides that itself.
+        num_draft_tokens: how many tokens to draft at a time. None is plain decoding, or what vLLM was started with.
+        drafter: the role of the drafting model.
         progress: called with the number of answers after each batch.
 
     Raises:
         UsageError: settings that cannot be followed.
     """
-    if getattr(model, "base_tokenizer", None) is not None:
-        return _one_by_one(model, prompts, sampling or Sampling(), seeds, progress)
     config = (sampling or Sampling()).apply(model.generation_config, None)
     if ends is not None:
         config.eos_token_id = list(ends)
+    if config.do_sample and seeds is None:
+        raise ValueError("Sampled answers need one seed for each prompt.")
+    if not config.do_sample:
+        seeds = None
+    if isinstance(model, Generates):
+        drafts = choose_drafts(model, num_draft_tokens)
+        return answer_all(model, tokenizer, prompts, config, seeds, drafts=drafts, drafter=drafter, progress=progress)
+    # The positions of models with two tokenizers differ, so no batch holds them.
+    two_tokenizers = getattr(model, "base_tokenizer", None) is not None
+    if num_draft_tokens or two_tokenizers or not isinstance(model, PreTrainedModel):
+        how = sampling or Sampling()
+        seeded = [how] * len(prompts) if seeds is None else [replace(how, seed=seed) for seed in seeds]
+        return [
+            _alone(model, prompt, one, num_draft_tokens or 0, drafter, progress)
+            for prompt, one in zip(prompts, seeded, strict=True)
+        ]
     answers: list[Answer] = []
     for start in range(0, len(prompts), batch_size):
         some = [Context.of(prompt) for prompt in prompts[start : start + batch_size]]
-        seed = None if seeds is None or not config.do_sample else list(seeds[start : start + batch_size])
-        if config.do_sample and seed is None:
-            raise ValueError("Sampled answers need one seed for each prompt.")
+        seed = None if seeds is None else list(seeds[start : start + batch_size])
         answers += _decode_together(model, tokenizer, some, config, seed)
         progress(len(some))
     return answers
 
 
-def _one_by_one(
+def _alone(
     model: Any,
-    prompts: Sequence[Context | Sequence[int]],
+    prompt: Context | Sequence[int],
     sampling: Sampling,
-    seeds: Sequence[int] | None,
+    draft_tokens: int | str,
+    drafter: str,
     progress: Callable[[int], object],
-) -> list[Answer]:
-    """The answers of a pair with two tokenizers: the positions of its models differ, so no batch holds them."""
-    answers = []
-    for index, prompt in enumerate(prompts):
-        how = sampling if seeds is None or sampling.temperature == 0 else replace(sampling, seed=seeds[index])
-        answers.append(Stream(model, prompt, model.composition, how, 0, origins=False).finish())
-        progress(1)
-    return answers
+) -> Answer:
+    _now(model.device)
+    stream = Stream(model, prompt, model.composition, sampling, draft_tokens, drafter=drafter, origins=False)
+    answer = stream.finish()
+    progress(1)
+    return answer
 
 
 @torch.no_grad()

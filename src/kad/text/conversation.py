@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kad.engines.base import ComposedModel, roles_of
+from kad.engines.base import ComposedModel, check_scorers, roles_of
 from kad.text.contexts import AnyBasePrompt, Context, context_of
 from kad.text.kept import KeptScorers
 from kad.text.prompts import messages
@@ -43,6 +43,7 @@ class Conversation:
         num_draft_tokens: int | str | None = None,
         origins: bool = True,
     ) -> None:
+        check_scorers(model, "kad.Conversation")
         self.model = model
         self.system = system
         self.thinking = thinking

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from kad.engines.base import ComposedModel
+from kad.engines.base import ComposedModel, Generates
+from kad.errors import OptionError
 from kad.text.answer import Answer
 from kad.text.contexts import AnyBasePrompt, context_of
+from kad.text.live import LiveAnswer
 from kad.text.prompts import Prompt
 from kad.text.sampling import Sampling
 from kad.text.streaming import Stream
+from kad.text.whole import WholeStream
 
 
 def generate(
@@ -42,7 +45,7 @@ def generate(
             chooses the number. None drafts if it should be faster. The distribution of the text is always the same.
         rule: replaces the model's own rule for this answer.
         deferral_temperature: replaces the model's own deferral temperature for this answer.
-        origins: whether the pieces say which model each token came from. Product rules never say so.
+        origins: whether the pieces say which model each token came from. Product rules and vLLM never say so.
         compile: capture the forward passes, see `kad.speculative`.
 
     Returns:
@@ -79,7 +82,7 @@ def stream(
     deferral_temperature: float | None = None,
     origins: bool = True,
     compile: bool | str = False,
-) -> Stream:
+) -> LiveAnswer:
     """The pieces of an answer as they come. Arguments and errors are those of `generate`.
 
     Example:
@@ -88,6 +91,9 @@ def stream(
     """
     context = context_of(model, prompt, system=system, thinking=thinking, raw=raw, base_prompt=base_prompt)
     composition = model.composed_by(rule, deferral_temperature)
-    return Stream(
-        model, context, composition, sampling or Sampling(), num_draft_tokens, origins=origins, compile=compile
-    )
+    how = sampling or Sampling()
+    if isinstance(model, Generates):
+        if compile:
+            raise OptionError("`compile` captures forward passes of Transformers. vLLM compiles by itself.")
+        return WholeStream(model, context, composition, how, num_draft_tokens)
+    return Stream(model, context, composition, how, num_draft_tokens, origins=origins, compile=compile)

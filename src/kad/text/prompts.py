@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from kad.engines.base import Generates
 from kad.errors import OptionError, UsageError
 
 if TYPE_CHECKING:
@@ -108,6 +109,8 @@ def _not_empty(ids: Sequence[int]) -> list[int]:
 
 def context_length(model: ComposedModel) -> int | None:
     """The number of positions that all models of the pair support. None if no model says."""
+    if isinstance(model, Generates):
+        return model.context_length
     limits = (facts.context_length for facts in model.facts.values())
     return min((limit for limit in limits if limit), default=None)
 

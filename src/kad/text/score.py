@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kad.composition import acceptance, compose, composed, deferred_mass, origin_shares
-from kad.engines.base import roles_of
+from kad.engines.base import check_scorers, roles_of
 from kad.errors import UsageError
 from kad.rules import CascadeRule, ThresholdRule
 from kad.text.contexts import AnyBasePrompt, Context, context_of
@@ -94,6 +94,7 @@ def score(
         >>> found = kad.score(model, "Ann has 5 pens. She buys 8 more. How many?", "First, 5 + 8 = 13.")
         >>> found.log_pi.sum(), found.deferred_mass.mean()
     """
+    check_scorers(model, "kad.score")
     context = context_of(model, prompt, system=system, thinking=thinking, raw=raw, base_prompt=base_prompt)
     composition = model.composed_by(rule, deferral_temperature)
     return score_tokens(model, context, text_ids(model.tokenizer, text), composition)

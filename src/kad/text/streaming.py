@@ -26,9 +26,10 @@ from kad.speculation.randomness import TorchRandomness
 from kad.speculation.statistics import SpeculationStatistics
 from kad.speculation.windows import window_size
 from kad.text import drafting
-from kad.text.answer import Answer, Piece
+from kad.text.answer import Piece
 from kad.text.contexts import Context
-from kad.text.prompts import Detokenizer, decode, room
+from kad.text.live import LiveAnswer
+from kad.text.prompts import Detokenizer, room
 from kad.text.sampling import Sampling, end_tokens, processors
 from kad.verification import verify_block
 
@@ -42,8 +43,8 @@ Mask = Callable[[Tensor, Tensor], Tensor]
 Note = Callable[[Sequence[int], dict[str, Tensor]], Sequence[Any]]
 
 
-class Stream:
-    """An iterator over the pieces of an answer. `answer` is the answer so far, and `stop` ends it early.
+class Stream(LiveAnswer):
+    """The pieces of an answer, from an engine that gives scorers.
 
     Args:
         model: the pair.
@@ -82,6 +83,7 @@ class Stream:
         begun: Sequence[int] = (),
         note: Note | None = None,
     ) -> None:
+        super().__init__()
         self.context, self.begun = Context.of(prompt, model), list(begun)
         space = room(model, self.context.longest + len(begun))
         config = sampling.apply(model.generation_config, space)
@@ -97,24 +99,8 @@ class Stream:
         self._stop = _Stop(config, self._tokenizer, space)
         # Take the scorers last, when nothing can fail any more. Otherwise a wrong option would lose them.
         self.loop = self._make_loop(model, config, take_scorers(self.context) if take_scorers else {}, compile)
-        self._pieces: list[Piece] = []
-        self._first_token: float | None = None
-        self._started, self._seconds = time.perf_counter(), 0.0
+        self._started = time.perf_counter()
         self._run = self._pieces_of(self.loop)
-
-    def __iter__(self) -> Iterator[Piece]:
-        return self
-
-    def __next__(self) -> Piece:
-        piece = next(self._run)
-        self._pieces.append(piece)
-        return piece
-
-    def finish(self) -> Answer:
-        """Take all remaining pieces and return the whole answer."""
-        for _ in self:
-            pass
-        return self.answer
 
     def stop(self) -> None:
         """End the answer after the current piece."""
@@ -124,25 +110,6 @@ class Stream:
     def stopped(self) -> bool:
         """Whether `stop` was called."""
         return self._stop.interrupted
-
-    @property
-    def answer(self) -> Answer:
-        """The answer so far: the pieces that have been taken."""
-        token_ids = [piece.token for piece in self._pieces]
-        return Answer(
-            prompt_ids=self.prompt_ids,
-            context=self.context,
-            token_ids=token_ids,
-            text=decode(self._tokenizer, token_ids),
-            finish_reason=self._finish_reason(),
-            seconds=self._seconds,
-            first_token=self._seconds if self._first_token is None else self._first_token,
-            drafting=self.drafting,
-            pieces=tuple(self._pieces),
-            statistics=self.statistics if self.drafting.speculates else None,
-            temperature=self.temperature,
-            seed=self.seed,
-        )
 
     def _finish_reason(self) -> str:
         taken = len(self.prompt_ids) + len(self.begun) + len(self._pieces) == self.loop.length

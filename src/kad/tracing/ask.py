@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from kad.engines.base import check_scorers
 from kad.text.answer import Answer, Piece
 from kad.text.contexts import AnyBasePrompt, context_of
 from kad.text.generate import stream
@@ -52,6 +53,7 @@ def trace(
     Example:
         >>> kad.trace(model, "Ann has 5 pens. She buys 8 more. How many pens does she have now?").save("trace.html")
     """
+    check_scorers(model, "kad.trace")
     asked = _asked(model, prompt, system=system, thinking=thinking, raw=raw)
     with model.using(rule, deferral_temperature):
         if text is not None:

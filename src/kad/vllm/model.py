@@ -10,13 +10,15 @@ import torch
 from torch import Tensor, nn
 from vllm.compilation.backends import set_model_tag
 from vllm.config import ModelConfig, VllmConfig, replace
+from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.model_executor.model_loader import get_model_loader
 from vllm.model_executor.model_loader.utils import initialize_model
 from vllm.model_executor.model_loader.weight_tying import maybe_retie_word_embeddings
 
-from kad.composition import Composition, compose
+from kad.composition import Composition, compose, composed
 from kad.hosts.vllm import check_second_runner
 from kad.vllm.config import PairView, part_model_config
+from kad.vllm.metrics import DeferredMass
 from kad.vllm.rows import RULE_COLUMNS, StepRules
 from kad.vllm.runner import patch_worker
 from kad.vllm.scheduler import zero_new_blocks
@@ -61,6 +63,7 @@ class KadForCausalLM(nn.Module):
             vllm_config.scheduler_config.max_num_batched_tokens,
             vllm_config.model_config.dtype,
             vllm_config.device_config.device,
+            DeferredMass.if_wanted(vllm_config.device_config.device) if get_tensor_model_parallel_rank() == 0 else None,
         )
 
     @staticmethod
@@ -128,11 +131,16 @@ class KadForCausalLM(nn.Module):
             log_pi[rows, :common] = self.step_rules.log_pi(columns[rows], partial(self._by_rule, parts))
         return log_pi
 
-    def _by_rule(self, logits: list[Tensor], rule: Rule) -> Tensor:
-        """log pi of rows; NaN in each that has none, so that only its request fails (see `kad.vllm.scheduler`)."""
+    def _by_rule(self, logits: list[Tensor], rule: Rule, with_alpha: bool) -> tuple[Tensor, Tensor | None]:
+        """log pi of rows, and the log of their deferred mass if it is counted.
+
+        A row without a distribution is NaN, so that only its request fails (see `kad.vllm.scheduler`).
+        """
         foreign = tuple(self.config.foreign_ids or ())
         composition = Composition(rule, self.config.deferral_temperature, foreign=foreign)
-        return compose(composition, *logits, check=False)
+        if with_alpha:
+            return composed(composition, *logits).log_pi_and_alpha()
+        return compose(composition, *logits, check=False), None
 
 
 def _initialize_part(vllm_config: VllmConfig, model_config: ModelConfig, prefix: str) -> nn.Module:

@@ -8,6 +8,7 @@ travels with every token, as two extra columns of the hidden states, and no pick
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,9 +16,16 @@ from torch.nn.utils.rnn import pad_sequence
 
 from kad.rules import RowRules, Rule
 
+if TYPE_CHECKING:
+    from kad.vllm.metrics import DeferredMass
+
 # A column holds a whole number below 256, which every float type down to bfloat16 represents exactly.
 _BASE = 256
 RULE_COLUMNS = 2
+
+
+# Log pi by a rule, and the log of the deferred mass if it is asked for.
+Compose = Callable[[Rule, bool], tuple[Tensor, Tensor | None]]
 
 
 class StepRules:
@@ -28,22 +36,33 @@ class StepRules:
         max_tokens: the most tokens a step can have.
         dtype: the dtype of the hidden states.
         device: their device.
+        deferred_mass: where the deferred mass of each rule is counted, if anywhere.
     """
 
-    def __init__(self, default: Rule, max_tokens: int, dtype: torch.dtype, device: torch.device | str) -> None:
+    def __init__(
+        self,
+        default: Rule,
+        max_tokens: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        deferred_mass: DeferredMass | None = None,
+    ) -> None:
         self.default = default
+        self._deferred_mass, self._counts = deferred_mass, False
         self._rules: list[Rule] = [default]
         self._table: RowRules | None = None
         # One buffer for the life of the engine: captured graphs read it at a fixed address.
         self._columns = torch.zeros(max_tokens, RULE_COLUMNS, dtype=dtype, device=device)
 
-    def assign(self, rules: Sequence[Rule], token_counts: Sequence[int]) -> None:
+    def assign(self, rules: Sequence[Rule], token_counts: Sequence[int], *, dummy: bool = False) -> None:
         """Set the rule of each request of the coming step.
 
         Args:
             rules: one rule per request, in the order of the batch.
             token_counts: how many tokens of each request the step holds.
+            dummy: whether the step answers nobody. Then nothing is counted.
         """
+        self._counts = not dummy
         numbers: dict[Rule, int] = {}
         per_request = torch.tensor([numbers.setdefault(rule, len(numbers)) for rule in rules])
         self._rules = list(numbers)
@@ -61,23 +80,38 @@ class StepRules:
         """(count, 2), the columns to put beside the hidden states of the step's first `count` tokens."""
         return self._columns[:count]
 
-    def log_pi(self, columns: Tensor, compose: Callable[[Rule], Tensor]) -> Tensor:
+    def log_pi(self, columns: Tensor, compose: Compose) -> Tensor:
         """Each row composed by its own rule, without a look at the device: the rules of a step are known on the host.
 
         Args:
             columns: (rows, 2), as cut off the hidden states again; anything if the whole step goes by one rule.
-            compose: log pi of all these rows by a rule, (rows, vocab).
+            compose: given a rule and whether the deferred mass is counted, log pi of all these rows, (rows, vocab),
+                and the log of their deferred mass, (rows, 1). None: a product, or it is not counted.
         """
+        counter = self._deferred_mass if self._counts else None
+        counts = counter is not None and counter.is_due()
         if len(self._rules) == 1:
-            return compose(self._rules[0])
+            rows, masses = compose(self._rules[0], counts)
+            if counts and counter is not None and masses is not None:
+                counter.add(self._rules, torch.zeros_like(columns[:, 0], dtype=torch.long), masses)
+            return rows
         numbers = (columns[:, 0].long() * _BASE + columns[:, 1].long()).clamp(0, len(self._rules) - 1)
         # Threshold rules are numbers in a table, and go in one pass. Each of the others makes a pass of its own.
         apart = [number for number, rule in enumerate(self._rules) if not RowRules.takes(rule)]
-        log_pi = None if self._table is None else compose(self._table[numbers])
+        log_pi: Tensor | None = None
+        log_alpha: Tensor | None = None
+        if self._table is not None:
+            log_pi, log_alpha = compose(self._table[numbers], counts)
         for number in apart:
-            rows = compose(self._rules[number])
-            log_pi = rows if log_pi is None else torch.where((numbers == number).unsqueeze(-1), rows, log_pi)
+            rows, masses = compose(self._rules[number], counts)
+            mine = (numbers == number).unsqueeze(-1)
+            log_pi = rows if log_pi is None else torch.where(mine, rows, log_pi)
+            if counts:
+                masses = torch.full_like(rows[:, :1], torch.nan) if masses is None else masses
+                log_alpha = masses if log_alpha is None else torch.where(mine, masses, log_alpha)
         assert log_pi is not None
+        if counts and counter is not None and log_alpha is not None:
+            counter.add(self._rules, numbers, log_alpha)
         return log_pi
 
 

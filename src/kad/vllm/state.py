@@ -50,7 +50,7 @@ class PairState(DefaultModelState):
 
     def prepare_dummy_inputs(self, num_reqs: int, num_tokens: int) -> dict[str, Any]:
         """A run without requests goes by the pair's own rule."""
-        self.step_rules.assign([self.step_rules.default], [num_tokens])
+        self.step_rules.assign([self.step_rules.default], [num_tokens], dummy=True)
         inputs: dict[str, Any] = super().prepare_dummy_inputs(num_reqs, num_tokens)
         return inputs
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from kad.evaluation.methods import Method
 from kad.evaluation.tasks.task import Continuation, Renderer
+from kad.text.sampling import Sampling
 
 if TYPE_CHECKING:
     from kad.text.answer import Answer
@@ -65,6 +66,18 @@ class Completion:
             deferred_mass=deferred_mass,
             acceptance=acceptance,
         )
+
+
+def sampling_of(request: Request) -> Sampling:
+    """Nothing but the temperature acts on log pi."""
+    head: dict[str, Any] = {"top_k": 0, "top_p": 1.0} if request.temperature > 0 else {}
+    return Sampling(
+        max_new_tokens=request.max_new_tokens,
+        temperature=request.temperature,
+        seed=request.seed,
+        stop=request.until,
+        **head,
+    )
 
 
 class Engine(Protocol):

@@ -17,6 +17,7 @@ from kad.loading import kept_tokenizer, load_generation_config, load_model, load
 from kad.modeling import KadForCausalLM
 from kad.pairs import Part, shared_vocabulary
 from kad.sources import Source
+from kad.text.sampling import end_tokens
 from kad.vocabulary import OWN
 
 
@@ -31,6 +32,21 @@ def speaker(method: Method, sources: Collection[str], base_prompt: BasePrompt | 
     if method.role == "base" and base_prompt is not None:
         return "base"
     return "pair" if "pair" in sources else "aligned"
+
+
+def settings_of(
+    method: Method, sources: Mapping[str, Source], tokenizer: Any, base_prompt: BasePrompt | None = None
+) -> GenerationConfig:
+    """Ends of a text, and nothing else: top-p, penalties and the like of a model's file would not be the method's.
+
+    A base model alone also ends where the aligned model would: it sees the aligned model's chat.
+    """
+    roles = {speaker(method, sources, base_prompt), *(method.needs if method.rule is None else ())}
+    ends = {tokenizer.eos_token_id}
+    for config in (load_generation_config(sources[role]) for role in roles):
+        ends.update(end_tokens(config) if config is not None else ())
+    eos = sorted(token for token in ends if token is not None)
+    return GenerationConfig(eos_token_id=eos, pad_token_id=tokenizer.pad_token_id)
 
 
 class Models:
@@ -77,7 +93,7 @@ class Models:
         """The model that the method decodes with, its generation settings cleared of all but the ends of a
         text."""
         model = self._compose(method) if method.rule is not None else self.part(method.name)
-        model.generation_config = self._generation_config(method)
+        model.generation_config = settings_of(method, self.sources, self.tokenizer(method), self.base_prompt)
         return model
 
     def part(self, role: str) -> PreTrainedModel:
@@ -120,18 +136,3 @@ class Models:
                 model.base_tokenizer = kept_tokenizer(self.source("base"))
             self._composed = (key, model)
         return self._composed[1]
-
-    def _generation_config(self, method: Method) -> GenerationConfig:
-        """Ends of a text, and nothing else: top-p, penalties and the like of a model's file would not be the
-        method's.
-
-        A base model alone also ends where the aligned model would: it sees the aligned model's chat.
-        """
-        tokenizer = self.tokenizer(method)
-        roles = {speaker(method, self.sources, self.base_prompt), *(method.needs if method.rule is None else ())}
-        configs = [load_generation_config(self.source(role)) for role in roles]
-        ends = {tokenizer.eos_token_id}
-        for config in filter(None, configs):
-            ends.update(config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id])
-        eos = sorted(token for token in ends if token is not None)
-        return GenerationConfig(eos_token_id=eos, pad_token_id=tokenizer.pad_token_id)

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from kad.base_prompt import BasePrompt
 from kad.errors import UsageError
-from kad.evaluation.engines.engine import Completion, Request
+from kad.evaluation.engines.engine import Completion, Request, sampling_of
 from kad.evaluation.engines.models import Models
 from kad.evaluation.methods import Method
 from kad.evaluation.tasks.task import Continuation, Renderer, chat_renderer
@@ -20,7 +20,6 @@ from kad.text.answer import Answer
 from kad.text.batch import generate_all
 from kad.text.contexts import Context, default_base_prompt, own_context
 from kad.text.prompts import encode_plain
-from kad.text.sampling import Sampling
 from kad.text.score import score_tokens
 from kad.text.streaming import Stream
 
@@ -122,7 +121,7 @@ def _before(completion: Completion, stops: Sequence[str]) -> Completion:
 def _plain(model: PreTrainedModel, tokenizer: Any, prompts: list[Context], requests: Sequence[Request]) -> list[Answer]:
     seeds = [request.seed for request in requests]
     return generate_all(
-        model, tokenizer, prompts, sampling=_sampling(requests[0]), seeds=seeds, batch_size=len(requests)
+        model, tokenizer, prompts, sampling=sampling_of(requests[0]), seeds=seeds, batch_size=len(requests)
     )
 
 
@@ -135,20 +134,8 @@ def _speculative(model: KadForCausalLM, prompt: Context, requests: Sequence[Requ
         model,
         prompt,
         model.composition,
-        _sampling(requests[0]),
+        sampling_of(requests[0]),
         method.speculation.num_draft_tokens,
         drafter=method.speculation.draft,
         origins=False,
     ).finish()
-
-
-def _sampling(request: Request) -> Sampling:
-    """Nothing but the temperature acts on log pi."""
-    head: dict[str, Any] = {"top_k": 0, "top_p": 1.0} if request.temperature > 0 else {}
-    return Sampling(
-        max_new_tokens=request.max_new_tokens,
-        temperature=request.temperature,
-        seed=request.seed,
-        stop=request.until,
-        **head,
-    )

@@ -1,0 +1,83 @@
+"""An answer under way: its pieces as they come, and what is known of it so far."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+from kad.speculation.statistics import SpeculationStatistics
+from kad.text.answer import Answer, Piece
+from kad.text.contexts import Context
+from kad.text.drafting import Drafting
+from kad.text.prompts import decode
+
+
+class LiveAnswer(Iterator[Piece]):
+    """An iterator over the pieces of an answer. `answer` is the answer so far, and `stop` ends it early.
+
+    Attributes:
+        prompt_ids: the prompt's tokens.
+        context: what each model read before the answer.
+        drafting: whether the aligned model drafts, and why or why not.
+        temperature: the temperature of a sampled answer. None for a greedy one.
+        seed: the seed of a sampled answer. None for a greedy one.
+        statistics: the counts of speculation.
+    """
+
+    prompt_ids: list[int]
+    context: Context
+    drafting: Drafting
+    temperature: float | None
+    seed: int | None
+    statistics: SpeculationStatistics
+    _tokenizer: Any
+    _run: Iterator[Piece]
+
+    def __init__(self) -> None:
+        self._pieces: list[Piece] = []
+        self._first_token: float | None = None
+        self._seconds = 0.0
+
+    def __next__(self) -> Piece:
+        piece = next(self._run)
+        self._pieces.append(piece)
+        return piece
+
+    def finish(self) -> Answer:
+        """Take all remaining pieces and return the whole answer."""
+        for _ in self:
+            pass
+        return self.answer
+
+    @abstractmethod
+    def stop(self) -> None:
+        """End the answer after the current piece."""
+
+    @property
+    @abstractmethod
+    def stopped(self) -> bool:
+        """Whether `stop` was called."""
+
+    @property
+    def answer(self) -> Answer:
+        """The answer so far: the pieces that have been taken."""
+        token_ids = [piece.token for piece in self._pieces]
+        return Answer(
+            prompt_ids=self.prompt_ids,
+            context=self.context,
+            token_ids=token_ids,
+            text=decode(self._tokenizer, token_ids),
+            finish_reason=self._finish_reason(),
+            seconds=self._seconds,
+            first_token=self._seconds if self._first_token is None else self._first_token,
+            drafting=self.drafting,
+            pieces=tuple(self._pieces),
+            statistics=self.statistics if self.drafting.speculates else None,
+            temperature=self.temperature,
+            seed=self.seed,
+        )
+
+    @abstractmethod
+    def _finish_reason(self) -> str:
+        """Why the answer ended, or "interrupted"."""

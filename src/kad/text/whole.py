@@ -1,0 +1,177 @@
+"""Answers of engines that run whole generations themselves, one as a stream or many at once."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from kad.engines.base import Ask, DraftCounts, Generates
+from kad.errors import OptionError
+from kad.speculation.statistics import SpeculationStatistics
+from kad.speculation.windows import AUTO
+from kad.text import drafting
+from kad.text.answer import Answer, Piece
+from kad.text.contexts import Context
+from kad.text.drafting import Drafting
+from kad.text.live import LiveAnswer
+from kad.text.prompts import Detokenizer, decode, room
+from kad.text.sampling import Sampling, end_tokens
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
+
+    from kad.composition import Composition
+
+
+class WholeStream(LiveAnswer):
+    """The pieces of an answer. They say neither which model a token came from nor what speculation did.
+
+    Arguments and errors are those of `kad.text.streaming.Stream`.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        prompt: Context | Sequence[int],
+        composition: Composition,
+        sampling: Sampling,
+        num_draft_tokens: int | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.context = _one_prompt(Context.of(prompt))
+        self.prompt_ids = self.context.ids
+        space = room(model, len(self.prompt_ids))
+        config = sampling.apply(model.generation_config, space)
+        self.drafting = choose_drafts(model, num_draft_tokens)
+        self.seed = sampling.seeded().seed if config.do_sample else None
+        self.temperature = _temperature(config)
+        self.statistics = SpeculationStatistics()
+        self._tokenizer = model.tokenizer
+        self._full = "context" if config.max_new_tokens == space else "length"
+        self._stopped, self._reason = False, "interrupted"
+        self._run = self._pieces_of(model, Ask(self.prompt_ids, config, end_tokens(config), self.seed, composition))
+
+    def stop(self) -> None:
+        """End the answer after the current piece."""
+        self._stopped = True
+
+    @property
+    def stopped(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stopped
+
+    def _finish_reason(self) -> str:
+        return self._reason
+
+    def _pieces_of(self, model: Generates, ask: Ask) -> Iterator[Piece]:
+        text, draft_tokens = Detokenizer(self._tokenizer), int(self.drafting.draft_tokens)
+        before, started = model.draft_counts(), time.perf_counter()
+        with closing(model.run([ask], draft_tokens)) as emissions:  # type: ignore[type-var]
+            for emission in emissions:
+                self._seconds = time.perf_counter() - started
+                if self._first_token is None:
+                    self._first_token = self._seconds
+                pieces = [Piece(token, text.push(token)) for token in emission.token_ids]
+                if emission.finish_reason is not None and pieces:
+                    pieces[-1] = replace(pieces[-1], text=pieces[-1].text + text.finish())
+                for index, piece in enumerate(pieces, start=1):
+                    if index == len(pieces) and emission.finish_reason is not None:
+                        self._reason = _reason(emission.finish_reason, self._full)
+                    yield piece
+                    if self._stopped:
+                        return
+        self.statistics = _statistics(before, model.draft_counts(), len(self._pieces), self._seconds)
+
+
+def answer_all(
+    model: Generates,
+    tokenizer: Any,
+    prompts: Sequence[Context | Sequence[int]],
+    config: GenerationConfig,
+    seeds: Sequence[int] | None,
+    *,
+    drafts: Drafting,
+    drafter: str,
+    progress: Callable[[int], object],
+) -> list[Answer]:
+    """The answers to many prompts. The engine decides how many of them run at once.
+
+    The first answer has the counts of speculation of all.
+    """
+    composition, ends = getattr(model, "composition", None), end_tokens(config)
+    contexts = [_one_prompt(Context.of(prompt)) for prompt in prompts]
+    asks = [
+        Ask(context.ids, config, ends, None if seeds is None else seeds[index], composition)
+        for index, context in enumerate(contexts)
+    ]
+    before, started = model.draft_counts(), time.perf_counter()
+    tokens: list[list[int]] = [[] for _ in prompts]
+    reasons = ["interrupted"] * len(prompts)
+    for emission in model.run(asks, int(drafts.draft_tokens), drafter):
+        tokens[emission.index] += emission.token_ids
+        if emission.finish_reason is not None:
+            reasons[emission.index] = emission.finish_reason
+            progress(1)
+    seconds = time.perf_counter() - started
+    counted = _statistics(before, model.draft_counts(), sum(map(len, tokens)), seconds)
+    return [
+        Answer(
+            prompt_ids=context.ids,
+            context=context,
+            token_ids=tokens[index],
+            text=decode(tokenizer, tokens[index]),
+            finish_reason=reasons[index],
+            seconds=seconds / len(prompts),
+            first_token=seconds / len(prompts),
+            drafting=drafts,
+            statistics=counted if drafts.speculates and index == 0 else None,
+            temperature=_temperature(config),
+            seed=None if seeds is None else seeds[index],
+        )
+        for index, context in enumerate(contexts)
+    ]
+
+
+def choose_drafts(model: Generates, num_draft_tokens: int | str | None) -> Drafting:
+    """As many drafts as the caller asks for, else as many as the engine has now.
+
+    Raises:
+        UsageError: "auto".
+    """
+    asked = drafting.check(num_draft_tokens)
+    if asked == AUTO:
+        raise OptionError("vLLM drafts a fixed number of tokens: give `num_draft_tokens` a number, not auto.")
+    if asked is None:
+        return Drafting(model.draft_tokens, "as the engine was started")
+    return Drafting(asked, "as asked")
+
+
+def _one_prompt(context: Context) -> Context:
+    if context.base_ids is not None:
+        raise OptionError(
+            "vLLM gives all models of a pair one prompt, but the base model is asked by a prompt of its own. Use "
+            'another engine, or `base_prompt="same"`.'
+        )
+    return context
+
+
+def _statistics(before: DraftCounts, after: DraftCounts, tokens: int, seconds: float) -> SpeculationStatistics:
+    """What speculation did between two looks at the engine."""
+    lengths = Counter(after.lengths) - Counter(before.lengths)
+    drafted = after.drafted - before.drafted
+    found = SpeculationStatistics(tokens=tokens, drafted=drafted, lengths=lengths, seconds_total=seconds)
+    found.windows = found.lengths.total()
+    found.accepted = sum(length * windows for length, windows in found.lengths.items())
+    return found
+
+
+def _temperature(config: GenerationConfig) -> float | None:
+    return (config.temperature or 1.0) if config.do_sample else None
+
+
+def _reason(reason: str, full: str) -> str:
+    return full if reason == "length" else reason

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 import kad
-from conftest import make_model
+from conftest import make_model, make_tokenizer
 from kad.engines.captured import Captures
-from kad.errors import UsageError
+from kad.errors import OptionError, UsageError
 from kad.speculation import SpeculationStatistics
+from test_text import TableEngine
 from uniforms import FALSE_ALARM, p_value
 
 PAD = 2
@@ -88,6 +89,19 @@ def test_what_is_filled_in_is_forgotten(
     assert decode(pair, ids, **options) == truth
     monkeypatch.setattr(Capture, "forget", lambda self, count: None)
     assert decode(pair, ids, **options) != truth
+
+
+def test_answers_in_python_are_captured_too(pair: kad.KadForCausalLM) -> None:
+    """`kad.generate`, and only on models of Transformers."""
+    prompt, greedy = [5, 6, 7, 8], kad.Sampling(temperature=0, max_new_tokens=20)
+    pair.tokenizer = make_tokenizer()
+    for window in (0, 3):
+        options: dict[str, Any] = {"sampling": greedy, "num_draft_tokens": window}
+        captured = kad.generate(pair, prompt, compile="eager", **options)
+        assert captured.token_ids == kad.generate(pair, prompt, **options).token_ids
+    table = TableEngine("dual", vocab=3, eos=2)
+    with pytest.raises(OptionError, match="Only models that Transformers runs"):
+        kad.generate(table, [0, 1], compile="eager")
 
 
 def test_two_generations_at_once_do_not_share_a_cache(pair: kad.KadForCausalLM) -> None:

@@ -54,7 +54,7 @@ def test_a_template_writes_the_whole_conversation(given: str, text: str) -> None
 
 def test_stops_come_from_the_line_of_the_question() -> None:
     stops = [BasePrompt.parse(given).stops for given in ("qa", "chat", "plain", "{system}Q: {question}\nA:")]  # type: ignore[union-attr]
-    assert stops == [("\nQuestion:",), ("\nUser:",), (), ("\nQ:",)]
+    assert stops == [("\n\nQuestion:", "\nQuestion:"), ("\nUser:",), (), ("\n\nQ:", "\nQ:")]
 
 
 def test_examples_stand_before_the_question(tmp_path: Path) -> None:
@@ -70,7 +70,9 @@ def test_examples_stand_before_the_question(tmp_path: Path) -> None:
 def test_files_hold_a_template_or_all_of_it(tmp_path: Path) -> None:
     (tmp_path / "form.txt").write_text("Frage: {question}\nAntwort:\n")
     (tmp_path / "form.json").write_text('{"template": "{question}", "stops": ["##"]}')
-    assert BasePrompt.parse(tmp_path / "form.txt") == BasePrompt("Frage: {question}\nAntwort:", ("\nFrage:",))
+    assert BasePrompt.parse(tmp_path / "form.txt") == BasePrompt(
+        "Frage: {question}\nAntwort:", ("\n\nFrage:", "\nFrage:")
+    )
     assert BasePrompt.parse(tmp_path / "form.json") == BasePrompt("{question}", ("##",))
     assert BasePrompt.parse("same") is None
 

@@ -59,7 +59,7 @@ class BasePrompt:
             given: "qa", "chat", "plain", "few-shot:FILE" (lines of JSON with a question and an answer), "same", a text
                 with `{question}` or `{messages}`, a file, or the dict of `to_dict`. A .json file holds such a dict,
                 any other file is a template. The stops of a template are taken from the line of its question: from
-                "Question: {question}\nAnswer:" comes "\nQuestion:".
+                "Question: {question}\nAnswer:" come "\n\nQuestion:" and "\nQuestion:".
 
         Raises:
             OptionError: nothing of these, or a file that cannot be read.
@@ -148,7 +148,7 @@ class BasePrompt:
 
 
 BUILT_IN = {
-    "qa": BasePrompt("{system}Question: {question}\nAnswer: ", ("\nQuestion:",)),
+    "qa": BasePrompt("{system}Question: {question}\nAnswer: ", ("\n\nQuestion:", "\nQuestion:")),
     "chat": BasePrompt("{system}{messages}Assistant: ", ("\nUser:",)),
     "plain": BasePrompt("{system}{question}\n"),
 }
@@ -179,7 +179,8 @@ def _stops_of(template: str) -> tuple[str, ...]:
     if "{messages}" in template:
         return (f"\n{_SPEAKERS['user']}:",)
     line = template.partition("{question}")[0].rpartition("\n")[2].replace("{system}", "").rstrip()
-    return (f"\n{line}",) if line else ()
+    # Examples are separated by an empty line. It belongs to the stop, else p's first line break is in its answer.
+    return (f"\n\n{line}", f"\n{line}") if line else ()
 
 
 def _examples(name: str) -> tuple[tuple[str, str], ...]:

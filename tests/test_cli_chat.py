@@ -260,7 +260,9 @@ def test_in_a_terminal(tmp_path: Path) -> None:
     os.close(side)
     screen = Screen(terminal)
     try:
-        assert "Ctrl-D leaves" in screen.until("› ")
+        greeting = screen.until("› ")
+        assert "Ctrl-D leaves" in greeting
+        assert "knows word problems" in greeting
         os.write(terminal, (ANN + "\n").encode())
         assert "5 + 8 = 13" in screen.until("\n› ")
         os.write(terminal, b"/rlue\n")

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kad.cli import options, stdio
+from kad.cli import loading, options, stdio
 from kad.errors import KadError
 from kad.text.drafting import DraftTokens
 from kad.text.sampling import Sampling
@@ -51,6 +51,9 @@ def command(
             )
         )
     if sys.stdin.isatty():
+        note = loading.topic(models, "")
+        if note is not None:
+            stdio.message(f"{note[0].upper()}{note[1:]}\n")
         _interactive(talk)
     else:
         for line in sys.stdin:

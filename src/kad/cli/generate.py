@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kad.cli import options, stdio
+from kad.cli import loading, options, stdio
 from kad.cli.prompts import read_prompt
 from kad.errors import UsageError
 from kad.options import Option
@@ -57,6 +57,9 @@ def command(
     if as_json and color:
         raise UsageError("Give --json or --color, not both; the JSON holds the origin shares.")
     started = time.perf_counter()
+    note = loading.topic(models, text)
+    if note is not None and stdio.stderr().is_terminal:
+        stdio.message(f"note: {note}")
     model = models.load()
     from kad.cli import display, origins
     from kad.text.generate import stream as answer_to

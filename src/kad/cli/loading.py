@@ -54,6 +54,16 @@ def doubts(names: Mapping[str, object], parameters: Mapping[str, int] | None = N
         yield "the aligned model is bigger than the base model; did you mix them up?"
 
 
+def topic(options: ModelOptions, prompt: str) -> str | None:
+    """What the embedded pair can talk about, for a prompt that it cannot answer: one without a number."""
+    if options.pair not in (None, "tiny") or options.base is not None or any(sign.isdigit() for sign in prompt):
+        return None
+    return (
+        "the embedded pair knows word problems with sums and nothing else, such as: Ann has 5 pens. She buys 8 more. "
+        "How many? Two real models: kad demo --real"
+    )
+
+
 def quiet_transformers() -> None:
     """Silence Transformers' bars and remarks; errors still come as exceptions."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -57,6 +57,12 @@ def test_stops_come_from_the_line_of_the_question() -> None:
     assert stops == [("\n\nQuestion:", "\nQuestion:"), ("\nUser:",), (), ("\n\nQ:", "\nQ:")]
 
 
+def test_a_base_prompt_is_named_by_one_text_where_one_says_it() -> None:
+    form = "Q: {question}\nA:"
+    assert [BasePrompt.named(given) for given in ("qa", "same", form, None, [5, 6])] == ["qa", "same", form, None, None]
+    assert BasePrompt.named(BasePrompt(form, ("##",))) is None
+
+
 def test_examples_stand_before_the_question(tmp_path: Path) -> None:
     (tmp_path / "some.jsonl").write_text('{"question": "1+1?", "answer": "2"}\n\n{"question": "2+2?", "answer": "4"}\n')
     made = BasePrompt.parse(f"few-shot:{tmp_path / 'some.jsonl'}")
@@ -196,6 +202,7 @@ def test_the_trace_has_both_prompts() -> None:
     assert made.base_prompt is not None
     assert made.base_prompt.endswith("How many?\nAnswer:\n")
     assert "Answer:" not in made.prompt
+    assert made.generation["asked"]["base_prompt"] == "qa"
     assert type(made).from_json(made.to_json()) == made
 
 

@@ -110,6 +110,17 @@ class BasePrompt:
         examples = [{"question": question, "answer": answer} for question, answer in self.examples]
         return {"template": self.template, "stops": list(self.stops), "examples": examples}
 
+    @classmethod
+    def named(cls, given: Any) -> str | None:
+        """What `parse` reads back, as one text: a name or a template. None where no text says it, as with examples."""
+        if given == SAME:
+            return SAME
+        made = cls.parse(given) if given is None or isinstance(given, str | Path | Mapping | BasePrompt) else None
+        names = [name for name, prompt in BUILT_IN.items() if prompt == made]
+        if made is None or names:
+            return names[0] if names else None
+        return made.template if made == cls.parse(made.template) else None
+
     def line_break_for_space(self) -> BasePrompt:
         """The same with a line break where the template ends in spaces.
 

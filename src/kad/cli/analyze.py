@@ -39,7 +39,7 @@ def command(
     sampled: Annotated[bool, Option("Answer by sampling at temperature 1, not greedily.", name="--sample")] = False,
     out: Annotated[Path | None, Option("Also write the JSON to a file.", "FILE", "-o")] = None,
     as_json: Json = False,
-    models: Annotated[ModelOptions, Without("reference", "rule", "engine", "engine_options")],
+    models: Annotated[ModelOptions, Without("reference", "rule", "base_prompt", "engine", "engine_options")],
     seed: Annotated[int, Option("Seed of the random numbers.", "N", allowed=">= 0")] = 0,
 ) -> None:
     """Measure how close primal and dual come to the exact optimum of the knapsack, at every position of answers.

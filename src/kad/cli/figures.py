@@ -30,7 +30,7 @@ def command(
         Option("The big aligned model, which figure 3 compares with.", "MODEL", shown="the embedded pair's own"),
     ] = None,
     as_json: Json = False,
-    models: Annotated[ModelOptions, Without("rule", "engine", "engine_options")],
+    models: Annotated[ModelOptions, Without("rule", "base_prompt", "engine", "engine_options")],
 ) -> None:
     """Draw the paper's figures for a pair, as PNG and SVG, each with the JSON that it was drawn from.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from kad.base_prompt import BasePrompt
 from kad.engines.base import check_scorers
 from kad.text.answer import Answer, Piece
 from kad.text.contexts import AnyBasePrompt, context_of
@@ -54,7 +55,7 @@ def trace(
         >>> kad.trace(model, "Ann has 5 pens. She buys 8 more. How many pens does she have now?").save("trace.html")
     """
     check_scorers(model, "kad.trace")
-    asked = _asked(model, prompt, system=system, thinking=thinking, raw=raw)
+    asked = _asked(model, prompt, base_prompt, system=system, thinking=thinking, raw=raw)
     with model.using(rule, deferral_temperature):
         if text is not None:
             context = context_of(model, prompt, system=system, thinking=thinking, raw=raw, base_prompt=base_prompt)
@@ -72,11 +73,13 @@ def trace(
         )  # fmt: skip
 
 
-def _asked(model: Loaded, prompt: Prompt, **options: Any) -> dict[str, Any]:
+def _asked(model: Loaded, prompt: Prompt, base_prompt: AnyBasePrompt | None, **options: Any) -> dict[str, Any]:
     """The question as it was given, so that the page can show the command that asks it again under another rule."""
     if not isinstance(prompt, str):
         return {}
     given = {name: value for name, value in options.items() if value not in (None, False)}
+    own = BasePrompt.named(model.base_prompt if base_prompt is None else base_prompt)
+    given |= {"base_prompt": own} if own else {}
     pair = public_name(getattr(model.config, "_name_or_path", ""))
     return {"asked": {"prompt": prompt, **({"pair": pair} if pair else {}), **given}}
 

@@ -81,6 +81,7 @@ kad.command = (reading) => {
   const quoted = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replace(/'/g, "'\\''")}'`);
   const models = asked.pair ? [["pair", asked.pair]] : Object.entries(trace.models);
   const options = [...models, ["rule", kad.ruleText(trace, reading.rule, reading.value)]];
+  if (asked.base_prompt) options.push(["base-prompt", asked.base_prompt]);
   if (asked.system) options.push(["system", asked.system]);
   options.push(["temperature", sampled ? temperature : 0]);
   if (sampled) options.push(["seed", seed]);

@@ -47,6 +47,7 @@
     const element = kad.make("section", {class: "reading", "aria-label": traces.length > 1 ? `Trace ${number + 1}: ${trace.rule_text}` : "Answer"},
       facts(trace),
       kad.make("details", {class: "prompt"}, kad.make("summary", {}, "Prompt"), kad.make("p", {}, trace.prompt)),
+      trace.base_prompt ? kad.make("details", {class: "prompt"}, kad.make("summary", {}, "Prompt of the base model"), kad.make("p", {}, trace.base_prompt)) : "",
       legendOf(reading.measure), reading.element, timeline.element, kad.disagreements(reading, jump),
       kad.make("section", {class: "card what-if", "aria-label": "Another rule on this text"},
         kad.make("h2", {}, "Another rule on this text"), controls.element, verdict, command.element,

@@ -19,7 +19,7 @@ import torch
 
 import kad
 from benchmarks.harness import save
-from kad.engines.translated import Translated
+from kad.engines.translated import LEAST, LEAST_BRANCH, Translated
 from kad.text.contexts import context_of
 from kad.text.streaming import Stream
 from kad.translation import Nodes, Translation
@@ -75,7 +75,7 @@ def compare(model: Any, given: list[dict[str, Any]], positions: int) -> dict[str
     for item in given:
         context = context_of(model, item["question"])
         rows = []
-        for least, branch, most in ((0.002, 0.05, 32), (0.0002, 0.002, 200)):
+        for least, branch, most in ((LEAST, LEAST_BRANCH, 32), (LEAST / 10, 0.01, 200)):
             scorer = model.scorers(["base"])["base"]
             last = scorer.advance(torch.tensor(context.base_ids), 1)[0]
             nodes = Nodes(scorer, last, base, least)

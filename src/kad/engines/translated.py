@@ -15,6 +15,8 @@ from kad.translation.token_bytes import whole_characters
 
 # Tokens of the base model below this probability are not looked at one by one. Part of the definition of the rows.
 LEAST = 0.002
+# A way to go on that has less than this share, and is not settled, is not followed. Likewise.
+LEAST_BRANCH = 0.4
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,9 @@ class Translated:
         last = self.scorer.advance(unread, 1)[0]
         known = self._languages
         nodes = Nodes(self.scorer, last, known.base, LEAST, self._temperature)
-        translation = Translation(nodes, known.aligned, opened=known.opened, stops=known.stops)
+        translation = Translation(
+            nodes, known.aligned, opened=known.opened, stops=known.stops, least_branch=LEAST_BRANCH
+        )
         self._translation = nodes, translation
         return self._translation
 

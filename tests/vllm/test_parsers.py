@@ -11,9 +11,10 @@ import pytest
 import torch
 from models import write_pair
 from server import Server
-from test_server import ENVIRONMENT
 from tokenizers import Tokenizer, decoders, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from test_server import ENVIRONMENT
 
 THOUGHT, CALL = "Two numbers, so add them.", {"name": "add", "arguments": {"a": 24, "b": 13}}
 SCRIPT = ["<start>", "<think>", THOUGHT, "</think>", "<tool_call>", json.dumps(CALL), "</tool_call>", "<end>"]

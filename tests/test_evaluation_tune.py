@@ -8,13 +8,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from kad.cli.main import app
 from kad.errors import UsageError
 from kad.evaluation.choice import choose, refuse_test_splits, write_rule
+from kad.evaluation.engines.engine import Completion
+from kad.evaluation.evaluate import Plan
 from kad.evaluation.grid import Point, make_grid
+from kad.evaluation.speed import alternating, measure_speeds
 from kad.evaluation.tasks.task import load_tasks
+from kad.sources import Source
 
 POINTS = make_grid("dual", None, "0.2,0.4,0.6")
+SOURCES = {role: Source.parse(f"tiny:{name}") for role, name in (("base", "big-base"), ("aligned", "small-aligned"))}
 
 
 def outcome(point: Point, marks: list[float], seconds: float) -> list[dict[str, Any]]:
@@ -140,7 +147,7 @@ def test_wrong_objectives(options: dict[str, Any], words: str) -> None:
 
 def test_test_splits_are_refused_unless_told() -> None:
     published, development = load_tasks(["kad_tiny"], limit=1), load_tasks(["kad_tiny_development"], limit=1)
-    with pytest.raises(UsageError, match="kad_tiny is a test split; tune on development tasks"):
+    with pytest.raises(UsageError, match=r"kad_tiny is a test split \(.*\); tune on development tasks"):
         refuse_test_splits([*development, *published], allowed=False)
     refuse_test_splits(published, allowed=True)
     refuse_test_splits(development, allowed=False)
@@ -172,3 +179,73 @@ def test_the_metric_is_one_of_the_tasks() -> None:
     assert choose(POINTS, records, metric="behaves").candidates[1].accuracy == 0.5
     with pytest.raises(UsageError, match="no metric 'strict'; choose --metric from right, behaves"):
         choose(POINTS, records, metric="strict")
+
+
+def test_speeds_measured_side_by_side_count_and_not_the_runs() -> None:
+    """The run went through 0.2 at 10 tokens a second, through 0.6 at 5; the rounds say the opposite, with doubt."""
+    records = outcomes((0.9, 0.9, 0.1), (1, 2, 1))
+    speeds = np.array([[4.0, 6.0, 9.0], [5.0, 6.0, 9.0], [6.0, 5.0, 9.0]])
+    choice = choose(POINTS, records, objective="speed", floor=0.6, speeds=speeds)
+    assert choice.chosen.value == 0.4
+    assert [candidate.throughput for candidate in choice.candidates] == pytest.approx([5, 17 / 3, 9])
+    # Of the 27 resamples of the rounds, 0.2 wins seven (the sum of 4-6, 5-6 and 6-5 over zero), and none is a tie
+    # but those of sum zero.
+    sums = [a + b + c for a in (-2, -1, 1) for b in (-2, -1, 1) for c in (-2, -1, 1)]
+    expected = sum(1.0 if total > 0 else 0.5 if total == 0 else 0.0 for total in sums) / 27
+    assert choice.candidates[0].chance == pytest.approx(expected, abs=0.02)
+    assert choice.candidates[2].chance == 0
+
+
+class Slowing:
+    """An engine that takes a second more at each call, whatever it is asked, and ten times as long at its first one."""
+
+    def __init__(self, methods: int) -> None:
+        self.calls: list[tuple[str, tuple[str, ...]]] = []
+        self.warm_up = methods
+
+    def renderer(self, method: Any) -> Any:
+        return lambda conversation: conversation[-1]["content"]
+
+    def batch_size(self, method: Any, wanted: int) -> int:
+        return wanted
+
+    def generate(self, method: Any, requests: Any) -> list[Completion]:
+        self.calls.append((method.name, tuple(request.prompt for request in requests)))
+        later = len(self.calls) - self.warm_up
+        tokens = 1000.0 if later <= 0 else 100 - later
+        return [Completion("", 1, int(tokens), True, 1.0) for _ in requests]
+
+
+def test_a_machine_that_grows_slower_favors_no_value() -> None:
+    plan = Plan(models=SOURCES, methods=tuple(point.method for point in POINTS), tasks=("kad_tiny",), limit=12)
+    tasks = load_tasks(["kad_tiny"], limit=12)
+    engine = Slowing(len(POINTS))
+    speeds = alternating(plan, tasks, engine, plan.settings(tasks), rounds=4)  # type: ignore[arg-type]
+    assert speeds.shape == (4, 3)
+    assert speeds.mean(axis=0).tolist() == [93.5] * 3  # twelve calls at 99, 98, ... 88, and no warm-up
+    for start in range(0, 15, 3):
+        turn = engine.calls[start : start + 3]
+        assert len({prompts for _, prompts in turn}) == 1
+        assert {name for name, _ in turn} == {point.method.name for point in POINTS}
+    assert len({prompts for _, prompts in engine.calls}) > 1
+
+
+def test_speed_of_scored_options_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"q": "1 + 1 =", "right": 0}\n')
+    (tmp_path / "own.yaml").write_text(
+        "task: own_choice\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: rows.jsonl\ntest_split: test\n"
+        "output_type: multiple_choice\ndoc_to_text: '{{q}}'\ndoc_to_choice: [two, three]\ndoc_to_target: right\n"
+    )
+    plan = Plan(models=SOURCES, methods=(POINTS[0].method,), tasks=("own_choice",), include_path=tmp_path)
+    with pytest.raises(UsageError, match="needs a task whose answers are generated"):
+        measure_speeds(plan)
+
+
+def test_the_fastest_value_of_a_real_pair(tmp_path: Path) -> None:
+    """The whole command: the run, the rounds side by side, the choice, in JSON."""
+    options = ["--rule", "dual", "--grid", "0.4,0.9", "--objective", "speed", "--floor", "0", "--no-write", "--json"]
+    result = CliRunner().invoke(app, ["tune", *options, "--limit", "4", "-n", "4", "-o", str(tmp_path / "run")])
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["chosen"]["throughput"] == max(candidate["throughput"] for candidate in found["candidates"])
+    assert "measuring the speed of 2 values side by side" in result.stderr

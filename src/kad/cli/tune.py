@@ -13,6 +13,7 @@ from kad.cli.sweep import DEVELOPMENT, Grid, Parameter, RuleToSweep, Speculative
 from kad.errors import UsageError
 from kad.evaluation.options import RunOptions, TaskOptions
 from kad.options import Option
+from kad.quantities import counted
 
 if TYPE_CHECKING:
     from kad.evaluation.choice import Choice
@@ -60,6 +61,7 @@ def command(
     from kad.evaluation.choice import check_objective, choose, refuse_test_splits, write_rule
     from kad.evaluation.grid import WINDOW, make_grid
     from kad.evaluation.results.storage import read_samples
+    from kad.evaluation.speed import measure_speeds
     from kad.evaluation.tasks.task import load_tasks
 
     check_objective(objective, floor)
@@ -75,7 +77,12 @@ def command(
             raise UsageError(f"{task.info.name} has no metric {metric!r}; choose --metric from {known}")
     plan = shared.make_plan(models, tasks, run, [point.method for point in points])
     shared.execute(plan, out)
-    choice = choose(points, list(read_samples(out)), objective=objective, floor=floor, metric=metric, seed=run.seed)
+    speeds = None
+    if objective == "speed":
+        stdio.message(f"measuring the speed of {counted(len(points), 'value')} side by side")
+        speeds = measure_speeds(plan)
+    records = list(read_samples(out))
+    choice = choose(points, records, objective=objective, floor=floor, metric=metric, speeds=speeds, seed=run.seed)
     chosen = str(next(point.method.rule for point in points if point.value == choice.chosen.value))
     if target is not None:
         write_rule(target, chosen)

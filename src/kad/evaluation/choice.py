@@ -31,7 +31,8 @@ class Candidate:
         value: of the parameter.
         rule: the method's name.
         accuracy: mean over the questions.
-        throughput: new tokens a second, as the run happened to measure it.
+        throughput: new tokens a second: the mean of the rounds if they were measured side by side, or else as the run
+            happened to measure it.
         chance: the share of bootstrap resamples of the questions in which this candidate wins. Equals share it.
         told_apart: whether the questions tell it from the most accurate one: the 95 % interval of the paired
             difference leaves out zero.
@@ -86,6 +87,7 @@ def choose(
     objective: str = "accuracy",
     floor: float | None = None,
     metric: str | None = None,
+    speeds: Means | None = None,
     seed: int = 0,
 ) -> Choice:
     """The value to take, and the doubt.
@@ -100,7 +102,9 @@ def choose(
         objective: "accuracy" or "speed".
         floor: the least accuracy, for speed alone.
         metric: the accuracy that counts. The default is `strict`, or the tasks' first.
-        seed: of the bootstrap, which covers the choice of questions only: throughputs are taken as measured.
+        speeds: tokens a second (rounds, points), see `kad.evaluation.speed`. The default is what the run itself
+            measured, whose order favors some points.
+        seed: of the bootstrap, over the questions and over the rounds.
 
     Raises:
         UsageError: an unknown objective, a floor missing or out of place, or one that no candidate reaches; a metric
@@ -108,7 +112,9 @@ def choose(
     """
     check_objective(objective, floor)
     metric = _metric(records, metric)
-    means, speeds = _table(points, records, metric)
+    means, of_run = _table(points, records, metric)
+    rounds = of_run[None] if speeds is None else speeds
+    throughputs = rounds.mean(axis=0)
     accuracies, resampled = means.mean(axis=1), _resample(means, seed)
     top = int(accuracies.argmax())
     apart = np.quantile(resampled[:, [top]] - resampled, 0.025, axis=0) > _ROUNDING
@@ -121,15 +127,15 @@ def choose(
                 f"no candidate reaches the floor {floor}; the most accurate is {points[top].value} with "
                 f"{accuracies[top]:.3f}. Lower --floor or widen --grid"
             )
-        chances = _shared(np.where(resampled >= floor, speeds, -np.inf))
-        best = int(np.where(accuracies >= floor, speeds, -np.inf).argmax())
+        chances = _shared(np.where(resampled >= floor, _resample(rounds.T, seed + 1), -np.inf))
+        best = int(np.where(accuracies >= floor, throughputs, -np.inf).argmax())
         reason = f"the fastest that reaches {floor:g}"
     candidates = [
         Candidate(
             value=point.value,
             rule=point.method.name,
             accuracy=float(accuracies[index]),
-            throughput=float(speeds[index]),
+            throughput=float(throughputs[index]),
             chance=float(chances[index]),
             told_apart=bool(apart[index]),
             meets_floor=None if floor is None else float((resampled[:, index] >= floor).mean()),
@@ -223,8 +229,8 @@ def _table(points: Sequence[Point], records: Sequence[Record], metric: str) -> t
 
 
 def _resample(means: Means, seed: int) -> Means:
-    """Accuracies (draws, points) on resampled questions, the same questions for every point."""
-    questions = means.shape[1]
-    counts = np.random.default_rng(seed).multinomial(questions, np.full(questions, 1 / questions), _BOOTSTRAP_DRAWS)
-    accuracies: Means = counts @ means.T / questions
-    return accuracies
+    """Means (draws, points) over resampled columns, the same columns for every point."""
+    columns = means.shape[1]
+    counts = np.random.default_rng(seed).multinomial(columns, np.full(columns, 1 / columns), _BOOTSTRAP_DRAWS)
+    resampled: Means = counts @ means.T / columns
+    return resampled

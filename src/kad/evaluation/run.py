@@ -81,12 +81,13 @@ def _run_batch(batch: list[Job], task: Task, engine: Engine, directory: RunDirec
     if task.info.scored:
         directory.append(_scored(job, task, engine) for job in batch)
         return
-    completions = engine.generate(batch[0].method, [_request(job, task, settings) for job in batch])
+    completions = engine.generate(batch[0].method, [request_of(job, task, settings) for job in batch])
     found = [replace(completion, text=task.shortened(completion.text)) for completion in completions]
     directory.append(_record(job, task, one, [one.text]) for job, one in zip(batch, found, strict=True))
 
 
-def _request(job: Job, task: Task, settings: Settings) -> Request:
+def request_of(job: Job, task: Task, settings: Settings) -> Request:
+    """What an engine is asked for one sample."""
     return Request(
         prompt=job.question.prompt,
         seed=sample_seed(settings.seed, job.question.task, job.question.question_id, job.sample),

@@ -23,9 +23,14 @@ QUESTION = "Mia has 24 apples. She buys 13 more. Then she loses 9 of them. How m
 
 
 @pytest.fixture
-def models(folders: dict[str, Path]) -> list[str]:
-    """The options that name the random models, under a rule that bites, greedy, short."""
-    named = [f"--{role}={path}" for role, path in folders.items()]
+def named(folders: dict[str, Path]) -> list[str]:
+    """The options that name the random models."""
+    return [f"--{role}={path}" for role, path in folders.items()]
+
+
+@pytest.fixture
+def models(named: list[str]) -> list[str]:
+    """The random models under a rule that bites, greedy, short."""
     return [*named, "--rule", "dual:threshold=0.2", "--max-new-tokens", "12"]
 
 
@@ -131,7 +136,8 @@ def test_stop_strings_end_the_text() -> None:
     assert found["finish_reason"] == "stop_string"
 
 
-def test_a_text_that_was_cut_says_so(models: list[str]) -> None:
+def test_a_text_that_was_cut_says_so(named: list[str]) -> None:
+    models = [*named, "--rule", "dual:threshold=0.2"]
     short = generate("Hi", *models, "--max-new-tokens", "3")
     assert "stopped after 3 tokens; --max-new-tokens allows more" in short.stderr
     full = as_json(generate("x" * 505, *models, "--raw", "--max-new-tokens", "100", "--json"))
@@ -143,8 +149,9 @@ def test_a_text_that_was_cut_says_so(models: list[str]) -> None:
 
 
 @pytest.mark.core
-def test_json_shares_and_alpha_follow_the_definition(models: list[str], models_: dict[str, Any]) -> None:
-    found = as_json(generate("What is this?", *models, "--json", "--max-new-tokens", "70", "-t", "1", "--seed", "3"))
+def test_json_shares_and_alpha_follow_the_definition(named: list[str], models_: dict[str, Any]) -> None:
+    options = ("--rule", "dual:threshold=0.2", "--json", "--max-new-tokens", "70", "-t", "1", "--seed", "3")
+    found = as_json(generate("What is this?", *named, *options))
     tokenizer = make_tokenizer()
     prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": "What is this?"}], add_generation_prompt=True, return_dict=True
@@ -175,7 +182,8 @@ def test_deferral_temperature_reaches_the_shares(models: list[str]) -> None:
     assert max(warm["deferred_mass"]) > 0.1
 
 
-def test_product_rules_have_no_origins(models: list[str]) -> None:
+def test_product_rules_have_no_origins(named: list[str]) -> None:
+    models = [*named, "--max-new-tokens", "12"]
     found = as_json(generate("Hi", *models, "--rule", "implicit_reward", "--json"))
     assert found["base_share"] is None
     assert found["deferred_mass"] is None

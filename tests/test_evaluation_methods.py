@@ -102,7 +102,7 @@ def test_a_decimal_grid_has_its_last_value() -> None:
 @pytest.mark.parametrize(
     ("rule", "parameter", "values", "error", "words"),
     [
-        ("aligned_only", None, "1", UsageError, "no parameter None to sweep; choose from num_draft_tokens"),
+        ("aligned_only", None, "1", UsageError, "no parameter to sweep; say --parameter num_draft_tokens"),
         ("dual", "budget", "1", UsageError, "no parameter 'budget' to sweep; choose from threshold, num_draft_tokens"),
         ("dual", None, "0.1:0.9", UsageError, "START:STOP:STEP"),
         ("dual", None, "0.9:0.1:0.1", UsageError, "has no values"),

@@ -47,13 +47,15 @@ class GgufTokenizer:
     def __len__(self) -> int:
         return self._size
 
-    def __call__(self, text: str, add_special_tokens: bool = True) -> BatchEncoding:
-        """The token ids of a text, as `input_ids`. Special tokens in it are read as such."""
+    def __call__(self, text: str, add_special_tokens: bool = True, split_special_tokens: bool = False) -> BatchEncoding:
+        """The token ids of a text, as `input_ids`. Special tokens in it are read as such, or split like other text."""
         raw = text.encode()
         room = len(raw) + 8
         while True:
             tokens = (self._lib.llama_token * room)()
-            count = self._lib.llama_tokenize(self._vocab, raw, len(raw), tokens, room, add_special_tokens, True)
+            count = self._lib.llama_tokenize(
+                self._vocab, raw, len(raw), tokens, room, add_special_tokens, not split_special_tokens
+            )
             if count >= 0:
                 return BatchEncoding({"input_ids": list(tokens[:count])})
             room = -count

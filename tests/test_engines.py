@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 import kad
-from kad import tiny
+from kad import pairs, tiny
+from kad.base_prompt import BasePrompt
 from kad.config import KadConfig
 from kad.engines.base import ComposedModel
 from kad.engines.files import engine_for, is_mlx
@@ -19,6 +20,7 @@ from kad.engines.pair import Pair, compose_models
 from kad.engines.transformers import TransformersModel
 from kad.errors import MissingExtraError, OptionError, PairError, VocabularyError
 from kad.hosts import llama_cpp, mlx
+from kad.pairs import read_config
 from kad.sources import Source
 
 PROMPT = "Ann has 5 pens. She buys 8 more. How many pens does she have now?"
@@ -109,3 +111,18 @@ def test_engine_options_need_an_engine_that_takes_them() -> None:
         kad.load("tiny", engine_options={"context": 100})
     with pytest.raises(OptionError, match="Unknown `engine` 'onnx'"):
         kad.load("tiny", engine="onnx")
+
+
+def test_the_configuration_of_a_pair_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What decides on the engines also makes the model; the overrides still reach it."""
+    read: list[object] = []
+
+    def counting(pair: object, **place: object) -> KadConfig:
+        read.append(pair)
+        return read_config(pair, **place)
+
+    monkeypatch.setattr(pairs, "read_config", counting)
+    model = kad.load("tiny", rule="primal:budget=0.5", deferral_temperature=2.0, base_prompt="qa", device="cpu")
+    assert read == ["tiny"]
+    assert (str(model.rule), model.composition.deferral_temperature) == ("primal:budget=0.5", 2.0)
+    assert model.base_prompt == BasePrompt.parse("qa")

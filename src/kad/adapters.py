@@ -31,7 +31,9 @@ def adapted(source: Source) -> Source | None:
     try:
         name = json.loads(file.read_text("utf-8"))["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PairError(f"{file} is no adapter's file: it names no base_model_name_or_path.") from error
+        raise PairError(
+            f"{file} is no adapter's file: it names no base_model_name_or_path. Take the folder as PEFT saved it."
+        ) from error
     beside = folder / str(name)
     place = str(beside.resolve()) if beside.is_dir() else str(name)
     try:

@@ -151,7 +151,8 @@ class Composed:
                     f"and {float(keep.max()):g}: mend the rule's keep()."
                 )
         name = f"the product of the models' probabilities under {rule}"
-        raise LogitsError((isinstance(rule, ProductRule) and problem_of(name, self.product())) or f"{rule}: NaN.")
+        problem = problem_of(name, self.product()) if isinstance(rule, ProductRule) else None
+        raise LogitsError(problem or f"Rule {rule} makes NaN of these logits. Choose another rule or other parameters.")
 
     def _nobody_mass(self) -> Tensor | float:
         return 0.0 if self.nobody is None else self.nobody.exp().squeeze(-1)

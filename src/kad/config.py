@@ -113,7 +113,10 @@ class KadConfig(PreTrainedConfig):
             if value is not None:
                 sources[role] = Source.parse(value).located(self.folder)
             elif role != "reference":
-                raise PairError(f"The pair's configuration names no {role} model (key {role!r}).")
+                raise PairError(
+                    f"The pair's configuration names no {role} model (key {role!r}). "
+                    "Add it, or write the pair anew with kad pack."
+                )
         return sources
 
     def model_references(self) -> dict[str, Source]:

@@ -90,7 +90,10 @@ def check_reachable(models: list[str]) -> None:
         return
     reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else _unreachable(constants.ENDPOINT)
     if reason is not None:
-        raise UsageError(f"{', '.join(missing)} not in the Hugging Face cache, and the hub cannot be reached: {reason}")
+        raise UsageError(
+            f"Not in the Hugging Face cache: {', '.join(missing)}; and the hub cannot be reached: {reason}. "
+            "Connect, or fill the cache on another machine."
+        )
 
 
 def _unreachable(address: str) -> str | None:

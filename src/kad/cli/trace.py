@@ -104,7 +104,7 @@ def _read(path: Path) -> Trace:
     from kad.tracing.schema import Trace
 
     if not path.is_file():
-        raise UsageError(f"No trace at {path}. Beside a trace (.json) stands another trace (.json).")
+        raise UsageError(f"No trace at {path}. Beside a stored trace, --beside takes another stored trace (.json).")
     return Trace.from_json(path.read_text(encoding="utf-8"))
 
 

@@ -48,7 +48,9 @@ def read_header(path: Path) -> Header:
         architecture = str(_value(reader, "general.architecture"))
         tokens = len(reader.fields["tokenizer.ggml.tokens"].data)
     except (OSError, ValueError, KeyError, IndexError) as error:
-        raise PairError(f"{path} is no GGUF file of a language model, or it is damaged: {error}") from error
+        raise PairError(
+            f"{path} is no GGUF file of a language model, or it is damaged ({error}). Get it again or take another."
+        ) from error
 
     def of(name: str, default: Any = None) -> Any:
         found = _value(reader, f"{architecture}.{name}")

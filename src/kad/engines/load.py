@@ -117,7 +117,7 @@ def load(
     if base is not None and aligned is not None:
         model = KadForCausalLM.from_models(base, aligned, reference=reference, **given, **options)
     else:
-        model = KadForCausalLM.from_pretrained(pair or "tiny", **given, **options)
+        model = KadForCausalLM.from_pretrained(pair or "tiny", config=config, **given, **options)
     _place(model, device)
     return model
 

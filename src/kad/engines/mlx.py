@@ -119,7 +119,10 @@ class MlxScorer:
         if length >= self.processed:
             return
         if not self.reversible:
-            raise UsageError(f"The cache of {self._model.source.model} cannot drop tokens that it has read.")
+            raise UsageError(
+                f"The cache of {self._model.source.model} cannot drop tokens that it has read. "
+                "Decode without speculation."
+            )
         self._caches.trim_prompt_cache(self._cache, self.processed - length)
         self.processed = length
 

@@ -72,7 +72,7 @@ def compose_rows(
     out = torch.empty(rows, vocab, dtype=torch.float32, device=base_logits.device)
     numbers = _numbers(rules, base_logits.device)
     if len(numbers) not in (1, rows):
-        raise VocabularyError(f"There are {rows} rows, but {rules}.")
+        raise VocabularyError(f"There are {rows} rows, but {len(numbers)} rules. Give one rule, or one for each row.")
     if rows:
         log_pi_kernel[(rows,)](
             out, base_logits, aligned_logits, numbers, base_logits.stride(0), aligned_logits.stride(0),

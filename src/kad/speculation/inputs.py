@@ -57,7 +57,7 @@ def check(
         )
     unknown = sorted(set(model_kwargs) - _KNOWN)
     if unknown:
-        raise UsageError(f"kad.speculative takes no {', '.join(unknown)}.")
+        raise UsageError(f"kad.speculative takes no {', '.join(unknown)}. Leave it out.")
     if model_kwargs.get("use_cache") is False:
         raise UsageError("Speculation works on caches: leave use_cache=False out, or decode without speculation.")
     if config.output_attentions or config.output_hidden_states:
@@ -103,7 +103,7 @@ def cache_for(model: KadForCausalLM, draft_model: str, cache: KadCache | None) -
     cache = model.make_cache() if cache is None else cache
     if draft_model == "reference" and cache.reference is None:
         if cache.get_seq_length() > 0:
-            raise UsageError("This cache was filled without the reference model, which is to draft; start anew.")
+            raise UsageError("This cache was filled without the reference model, which is to draft. Give no cache.")
         assert model.reference is not None
         cache.reference = DynamicCache(config=model.reference.config)
     return cache

@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from kad.cli import environment, loading, options, stdio
+from kad.cli import environment, loading, options, probing, stdio
 from kad.cli.flatten import Only
 from kad.cli.stdio import WRONG_INPUT
 from kad.errors import PairError, UsageError, VocabularyError
@@ -27,6 +27,7 @@ EXAMPLES = (
     "kad info my-pair",
     "kad info --base Qwen/Qwen3-14B-Base --aligned Qwen/Qwen3-1.7B",
     "kad info my-pair --json | jq .memory",
+    "kad info tiny --probe",
     "kad info --environment",
 )
 
@@ -71,13 +72,19 @@ def command(
         bool,
         Option("Show versions, system and devices instead, for a report of an error.", name="--environment"),
     ] = False,
+    probe: Annotated[
+        bool, Option("Also load the pair, let it answer, and show where its models disagree and what to try.")
+    ] = False,
+    prompts: Annotated[Path | None, Option("Ask --probe's questions from a file, one per line.", "FILE")] = None,
     as_json: options.Json = False,
 ) -> None:
     """Show a pair: models, sizes, vocabulary match, memory.
 
-    Everything comes from configurations and tokenizers; no weights are loaded. Instead of a pair you can name models,
-    to see whether they would make one. Models that do not fit give exit code 2.
+    Everything comes from configurations and tokenizers; no weights are loaded, unless you ask for --probe. Instead of a
+    pair you can name models, to see whether they would make one. Models that do not fit give exit code 2.
     """
+    if prompts is not None and not probe:
+        raise UsageError("--prompts belongs to --probe; give both.")
     if of_environment:
         if pair is not None or named.base is not None:
             raise UsageError("kad info --environment is about this installation: leave out the pair and the models.")
@@ -101,6 +108,8 @@ def command(
         "memory": _memory(models),
         "draft_cost": models["aligned"].parameters / models["base"].parameters,
     }
+    if probe and vocabulary["match"]:
+        found["probe"] = probing.run(named, prompts)
     _show(found, lambda found: _render(found, models), as_json)
     for note in loading.doubts(sources, {role: model.parameters for role, model in models.items()}):
         stdio.message(f"note: {note}")
@@ -247,7 +256,7 @@ def _render(found: dict[str, Any], models: dict[str, Model]) -> Table:
         for line in _model_lines(model):
             facts.add_row("", Text(line))
     facts.add_row()
-    for name, value in _fact_rows(found):
+    for name, value in [*_fact_rows(found), *probing.rows(found.get("probe"))]:
         facts.add_row(Text(name, style="bold cyan"), value)
     return facts
 

@@ -69,13 +69,22 @@ class Questions:
 def _from_file(tokenizer: Any, path: Path, limit: int) -> list[Question]:
     from kad.figures.answers import Question
 
+    return [Question(_chat(tokenizer, [{"role": "user", "content": line}])) for line in read_lines(path)[:limit]]
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a file that are not empty.
+
+    Raises:
+        UsageError: a file that cannot be read, or that has none.
+    """
     try:
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except OSError as error:
         raise UsageError(f"Cannot read {path}: {error.strerror}.") from error
     if not lines:
         raise UsageError(f"{path} has no question: put one on each line.")
-    return [Question(_chat(tokenizer, [{"role": "user", "content": line}])) for line in lines[:limit]]
+    return lines
 
 
 def _tiny(tokenizer: Any, limit: int) -> list[Question]:

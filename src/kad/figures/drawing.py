@@ -76,15 +76,16 @@ def draw_distributions(figure: Any, axes: Any, data: Any) -> None:
 
 
 def draw_acceptance(figure: Any, axes: Any, data: Any) -> None:
-    """Figure 2: one bar for each rule."""
+    """Figure 2: one bar for each rule, with 1.96 standard errors over the answers to either side."""
     rules = sorted(data["rules"], key=lambda row: row["acceptance"])
     places = range(len(rules))
-    errors = [row["standard_error"] or 0.0 for row in rules]
+    errors = [1.96 * (row["standard_error"] or 0.0) for row in rules]
     axes.barh(places, [row["acceptance"] for row in rules], xerr=errors, color=ALIGNED, ecolor=INK, height=0.6)
     for place, row in zip(places, rules, strict=True):
         axes.text(0.01, place, f"{row['acceptance']:.3f}", va="center", color="white", fontsize=9)
     axes.set_yticks(places, [row["rule"] for row in rules])
-    axes.set(xlim=(0, 1), xlabel="acceptance of a draft from q*, $\\sum_v \\min(\\pi_v, q^*_v)$", title="Acceptance")
+    axes.set(xlim=(0, 1), xlabel="$\\sum_v \\min(\\pi_v, q^*_v)$, mean over positions, 95 % interval over answers")
+    axes.set_title("Acceptance of a draft from q*")
 
 
 def draw_entropy(figure: Any, axes: Any, data: Any) -> None:
@@ -94,16 +95,18 @@ def draw_entropy(figure: Any, axes: Any, data: Any) -> None:
     axes.plot(
         data["threshold"], data["conditional_difference"], color=ALIGNED, ls="--", label="given that v is deferred"
     )
-    axes.set(xlabel="threshold λ", ylabel="H[p on d] − H[p* on d], nats", title="Entropy difference")
+    axes.set(xlabel="threshold λ", ylabel="H[p on d] − H[p* on d], nats")
+    axes.set_title(f"Entropy of p minus that of p*, {data['positions']:,} positions")
     axes.legend()
 
 
 def draw_critical(figure: Any, axes: Any, data: Any) -> None:
     """Figure 4: the unfilled budget against the weight of the critical item, which it never exceeds."""
     axes.scatter(data["critical"], data["unfilled"], s=9, alpha=0.35, color=BASE, lw=0, rasterized=True)
-    axes.plot([0, 1], [0, 1], color=SOFT, lw=0.8, ls="--")
+    axes.plot([0, 1], [0, 1], color=SOFT, lw=0.8, ls="--", label="bound: no more than the critical item")
     axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="critical item's weight (with its ties)", ylabel="unfilled budget")
-    axes.set_title(f"Primal at b = {data['budget']:g}: the gap that integrality leaves")
+    axes.legend(fontsize=8, loc="upper left")
+    axes.set_title(f"What primal leaves of b = {data['budget']:g}, {len(data['critical']):,} positions")
 
 
 def draw_accuracy(figure: Any, axes: Any, data: Any) -> None:
@@ -127,9 +130,9 @@ def draw_gap(figure: Any, axes: Any, data: Any) -> None:
     for (name, gaps), color, style in zip(data["gap"].items(), (BASE, ALIGNED, INK), ("-", "--", ":"), strict=True):
         if gaps is not None:
             axes.plot([100 * q for q in data["quantiles"]], gaps, color=color, ls=style, label=name)
-    axes.set(xlabel="positions, %", ylabel="certified gap to the optimum, nats", xlim=(0, 100))
+    axes.set(xlabel="positions, sorted by their gap, %", ylabel="certified gap to the optimum, nats", xlim=(0, 100))
     axes.set_ylim(bottom=-0.005)
-    axes.set_title("How far from the optimum?")
+    axes.set_title(f"How far from the optimum? {data['positions']:,} positions")
     axes.legend(fontsize=8)
 
 

@@ -1,0 +1,145 @@
+"""Do two models fit: what a pair defers, and where its models disagree, over a few answers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from kad.composition import acceptance, deferred_mass
+from kad.engines.base import check_scorers
+from kad.rules import CascadeRule
+from kad.text.contexts import Context
+from kad.text.generate import generate
+from kad.text.prompts import decode
+from kad.text.sampling import Sampling
+from kad.text.score import logits_of
+
+if TYPE_CHECKING:
+    from kad.engines.load import Loaded
+
+SURE = 0.9
+"""The base model is sure of a token that it gives this probability or more."""
+PROMPTS = (
+    "What is the capital of Australia, and why is it not Sydney?",
+    "A train leaves at 14:35 and arrives at 17:10. How long does it travel?",
+    "Write a short email that moves a meeting from Monday to Wednesday.",
+    "Give me three reasons to learn a second language.",
+    "Explain to a child why the sky is blue.",
+    "Write a Python function that says whether a number is prime.",
+    "Translate into French: The library is closed on Sunday.",
+    "Mia has 24 apples. She buys 13 more. Then she loses 9. How many are left?",
+)
+_MOST_LISTED = 8
+_MUCH, _LITTLE, _OVERRULED = 0.2, 0.02, 0.05
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """The base model's favorite, the aligned model's, and at how many positions."""
+
+    base: str
+    aligned: str
+    positions: int
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Means over all positions of a pair's greedy answers.
+
+    Attributes:
+        answers: how many.
+        positions: their tokens.
+        deferred_mass: alpha: the share of the tokens that the aligned model gives. None for product rules.
+        acceptance: of a draft from the aligned model.
+        agreement: the share of positions at which both models prefer the same token.
+        sure: the share of positions at which the base model gives its favorite `SURE` or more.
+        sure_deferred: the deferred mass there. None where there is no such position, and for product rules.
+        sure_apart: the share of positions at which the base model is sure and the aligned one prefers another token.
+        disagreements: the most frequent ones.
+    """
+
+    answers: int
+    positions: int
+    deferred_mass: float | None
+    acceptance: float
+    agreement: float
+    sure: float
+    sure_deferred: float | None
+    sure_apart: float
+    disagreements: tuple[Disagreement, ...]
+
+    def advice(self) -> list[str]:
+        """What to try, in sentences."""
+        found = []
+        if self.deferred_mass is not None and self.deferred_mass > _MUCH:
+            found.append(
+                f"The aligned model gives {self.deferred_mass:.0%} of the tokens. See whether the pair is better than "
+                'the aligned model alone: kad eval --methods "aligned;pair". If not, lower the threshold, or take a '
+                "smaller or another aligned model."
+            )
+        if self.deferred_mass is not None and self.deferred_mass < _LITTLE:
+            found.append(
+                f"Only {self.deferred_mass:.1%} of the tokens come from the aligned model. If the answers have the "
+                "faults of the base model, raise the threshold."
+            )
+        if self.sure_apart > _OVERRULED:
+            found.append(
+                f"At {self.sure_apart:.0%} of the positions the base model is sure and the aligned model prefers "
+                "another token. If these are tokens of form (line ends, markup, end of the answer), ask the base model "
+                "in a form that it knows (--base-prompt) or raise the threshold. If they are content, that is the gain."
+            )
+        return found or ["Nothing stands out. kad tune finds the threshold on questions of your own."]
+
+
+def probe(model: Loaded, prompts: Sequence[str] = PROMPTS, *, max_new_tokens: int = 64) -> Probe:
+    """Let a pair answer greedily, and look at both models along the answers.
+
+    Args:
+        model: a pair, as `kad.load` gives it.
+        prompts: what is asked.
+        max_new_tokens: of each answer.
+
+    Raises:
+        UsageError: an engine that gives no logits.
+    """
+    check_scorers(model, "kad info --probe")
+    alphas, betas, favorites, sure = [], [], [], []
+    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=0.0)
+    for prompt in prompts:
+        answer = generate(model, prompt, sampling=sampling, origins=False)
+        context = Context.of(answer.prompt, model)
+        composition = context.composition(model.composition)
+        for chunk in logits_of(model, context, answer.token_ids, composition=composition):
+            base, aligned, reference = chunk.logits["base"], chunk.logits["aligned"], chunk.logits.get("reference")
+            betas.append(acceptance(composition, base, aligned, reference))
+            if isinstance(composition.rule, CascadeRule):
+                alphas.append(deferred_mass(composition, base, aligned))
+            favorites.append(torch.stack([base.argmax(-1), aligned.argmax(-1)]))
+            sure.append(base.softmax(-1).amax(-1) >= SURE)
+    alpha, beta = (torch.cat(rows) if rows else None for rows in (alphas, betas))
+    both, is_sure = torch.cat(favorites, dim=-1), torch.cat(sure)
+    apart = both[0] != both[1]
+    common = Counter((base, aligned) for base, aligned in both[:, apart].T.tolist()).most_common(_MOST_LISTED)
+    assert beta is not None
+    return Probe(
+        answers=len(prompts),
+        positions=len(is_sure),
+        deferred_mass=None if alpha is None else float(alpha.mean()),
+        acceptance=float(beta.mean()),
+        agreement=1 - float(apart.float().mean()),
+        sure=float(is_sure.float().mean()),
+        sure_deferred=float(alpha[is_sure].mean()) if alpha is not None and is_sure.any() else None,
+        sure_apart=float((is_sure & apart).float().mean()),
+        disagreements=tuple(
+            Disagreement(
+                base=decode(model.tokenizer, [base], special=True),
+                aligned=decode(model.tokenizer, [aligned], special=True),
+                positions=count,
+            )
+            for (base, aligned), count in common
+        ),
+    )

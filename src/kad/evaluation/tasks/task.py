@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kad.errors import KadError, UsageError
-from kad.evaluation.tasks import own
+from kad.evaluation.tasks import definition, own
 from kad.hosts.lm_eval import marks, task_manager
 from kad.text.prompts import render
 
@@ -28,9 +26,6 @@ PAPER_TASKS = (
 # What lm-eval takes where a task says nothing.
 _MAX_NEW_TOKENS = 256
 _FEWSHOT_SEED = 1234
-# kad draws from pi itself. These values of a task's generation_kwargs ask for just that.
-_PLAIN = {"top_k": (0, 50, None), "top_p": (1, 1.0, None), "min_p": (0, 0.0, None), "num_beams": (1, None)}
-_READ = frozenset({"until", "do_sample", "temperature", "max_gen_toks", "max_new_tokens"})
 
 # Their rows come with kad.
 _EMBEDDED = ("kad_tiny", "kad_facts")
@@ -108,7 +103,7 @@ class Task:
         self.documents = [documents[index] for index in range(min(len(documents), limit or len(documents)))]
         metadata = config.metadata if isinstance(config.metadata, dict) else {}
         scored = config.output_type != "generate_until"
-        generation = {} if scored else _generation(config)
+        generation = {} if scored else definition.generation(config)
         self._chat = bool(metadata.get("chat", True))
         self.info = TaskInfo(
             name=config.task,
@@ -118,11 +113,11 @@ class Task:
             development=bool(metadata.get("development", False)),
             max_new_tokens=int(generation.get("max_gen_toks") or generation.get("max_new_tokens") or _MAX_NEW_TOKENS),
             temperature=float(generation.get("temperature", 1.0)) if generation.get("do_sample") else 0.0,
-            data_sha256=_digest(self.documents, "" if of_kad else _definition(config)),
-            until=tuple(_texts(generation.get("until") or ())),
+            data_sha256=definition.digest(self.documents, "" if of_kad else definition.whole(config)),
+            until=tuple(definition.texts(generation.get("until") or ())),
             scored=scored,
         )
-        self.metrics = _metrics(harness_task)
+        self.metrics = definition.metrics(harness_task)
         if not (of_kad or scored) and self.documents:
             self.mark(self.documents[0], [""])  # a metric that fails does so before the first answer
 
@@ -284,50 +279,9 @@ def chat_renderer(tokenizer: Any) -> Renderer:
     return partial(render, tokenizer, thinking=False, drop_system=True)
 
 
-def _generation(config: Any) -> dict[str, Any]:
-    """The settings of an answer, where they ask for draws from pi itself."""
-    given: dict[str, Any] = config.generation_kwargs or {}
-    for key, value in given.items():
-        if key not in _READ and value not in _PLAIN.get(key, ()):
-            raise UsageError(
-                f"{config.task}: generation_kwargs has {key}={value!r}, but kad eval draws from the distribution "
-                f"itself. It takes: {', '.join(sorted(_READ))}."
-            )
-    return given
-
-
-def _metrics(task: Any) -> frozenset[str]:
-    """The metrics that are means over the questions: only those have paired differences."""
-    config = task.config
-    means = frozenset(name for name, function in task.aggregation().items() if function.__name__ == "mean")
-    if config.output_type == "loglikelihood_rolling" or not means:
-        raise UsageError(
-            f"{config.task} has no metric that is a mean over its questions, which kad eval needs. Run it in lm-eval: "
-            f"lm_eval run --model kad --model_args pair=... --tasks {config.task} (docs/evaluation.md, In lm-eval)."
-        )
-    return means
-
-
-def _texts(given: str | Sequence[str]) -> Sequence[str]:
-    return [given] if isinstance(given, str) else given
-
-
-def _definition(config: Any) -> str:
-    """A task file in full, without the place of its rows."""
-    kept = {key: value for key, value in config.to_dict().items() if key not in ("metadata", "dataset_kwargs")}
-    return json.dumps(kept, sort_keys=True, default=str)
-
-
 def _manager(metadata: dict[str, Any], include_path: Path | None = None) -> Any:
     manager = task_manager()
     # lm-eval warns of what our tasks do on purpose. What fails comes as an error.
     logging.getLogger("lm_eval").setLevel(logging.CRITICAL)
     folders = [str(folder) for folder in (TASKS_FOLDER, include_path) if folder is not None]
     return manager(include_path=folders, include_defaults=False, metadata=metadata)
-
-
-def _digest(documents: Sequence[dict[str, Any]], definition: str) -> str:
-    hashed = hashlib.sha256(definition.encode())
-    for document in documents:
-        hashed.update(json.dumps(document, sort_keys=True, ensure_ascii=False, default=str).encode())
-    return hashed.hexdigest()

@@ -174,11 +174,13 @@ class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrained
             input_ids: (batch, positions).
             attention_mask: (batch, past + positions), 0 for padding.
             position_ids: (batch, positions).
-            cache, past_key_values: a `KadCache`, or None; Transformers 5.24 has the first name.
+            cache: a `KadCache`, or None; the name of Transformers from 5.24 on.
+            past_key_values: the same under its earlier name.
             use_cache: whether to return (and fill) a cache.
             logits_to_keep: compose only the last n positions, or those of an index tensor; 0 means all.
             return_dict: False asks for a tuple.
-            output_attentions, output_hidden_states: must be false. A composition has none of its own.
+            output_attentions: must be false. A composition has none of its own.
+            output_hidden_states: must be false, likewise.
             base_input_ids: (batch, base positions), all that the base model reads in the place of all of the other
                 models' tokens: its own prompt and the same answer. Then `logits_to_keep` is needed.
             base_attention_mask: (batch, base positions), 0 for padding. None: there is no padding.

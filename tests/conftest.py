@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -27,6 +27,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import kad
+import needs
 from kad.rules import base
 
 # The tests are about the rules of kad, whatever packages with rules of their own are installed here.
@@ -116,6 +117,18 @@ def folders(models_: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -
         make_tokenizer().save_pretrained(root / role)
         part.config._name_or_path = ""  # the fixture's models stay objects without a path
     return {role: root / role for role in models_}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium, which asks for nothing by itself."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+    flags += ["--disable-component-update", "--disable-sync"]
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=needs.CHROMIUM, headless=True, args=flags)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture

@@ -20,17 +20,23 @@ from kad.server.run import address_of, listen
 @contextmanager
 def running(model: Any, name: str = "pair", **options: Any) -> Iterator[str]:
     """The address of a server that runs until the block is left."""
+    app = make_app(model, name, **options)
+    with serving(uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1))) as address:
+        yield address
+
+
+@contextmanager
+def serving(server: uvicorn.Server, seconds_to_end: float = 30) -> Iterator[str]:
+    """The address of a server that runs in a thread until the block is left."""
     listening = listen(Listening(port=0))
-    server = uvicorn.Server(
-        uvicorn.Config(make_app(model, name, **options), log_level="critical", timeout_graceful_shutdown=1)
-    )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:
         yield address_of(listening)
     finally:
         server.should_exit = True
-        thread.join(timeout=30)
+        thread.join(timeout=seconds_to_end)
+        listening.close()
         assert not thread.is_alive()
 
 

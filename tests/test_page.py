@@ -27,10 +27,7 @@ from kad.tracing.page import trace_page
 from kad.tracing.schema import Trace
 from kad.tracing.tracer import SpeculationEvent, record
 
-playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
 pytestmark = [pytest.mark.browser, needs.chromium]
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-FLAGS += ["--disable-component-update", "--disable-sync"]
 HOSTILE = {3: "<script>alert(1)</script>", 4: "</script><img src=x onerror=alert(1)>", 5: "&amp;", 6: "\u2028", 7: "\n"}
 
 
@@ -79,14 +76,6 @@ def make_sample(rows: int = 40, vocab: int = 60) -> Sample:
 @pytest.fixture(scope="module")
 def sample() -> Sample:
     return make_sample()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=needs.CHROMIUM, headless=True, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @dataclass

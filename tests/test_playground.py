@@ -23,15 +23,15 @@ from kad.text.prompts import encode
 from kad.text.sampling import Sampling
 from kad.text.streaming import Stream
 from kad.tracing.schema import Trace
-from test_page import FLAGS, HOSTILE, luminance, make_sample, set_slider, shown_shares
+from test_page import HOSTILE, luminance, make_sample, set_slider, shown_shares
 
 fastapi = pytest.importorskip("fastapi", reason='pip install "kad-align[server]"')
-playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
 
 from kad.server.app import make_app  # noqa: E402
 from kad.server.options import Listening  # noqa: E402
 from kad.server.playground import Playground, run  # noqa: E402
-from kad.server.run import address_of, listen, server_of  # noqa: E402
+from kad.server.run import listen, server_of  # noqa: E402
+from server_runs import serving  # noqa: E402
 
 pytestmark = [pytest.mark.browser, needs.chromium]
 QUESTION = "Mia has 24 apples. She buys 13 more. Then she loses 9. How many are left?"
@@ -47,31 +47,14 @@ def tiny() -> kad.KadForCausalLM:
 @contextmanager
 def running(make: Callable[[], Any]) -> Iterator[str]:
     """A playground in a thread, and its address."""
-    listening = listen(Listening(port=0))
-    server = server_of(Playground(make, lambda error: None))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
-    try:
-        yield address_of(listening)
-    finally:
-        server.should_exit = True
-        thread.join(60)
-        listening.close()
-        assert not thread.is_alive()
+    with serving(server_of(Playground(make, lambda error: None)), seconds_to_end=60) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
 def address(tiny: kad.KadForCausalLM) -> Iterator[str]:
     with running(lambda: make_app(tiny, "tiny")) as address:
         yield address
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=needs.CHROMIUM, headless=True, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 # Counts how many tokens the page shows each time that it changes.

@@ -16,7 +16,7 @@ import typer
 from kad.cli.flatten import Without
 from kad.cli.options import ModelOptions
 from kad.engines.load import ENGINES
-from kad.errors import UsageError, missing_extra
+from kad.errors import UsageError
 from kad.options import Option, options_of
 from kad.server.options import Listening
 
@@ -222,8 +222,9 @@ def _speculation(config: KadConfig, draft_tokens: int, repeatable: bool, ranks: 
 
 
 def _check_vllm() -> None:
-    if find_spec("vllm") is None:
-        raise missing_extra("vllm", "vllm")
+    from kad.hosts.vllm import check_installed
+
+    check_installed()
     plugins = os.environ.get("VLLM_PLUGINS")
     if plugins is not None and "kad" not in plugins.split(","):
         raise UsageError(f"VLLM_PLUGINS={plugins} keeps kad's plugin out of vLLM. Add kad to it, or unset it.")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.util import find_spec
 from itertools import count
 from typing import Any
 
@@ -220,12 +219,6 @@ def _check_settings(config: GenerationConfig) -> None:
             f"The aligned model's settings ask for {', '.join(asked)}, which vLLM does not have. Use the Transformers "
             "engine, or take it out of generation_config.json."
         )
-
-
-def check_installed() -> None:
-    """Raise MissingExtraError if vLLM is not installed in this environment."""
-    if find_spec("vllm") is None:
-        raise missing_extra("vllm", "vllm")
 
 
 def _vllm() -> tuple[Any, Any, dict[str, Any]]:

@@ -9,11 +9,10 @@ import ctypes
 import re
 from collections import deque
 from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
-from kad.errors import missing_extra
-from kad.hosts.needs import Need, check, moved
+from kad.hosts import needs
+from kad.hosts.needs import Need
 from kad.hosts.versions import LLAMA_CPP
 
 _FUNCTIONS = (
@@ -53,7 +52,7 @@ _WARNING = 3  # llama.cpp's levels: 1 debug, 2 info, 3 warning, 4 error, 5 the l
 
 def is_installed() -> bool:
     """Whether llama-cpp-python is here."""
-    return find_spec("llama_cpp") is not None
+    return needs.is_installed("llama_cpp")
 
 
 @cache
@@ -64,13 +63,7 @@ def library() -> Any:
         MissingExtraError: it is not installed.
         HostError: it lacks a name that kad needs.
     """
-    if not is_installed():
-        raise missing_extra("llama-cpp", "llama-cpp-python")
-    try:
-        import llama_cpp
-    except ImportError as error:
-        raise moved(LLAMA_CPP, error) from error
-    check(LLAMA_CPP, NEEDS)
+    llama_cpp = needs.library(LLAMA_CPP, "llama_cpp", NEEDS)
     llama_cpp.llama_log_set(_callback(llama_cpp), ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
     return llama_cpp

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
-from kad.errors import missing_extra
-from kad.hosts.needs import Need, check, moved
+from kad.hosts import needs
+from kad.hosts.needs import Need
 from kad.hosts.versions import MLX
 
 NEEDS = (
@@ -26,7 +25,7 @@ NEEDS = (
 
 def is_installed() -> bool:
     """Whether mlx-lm is here."""
-    return find_spec("mlx_lm") is not None
+    return needs.is_installed("mlx_lm")
 
 
 @cache
@@ -37,11 +36,4 @@ def library() -> Any:
         MissingExtraError: it is not installed.
         HostError: it lacks a name that kad needs.
     """
-    if not is_installed():
-        raise missing_extra("mlx", "mlx-lm")
-    try:
-        import mlx_lm
-    except ImportError as error:
-        raise moved(MLX, error) from error
-    check(MLX, NEEDS)
-    return mlx_lm
+    return needs.library(MLX, "mlx_lm", NEEDS)

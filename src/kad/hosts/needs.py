@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
-from kad.errors import HostError
+from kad.errors import HostError, missing_extra
 from kad.hosts.versions import Host, installed, require
 
 
@@ -28,6 +29,33 @@ class Need:
     purpose: str
     instead: str
     parameters: tuple[str, ...] = ()
+
+
+def is_installed(module: str) -> bool:
+    """Whether a package of this name is here. Nothing is imported."""
+    return find_spec(module) is not None
+
+
+def check_installed(host: Host, module: str) -> None:
+    """Raise MissingExtraError if a host that an extra brings, with its module, is not installed."""
+    if not is_installed(module):
+        raise missing_extra(host.extra or "", host.package)
+
+
+def library(host: Host, module: str, needs: Iterable[Need]) -> Any:
+    """The module of a host that an extra brings, with every name that kad needs.
+
+    Raises:
+        MissingExtraError: it is not installed.
+        HostError: it lacks a name that kad needs.
+    """
+    check_installed(host, module)
+    try:
+        found = import_module(module)
+    except ImportError as error:
+        raise moved(host, error) from error
+    check(host, needs)
+    return found
 
 
 def check(host: Host, needs: Iterable[Need]) -> None:

@@ -5,10 +5,19 @@ Nothing of vLLM is imported before a check asks for it. Each list is checked whe
 
 from __future__ import annotations
 
+from kad.hosts import needs
 from kad.hosts.needs import Need, check
 from kad.hosts.versions import VLLM
 
-__all__ = ["FIRST_RUNNER", "PLUGIN", "SECOND_RUNNER", "check_first_runner", "check_plugin", "check_second_runner"]
+__all__ = [
+    "FIRST_RUNNER",
+    "PLUGIN",
+    "SECOND_RUNNER",
+    "check_first_runner",
+    "check_installed",
+    "check_plugin",
+    "check_second_runner",
+]
 
 PLUGIN = (
     Need(
@@ -121,6 +130,11 @@ SECOND_RUNNER = (
         ("sampler", "spec_config", "device"),
     ),
 )
+
+
+def check_installed() -> None:
+    """Raise MissingExtraError if vLLM is not installed in this environment."""
+    needs.check_installed(VLLM, "vllm")
 
 
 def check_plugin() -> None:

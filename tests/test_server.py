@@ -348,7 +348,8 @@ def _body(draw: random.Random, path: str) -> dict[str, Any]:
     names = [
         *body, "temperature", "top_p", "top_k", "min_p", "seed", "rule", "stop", "n", "logprobs", "top_logprobs",
         "stream", "continuation", "of", "thinking", "deferral_temperature", "num_draft_tokens", "response_format",
-        "vllm_xargs", "repetition_penalty", "stream_options", "logit_bias", "echo", "\ud800",
+        "vllm_xargs", "repetition_penalty", "stream_options", "logit_bias", "echo",
+        "frequency_penalty", "presence_penalty", "tools", "\ud800",
     ]  # fmt: skip
     for _ in range(draw.randint(0, 3)):
         body[draw.choice(names)] = _value(draw)
@@ -359,7 +360,8 @@ def _value(draw: random.Random, depth: int = 0) -> Any:
     plain = [
         None, True, False, 0, 1, -1, 2, 0.5, 1e308, -1e-308, 1 << 70, float("nan"), float("inf"), "", "x", "\ud800",
         "\0", "dual:threshold=0.3", "base_only", "contrastive", "dual:threshold=nan", "composed", "auto", "é" * 50, [],
-        {}, [1], ["x"], [[3, 4]], [-1], {"rule": "dual"}, {"type": "json_object"}, {"role": "user", "content": "Hi"},
+        {}, [1], ["x"], [[3, 4]], [-1], {"rule": "dual"}, {"type": "json_object"}, {"5": 3.0},
+        {"role": "user", "content": "Hi"},
     ]  # fmt: skip
     if depth < 3 and draw.random() < 0.3:
         return [_value(draw, depth + 1) for _ in range(draw.randint(0, 3))]

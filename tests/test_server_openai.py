@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from transformers import LogitsProcessorList
 
 import kad
 from conftest import make_tokenizer
@@ -33,6 +34,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk  # noqa: E402
 
 from kad.server.grammar import Grammars  # noqa: E402
 from kad.server.openai_answers import UntilStop  # noqa: E402
+from kad.server.penalties import Penalties  # noqa: E402
 from server_runs import client, events, running  # noqa: E402
 
 QUESTION = "Mia has 24 apples. She buys 13 more. Then she loses 9. How many are left?"
@@ -239,26 +241,70 @@ def test_a_json_object(api: Any) -> None:
 @pytest.mark.parametrize("rule", ["dual:threshold=0.4", "mixture:weight=0.4"])
 def test_a_mask_conditions_pi_at_every_token(rule: str, drafts: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every random outcome under a mask that depends on the text, before top-k, is enumerated."""
-    model, script = TableEngine(rule, vocab=4, eos=3), Script()
-    monkeypatch.setattr("kad.text.streaming.TorchRandomness", lambda seed: script)
 
     def mask(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         return scores.index_fill(1, ids[0, -1:] % 4, -torch.inf)
 
+    assert _distance(rule, drafts, mask, mask, monkeypatch) < 1e-6
+
+
+@pytest.mark.parametrize("drafts", [0, 2])
+def test_penalties_and_biases_act_on_log_pi_as_defined(drafts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every random outcome is enumerated. The definition counts the tokens of the answer, and not of the prompt."""
+    made = Penalties(frequency=1.2, presence=-0.7, bias={1: 1.5, 2: -2.0})
+
+    def definition(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return torch.tensor([_penalized(scores[0].tolist(), ids[0, len(PROMPT) :].tolist(), 1.2, -0.7, made.bias)])
+
+    rule, mask = "dual:threshold=0.4", partial(made.mask, len(PROMPT))
+    assert _distance(rule, drafts, mask, definition, monkeypatch) < 1e-6
+
+
+def _penalized(
+    scores: list[float], answer: list[int], frequency: float, presence: float, bias: Mapping[int, float]
+) -> list[float]:
+    """The definition of the OpenAI API."""
+    return [
+        score + bias.get(token, 0) - answer.count(token) * frequency - (answer.count(token) > 0) * presence
+        for token, score in enumerate(scores)
+    ]
+
+
+def _distance(rule: str, drafts: int, mask: Any, definition: Any, monkeypatch: pytest.MonkeyPatch) -> float:
+    """Between the texts of a stream with a mask and pi under its definition, both before top-k: total variation."""
+    model, script = TableEngine(rule, vocab=4, eos=3), Script()
+    monkeypatch.setattr("kad.text.streaming.TorchRandomness", lambda seed: script)
     how = kad.Sampling(max_new_tokens=3, temperature=1.0, top_k=2)
     found: dict[tuple[int, ...], float] = defaultdict(float)
     for _ in script.runs():
         answer = Stream(model, PROMPT, model.composition, how, drafts, masks=[mask]).finish()
         found[tuple(answer.token_ids)] += script.probability
-    made = [mask, *processors(how.apply(model.generation_config, None), len(PROMPT))]
-    pi = true_distribution(parse_rule(rule), vocab=4, new_tokens=3, eos=3, processors=_list_of(made))
-    assert total_variation(dict(found), pi) < 1e-6
+    made = LogitsProcessorList([definition, *processors(how.apply(model.generation_config, None), len(PROMPT))])
+    pi = true_distribution(parse_rule(rule), vocab=4, new_tokens=3, eos=3, processors=made)
+    return total_variation(dict(found), pi)
 
 
-def _list_of(made: list[Any]) -> Any:
-    from transformers import LogitsProcessorList
+@pytest.mark.parametrize(("drafts", "frequency", "presence"), [(0, 2, 1), (4, 2, -2)])
+def test_penalties_of_a_request(
+    api: Any, tiny: kad.KadForCausalLM, drafts: int, frequency: float, presence: float
+) -> None:
+    """The greedy text is the best token of log pi with the penalties of the definition, one after the other.
 
-    return LogitsProcessorList(made)
+    Without its first words, the pair is unsure of its text. So each of the three changes it, and so would counting
+    the prompt.
+    """
+    usual = kad.generate(tiny, QUESTION, sampling=kad.Sampling(temperature=0, max_new_tokens=3))
+    bias, answer = dict.fromkeys(usual.token_ids, -100.0), list[int]()
+    with torch.no_grad():
+        for _ in range(16):
+            log_pi = tiny(torch.tensor([[*usual.prompt_ids, *answer]])).logits[0, -1].tolist()
+            scores = _penalized(log_pi, answer, frequency, presence, bias)
+            answer.append(scores.index(max(scores)))
+    found = api.chat.completions.create(
+        **ASKED, temperature=0, frequency_penalty=frequency, presence_penalty=presence, max_tokens=16,
+        logit_bias={str(token): value for token, value in bias.items()}, extra_body={"num_draft_tokens": drafts},
+    )  # fmt: skip
+    assert found.choices[0].message.content == tiny.tokenizer.decode(answer, skip_special_tokens=True)
 
 
 def test_a_grammar_answers_in_any_order() -> None:
@@ -322,8 +368,12 @@ CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
         (CHAT, {"seed": -3}, "seed: Input should be greater than or equal to 0."),
         (CHAT, {"max_tokens": 0}, "max_tokens: Input should be greater than or equal to 1."),
         (CHAT, {"n": 1000}, "n: Input should be less than or equal to 128."),
-        (CHAT, {"logit_bias": {"3": 1}}, "'logit_bias' is not supported by this server; leave it out."),
-        (CHAT, {"tools": [{"type": "function"}]}, "'tools' is not supported by this server; leave it out."),
+        (CHAT, {"logit_bias": {"99999": 1}}, "logit_bias has the token id 99999, but the largest one is"),
+        (CHAT, {"logit_bias": {"x": 1}}, "logit_bias.x: Input should be a valid integer"),
+        (CHAT, {"logit_bias": {"3": 101}}, "logit_bias: Input should be less than or equal to 100."),
+        (CHAT, {"frequency_penalty": 3}, "frequency_penalty: Input should be less than or equal to 2."),
+        (CHAT, {"tools": [{"type": "function"}]}, "'tools' is not supported by this server: it does not read calls"),
+        (CHAT, {"prediction": {"type": "content"}}, "'prediction' is not supported by this server: leave it out."),
         (CHAT, {"top_logprobs": 2}, "'top_logprobs' needs 'logprobs': true."),
         (CHAT, {"stream_options": {"include_usage": True}}, "'stream_options' belongs to 'stream': true."),
         (CHAT, {"messages": []}, "messages: List should have at least 1 item"),

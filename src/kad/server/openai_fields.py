@@ -6,13 +6,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from kad.server.fields import MOST_MESSAGES, MOST_STOPS, MOST_TOKENS, Drawing, Messages, Request, Token
+from kad.server.fields import MOST_MESSAGES, MOST_STOPS, MOST_TOKENS, Drawing, Messages, Number, Request, Token
+from kad.server.penalties import Penalties
 
 MOST_CHOICES = 128
+MOST_BIASES = 1024
 # Fields that are not supported, and the values by which a client says that it does without.
 NOT_DONE: dict[str, tuple[Any, ...]] = {
-    **dict.fromkeys(("presence_penalty", "frequency_penalty"), (0,)),
-    "logit_bias": ({},),
     **dict.fromkeys(("tools", "functions"), ([],)),
     **dict.fromkeys(("tool_choice", "function_call"), ("none", "auto")),
     "modalities": (["text"],),
@@ -21,12 +21,19 @@ NOT_DONE: dict[str, tuple[Any, ...]] = {
     "suffix": ("",),
     **dict.fromkeys(("audio", "prediction", "reasoning_effort", "verbosity", "web_search_options"), ()),
 }
+_NO_CALLS = (
+    "it does not read calls of functions out of a text; describe them in a message, or ask for JSON with "
+    "'response_format'"
+)
+_REASONS = dict.fromkeys(("tools", "functions", "tool_choice", "function_call"), _NO_CALLS)
 # Fields that say nothing about the text.
 PASSED_OVER = (
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls",
 )  # fmt: skip
 Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1, le=MOST_TOKENS)]
+Penalty = Annotated[Number, Field(ge=-2, le=2)]
+Biases = Annotated[dict[Token, Annotated[Number, Field(ge=-100, le=100)]], Field(max_length=MOST_BIASES)]
 
 
 class JsonSchema(Request):
@@ -84,6 +91,9 @@ class Generation(Drawing):
     max_tokens: Count | None = None
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] = 1
     stop: Annotated[list[Text], Field(max_length=MOST_STOPS)] | Text | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    logit_bias: Biases | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
@@ -97,7 +107,7 @@ class Generation(Drawing):
             return given
         for name, off in NOT_DONE.items():
             if given.get(name) is not None and given[name] not in off:
-                raise ValueError(f"{name!r} is not supported by this server; leave it out")
+                raise ValueError(f"{name!r} is not supported by this server: {_REASONS.get(name, 'leave it out')}")
         return {name: value for name, value in given.items() if name not in NOT_DONE and name not in PASSED_OVER}
 
     @model_validator(mode="after")
@@ -109,6 +119,11 @@ class Generation(Drawing):
         if self.stream_options is not None and not self.stream:
             raise ValueError("'stream_options' belongs to 'stream': true")
         return self
+
+    @property
+    def penalties(self) -> Penalties:
+        """What changes the scores of tokens."""
+        return Penalties(self.frequency_penalty or 0.0, self.presence_penalty or 0.0, self.logit_bias or {})
 
     @property
     def stops(self) -> list[str]:

@@ -86,9 +86,11 @@ class _Service:
         grammar = None
         if asked.response_format is not None and (schema := asked.response_format.schema) is not None:
             grammar = self.grammars.of_schema(schema)
-        jobs = []
+        penalties, jobs = asked.penalties, []
+        checked_ids(self.desk.model, list(penalties.bias), "logit_bias")
+        changes = [*([] if grammar is None else [grammar.mask]), *([penalties.mask] if penalties else [])]
         for context in self._contexts(asked):
-            masks = [] if grammar is None else [partial(grammar.mask, len(context.ids))]
+            masks = [partial(change, len(context.ids)) for change in changes]
             for choice in range(asked.n):
                 sampling = asked.sampling(asked.new_tokens, asked.stops, choice)
                 job = asked.job(self.desk.model, context, sampling, masks=masks)

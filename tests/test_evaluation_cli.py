@@ -79,17 +79,17 @@ def test_speculative_and_plain_runs_agree_when_greedy(pair: Path, tmp_path: Path
     ("arguments", "words"),
     [
         (["--methods", "oracle"], "oracle needs a model"),
-        (["--tasks", "gsm8k"], "unknown task gsm8k"),
+        (["--tasks", "gsm8k"], "Unknown task gsm8k"),
         (["--tasks", ","], "--tasks names no task"),
         (["--engine", "jax"], "Choose from: transformers, vllm"),
-        (["--engine-option", "max_model_len=512"], "the transformers engine takes none"),
+        (["--engine-option", "max_model_len=512"], "--engine transformers takes none"),
         (["--engine", "vllm", "--engine-option", "max_model_len"], "--engine-option takes KEY=VALUE"),
-        (["--engine", "vllm", "--engine-option", "dtype=half"], "the engine option dtype is set by"),
+        (["--engine", "vllm", "--engine-option", "dtype=half"], "The engine option dtype is set by"),
         (["--temperature", "-1"], "--temperature must be >= 0, but is -1."),
         (["--baseline", "base", "--methods", "aligned"], "'base' is not among the methods"),
         (["--dtype", "int3"], "Unknown --dtype"),
         (["--base", "x", "--aligned", "y", "--pair", "tiny"], "not both"),
-        (["--tasks", "kad_gsm8k", "--data-dir", "nowhere"], "no file gsm8k_test.jsonl"),
+        (["--tasks", "kad_gsm8k", "--data-dir", "nowhere"], "No file gsm8k_test.jsonl"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(arguments: list[str], words: str, tmp_path: Path) -> None:
@@ -112,13 +112,18 @@ def test_sweep_writes_the_curve(pair: Path, tmp_path: Path) -> None:
 
 @pytest.mark.core
 def test_tune_writes_the_rule_into_the_pair(pair: Path, tmp_path: Path) -> None:
-    options = ["--pair", pair, "--grid", "0.1,0.5", "--limit", 3, "--max-new-tokens", 5]
-    stdout, _ = kad_command("tune", *options, "--out", tmp_path / "run", "--json")
+    options = ["--pair", pair, "--limit", 3, "--max-new-tokens", 5]
+    stdout, _ = kad_command("tune", *options, "--grid", "0.1,0.5", "--out", tmp_path / "run", "--json")
     choice = json.loads(stdout)
     assert choice["written"]
+    assert choice["probe"]["answers"] == 3
+    assert choice["probe"]["advice"]
     assert json.loads((pair / "config.json").read_text())["rule"] == choice["rule"]
     assert kad.KadForCausalLM.from_pretrained(pair).config.rule == choice["rule"]
-    kad_command("tune", *options, "--out", tmp_path / "look", "--no-write")
+    assert choice["probe"]["deferred_mass"] > 0
+    look = ["--rule", "primal", "--grid", "0", "--out", tmp_path / "look", "--no-write", "--json"]
+    stdout, _ = kad_command("tune", *options, *look)
+    assert json.loads(stdout)["probe"]["deferred_mass"] < 1e-5  # the chosen rule, not the pair's
 
 
 def test_tune_refuses_test_splits_and_the_embedded_pair(pair: Path, tmp_path: Path) -> None:
@@ -141,7 +146,7 @@ def test_reproduce_says_what_it_needs_and_ends_clearly_offline(monkeypatch: pyte
     assert "the hub cannot be reached" in " ".join(stderr.split()), last
     assert not (tmp_path / "run").exists()
     _, stderr = kad_command("reproduce", "llama", code=2)
-    assert "choose from olmo2, qwen3" in stderr
+    assert "Choose from: olmo2, qwen3" in stderr
 
 
 def test_the_vllm_engine_is_named_when_it_is_missing(pair: Path, tmp_path: Path) -> None:

@@ -46,9 +46,9 @@ def test_methods_have_canonical_names_that_read_back(text: str, name: str, needs
         ("oracle=", UsageError, "oracle needs a model"),
         ("nothing", RuleError, "Unknown rule 'nothing'"),
         ("dual:threshold=2", RuleError, "threshold must be a number"),
-        ("base@speculative", UsageError, "no draft to speculate with"),
-        ("dual@fast", UsageError, "behind @ stands speculative"),
-        ("dual@speculative:windows=3", UsageError, "no option 'windows'; choose from num_draft_tokens, draft"),
+        ("base@speculative", UsageError, "which has no drafts"),
+        ("dual@fast", UsageError, "Behind @ stands speculative"),
+        ("dual@speculative:windows=3", UsageError, "no option 'windows'. Choose from: num_draft_tokens, draft"),
         ("dual@speculative:num_draft_tokens=0", UsageError, "positive number or auto"),
         ("dual@speculative:num_draft_tokens=x", UsageError, "positive number or auto"),
         ("dual@speculative:draft=base", UsageError, "draft is aligned or reference"),
@@ -102,14 +102,14 @@ def test_a_decimal_grid_has_its_last_value() -> None:
 @pytest.mark.parametrize(
     ("rule", "parameter", "values", "error", "words"),
     [
-        ("aligned_only", None, "1", UsageError, "no parameter to sweep; say --parameter num_draft_tokens"),
-        ("dual", "budget", "1", UsageError, "no parameter 'budget' to sweep; choose from threshold, num_draft_tokens"),
+        ("aligned_only", None, "1", UsageError, "no parameter to sweep. Give --parameter num_draft_tokens"),
+        ("dual", "budget", "1", UsageError, "no parameter 'budget' to sweep. Choose from: threshold, num_draft_tokens"),
         ("dual", None, "0.1:0.9", UsageError, "START:STOP:STEP"),
-        ("dual", None, "0.9:0.1:0.1", UsageError, "has no values"),
+        ("dual", None, "0.9:0.1:0.1", UsageError, "has no value"),
         ("dual", None, "0:1:0.0001", UsageError, "more than 200"),
         ("dual", None, "0.1,0.10", UsageError, "a value twice"),
         ("dual", None, "a,b", UsageError, "'a', which is no number"),
-        ("dual", None, ",", UsageError, "the grid is empty"),
+        ("dual", None, ",", UsageError, "The grid is empty"),
         ("dual", None, "0.5,1.5", RuleError, "threshold must be a number"),
         ("dual", "num_draft_tokens", "3.5", UsageError, "whole numbers or auto"),
     ],
@@ -130,5 +130,5 @@ def test_presets_are_the_published_pairs() -> None:
             sum(m.gigabytes() for m in (chosen.base, chosen.aligned, chosen.reference))
         )
     assert preset("qwen3").oracle.model == "Qwen/Qwen3-14B"
-    with pytest.raises(UsageError, match="choose from olmo2, qwen3"):
+    with pytest.raises(UsageError, match="Choose from: olmo2, qwen3"):
         preset("llama")

@@ -91,7 +91,7 @@ def test_only_the_models_that_are_needed_are_loaded(folders: dict[str, Path], tm
 
 def test_a_missing_model_is_found_before_anything_runs(folders: dict[str, Path]) -> None:
     models = {role: Source.parse(str(folders[role])) for role in ("base", "aligned")}
-    with pytest.raises(UsageError, match="implicit_reward needs the reference model; give one with --reference MODEL"):
+    with pytest.raises(UsageError, match="implicit_reward needs the reference model. Give one with --reference MODEL"):
         make_plan(folders, models=models)
 
 

@@ -133,11 +133,11 @@ def test_questions_of_two_tasks_do_not_mix() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"objective": "cost"}, "choose from accuracy, speed"),
+        ({"objective": "cost"}, "Choose from: accuracy, speed"),
         ({"objective": "speed"}, "needs --floor"),
-        ({"floor": 0.5}, "only it takes one"),
-        ({"objective": "speed", "floor": 2.0}, "between 0 and 1"),
-        ({"objective": "speed", "floor": 0.95}, r"no candidate reaches the floor 0\.95; the most accurate is 0\.4"),
+        ({"floor": 0.5}, "--objective accuracy takes none"),
+        ({"objective": "speed", "floor": 2.0}, "from 0 to 1"),
+        ({"objective": "speed", "floor": 0.95}, r"No candidate reaches the floor 0\.95\. The most accurate is 0\.4"),
     ],
 )
 def test_wrong_objectives(options: dict[str, Any], words: str) -> None:
@@ -147,7 +147,7 @@ def test_wrong_objectives(options: dict[str, Any], words: str) -> None:
 
 def test_test_splits_are_refused_unless_told() -> None:
     published, development = load_tasks(["kad_tiny"], limit=1), load_tasks(["kad_tiny_development"], limit=1)
-    with pytest.raises(UsageError, match=r"kad_tiny is a test split \(.*\); tune on development tasks"):
+    with pytest.raises(UsageError, match=r"kad_tiny is a test split \(.*\). Tune on development tasks"):
         refuse_test_splits([*development, *published], allowed=False)
     refuse_test_splits(published, allowed=True)
     refuse_test_splits(development, allowed=False)
@@ -177,7 +177,7 @@ def test_the_metric_is_one_of_the_tasks() -> None:
     assert choose(POINTS, records).metric == "right"
     assert choose(POINTS, records).chosen.value == 0.4
     assert choose(POINTS, records, metric="behaves").candidates[1].accuracy == 0.5
-    with pytest.raises(UsageError, match="no metric 'strict'; choose --metric from right, behaves"):
+    with pytest.raises(UsageError, match="no metric 'strict'. Choose --metric from: right, behaves"):
         choose(POINTS, records, metric="strict")
 
 
@@ -243,7 +243,19 @@ def test_speed_of_scored_options_is_refused(tmp_path: Path) -> None:
 
 def test_the_fastest_value_of_a_real_pair(tmp_path: Path) -> None:
     """The whole command: the run, the rounds side by side, the choice, in JSON."""
-    options = ["--rule", "dual", "--grid", "0.4,0.9", "--objective", "speed", "--floor", "0", "--no-write", "--json"]
+    options = [
+        "--rule",
+        "dual",
+        "--grid",
+        "0.4,0.9",
+        "--objective",
+        "speed",
+        "--floor",
+        "0",
+        "--no-write",
+        "--no-probe",
+        "--json",
+    ]
     result = CliRunner().invoke(app, ["tune", *options, "--limit", "4", "-n", "4", "-o", str(tmp_path / "run")])
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)

@@ -190,6 +190,25 @@ def test_an_adapter_stands_for_a_model_in_every_role(
             assert not torch.allclose(found.exp(), plain(ids).logits.exp(), atol=1e-2)
 
 
+def test_an_adapter_and_its_model_keep_one_copy_of_the_weights_they_share(
+    adapter: tuple[Path, Any], folders: dict[str, Path], prompt: Any
+) -> None:
+    """The weights that the adapter changes stay apart, and so do the two models' logits."""
+    folder, object_ = adapter
+    places = {name: str(place) for name, place in folders.items()} | {"aligned": str(folder)}
+    pair = kad.KadForCausalLM.from_models(**places, rule="implicit_reward")
+    ours, theirs = (dict(part.named_parameters()) for part in (pair.aligned, pair.reference))
+    apart = {name for name, weight in ours.items() if weight.data_ptr() != theirs[name].data_ptr()}
+    assert {name.split(".")[-2] for name in apart} == {"q_proj", "v_proj"}
+    assert len(apart) == 2 * pair.aligned.config.num_hidden_layers
+    with torch.no_grad():
+        assert torch.allclose(pair.aligned(prompt(9)).logits, object_(prompt(9)).logits, atol=1e-4)
+        with object_.disable_adapter():
+            assert torch.allclose(pair.reference(prompt(9)).logits, object_(prompt(9)).logits, atol=1e-4)
+    with pytest.raises(UsageError, match="The reference model is the object in which the adapter of the aligned model"):
+        kad.KadForCausalLM.from_models(str(folders["base"]), object_, reference=object_.get_base_model())
+
+
 def test_an_adapter_in_a_pair(adapter: tuple[Path, Any], folders: dict[str, Path], tmp_path: Path) -> None:
     """Packed, loaded, described and used at the command line, with the tokenizer of the model underneath."""
     folder, object_ = adapter

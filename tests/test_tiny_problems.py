@@ -109,9 +109,9 @@ def test_correct_means_the_last_box_exactly():
 
 
 def test_wrong_requests_say_what_is_allowed():
-    with pytest.raises(UsageError, match="got split 'test'; it is one of train, development, held-out"):
+    with pytest.raises(UsageError, match="Unknown split 'test'. Choose from: train, development, held-out"):
         problems("test", 1)
-    with pytest.raises(UsageError, match="got n=-1 problems"):
+    with pytest.raises(UsageError, match="Got -1 as the number of problems"):
         problems("train", -1)
-    with pytest.raises(PairError, match="got 'huge' as a tiny model; the family has big-base"):
+    with pytest.raises(PairError, match="Unknown tiny model 'huge'. The family has big-base"):
         path("huge")

@@ -7,8 +7,12 @@ ordinary model.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from kad.errors import PairError, UsageError, missing_extra
 from kad.sources import Source
@@ -61,6 +65,21 @@ def merged(model: Any, adapter: Source) -> Any:
         raise PairError(f"Cannot merge the adapter {adapter.model}: {problem}") from error
     made.config._name_or_path = adapter.model
     return made
+
+
+def share_weights(models: Sequence[torch.nn.Module]) -> None:
+    """Let models keep one tensor for the weights in which they are equal. An adapter changes only some of them."""
+    for first, second in combinations(models, 2):
+        weights = dict(first.named_parameters(remove_duplicate=False))
+        for name, weight in list(second.named_parameters(remove_duplicate=False)):
+            if name in weights and _equal(weights[name], weight):
+                place, _, leaf = name.rpartition(".")
+                setattr(second.get_submodule(place), leaf, weights[name])
+
+
+def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    alike = type(one) is type(other) and one.dtype == other.dtype and one.device == other.device
+    return alike and not one.is_meta and torch.equal(one, other)
 
 
 def inner_model(model: Any) -> Any:

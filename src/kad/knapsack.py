@@ -127,7 +127,7 @@ def exact(log_p: Tensor, budget: float, *, tolerance: float = TOLERANCE, max_sta
     decoding.
     """
     if not tolerance >= 0:
-        raise UsageError(f"tolerance must be >= 0 nats, got {tolerance}: use 1e-9 for a tighter proof")
+        raise UsageError(f"tolerance must be >= 0 nats, but is {tolerance}. Give 1e-9 for a tighter proof.")
     weights = _weights(log_p)
     flat = weights.reshape(-1, weights.shape[-1]).cpu()
     covers = [_row_cover(row, budget, tolerance, max_states) for row in flat]
@@ -168,7 +168,7 @@ def lagrangian_bound(log_p: Tensor, threshold: float, budget: float) -> Tensor:
     `thresholded` attains the maximum in it. This is the origin of the dual rule.
     """
     if not 0 < threshold <= 1:
-        raise UsageError(f"threshold must lie in (0, 1] for a multiplier -log(threshold) >= 0, got {threshold}")
+        raise UsageError(f"threshold must lie in (0, 1] for a multiplier -log(threshold) >= 0, but is {threshold}.")
     mu = -torch.tensor(threshold, dtype=torch.float64).log()
     relaxed = (item_values(log_p) - mu * _weights(log_p)).clamp(min=0).sum(-1)
     return relaxed + mu * budget

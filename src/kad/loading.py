@@ -22,7 +22,7 @@ _MOST_KEPT = 4
 _PLACE = ("cache_dir", "gguf_file", "local_files_only", "subfolder", "token", "trust_remote_code")
 
 
-def load_model(reference: Source, **overrides: Any) -> PreTrainedModel:
+def load_model(source: Source, **overrides: Any) -> PreTrainedModel:
     """Load a causal language model. `overrides` replace the source's own keyword arguments.
 
     Weights come from safetensors or GGUF files only. Remote code runs only with `trust_remote_code=True`.
@@ -31,11 +31,11 @@ def load_model(reference: Source, **overrides: Any) -> PreTrainedModel:
         PairError: the model cannot be found or loaded. The message has Transformers' reason.
         MissingExtraError: a GGUF file without the packages that read it.
     """
-    underneath = adapted(reference)
+    underneath = adapted(source)
     if underneath is not None:
-        changed: PreTrainedModel = merged(load_model(underneath, **overrides), reference)
+        changed: PreTrainedModel = merged(load_model(underneath, **overrides), source)
         return changed.eval()
-    options = {"trust_remote_code": False, **reference.kwargs, **overrides}
+    options = {"trust_remote_code": False, **source.kwargs, **overrides}
     unknown = sorted(set(options) - MODEL_KWARGS)
     if unknown:
         raise PairError(f"Unknown loading option {', '.join(unknown)}. Allowed: {', '.join(sorted(MODEL_KWARGS))}.")
@@ -45,22 +45,22 @@ def load_model(reference: Source, **overrides: Any) -> PreTrainedModel:
         options["use_safetensors"] = True
     if isinstance(options.get("quantization_config"), dict):
         options["quantization_config"] = AutoQuantizationConfig.from_dict(options["quantization_config"])
-    if reference.revision is not None:
-        options["revision"] = reference.revision
+    if source.revision is not None:
+        options["revision"] = source.revision
     try:
-        model, loaded = AutoModelForCausalLM.from_pretrained(reference.model, **options, output_loading_info=True)
+        model, loaded = AutoModelForCausalLM.from_pretrained(source.model, **options, output_loading_info=True)
     except SafetensorError as error:
-        raise PairError(f"Cannot load {_damaged_file(reference)}: the file is damaged or cut off ({error}).") from error
+        raise PairError(f"Cannot load {_damaged_file(source)}: the file is damaged or cut off ({error}).") from error
     except ImportError as error:
         if options.get("gguf_file"):
             raise missing_extra("gguf", "gguf (with accelerate)") from error
-        raise PairError(f"Cannot load {reference.model}: {first_line(error)}") from error
+        raise PairError(f"Cannot load {source.model}: {first_line(error)}") from error
     except _TROUBLE as error:
-        raise PairError(f"Cannot load {reference.model}: {_reason(error)}") from error
+        raise PairError(f"Cannot load {source.model}: {_reason(error)}") from error
     lacking = sorted(loaded["missing_keys"])
     if lacking and not {"gguf_file", "quantization_config"} & options.keys():
         raise PairError(
-            f"Cannot load {reference.model}: its config.json describes other weights than it has; {len(lacking)} are "
+            f"Cannot load {source.model}: its config.json describes other weights than it has; {len(lacking)} are "
             f"missing, such as {lacking[0]}."
         )
     made: PreTrainedModel = model
@@ -74,29 +74,29 @@ def loading_bars(shown: bool) -> None:
     (logging.enable_progress_bar if shown else logging.disable_progress_bar)()
 
 
-def load_tokenizer(reference: Source) -> Any:
-    """The model's tokenizer.
+def load_tokenizer(source: Source, config: Any = None) -> Any:
+    """The model's tokenizer. `config` is its configuration, where it has been read already.
 
     Raises:
         PairError: there is none, or it cannot be loaded.
     """
-    underneath = adapted(reference)
-    if underneath is not None and not (Path(reference.model) / "tokenizer_config.json").is_file():
+    underneath = adapted(source)
+    if underneath is not None and not (Path(source.model) / "tokenizer_config.json").is_file():
         return load_tokenizer(underneath)
     try:
-        return AutoTokenizer.from_pretrained(reference.model, **_place(reference))
+        return AutoTokenizer.from_pretrained(source.model, config=config, **_place(source))
     except (*_TROUBLE, ImportError) as error:
-        raise PairError(f"Cannot load the tokenizer of {reference.model}: {_reason(error)}") from error
+        raise PairError(f"Cannot load the tokenizer of {source.model}: {_reason(error)}") from error
 
 
 _KEPT: dict[str, Any] = {}
 
 
-def kept_tokenizer(reference: Source) -> Any:
+def kept_tokenizer(source: Source) -> Any:
     """As `load_tokenizer`, but loaded once. Reading a large one takes long. Nobody may change its settings."""
-    key = json.dumps(reference.to_dict(), sort_keys=True, default=str)
+    key = json.dumps(source.to_dict(), sort_keys=True, default=str)
     if key not in _KEPT:
-        _KEPT[key] = load_tokenizer(reference)
+        _KEPT[key] = load_tokenizer(source)
         if len(_KEPT) > _MOST_KEPT:
             del _KEPT[next(iter(_KEPT))]
     return _KEPT[key]
@@ -110,7 +110,7 @@ def tokenizer_of(config: Any) -> Any:
     """
     folder = config.folder
     if folder is not None and (folder / "tokenizer_config.json").is_file():
-        return load_tokenizer(Source(str(folder)))
+        return load_tokenizer(Source(str(folder)), config)
     try:
         return load_tokenizer(config.model_sources()["aligned"])
     except PairError:
@@ -119,30 +119,30 @@ def tokenizer_of(config: Any) -> Any:
         raise
 
 
-def load_config(reference: Source) -> Any:
+def load_config(source: Source) -> Any:
     """The model's configuration, without its weights.
 
     Raises:
         PairError: there is none, or it cannot be read.
     """
-    reference = adapted(reference) or reference
+    source = adapted(source) or source
     try:
-        return AutoConfig.from_pretrained(reference.model, **_place(reference))
+        return AutoConfig.from_pretrained(source.model, **_place(source))
     except (*_TROUBLE, ImportError) as error:
-        raise PairError(f"Cannot read the configuration of {reference.model}: {_reason(error)}") from error
+        raise PairError(f"Cannot read the configuration of {source.model}: {_reason(error)}") from error
 
 
-def load_generation_config(reference: Source) -> GenerationConfig | None:
+def load_generation_config(source: Source) -> GenerationConfig | None:
     """The model's generation settings. None if it has no file for them."""
-    reference = adapted(reference) or reference
-    place = {key: value for key, value in _place(reference).items() if key not in ("gguf_file", "trust_remote_code")}
+    source = adapted(source) or source
+    place = {key: value for key, value in _place(source).items() if key not in ("gguf_file", "trust_remote_code")}
     try:
-        return GenerationConfig.from_pretrained(reference.model, **place)
+        return GenerationConfig.from_pretrained(source.model, **place)
     except OSError:
         return None
 
 
-def download(reference: Source, file: str) -> str:
+def download(source: Source, file: str) -> str:
     """The path of one file of a model on the hub, downloaded where it is not here yet.
 
     Raises:
@@ -150,16 +150,16 @@ def download(reference: Source, file: str) -> str:
     """
     from transformers.utils import cached_file
 
-    place = {key: value for key, value in _place(reference).items() if key not in ("gguf_file", "trust_remote_code")}
+    place = {key: value for key, value in _place(source).items() if key not in ("gguf_file", "trust_remote_code")}
     try:
-        return str(cached_file(reference.model, file, **place))
+        return str(cached_file(source.model, file, **place))
     except (OSError, ValueError) as error:
-        raise PairError(f"Cannot get {file} of {reference.model}: {first_line(error)}") from error
+        raise PairError(f"Cannot get {file} of {source.model}: {first_line(error)}") from error
 
 
-def _place(reference: Source) -> dict[str, Any]:
-    place = {key: reference.kwargs[key] for key in _PLACE if key in reference.kwargs}
-    return place if reference.revision is None else place | {"revision": reference.revision}
+def _place(source: Source) -> dict[str, Any]:
+    place = {key: source.kwargs[key] for key in _PLACE if key in source.kwargs}
+    return place if source.revision is None else place | {"revision": source.revision}
 
 
 def _reason(error: BaseException) -> str:
@@ -172,15 +172,15 @@ def _reason(error: BaseException) -> str:
     return first_line(error)
 
 
-def _damaged_file(reference: Source) -> str:
+def _damaged_file(source: Source) -> str:
     """The file of a model on this machine that is no safetensors file; else the model."""
-    for file in sorted(Path(reference.model).glob("*.safetensors")):
+    for file in sorted(Path(source.model).glob("*.safetensors")):
         try:
             with safe_open(file, framework="pt"):
                 pass
         except SafetensorError:
             return str(file)
-    return reference.model
+    return source.model
 
 
 def first_line(error: BaseException) -> str:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import GenerationConfig, PreTrainedModel
 
-from kad.adapters import inner_model
+from kad.adapters import adapted, inner_model, share_weights
 from kad.agreement import agree
 from kad.config import KadConfig
-from kad.errors import PairError, RuleError
+from kad.errors import PairError, RuleError, UsageError
 from kad.loading import kept_tokenizer, load_generation_config, load_model, load_tokenizer
 from kad.loading import load_config as load_model_config
 from kad.rules import Rule, parse_rule
@@ -109,13 +109,24 @@ def read_config(pair: Any, **place: Any) -> KadConfig:
 def load_parts(
     models: Mapping[str, Any], own: Mapping[str, Mapping[str, Any] | None], shared: Mapping[str, Any]
 ) -> dict[str, Part]:
-    """Load every model that is not loaded yet, by role, once. `own` options are kept in the pair, `shared` ones win."""
+    """Load every model that is not loaded yet, by role, once. `own` options are kept in the pair, `shared` ones win.
+
+    Raises:
+        PairError: a model cannot be found or loaded.
+        UsageError: one object in two roles, with an adapter at work in it.
+    """
     parts: dict[str, Part] = {}
     for role, model in models.items():
         if model is None:
             continue
         inner = inner_model(model)
         if inner is not model:
+            bare = [other for other, given in models.items() if given is inner]
+            if bare:
+                raise UsageError(
+                    f"The {bare[0]} model is the object in which the adapter of the {role} model works, so it has the "
+                    f"adapter too. Give the {bare[0]} model as a folder or a hub id."
+                )
             # Its own name is that of the model without the adapter.
             parts[role] = Part(inner.eval(), None)
             continue
@@ -128,6 +139,8 @@ def load_parts(
             source = Source(source.model, source.revision, {**source.kwargs, **(own[role] or {})})
         loaded = next((part for part in parts.values() if part.source == source), None)
         parts[role] = loaded or Part(load_model(source, **shared), source)
+    if any(part.source is not None and adapted(part.source) for part in parts.values()):
+        share_weights([part.model for part in parts.values()])
     return parts
 
 

@@ -99,5 +99,5 @@ def preset(name: str) -> Preset:
         UsageError: there is none of that name.
     """
     if name not in PRESETS:
-        raise UsageError(f"unknown preset {name!r}; choose from {', '.join(PRESETS)}")
+        raise UsageError(f"Unknown preset {name!r}. Choose from: {', '.join(PRESETS)}.")
     return PRESETS[name]

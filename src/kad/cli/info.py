@@ -109,7 +109,7 @@ def command(
         "draft_cost": models["aligned"].parameters / models["base"].parameters,
     }
     if probe and vocabulary["match"]:
-        found["probe"] = probing.run(named, prompts)
+        found["probe"] = probing.run(named, probing.questions(named, prompts))
     _show(found, lambda found: _render(found, models), as_json)
     for note in loading.doubts(sources, {role: model.parameters for role, model in models.items()}):
         stdio.message(f"note: {note}")
@@ -248,17 +248,11 @@ def _memory(models: dict[str, Model]) -> dict[str, Any]:
 
 
 def _render(found: dict[str, Any], models: dict[str, Model]) -> Table:
-    facts = Table.grid(padding=(0, 2))
-    facts.add_column(justify="right", no_wrap=True)
-    facts.add_column(overflow="fold")
+    lines = []
     for role, model in models.items():
-        facts.add_row(Text(role, style="bold cyan"), Text(model.name, style="bold"))
-        for line in _model_lines(model):
-            facts.add_row("", Text(line))
-    facts.add_row()
-    for name, value in [*_fact_rows(found), *probing.rows(found.get("probe"))]:
-        facts.add_row(Text(name, style="bold cyan"), value)
-    return facts
+        lines.append((role, Text(model.name, style="bold")))
+        lines += [("", Text(line)) for line in _model_lines(model)]
+    return probing.table([*lines, ("", Text()), *_fact_rows(found), *probing.rows(found.get("probe"))])
 
 
 def _model_lines(model: Model) -> list[str]:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from kad.cli import evaluation_runs as shared
-from kad.cli import stdio
+from kad.cli import probing, stdio
 from kad.cli.flatten import Without
 from kad.cli.options import Json, ModelOptions
 from kad.cli.sweep import DEVELOPMENT, Grid, Parameter, RuleToSweep, Speculative
-from kad.errors import UsageError
+from kad.errors import KadError, UsageError
 from kad.evaluation.options import RunOptions, TaskOptions
 from kad.options import Option
 from kad.quantities import counted
 
 if TYPE_CHECKING:
     from kad.evaluation.choice import Choice
+    from kad.evaluation.tasks.task import Task
 
 EXAMPLES = (
     "kad tune --pair pair/ --rule dual --grid 0.1:0.9:0.1 --tasks kad_gsm8k_development --limit 200 --out runs/tune",
@@ -35,6 +38,7 @@ Metric = Annotated[
 ]
 OnTestSplit = Annotated[bool, Option("Allow test questions. The result on them is then worth nothing.")]
 Write = Annotated[bool, Option("Write the chosen rule into the pair folder.")]
+ShowProbe = Annotated[bool, Option("Then show where the models disagree, as kad info --probe. It loads them again.")]
 
 
 def command(
@@ -49,6 +53,7 @@ def command(
     metric: Metric = None,
     on_test_split: OnTestSplit = False,
     write: Write = True,
+    probe: ShowProbe = True,
     models: Annotated[ModelOptions, Without("base", "aligned", "rule", "engine", "engine_options")],
     tasks: TaskOptions = DEVELOPMENT,
     run: Annotated[RunOptions, Without("diagnostics")] = _RUN,
@@ -56,25 +61,29 @@ def command(
 ) -> None:
     """Choose a parameter of a rule on development questions.
 
-    The command says how sure the choice is, and writes the rule into the pair.
+    The command says how sure the choice is, writes the rule into the pair, and shows whether the models fit.
     """
     from kad.evaluation.choice import check_objective, choose, refuse_test_splits, write_rule
     from kad.evaluation.grid import WINDOW, make_grid
     from kad.evaluation.results.storage import read_samples
     from kad.evaluation.speed import measure_speeds
     from kad.evaluation.tasks.task import load_tasks
+    from kad.figures.probe import PROMPTS
 
     check_objective(objective, floor)
     target = _target(models.pair) if write else None
     if parameter == WINDOW:
-        raise UsageError("a pair's rule has no window to write; use kad sweep for num_draft_tokens")
+        raise UsageError("A pair's rule has no window to write. Use kad sweep for num_draft_tokens.")
     points = make_grid(rule, parameter, grid, speculative=speculative)
-    asked = load_tasks(tasks.tasks, limit=1, data_dir=tasks.data_dir, include_path=tasks.include_path)
+    few = len(PROMPTS)
+    asked = load_tasks(
+        tasks.tasks, limit=min(few, tasks.limit or few), data_dir=tasks.data_dir, include_path=tasks.include_path
+    )
     refuse_test_splits(asked, on_test_split)
     for task in asked:
         if metric is not None and metric.partition(",")[0] not in task.metrics:
             known = ", ".join(sorted(task.metrics))
-            raise UsageError(f"{task.info.name} has no metric {metric!r}; choose --metric from {known}")
+            raise UsageError(f"{task.info.name} has no metric {metric!r}. Choose --metric from: {known}.")
     plan = shared.make_plan(models, tasks, run, [point.method for point in points])
     shared.execute(plan, out)
     speeds = None
@@ -87,18 +96,31 @@ def command(
     if target is not None:
         write_rule(target, chosen)
         stdio.message(f"wrote {chosen} into {target}")
+    found = _probe(models, chosen, asked, run.engine) if probe else None
     if as_json:
-        stdio.print_json({**choice.to_dict(), "rule": chosen, "written": target is not None})
+        stdio.print_json({**choice.to_dict(), "rule": chosen, "written": target is not None, "probe": found})
     else:
         _show(choice)
+        stdio.stdout().print(probing.table(probing.rows(found)))
+
+
+def _probe(models: ModelOptions, rule: str, tasks: Sequence[Task], engine: str) -> dict[str, Any] | None:
+    """What the pair does on the questions under the chosen rule. None where it cannot be seen; a note says why."""
+    try:
+        if engine == "vllm":
+            raise UsageError("vLLM gives no logits. Use kad info --probe.")
+        return probing.run(replace(models, rule=rule), probing.questions_of(tasks), thinking=False)
+    except KadError as error:
+        stdio.message(f"note: no probe: {error}")
+        return None
 
 
 def _target(pair: str | None) -> Path:
     """The pair folder that the rule is written into. A wrong one is refused before anything runs."""
     if pair is None or pair == "tiny" or not (Path(pair) / "config.json").is_file():
         raise UsageError(
-            f"the rule is written into a pair folder of your own, but --pair is {pair or 'tiny'}; "
-            "make one with kad pack, or say --no-write to only look"
+            f"The rule is written into a pair folder of your own, but --pair is {pair or 'tiny'}. "
+            "Make one with kad pack, or give --no-write to only look."
         )
     return Path(pair)
 

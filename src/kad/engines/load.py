@@ -87,13 +87,14 @@ def load(
     from kad.rules import parse_rule
     from kad.sources import Source
 
+    rule = None if rule is None else parse_rule(rule)
     composition: dict[str, Any] = {
         "rule": rule, "deferral_temperature": deferral_temperature, "base_prompt": base_prompt,
     }  # fmt: skip
     given = {key: value for key, value in composition.items() if value is not None}
     named = {"base": base, "aligned": aligned, "reference": reference}
-    if base is not None and rule is not None and reference is None and parse_rule(rule).needs_reference:
-        raise OptionError(f"Rule {parse_rule(rule)} needs the reference model. Give one with `reference`.")
+    if base is not None and rule is not None and reference is None and rule.needs_reference:
+        raise OptionError(f"Rule {rule} needs the reference model. Give one with `reference`.")
     if base is None:
         config = read_config(pair or "tiny")
     else:

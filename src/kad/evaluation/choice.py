@@ -74,9 +74,9 @@ def refuse_test_splits(tasks: Sequence[Task], allowed: bool) -> None:
     published = [task.info.name for task in tasks if not task.info.development]
     if published and not allowed:
         raise UsageError(
-            f"{', '.join(published)} is a test split (its file does not say `metadata: {{development: true}}`); "
-            "tune on development tasks such as kad_tiny_development or kad_gsm8k_development, or say --on-test-split "
-            "and report no test result with the chosen value"
+            f"{', '.join(published)} is a test split (its file does not say `metadata: {{development: true}}`). "
+            "Tune on development tasks such as kad_tiny_development or kad_gsm8k_development, or give --on-test-split "
+            "and report no test result with the chosen value."
         )
 
 
@@ -124,8 +124,8 @@ def choose(
     else:
         if accuracies[top] < floor:
             raise UsageError(
-                f"no candidate reaches the floor {floor}; the most accurate is {points[top].value} with "
-                f"{accuracies[top]:.3f}. Lower --floor or widen --grid"
+                f"No candidate reaches the floor {floor}. The most accurate is {points[top].value} with "
+                f"{accuracies[top]:.3f}. Lower --floor or widen --grid."
             )
         chances = _shared(np.where(resampled >= floor, _resample(rounds.T, seed + 1), -np.inf))
         best = int(np.where(accuracies >= floor, throughputs, -np.inf).argmax())
@@ -187,7 +187,7 @@ def write_rule(pair: Path, rule: str) -> None:
     file = pair / "config.json"
     if not file.is_file():
         raise UsageError(
-            f"{pair} is no pair folder to write the rule into; give --pair DIR, or --no-write to only look"
+            f"{pair} is no pair folder to write the rule into. Give --pair DIR, or --no-write to only look."
         )
     config = json.loads(file.read_text("utf-8"))
     write_atomically(file, json.dumps({**config, "rule": rule}, indent=2) + "\n")
@@ -200,11 +200,11 @@ def check_objective(objective: str, floor: float | None) -> None:
         UsageError: an unknown objective, or a floor that is missing, out of place or out of range.
     """
     if objective not in OBJECTIVES:
-        raise UsageError(f"unknown objective {objective!r}; choose from {', '.join(OBJECTIVES)}")
+        raise UsageError(f"Unknown objective {objective!r}. Choose from: {', '.join(OBJECTIVES)}.")
     if (objective == "speed") != (floor is not None):
-        raise UsageError("--objective speed needs --floor ACCURACY, and only it takes one")
+        raise UsageError("--objective speed needs --floor ACCURACY, and --objective accuracy takes none.")
     if floor is not None and not 0 <= floor <= 1:
-        raise UsageError(f"--floor is an accuracy between 0 and 1, but got {floor}")
+        raise UsageError(f"--floor is an accuracy from 0 to 1, but got {floor}.")
 
 
 def _metric(records: Sequence[Record], wanted: str | None) -> str:
@@ -212,7 +212,7 @@ def _metric(records: Sequence[Record], wanted: str | None) -> str:
     for record in records:
         if wanted is not None and wanted not in record["marks"]:
             own = ", ".join(metrics_of(record["marks"]))
-            raise UsageError(f"{record['task']} has no metric {wanted!r}; choose --metric from {own}")
+            raise UsageError(f"{record['task']} has no metric {wanted!r}. Choose --metric from: {own}.")
     return known[0] if wanted is None else wanted
 
 

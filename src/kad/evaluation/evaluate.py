@@ -50,7 +50,7 @@ class Plan(TaskOptions, RunOptions):
         for method in self.methods:
             missing = sorted(method.needs - self.sources.keys())
             if missing:
-                raise UsageError(f"{method.name} needs the {missing[0]} model; give one with --{missing[0]} MODEL")
+                raise UsageError(f"{method.name} needs the {missing[0]} model. Give one with --{missing[0]} MODEL.")
 
     @property
     def sources(self) -> dict[str, Source]:
@@ -121,7 +121,7 @@ def _vllm_engine(plan: Plan) -> Engine:
     from kad.evaluation.engines.vllm_engine import VllmEngine
 
     if plan.base_prompt is not None:
-        raise UsageError("vLLM gives all models one prompt; a base prompt needs --engine transformers")
+        raise UsageError("vLLM gives all models one prompt: a base prompt needs --engine transformers.")
     dtype = plan.load_options.get("dtype", "auto")
     return VllmEngine(plan.sources, plan.deferral_temperature, dtype, plan.engine_options)
 

@@ -43,9 +43,11 @@ def make_grid(rule_text: str, parameter: str | None, values: str, *, speculative
         counts = [value if value == "auto" else _count(value) for value in _split(values)]
         return [Point(WINDOW, count, Method("composed", rule, speculation=Speculation(count))) for count in counts]
     if chosen is None:
-        raise UsageError(f"{rule.name} has no parameter to sweep; say --parameter {WINDOW}, or choose another rule")
+        raise UsageError(f"{rule.name} has no parameter to sweep. Give --parameter {WINDOW}, or choose another rule.")
     if chosen not in known:
-        raise UsageError(f"{rule.name} has no parameter {chosen!r} to sweep; choose from {', '.join([*known, WINDOW])}")
+        raise UsageError(
+            f"{rule.name} has no parameter {chosen!r} to sweep. Choose from: {', '.join([*known, WINDOW])}."
+        )
     speculation = Speculation() if speculative else None
     return [
         Point(chosen, number, Method("composed", _with(rule, chosen, number), speculation=speculation))
@@ -62,14 +64,16 @@ def _numbers(text: str) -> list[Fraction]:
     if ":" not in text:
         values = [_fraction(part, text) for part in _split(text)]
         if len(set(values)) < len(values):
-            raise UsageError(f"the grid {text!r} holds a value twice")
+            raise UsageError(f"The grid {text!r} holds a value twice. Give each once.")
         return values
     parts = [_fraction(part, text) for part in text.split(":")]
     if len(parts) != 3:
-        raise UsageError(f"a grid is 0.1,0.2,0.4 or START:STOP:STEP, but got {text!r}")
+        raise UsageError(f"A grid is 0.1,0.2,0.4 or START:STOP:STEP, but got {text!r}.")
     start, stop, step = parts
     if step <= 0 or stop < start or (stop - start) / step >= _MOST_VALUES:
-        raise UsageError(f"the grid {text!r} has no values or more than {_MOST_VALUES}; its step must be positive")
+        raise UsageError(
+            f"The grid {text!r} has no value, or more than {_MOST_VALUES}. Give a positive step that ends sooner."
+        )
     return [start + index * step for index in range(int((stop - start) / step) + 1)]
 
 
@@ -77,18 +81,20 @@ def _fraction(text: str, grid: str) -> Fraction:
     try:
         return Fraction(text.strip())
     except (ValueError, ZeroDivisionError):
-        raise UsageError(f"the grid {grid!r} holds {text!r}, which is no number") from None
+        raise UsageError(
+            f"The grid {grid!r} holds {text!r}, which is no number. Give values like 0.1,0.2,0.4."
+        ) from None
 
 
 def _count(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise UsageError(f"num_draft_tokens takes whole numbers or auto, but the grid holds {text!r}") from None
+        raise UsageError(f"num_draft_tokens takes whole numbers or auto, but the grid holds {text!r}.") from None
 
 
 def _split(text: str) -> list[str]:
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts:
-        raise UsageError("the grid is empty; give values like 0.1,0.2,0.4")
+        raise UsageError("The grid is empty. Give values like 0.1,0.2,0.4.")
     return parts

@@ -62,7 +62,7 @@ class KadLM(HFLM):  # type: ignore[misc, valid-type]
         place = Source(str(folder)) if folder else model.config.model_sources()["aligned"]
         if speculative:
             if str(kwargs.get("batch_size", 1)) != "1":
-                raise UsageError("speculative decoding takes one request at a time; leave batch_size at 1")
+                raise UsageError("Speculative decoding takes one request at a time. Leave batch_size at 1.")
             model.generate = partial(  # type: ignore[method-assign]
                 model.generate, custom_generate=decode_speculatively, num_draft_tokens=num_draft_tokens
             )
@@ -113,7 +113,7 @@ def _load(
         return model
     if pair is None and base is not None and aligned is not None:
         return KadForCausalLM.from_models(base, aligned, reference=reference, **given, **options)
-    raise UsageError(f"kad takes pair=..., or base=... and aligned=...; got {pair=}, {base=}, {aligned=}")
+    raise UsageError(f"kad takes pair=..., or base=... and aligned=...; got {pair=}, {base=}, {aligned=}.")
 
 
 if __name__ == "__main__":

@@ -30,9 +30,9 @@ class Speculation:
     def __post_init__(self) -> None:
         count = self.num_draft_tokens
         if count != "auto" and not (isinstance(count, int) and count > 0):
-            raise UsageError(f"num_draft_tokens is a positive number or auto, but got {count!r}")
+            raise UsageError(f"num_draft_tokens is a positive number or auto, but got {count!r}.")
         if self.draft not in ("aligned", "reference"):
-            raise UsageError(f"draft is aligned or reference, but got {self.draft!r}")
+            raise UsageError(f"draft is aligned or reference, but got {self.draft!r}.")
 
     def __str__(self) -> str:
         default = Speculation()
@@ -95,7 +95,9 @@ def parse_method(text: str, pair: Rule | None = None) -> Method:
         return method
     speculation = _parse_speculation(tail.strip())
     if method.rule is None:
-        raise UsageError(f"{method.name} runs one model alone, which has no draft to speculate with; got {text!r}")
+        raise UsageError(
+            f"{method.name} runs one model alone, which has no drafts. Leave out what stands behind @ in {text!r}."
+        )
     return replace(method, speculation=speculation)
 
 
@@ -109,7 +111,9 @@ def parse_methods(text: str, pair: Rule | None = None) -> list[Method]:
     names = [method.name for method in methods]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if not methods or repeated:
-        raise UsageError(f"--methods needs one method or more, each once, separated by ';'; got {repeated or text!r}")
+        raise UsageError(
+            f"--methods needs one method or more, each once, separated by ';', but got {repeated or text!r}."
+        )
     return methods
 
 
@@ -127,13 +131,13 @@ def _parse_head(head: str, pair: Rule | None) -> Method:
         return Method(head)
     if head == "pair":
         if pair is None:
-            raise UsageError("the method pair needs a pair: its rule is what it stands for")
+            raise UsageError("The method pair needs a pair, for it stands for the pair's own rule. Give --pair.")
         return Method("pair", pair)
     if not _is_oracle(head):
         return Method("composed", _parse_rule(head))
     oracle = head.partition("=")[2].strip()
     if not oracle:
-        raise UsageError("oracle needs a model: oracle=HUB_ID or oracle=PATH")
+        raise UsageError("The method oracle needs a model: oracle=HUB_ID or oracle=PATH.")
     return Method("oracle", oracle=oracle)
 
 
@@ -148,13 +152,13 @@ def _parse_rule(text: str) -> Rule:
 def _parse_speculation(text: str) -> Speculation:
     name, _, rest = text.partition(":")
     if name != "speculative":
-        raise UsageError(f"behind @ stands speculative[:num_draft_tokens=N,draft=aligned|reference]; got {text!r}")
+        raise UsageError(f"Behind @ stands speculative[:num_draft_tokens=N,draft=aligned|reference], but got {text!r}.")
     readers: dict[str, Callable[[str], int | str]] = {"num_draft_tokens": _count, "draft": str}
     options: dict[str, int | str] = {}
     for part in filter(None, rest.split(",")):
         key, _, value = (piece.strip() for piece in part.partition("="))
         if key not in readers:
-            raise UsageError(f"speculative has no option {key!r}; choose from {', '.join(readers)}")
+            raise UsageError(f"Speculative decoding has no option {key!r}. Choose from: {', '.join(readers)}.")
         options[key] = readers[key](value)
     return Speculation(**options)  # type: ignore[arg-type]
 
@@ -165,4 +169,4 @@ def _count(text: str) -> int | str:
     try:
         return int(text)
     except ValueError:
-        raise UsageError(f"num_draft_tokens is a positive number or auto, but got {text!r}") from None
+        raise UsageError(f"num_draft_tokens is a positive number or auto, but got {text!r}.") from None

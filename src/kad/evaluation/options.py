@@ -24,7 +24,7 @@ def split_names(text: str) -> tuple[str, ...]:
     """
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     if not names:
-        raise UsageError("--tasks names no task; try kad_tiny or kad_paper")
+        raise UsageError("--tasks names no task. Try kad_tiny or kad_paper.")
     return names
 
 
@@ -113,7 +113,11 @@ class RunOptions:
     def __post_init__(self) -> None:
         check_fields(self)
         if self.engine_options and self.engine != "vllm":
-            raise UsageError(f"engine options are arguments of vllm.LLM; the {self.engine} engine takes none")
+            raise UsageError(
+                f"Engine options are arguments of vllm.LLM. Leave them out: --engine {self.engine} takes none."
+            )
         taken = sorted(self.engine_options.keys() & _SET_BY_KAD)
         if taken:
-            raise UsageError(f"the engine option {taken[0]} is set by the models, the method and --dtype; leave it out")
+            raise UsageError(
+                f"The engine option {taken[0]} is set by the models, the method and --dtype. Leave it out."
+            )

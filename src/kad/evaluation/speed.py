@@ -31,7 +31,9 @@ def measure_speeds(plan: Plan, rounds: int = ROUNDS) -> Means:
     tasks = load_tasks(plan.tasks, limit=plan.limit, data_dir=plan.data_dir, include_path=plan.include_path)
     tasks = [task for task in tasks if not task.info.scored]
     if not tasks:
-        raise UsageError("--objective speed needs a task whose answers are generated; these tasks only score options")
+        raise UsageError(
+            "--objective speed needs a task whose answers are generated, but these tasks only score options."
+        )
     engine = ENGINES[plan.engine](plan)
     speeds = alternating(plan, tasks, engine, plan.settings(tasks), rounds)
     engine.release(())

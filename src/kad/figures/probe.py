@@ -20,6 +20,7 @@ from kad.text.score import logits_of
 
 if TYPE_CHECKING:
     from kad.engines.load import Loaded
+    from kad.text.prompts import Prompt
 
 SURE = 0.9
 """The base model is sure of a token that it gives this probability or more."""
@@ -92,15 +93,18 @@ class Probe:
                 "another token. If these are tokens of form (line ends, markup, end of the answer), ask the base model "
                 "in a form that it knows (--base-prompt) or raise the threshold. If they are content, that is the gain."
             )
-        return found or ["Nothing stands out. kad tune finds the threshold on questions of your own."]
+        return found or ["Nothing stands out."]
 
 
-def probe(model: Loaded, prompts: Sequence[str] = PROMPTS, *, max_new_tokens: int = 64) -> Probe:
+def probe(
+    model: Loaded, prompts: Sequence[Prompt] = PROMPTS, *, thinking: bool | None = None, max_new_tokens: int = 64
+) -> Probe:
     """Let a pair answer greedily, and look at both models along the answers.
 
     Args:
         model: a pair, as `kad.load` gives it.
-        prompts: what is asked.
+        prompts: what is asked: texts, or the messages of conversations.
+        thinking: for chat templates with a thinking switch. None leaves it to the template.
         max_new_tokens: of each answer.
 
     Raises:
@@ -110,7 +114,7 @@ def probe(model: Loaded, prompts: Sequence[str] = PROMPTS, *, max_new_tokens: in
     alphas, betas, favorites, sure = [], [], [], []
     sampling = Sampling(max_new_tokens=max_new_tokens, temperature=0.0)
     for prompt in prompts:
-        answer = generate(model, prompt, sampling=sampling, origins=False)
+        answer = generate(model, prompt, thinking=thinking, sampling=sampling, origins=False)
         context = Context.of(answer.prompt, model)
         composition = context.composition(model.composition)
         for chunk in logits_of(model, context, answer.token_ids, composition=composition):

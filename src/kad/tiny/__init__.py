@@ -28,10 +28,10 @@ def path(name: str = "pair") -> Path:
         PairError: unknown name, or an installation without the weights.
     """
     if name not in (*MODELS, "pair"):
-        raise PairError(f"got {name!r} as a tiny model; the family has {', '.join(MODELS)} and pair")
+        raise PairError(f"Unknown tiny model {name!r}. The family has {', '.join(MODELS)} and pair.")
     folder = Path(__file__).parent / "weights" / name
     if not (folder / "config.json").exists():
-        raise PairError(f"the tiny model {name!r} is missing from this installation ({folder}); reinstall kad-align")
+        raise PairError(f"The tiny model {name!r} is missing from this installation ({folder}). Reinstall kad-align.")
     return folder
 
 

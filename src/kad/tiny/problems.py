@@ -147,7 +147,7 @@ def problems(split: Split, n: int, *, seed: int = 0) -> list[Problem]:
         UsageError: unknown split or negative `n`.
     """
     if n < 0:
-        raise UsageError(f"got n={n} problems; ask for 0 or more")
+        raise UsageError(f"Got {n} as the number of problems. Ask for 0 or more.")
     stream = stream_problems(split, random.Random(f"kad-tiny-{split}-{seed}"))
     return [next(stream) for _ in range(n)]
 
@@ -155,7 +155,7 @@ def problems(split: Split, n: int, *, seed: int = 0) -> list[Problem]:
 def stream_problems(split: Split, rng: random.Random) -> Iterator[Problem]:
     """Endless problems of one split, drawn with `rng`. Outside the training split no chain occurs twice."""
     if split not in get_args(Split):
-        raise UsageError(f"got split {split!r}; it is one of {', '.join(get_args(Split))}")
+        raise UsageError(f"Unknown split {split!r}. Choose from: {', '.join(get_args(Split))}.")
     drawn: set[str] = set()
     while True:
         want_unseen = split != "train" and len(drawn) % 2 == 1

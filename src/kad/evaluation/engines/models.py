@@ -110,7 +110,7 @@ class Models:
             UsageError: the pair has none.
         """
         if role not in self.sources:
-            raise UsageError(f"a method needs the {role} model, and none is given: use --{role} MODEL")
+            raise UsageError(f"A method needs the {role} model, and none is given. Give one with --{role} MODEL.")
         return self.sources[role]
 
     def release(self, keep: Collection[str]) -> None:

@@ -127,7 +127,7 @@ def _plain(model: PreTrainedModel, tokenizer: Any, prompts: list[Context], reque
 
 def _speculative(model: KadForCausalLM, prompt: Context, requests: Sequence[Request], method: Method) -> Answer:
     if method.speculation is None or len(requests) != 1:
-        raise UsageError(f"speculative decoding takes one request at a time, but got {len(requests)}")
+        raise UsageError(f"Speculative decoding takes one request at a time, but got {len(requests)}.")
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
     return Stream(

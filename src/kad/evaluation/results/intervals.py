@@ -60,7 +60,7 @@ def accuracy_interval(marks: Sequence[Sequence[float]], confidence: float = 0.95
 def wilson(proportion: float, size: float, confidence: float = 0.95) -> Interval:
     """Wilson's score interval of a proportion among `size` trials. An effective size may be a fraction."""
     if size <= 0:
-        raise ValueError(f"wilson got size {size}; it needs at least one trial")
+        raise ValueError(f"wilson got size {size}, but needs at least one trial.")
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     center = (proportion + z * z / (2 * size)) / (1 + z * z / size)
     half = z / (1 + z * z / size) * math.sqrt(proportion * (1 - proportion) / size + z * z / (4 * size * size))
@@ -91,7 +91,7 @@ def compare_paired(
     means. The interval of the difference is a percentile bootstrap over questions in both cases.
     """
     if len(method) != len(baseline) or not method:
-        raise ValueError(f"got {len(method)} and {len(baseline)} questions; it needs equally many, and some")
+        raise ValueError(f"Got {len(method)} and {len(baseline)} questions. Give equally many, and at least one.")
     differences = question_means(method) - question_means(baseline)
     wins, losses = int((differences > 0).sum()), int((differences < 0).sum())
     binary = all(len(question) == 1 for question in (*method, *baseline))
@@ -147,5 +147,5 @@ def bootstrap_mean(
 def question_means(marks: Sequence[Sequence[float]]) -> Means:
     """Each question's mean mark, (questions,)."""
     if not marks or any(len(question) == 0 for question in marks):
-        raise ValueError("marks need at least one question, and at least one sample of each")
+        raise ValueError("The marks need at least one question, and at least one sample of each.")
     return np.array([sum(question) / len(question) for question in marks], dtype=np.float64)

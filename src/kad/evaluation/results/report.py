@@ -73,7 +73,7 @@ def write_report(report: Report, folder: Path) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"cannot write the report to {folder}: {error.strerror}") from error
+        raise UsageError(f"Cannot write the report to {folder}: {error.strerror}. Choose another folder.") from error
     texts = {
         "report.json": json.dumps(report.to_dict(), indent=2) + "\n",
         "report.md": report.markdown(),
@@ -85,14 +85,14 @@ def write_report(report: Report, folder: Path) -> list[Path]:
     try:
         return [*written, *write_plots(report.rows, folder)]
     except MissingExtraError as missing:
-        report.notes.append(f"no plots: {missing}")
+        report.notes.append(f"No plots: {missing}")
         return written
 
 
 def _records(folders: Sequence[Path]) -> Iterator[Record]:
     names = [folder.name for folder in folders]
     if len(set(names)) < len(names):
-        raise UsageError(f"the runs to compare need distinct folder names, but got {', '.join(names)}")
+        raise UsageError(f"The runs to compare need distinct folder names, but got {', '.join(names)}.")
     for folder in folders:
         for record in read_samples(folder):
             method = f"{folder.name}/{record['method']}" if len(folders) > 1 else record["method"]

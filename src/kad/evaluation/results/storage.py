@@ -56,15 +56,17 @@ class RunDirectory:
 
     def __enter__(self) -> Self:
         if (self.path / "config.json").exists():
-            raise UsageError(f"{self.path} is a pair or a model; choose another --out")
+            raise UsageError(f"{self.path} is a pair or a model. Choose another --out.")
         self._made = not self.path.exists()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
         except OSError as error:
             if not isinstance(error, Timeout):
-                raise UsageError(f"cannot write the run directory {self.path}: {error.strerror}") from error
-            raise UsageError(f"{self.path} is in use by another run; wait for it or choose another --out") from None
+                raise UsageError(
+                    f"Cannot write the run directory {self.path}: {error.strerror}. Choose another --out."
+                ) from error
+            raise UsageError(f"{self.path} is in use by another run. Wait for it, or choose another --out.") from None
         try:
             self._samples = (self.path / "samples.jsonl").open("a+b", buffering=0)
             self._check_settings()
@@ -97,8 +99,8 @@ class RunDirectory:
             os.fsync(self._samples.fileno())
         except OSError as error:
             raise UsageError(
-                f"cannot write {self.path / 'samples.jsonl'}: {error.strerror}. The finished answers are kept; the "
-                "same command goes on from there"
+                f"Cannot write {self.path / 'samples.jsonl'}: {error.strerror}. The finished answers are kept; the "
+                "same command goes on from there."
             ) from error
         self.done.update(key_of(record) for record in new)
 
@@ -108,20 +110,20 @@ class RunDirectory:
         empty = self.path.joinpath("samples.jsonl").stat().st_size == 0
         if empty or not file.exists():
             if not empty:
-                raise UsageError(f"{self.path} holds samples without settings.json; choose another --out")
+                raise UsageError(f"{self.path} holds samples without settings.json. Choose another --out.")
             write_atomically(file, json.dumps(wanted, indent=2) + "\n")
             return
         stored = read_settings(self.path)
         if stored["schema"] != SCHEMA:
             raise UsageError(
                 f"{self.path} was made by an earlier version of kad: kad report reads it, but it cannot go on. "
-                "Choose another --out"
+                "Choose another --out."
             )
         changes = list(differences(stored, wanted))
         if changes:
             raise UsageError(
                 f"{self.path} belongs to a run with other settings: {'; '.join(changes)}. "
-                "Resume with the same settings or choose another --out"
+                "Resume with the same settings, or choose another --out."
             )
 
 
@@ -158,7 +160,7 @@ def _sample(line: bytes, place: str) -> Record:
         key_of(record)
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(
-            f"{place} is no sample of a run ({error}). Take the line out, and its sample runs again"
+            f"{place} is no sample of a run ({error}). Take the line out, and its sample runs again."
         ) from None
     if "expected_acceptance" in record:
         record["acceptance"] = record.pop("expected_acceptance")
@@ -175,16 +177,19 @@ def read_settings(path: Path) -> Record:
     try:
         settings: Record = {"schema": "kad-run/1", **json.loads(file.read_text("utf-8"))}
     except (FileNotFoundError, NotADirectoryError):
-        raise UsageError(f"{path} is no run directory: it has no settings.json; give the --out of a kad eval") from None
+        raise UsageError(
+            f"{path} is no run directory: it has no settings.json. Give the --out of a kad eval."
+        ) from None
     except (ValueError, TypeError) as error:
-        raise UsageError(f"{file} is damaged ({error}). Choose another --out") from None
+        raise UsageError(f"{file} is damaged ({error}). Choose another --out.") from None
     if settings["schema"] not in ("kad-run/1", SCHEMA):
         raise UsageError(
-            f"{path} has the schema {settings['schema']!r}, but this version of kad reads {SCHEMA!r} and older"
+            f"{path} has the schema {settings['schema']!r}, but this version of kad reads {SCHEMA!r} and older. "
+            "Install a newer kad."
         )
     lacking = [key for key in ("methods", "samples", "tasks", "models") if key not in settings]
     if lacking:
-        raise UsageError(f"{file} is damaged (it lacks {', '.join(lacking)}). Choose another --out")
+        raise UsageError(f"{file} is damaged (it lacks {', '.join(lacking)}). Choose another --out.")
     return settings
 
 
@@ -198,7 +203,7 @@ def read_sessions(path: Path) -> list[Record]:
         return [json.loads(line) for line in lines if line.endswith("}")]
     except ValueError as error:
         raise UsageError(
-            f"{path / 'sessions.jsonl'} is damaged ({error}). Delete it: it only says where the run ran"
+            f"{path / 'sessions.jsonl'} is damaged ({error}). Delete it: it only says where the run ran."
         ) from (error)
 
 

@@ -64,7 +64,7 @@ def summarize(records: Iterable[Record], baseline: str | None = None) -> list[Ro
     for record in records:
         groups[record["task"], record["method"]].append(record)
     if not groups:
-        raise UsageError("there are no finished samples to report")
+        raise UsageError("There are no finished samples to report. Run the same kad eval again.")
     name = choose_baseline([method for _, method in groups], baseline)
     return [_row(group, groups.get((task, name))) for (task, _), group in groups.items()]
 
@@ -74,7 +74,9 @@ def choose_baseline(methods: Sequence[str], baseline: str | None) -> str:
     if baseline is None:
         return "aligned" if "aligned" in methods else methods[0]
     if baseline not in methods:
-        raise UsageError(f"the baseline {baseline!r} is not among the methods: {', '.join(dict.fromkeys(methods))}")
+        raise UsageError(
+            f"The baseline {baseline!r} is not among the methods. Choose from: {', '.join(dict.fromkeys(methods))}."
+        )
     return baseline
 
 

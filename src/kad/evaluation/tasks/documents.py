@@ -55,8 +55,8 @@ def load(
         return {split: datasets.load_dataset(path, name, split=split)}
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"could not load the data set {path} from the Hugging Face hub ({_first_line(error)}); "
-            f"for a local copy give --data-dir DIR with {file} in it"
+            f"Cannot load the data set {path} from the Hugging Face hub ({_first_line(error)}). "
+            f"For a local copy give --data-dir DIR with {file} in it."
         ) from error
 
 
@@ -180,9 +180,9 @@ def _converted(row: Row, index: int, convert: Callable[[Row], dict[str, str]]) -
     try:
         return convert(there)
     except KeyError as error:
-        raise UsageError(f"{place} lacks the field {error.args[0]!r}; it has {', '.join(there)}") from error
+        raise UsageError(f"{place} lacks the field {error.args[0]!r}. It has: {', '.join(there)}.") from error
     except (AttributeError, IndexError, TypeError, ValueError) as error:
-        raise UsageError(f"{place} is no row of this task: {error}") from error
+        raise UsageError(f"{place} is no row of this task: {error}.") from error
 
 
 def _first_line(error: Exception) -> str:

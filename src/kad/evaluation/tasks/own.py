@@ -107,4 +107,4 @@ def _check(row: Row, place: str, templates: Mapping[str, Any]) -> None:
             lacking = repr(template) if template.isidentifier() else fill_template(template, row)
             if lacking is not None:
                 has = ", ".join(row) or "nothing"
-                raise UsageError(f"{place} lacks the field {lacking}, which {key} of the task needs; it has {has}.")
+                raise UsageError(f"{place} lacks the field {lacking}, which {key} of the task needs. It has: {has}.")

@@ -21,12 +21,14 @@ def read_rows(path: Path) -> Iterator[tuple[Row, str]]:
     try:
         lines = path.read_text("utf-8").splitlines()
     except FileNotFoundError:
-        raise UsageError(f"no file {path.name} in {path.parent}: the rows of the task should be there") from None
+        raise UsageError(f"No file {path.name} in {path.parent}: the rows of the task should be there.") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}") from error
+        raise UsageError(
+            f"Cannot read {path}: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}."
+        ) from error
     rows = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not rows:
-        raise UsageError(f"{path} has no row: put one JSON object on each line")
+        raise UsageError(f"{path} has no row. Put one JSON object on each line.")
     for number, line in rows:
         yield _row(line, f"{path}, line {number}"), f"{path}, line {number}"
 
@@ -35,7 +37,7 @@ def _row(line: str, place: str) -> Row:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise UsageError(f"{place} is not JSON ({error.msg}); each line is one JSON object") from error
+        raise UsageError(f"{place} is not JSON ({error.msg}). Each line is one JSON object.") from error
     if not isinstance(row, dict):
-        raise UsageError(f"{place} is no JSON object but {type(row).__name__}; each line is one JSON object")
+        raise UsageError(f"{place} is no JSON object but {type(row).__name__}. Each line is one JSON object.")
     return row

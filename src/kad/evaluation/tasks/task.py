@@ -235,8 +235,8 @@ def load_tasks(
         own.check_files(include_path)
     if unknown or not names:
         raise UsageError(
-            f"unknown task {', '.join(unknown) or '(none given)'}; known: {', '.join(manager.all_tasks)}. "
-            f"Tasks of your own: --include-path DIR (see docs/own-task.md)"
+            f"Unknown task {', '.join(unknown) or '(none given)'}. Choose from: {', '.join(manager.all_tasks)}. "
+            f"Tasks of your own: --include-path DIR (see docs/own-task.md)."
         )
     return list(_loaded(manager, names, limit, "hub" if data_dir is None else "local file"))
 
@@ -275,7 +275,9 @@ def chat_renderer(tokenizer: Any) -> Renderer:
         UsageError: there is no chat template.
     """
     if getattr(tokenizer, "chat_template", None) is None:
-        raise UsageError("the aligned model's tokenizer has no chat template; the tasks are chats and need one")
+        raise UsageError(
+            "The aligned model's tokenizer has no chat template. The tasks are chats: take a model that has one."
+        )
     return partial(render, tokenizer, thinking=False, drop_system=True)
 
 

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.cells import cell_len
 from typer.testing import CliRunner
 
 import kad
 from conftest import make_tokenizer
 from kad.cli.conversation import Chat, stoppable
 from kad.cli.main import app
+from kad.cli.wrapping import Wrapper
 from kad.errors import RuleError, UsageError
 from kad.text.conversation import Conversation
 from kad.text.sampling import Sampling
@@ -249,8 +251,26 @@ def test_a_second_ctrl_c_leaves(talk: Chat) -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_lines_end_between_words(capsys: pytest.CaptureFixture[str]) -> None:
+    """However the text is cut into pieces: no line is too long, and nothing but spaces became ends of lines."""
+    text = "The quick brown fox jumps over a lazy dog, \u65e5\u672c\u8a9e\u306e\u6587 and\n\n  so on. " * 4
+    shown = []
+    for size in (1, 3, 7, len(text)):
+        written: list[str] = []
+        wrapper = Wrapper(written.append, lambda: 20)
+        for start in range(0, len(text), size):
+            wrapper.push(text[start : start + size])
+            assert "".join(written).count("fox") == text[: start + size].count("fox ")  # no word before its end
+        wrapper.finish()
+        shown.append("".join(written))
+    assert len(set(shown)) == 1
+    assert max(cell_len(line.rstrip(" ")) for line in shown[0].split("\n")) == 20
+    assert shown[0].replace("\n", "").replace(" ", "") == text.replace("\n", "").replace(" ", "")
+    assert [word for word in shown[0].split() if word.isascii()] == [word for word in text.split() if word.isascii()]
+
+
 def test_in_a_terminal(tmp_path: Path) -> None:
-    """A prompt, an answer, a typing error that does not end the chat, Ctrl-C twice."""
+    """A prompt, an answer, a pasted text, a typing error that does not end the chat, Ctrl-C twice."""
     terminal, side = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-c", "from kad.cli.main import main; main()", "chat", "--draft-tokens", "0"],
@@ -261,10 +281,17 @@ def test_in_a_terminal(tmp_path: Path) -> None:
     screen = Screen(terminal)
     try:
         greeting = screen.until("› ")
+        assert screen.brackets, "a terminal marks pasted text only where it is asked to"
         assert "Ctrl-D leaves" in greeting
         assert "knows word problems" in greeting
         os.write(terminal, (ANN + "\n").encode())
         assert "5 + 8 = 13" in screen.until("\n› ")
+        os.write(terminal, b"\x1b[200~" + ANN.replace(". ", ".\n").encode() + b"\x1b[201~\n")
+        assert "5 + 8 = 13" in screen.until("\n› ")
+        os.write(terminal, b"/save " + bytes(tmp_path / "talk.json") + b"\n")
+        assert "Wrote 4 messages" in screen.until("\n› ")
+        said = json.loads((tmp_path / "talk.json").read_text())["messages"]
+        assert said[2] == {"role": "user", "content": ANN.replace(". ", ".\n")}
         os.write(terminal, b"/rlue\n")
         assert "Did you mean /rule?" in screen.until("\n› ")
         screen.interrupt()
@@ -288,7 +315,7 @@ class Screen:
     """What a terminal shows, read mark by mark; what stands behind a mark is kept for the next one."""
 
     def __init__(self, terminal: int) -> None:
-        self.terminal, self.unread = terminal, ""
+        self.terminal, self.unread, self.brackets = terminal, "", False
         self.decode = codecs.getincrementaldecoder("utf-8")("replace").decode  # a read may end inside a character
 
     def interrupt(self) -> None:
@@ -303,6 +330,7 @@ class Screen:
             assert time.monotonic() < deadline, f"waited for {mark!r}, got {self.unread!r}"
             if select.select([self.terminal], [], [], 1.0)[0]:
                 text = self.decode(os.read(self.terminal, 4096))
+                self.brackets |= "\x1b[?2004h" in self.unread + text
                 self.unread = (self.unread + text).replace("\r\n", "\n").replace("\x1b[?2004h", "")
         text, found, self.unread = self.unread.partition(mark)
         return text + found

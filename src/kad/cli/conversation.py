@@ -67,9 +67,9 @@ class Chat:
         """Send a message and stream the answer to standard output. Ctrl-C ends the answer, not the conversation."""
         before = list(self.conversation.turns)
         answering = self.conversation.say(text)
-        with stoppable(answering):
+        with stoppable(answering), display.whole_words() as write:
             for piece in answering:
-                display.write(piece.text)
+                write(piece.text)
         answer = answering.answer
         display.write("\n\n")
         display.remark(answer)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from kad.cli import origins, stdio
+from kad.cli.wrapping import Wrapper
 from kad.quantities import counted
 from kad.text.prompts import context_length, decode
 
@@ -27,6 +30,19 @@ def write(piece: str) -> None:
     """Write a piece of text to standard output without delay."""
     sys.stdout.write(piece)
     sys.stdout.flush()
+
+
+@contextmanager
+def whole_words() -> Iterator[Callable[[str], None]]:
+    """`write`, which ends lines between words if standard output is a terminal."""
+    if not sys.stdout.isatty():
+        yield write
+        return
+    wrapper = Wrapper(write, lambda: shutil.get_terminal_size().columns)
+    try:
+        yield wrapper.push
+    finally:
+        wrapper.finish()
 
 
 def show(answering: LiveAnswer, live: bool) -> Answer:

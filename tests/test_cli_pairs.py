@@ -160,6 +160,11 @@ def test_info_counts_what_the_caches_hold(two: list[str], folders: dict[str, Pat
     memory = json.loads(call("info", *two, "--json").stdout)["memory"]
     assert memory["cache_per_token"] * 10 == held
     assert memory["total"]["512"] == memory["weights"] + 512 * memory["cache_per_token"]
+    # vLLM drafts with a second copy of the aligned model.
+    weights = sum(weight.nbytes for weight in model.aligned.parameters())
+    layers = cache.layers[-model.aligned.config.num_hidden_layers :]
+    keys_and_values = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+    assert memory["vllm_draft"] == {"weights": weights, "cache_per_token": keys_and_values // 10}
 
 
 def test_info_for_people() -> None:
@@ -170,6 +175,7 @@ def test_info_for_people() -> None:
         "M parameters in bfloat16",
         "one for all models",
         "dual:threshold",
+        "loads the aligned model once more",
     ):
         assert word in shown
 

@@ -37,15 +37,24 @@ def request(prompt: list[int], rule: str | None, **params: Any) -> dict[str, Any
 
 
 def largest_difference(expected: torch.Tensor, got: list[dict[str, float]]) -> float:
-    """Between rows of log pi and reported log-probabilities. Impossible tokens must be impossible on both sides."""
-    worst = 0.0
-    for row, reported in zip(expected, got, strict=True):
-        for token, value in reported.items():
-            exact = row[int(token)].item()
-            if max(exact, value) < EXCLUDED / 2:
-                continue  # There float32 holds steps of 0.001 only; the probability is zero.
-            worst = max(worst, abs(exact - value))
-    return worst
+    """Between rows of log pi and reported log-probabilities: NaN where either is, infinite where one alone is -inf."""
+    values = [
+        (row[int(token)].item(), value)
+        for row, reported in zip(expected, got, strict=True)
+        for token, value in reported.items()
+    ]
+    exact, found = torch.tensor(values, dtype=torch.float64).unbind(-1)
+    differences = torch.where(exact == found, 0.0, (exact - found).abs())
+    # Of excluded tokens, whose probability is zero, float32 holds steps of 0.001 only.
+    return float(torch.where(torch.maximum(exact, found) < EXCLUDED / 2, differences / 100, differences).amax())
+
+
+@pytest.mark.parametrize("found", [torch.nan, -torch.inf, -9000.0, -1.001])
+@pytest.mark.parametrize("exact", [EXCLUDED, -1.0])
+def test_no_wrong_value_is_overlooked(exact: float, found: float) -> None:
+    rows = torch.tensor([[exact, -0.5]])
+    assert largest_difference(rows, [{"0": exact * (1 + 1e-7), "1": -0.5}]) < TOLERANCE
+    assert not largest_difference(rows, [{"0": found, "1": -0.5}]) < TOLERANCE
 
 
 @pytest.fixture(scope="module", params=["tiny", "random_pair"])

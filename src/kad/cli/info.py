@@ -235,15 +235,18 @@ def _vocabulary(sources: dict[str, Source], models: dict[str, Model]) -> dict[st
 
 
 def _memory(models: dict[str, Model]) -> dict[str, Any]:
-    """Bytes of all models together: weights, caches per token, and both at some lengths of context."""
+    """Bytes of all models together: weights, caches per token, both at some lengths; and what drafting in vLLM adds."""
     weights = sum(model.weight_bytes for model in models.values())
     per_token = sum(model.cache_bytes_per_token for model in models.values())
     longest = min((model.context for model in models.values() if model.context), default=max(_CONTEXTS))
     lengths = sorted({min(length, longest) for length in _CONTEXTS})
+    aligned, for_vllm = models["aligned"], all(model.engine == "transformers" for model in models.values())
+    draft = {"weights": aligned.weight_bytes, "cache_per_token": aligned.cache_bytes_per_token}
     return {
         "weights": weights,
         "cache_per_token": per_token,
         "total": {str(length): weights + length * per_token for length in lengths},
+        "vllm_draft": draft if for_vllm else None,
     }
 
 
@@ -274,6 +277,9 @@ def _fact_rows(found: dict[str, Any]) -> list[tuple[str, Text]]:
     totals = [f"{size_text(total)} with {counted(int(length), 'token')}" for length, total in memory["total"].items()]
     rows.append(("memory", Text(", ".join([f"{size_text(memory['weights'])} of weights", *totals]))))
     rows.append(("drafting", Text(f"the aligned model has {found['draft_cost']:.1%} of the base model's parameters")))
+    if (draft := memory["vllm_draft"]) is not None:
+        sizes = f"{size_text(draft['weights'])} of weights, {size_text(draft['cache_per_token'])} of cache a token"
+        rows.append(("in vLLM", Text(f"drafting loads the aligned model once more: {sizes}")))
     return rows
 
 
@@ -281,9 +287,7 @@ def _vocabulary_text(vocabulary: dict[str, Any]) -> Text:
     if not vocabulary["match"]:
         return Text(f"no match: {vocabulary['problem']}", style="red")
     padded = ", ".join(f"{role} {rows:,}" for role, rows in vocabulary["rows"].items() if rows != vocabulary["size"])
-    foreign = vocabulary["foreign"]
-    apart = (
-        f"; {counted(foreign, 'special or reserved token')} not shared, left to the aligned model" if foreign else ""
-    )
+    foreign = counted(vocabulary["foreign"], "special or reserved token")
+    apart = f"; {foreign} not shared, left to the aligned model" if vocabulary["foreign"] else ""
     padding = f" (padded: {padded} rows)" if padded else ""
     return Text(f"one for all models, {counted(vocabulary['size'], 'token')}{padding}{apart}")

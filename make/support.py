@@ -4,9 +4,10 @@ A test says what it shows: `@pytest.mark.supports(engine, feature, rules=...)`. 
 `rule` or `name` of the test; `rules=()` is for what does not depend on the rule. This script collects the marks and
 writes the page. It runs no test: the gate does.
 
-    python make/support.py            # from tests/ to docs/support/tests.json, and the page
-    python make/support.py --vllm     # from tests/vllm, in vLLM's environment, to docs/support/vllm.json, and the page
-    python make/support.py --check    # write nothing, fail where a file would change; tests do this
+    python make/support.py             # from tests/ to docs/support/tests.json, and the page
+    python make/support.py laptop      # from tests/laptop, in the environment of llama.cpp and MLX
+    python make/support.py vllm        # from tests/vllm, in vLLM's environment
+    python make/support.py --check     # write nothing, fail where a file would change; tests do this
 
 The versions are those of kad.hosts.versions and of docs/support/hosts.json, which `make matrix` writes.
 """
@@ -29,6 +30,8 @@ from kad.rules import package_of, parse_rule, registry
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER, PAGE = ROOT / "docs" / "support", ROOT / "docs" / "support.md"
+# Each has an environment of its own. The page shows them in this order.
+PARTS = {"tests": ROOT / "tests", "laptop": ROOT / "tests" / "laptop", "vllm": ROOT / "tests" / "vllm"}
 MARK = "pytest.mark.supports("
 Claims = dict[str, dict[str, list[str]]]  # engine -> feature -> rules
 
@@ -61,8 +64,11 @@ class Collector:
         )
 
 
-def collect(*arguments: str) -> Claims:
-    """The claims of the marked tests among those that pytest finds with these arguments."""
+def collect(folder: Path) -> Claims:
+    """The claims of the test files of a folder that have marks in them: to collect only those takes seconds."""
+    marked = [str(file) for file in sorted(folder.glob("test_*.py")) if MARK in file.read_text(encoding="utf-8")]
+    own = folder / "pytest.ini"
+    arguments = [*marked, *([f"--config-file={own}"] if own.exists() else [])]
     collector, output = Collector(), io.StringIO()
     with contextlib.redirect_stdout(output):
         code = pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", *arguments], plugins=[collector])
@@ -72,11 +78,6 @@ def collect(*arguments: str) -> Claims:
         engine: {feature: sorted(rules) for feature, rules in features.items()}
         for engine, features in collector.claims.items()
     }
-
-
-def marked(folder: Path) -> list[str]:
-    """The test files of a folder with marks in them: collecting only those takes seconds."""
-    return [str(file) for file in sorted(folder.glob("test_*.py")) if MARK in file.read_text(encoding="utf-8")]
 
 
 def page(claims: Claims, hosts: Any) -> str:
@@ -112,19 +113,16 @@ def _read(name: str) -> Any:
 def main() -> None:
     """Write the files, or check them."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--vllm", action="store_true")
+    options.add_argument("part", nargs="?", choices=PARTS, default="tests")
     options.add_argument("--check", action="store_true")
     chosen = options.parse_args()
-    parts = {name: _read(name) for name in ("tests.json", "vllm.json")}
-    if chosen.vllm:
-        folder = ROOT / "tests" / "vllm"
-        name, found = "vllm.json", collect(f"--config-file={folder / 'pytest.ini'}", *marked(folder))
-    else:
-        name, found = "tests.json", collect(*marked(ROOT / "tests"))
-    parts[name] = found
+    found = collect(PARTS[chosen.part])
+    claims: Claims = {}
+    for part in PARTS:
+        claims |= found if part == chosen.part else _read(f"{part}.json")
     written = {
-        FOLDER / name: json.dumps(found, indent=1) + "\n",
-        PAGE: page(parts["tests.json"] | parts["vllm.json"], _read("hosts.json")),
+        FOLDER / f"{chosen.part}.json": json.dumps(found, indent=1) + "\n",
+        PAGE: page(claims, _read("hosts.json")),
     }
     for path, text in written.items():
         if chosen.check and (not path.exists() or path.read_text(encoding="utf-8") != text):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -102,6 +103,26 @@ def test_answers_in_python_are_captured_too(pair: kad.KadForCausalLM) -> None:
     table = TableEngine("dual", vocab=3, eos=2)
     with pytest.raises(OptionError, match="Only models that Transformers runs"):
         kad.generate(table, [0, 1], compile="eager")
+
+
+def test_the_flag_of_the_command_line(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--compile` reaches the loop: its passes are those that torch.compile gave, and the text stays the same."""
+    from cli_runs import generate
+
+    widths: list[int] = []
+
+    def noted(forward: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        assert options["backend"] == "inductor"
+        return lambda ids: widths.append(ids.shape[1]) or forward(ids)
+
+    monkeypatch.setattr(torch, "compile", noted)  # compiling for real takes minutes on a CPU
+    asked = ["Hi", "--base", folders["base"], "--aligned", folders["aligned"], "--rule", "dual:threshold=0.2"]
+    asked += ["--temperature", "0", "--max-new-tokens", "12", "--draft-tokens", "2"]
+    plain = generate(*asked).stdout
+    assert widths == []
+    assert generate(*asked, "--compile").stdout == plain
+    assert set(widths) == {1, 2, 3}
+    assert len(widths) > 12
 
 
 def test_two_generations_at_once_do_not_share_a_cache(pair: kad.KadForCausalLM) -> None:

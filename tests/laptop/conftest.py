@@ -1,4 +1,4 @@
-"""The tiny family as files of llama.cpp and MLX, written once; and the same pair in Transformers, in float32."""
+"""The tiny family as files of llama.cpp and MLX, written once; and the same models in Transformers, in float32."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ torch.set_num_threads(1)
 
 # Numbers as exact as the engine gives them: by default llama.cpp keeps its cache in f16.
 EXACT = {"cache_type": "f32", "flash_attention": False, "context": 512, "threads": 1}
-BASE, ALIGNED = "big-base", "small-aligned"
+BASE, ALIGNED, REFERENCE = "big-base", "small-aligned", "small-base"
 
 
 @pytest.fixture(scope="session")
@@ -40,16 +40,17 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path
 
 @pytest.fixture(scope="session")
 def load(files: Callable[[str, str], Path]) -> Callable[..., Pair]:
-    """load(kind, aligned=None, **options): the pair from such files. `aligned` is the aligned model's kind."""
+    """load(kind, aligned=None, **options): the models from such files. `aligned` is the kind of the two small ones."""
 
     def make(kind: str, aligned: str | None = None, **options: Any) -> Pair:
         places = [
             f"tiny:{model}" if which == "transformers" else str(files(model, which))
-            for model, which in ((BASE, kind), (ALIGNED, aligned or kind))
+            for model, which in ((BASE, kind), (ALIGNED, aligned or kind), (REFERENCE, aligned or kind))
         ]
         if any(place.endswith(".gguf") for place in places):
             options["engine_options"] = EXACT | options.pop("engine_options", {})
-        made = kad.load(base=places[0], aligned=places[1], dtype="float32", device="cpu", **options)
+        named = dict(zip(("base", "aligned", "reference"), places, strict=True))
+        made = kad.load(**named, dtype="float32", device="cpu", **options)
         assert isinstance(made, Pair)
         return made
 
@@ -58,6 +59,7 @@ def load(files: Callable[[str, str], Path]) -> Callable[..., Pair]:
 
 @pytest.fixture(scope="session")
 def truth() -> kad.KadForCausalLM:
-    """The same pair in Transformers, in float32."""
-    model: Any = kad.load(base=f"tiny:{BASE}", aligned=f"tiny:{ALIGNED}", dtype="float32", device="cpu")
+    """The same models in Transformers, in float32."""
+    named = {"base": f"tiny:{BASE}", "aligned": f"tiny:{ALIGNED}", "reference": f"tiny:{REFERENCE}"}
+    model: Any = kad.load(**named, dtype="float32", device="cpu")
     return model

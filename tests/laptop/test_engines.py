@@ -20,6 +20,7 @@ from kad import tiny
 from kad.engines.pair import Pair
 from kad.errors import UsageError
 from kad.loading import load_tokenizer
+from kad.rules import registry
 from kad.sources import Source
 from speculative_tables import Script, total_variation
 
@@ -32,6 +33,16 @@ GREEDY = kad.Sampling(temperature=0, max_new_tokens=48)
 ENGINES = ["f32", "mlx"]
 NAMES = {"f32": "llama.cpp", "mlx": "MLX"}
 Load = Callable[..., Pair]
+
+
+def supports(kind: str, *features: str, rules: Any = None) -> list[Any]:
+    """Marks: the engine of this kind of file has these features."""
+    return [pytest.mark.supports(NAMES[kind], feature, rules=rules) for feature in features]
+
+
+def engines(feature: str) -> list[Any]:
+    """Both engines as parameters of a test that shows a feature under some rule."""
+    return [pytest.param(kind, marks=supports(kind, feature, rules=())) for kind in ENGINES]
 
 
 # ---------------------------------------------------------------- tokens
@@ -62,13 +73,23 @@ def test_tokens_and_chats_of_a_gguf_file_are_those_of_transformers(load: Load) -
 TOLERANCE = {"f32": 1e-4, "f16": 1e-2, "Q8_0": 0.4, "mlx": 1e-4}
 
 
-@pytest.mark.parametrize("kind", TOLERANCE)
-@pytest.mark.parametrize("rule", ["dual:threshold=0.4", "primal:budget=0.9", "confidence_bet", "mixture:weight=0.4"])
-def test_log_pi_is_that_of_transformers(load: Load, truth: Any, kind: str, rule: str) -> None:
+@pytest.fixture(scope="module")
+def answers(truth: Any) -> dict[str, list[int]]:
+    """An answer to each prompt."""
+    return {prompt: kad.generate(truth, prompt, sampling=GREEDY).token_ids for prompt in PROMPTS}
+
+
+@pytest.mark.parametrize(
+    ("kind", "rule"),
+    [
+        *(pytest.param(*p, marks=supports(p[0], "log-probabilities")) for p in product(ENGINES, registry())),
+        *product(["f16", "Q8_0"], ["dual:threshold=0.4", "primal:budget=0.9", "confidence_bet", "mixture:weight=0.4"]),
+    ],
+)
+def test_log_pi_is_that_of_transformers(load: Load, truth: Any, answers: Any, kind: str, rule: str) -> None:
     """At every token. f32 differs in the order of sums; with f16 and Q8_0, llama.cpp rounds activations too."""
     model = load(kind)
-    for prompt in PROMPTS:
-        ids = kad.generate(truth, prompt, sampling=GREEDY, rule=rule).token_ids
+    for prompt, ids in answers.items():
         ours, theirs = (kad.score(m, prompt, ids, rule=rule) for m in (model, truth))
         for name in ("log_pi", "log_p", "log_aligned") if kind in ENGINES else ("log_pi",):
             assert (getattr(ours, name) - getattr(theirs, name)).abs().max() < TOLERANCE[kind]
@@ -77,9 +98,8 @@ def test_log_pi_is_that_of_transformers(load: Load, truth: Any, kind: str, rule:
 @pytest.mark.parametrize(
     ("kind", "rule"),
     [
-        pytest.param(kind, rule, marks=pytest.mark.supports(NAMES[kind], f"{feature} greedy"))
-        for kind in ENGINES
-        for feature, rule in product(["plain and speculative"], ["dual:threshold=0.4", "primal:budget=0.9", "nudging"])
+        pytest.param(*p, marks=supports(p[0], "greedy", "speculative"))
+        for p in product(ENGINES, ["dual:threshold=0.4", "primal:budget=0.9", "nudging"])
     ],
 )
 def test_greedy_texts_are_those_of_transformers(load: Load, truth: Any, kind: str, rule: str) -> None:
@@ -96,6 +116,8 @@ def test_greedy_texts_are_those_of_transformers(load: Load, truth: Any, kind: st
             assert abs(pi[0] - pi[1]) < 1e-4
 
 
+@pytest.mark.supports("llama.cpp", "models of other engines in one pair", rules=())
+@pytest.mark.supports("MLX", "models of other engines in one pair", rules=())
 @pytest.mark.parametrize(("base", "aligned"), [("f32", "transformers"), ("transformers", "f32"), ("mlx", "f32")])
 def test_engines_can_be_mixed_in_one_pair(load: Load, truth: Any, base: str, aligned: str) -> None:
     model = load(base, aligned)
@@ -105,6 +127,7 @@ def test_engines_can_be_mixed_in_one_pair(load: Load, truth: Any, base: str, ali
         assert [p.base_share for p in ours.pieces] == pytest.approx([p.base_share for p in theirs.pieces], abs=1e-3)
 
 
+@pytest.mark.supports("MLX", "quantized weights", rules=())
 def test_quantized_folders_of_mlx_run(load: Load) -> None:
     model = load("mlx-4-bits")
     assert model.facts["base"].weights == "4 bits"
@@ -124,7 +147,7 @@ def test_facts(load: Load, truth: Any) -> None:
 # ---------------------------------------------------------------- caches
 
 
-@pytest.mark.parametrize("kind", ENGINES)
+@pytest.mark.parametrize("kind", engines("rollback to any token"))
 def test_rollback_at_every_depth(load: Load, kind: str) -> None:
     """After a rollback to any length, the same tokens give the same rows as in a new cache, to rounding."""
     model = load(kind)
@@ -170,7 +193,7 @@ def test_contexts_are_used_again_and_begin_empty(load: Load) -> None:
     assert torch.equal(together[1].advance(ids, 1), first)
 
 
-@pytest.mark.parametrize("kind", ENGINES)
+@pytest.mark.parametrize("kind", engines("a cache kept between turns"))
 def test_chats_go_on_and_read_new_tokens_only(load: Load, truth: Any, kind: str) -> None:
     answers = []
     for model in (load(kind), truth):
@@ -195,6 +218,7 @@ def test_a_full_context_is_a_clear_end(load: Load, drafts: int) -> None:
         scorer.advance(torch.full((41,), 5), 1)
 
 
+@pytest.mark.supports("llama.cpp", "traces", rules=())
 def test_traces(load: Load, truth: Any) -> None:
     traces = [kad.trace(m, PROMPTS[0], sampling=GREEDY, num_draft_tokens=2) for m in (load("f32"), truth)]
     assert [p.token for p in traces[0].positions] == [p.token for p in traces[1].positions]
@@ -258,6 +282,7 @@ def enumerated(model: Pair, rule: str, drafts: int, monkeypatch: pytest.MonkeyPa
     return dict(found)
 
 
+@pytest.mark.supports("llama.cpp", "sampling")
 @pytest.mark.supports("llama.cpp", "speculative sampling")
 @pytest.mark.parametrize("rule", ["dual:threshold=0.4", "confidence_bet:margin=0.0", "mixture:weight=0.4"])
 def test_every_outcome_of_the_loop_over_llama_cpp(small: Any, rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,7 +314,6 @@ def test_a_cache_that_is_not_rolled_back_is_seen(small: Any, monkeypatch: pytest
     assert total_variation(enumerated(ours, rule, 2, monkeypatch), true_texts(theirs, rule)) > 1e-3
 
 
-@pytest.mark.supports("llama.cpp", "sampling", rules=["dual"])
 def test_sampled_speculation_follows_pi(small: Any) -> None:
     """Chi-square over all texts; a false alarm once in a million runs."""
     ours, theirs = small

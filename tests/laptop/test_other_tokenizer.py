@@ -59,6 +59,7 @@ def test_the_base_model_reads_the_same_tokens(pairs: Any) -> None:
         assert context_of(ours, prompt, base_prompt="qa") == context_of(theirs, prompt, base_prompt="qa")
 
 
+@pytest.mark.supports("llama.cpp", "a base model with a tokenizer of its own", rules=())
 @pytest.mark.parametrize("rule", RULES)
 def test_log_pi_and_texts_are_those_of_transformers(pairs: Any, rule: str) -> None:
     ours, theirs = pairs

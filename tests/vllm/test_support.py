@@ -9,7 +9,7 @@ from pathlib import Path
 
 def test_the_support_page_is_what_these_tests_say() -> None:
     done = subprocess.run(
-        [sys.executable, "make/support.py", "--vllm", "--check"],
+        [sys.executable, "make/support.py", "vllm", "--check"],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,

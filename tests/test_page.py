@@ -51,9 +51,14 @@ class Sample:
         vocabulary = {token: HOSTILE.get(token, f" w{token}") for token in range(self.base.shape[-1])}
         positions = record(rule, self.tokens, self.base, self.aligned)
         positions = [replace(position, text=vocabulary[position.token]) for position in positions]
-        events = [SpeculationEvent("accepted"), SpeculationEvent("corrected", 9), SpeculationEvent("bonus")]
+        events = [SpeculationEvent("accepted"), SpeculationEvent("corrected", 9, (10, 11)), SpeculationEvent("bonus")]
         for index, event in enumerate(events):
-            positions[index] = replace(positions[index], event=event.event, rejected_draft=event.rejected_draft)
+            positions[index] = replace(
+                positions[index],
+                event=event.event,
+                rejected_draft=event.rejected_draft,
+                dropped_drafts=event.dropped_drafts,
+            )
         self.trace = Trace(
             rule=rule.to_dict(), rule_text=str(rule), family=family(type(rule)),
             models={"base": "big", "aligned": "small"}, generation={"source": "generated", "do_sample": False},

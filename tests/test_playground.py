@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -188,6 +189,14 @@ def test_what_if(open_page: Any, tiny: kad.KadForCausalLM, keyboard: bool) -> No
     forced = (*tokens[:at], chosen)
     rest = greedy(tiny, forced=forced).token_ids
     assert player.text() == tiny.tokenizer.decode([*forced, *rest])
+    player.page.locator(".token").nth(3).click()
+    assert player.page.url.endswith("#1.2.1.4")
+    assert player.page.locator("#panel h2 a").get_attribute("href") == "#1.2.1.4"
+    player.page.evaluate(f"location.hash = '#1.1.1.{at + 1}'")
+    player.page.wait_for_selector(f".token[data-index='{at}'][aria-selected=true]")
+    assert "1 of 2" in player.page.locator(".versions").inner_text()
+    player.page.reload()
+    player.page.wait_for_selector(f".token[data-index='{at}'][aria-selected=true]")
 
 
 def test_three_columns(open_page: Any, tiny: kad.KadForCausalLM) -> None:
@@ -203,7 +212,14 @@ def test_three_columns(open_page: Any, tiny: kad.KadForCausalLM) -> None:
     assert player.page.locator(".token[aria-selected=true]").count() <= 1
 
 
-def test_drafts_are_shown_as_they_happen(open_page: Any) -> None:
+def shown(text: str) -> str:
+    """A token as a label of the page."""
+    for blank, sign in {"\n": "⏎", "\t": "⇥"}.items():
+        text = text.replace(blank, sign)
+    return re.sub("^ | $", "␣", text) or "∅"
+
+
+def test_drafts_are_shown_as_they_happen(open_page: Any, tiny: kad.KadForCausalLM) -> None:
     player = open_page()
     player.choose(num_draft_tokens=4)
     set_slider(player.page, "dual", 0.01)
@@ -211,9 +227,25 @@ def test_drafts_are_shown_as_they_happen(open_page: Any) -> None:
     said = player.page.locator(".stats").inner_text()
     assert f"{player.page.locator('.token.accepted').count()} accepted" in said
     drafts = player.page.locator("s.draft")
-    assert f"{drafts.count()} rejected" in said
-    assert drafts.count() == player.page.locator(".token.corrected").count() > 0
+    rejected = player.page.locator("s.draft:not(.dropped)")
+    assert f"{rejected.count()} rejected" in said
+    assert rejected.count() == player.page.locator(".token.corrected").count() > 0
+    pieces = (
+        Stream(tiny, encode(tiny.tokenizer, QUESTION), tiny.composed_by("dual:threshold=0.01"), Sampling(), 4)
+        .finish()
+        .pieces
+    )
+    fallen = [
+        token
+        for piece in pieces
+        if piece.event == "corrected"
+        for token in (piece.rejected_draft, *piece.dropped_drafts)
+    ]
+    assert drafts.all_text_contents() == [shown(tiny.tokenizer.decode([token])) for token in fallen]
     assert drafts.first.is_visible()
+    at = next(index for index, piece in enumerate(pieces) if piece.dropped_drafts)
+    player.page.locator(".token").nth(at).click()
+    assert "fell with it" in player.page.locator("#panel .story").inner_text()
     player.page.uncheck("#drafts")
     assert not drafts.first.is_visible()
 

@@ -56,7 +56,7 @@ def same(found: Trace, truth: Trace) -> None:
     """Equal up to the last digits: other numbers of tokens were read at once."""
     assert found.text == truth.text
     for ours, theirs in zip(found.positions, truth.positions, strict=True):
-        for name in ("token", "event", "rejected_draft", "text"):
+        for name in ("token", "event", "rejected_draft", "dropped_drafts", "text"):
             assert getattr(ours, name) == getattr(theirs, name), name
         for name in ("p", "p_aligned", "pi", "base_share", "kept", "deferred_mass", "tau", "acceptance"):
             wanted = getattr(theirs, name)

@@ -321,20 +321,30 @@ class TestSpeculation:
         assert 0 <= counted.bonus_deferred - events["deferred"] <= 1
         assert counted.corrections > 0
         assert events[None] <= 1  # one token of room leaves nothing to draft
+        fallen = sum(1 + len(piece.dropped_drafts) for piece in answer.pieces if piece.event == "corrected")
+        assert 0 <= counted.drafted - counted.accepted - fallen <= window
         for piece in answer.pieces:
             assert (piece.rejected_draft is not None) == (piece.event == "corrected")
+            assert piece.event == "corrected" or not piece.dropped_drafts
             if piece.event == "corrected":
                 assert piece.rejected_draft != piece.token or sampled
 
     def test_greedy_events_follow_from_the_distributions(self, speaking: kad.KadForCausalLM, prompt: Any) -> None:
-        """A draft is accepted exactly where q*'s argmax is pi's; a rejected one is q*'s argmax."""
-        made = kad.trace(
-            speaking, prompt(6)[0].tolist(), sampling=Sampling(max_new_tokens=40, temperature=0), num_draft_tokens=4
-        )
+        """A draft is accepted exactly where q*'s argmax is pi's; a rejected one is q*'s argmax, those after it are
+        q*'s argmax after them."""
+        ids = prompt(6)[0].tolist()
+        made = kad.trace(speaking, ids, sampling=Sampling(max_new_tokens=40, temperature=0), num_draft_tokens=4)
         assert "corrected" in {position.event for position in made.positions}
+        assert max(len(position.dropped_drafts) for position in made.positions) == 3
         for position in made.positions:
             draft = max(position.candidates, key=lambda row: row.p_aligned).token
             if position.event == "accepted":
                 assert draft == position.token
             if position.event == "corrected":
                 assert draft == position.rejected_draft != position.token
+            drafted = [*ids, position.rejected_draft]
+            for token in position.dropped_drafts:
+                assert int(speaking.aligned(torch.tensor([drafted])).logits[0, -1].argmax()) == token
+                assert token in made.vocabulary
+                drafted.append(token)
+            ids.append(position.token)

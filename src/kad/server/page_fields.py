@@ -115,8 +115,9 @@ class PieceEvent(BaseModel):
 
     Attributes:
         index: its place in the answer, from 0.
-        position: everything about it, as in a trace: `kad.tracing.schema.Position` as JSON. `event` and
-            `rejected_draft` say what speculation did, `candidates` are rows [token, p, p_aligned, pi].
+        position: everything about it, as in a trace: `kad.tracing.schema.Position` as JSON. `event`,
+            `rejected_draft` and `dropped_drafts` say what speculation did, `candidates` are rows [token, p,
+            p_aligned, pi].
         vocabulary: the texts of tokens that were not mentioned before, by id.
         forced: whether the request chose this token.
         seconds: since the models began with this answer.

@@ -179,8 +179,9 @@ class _Texts:
 
     def piece(self, index: int, piece: Piece, forced: bool, seconds: float) -> PieceEvent:
         position = replace(
-            piece.note, text=self._answer.push(piece.token), event=piece.event, rejected_draft=piece.rejected_draft
-        )
+            piece.note, text=self._answer.push(piece.token), event=piece.event, rejected_draft=piece.rejected_draft,
+            dropped_drafts=piece.dropped_drafts,
+        )  # fmt: skip
         new = mentioned([position]) - self._known
         self._known |= new
         vocabulary = {token: self._tokenizer.decode([token]) for token in sorted(new)}

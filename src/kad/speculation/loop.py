@@ -39,11 +39,13 @@ class Origin:
             instead. "bonus": the token after a window of accepted drafts. "deferred": the same, drawn from q* without
             verification. None if nothing was drafted.
         rejected_draft: the rejected draft.
+        dropped_drafts: the drafts after it, which fall with it.
         rows: the logits (vocab,) of the models at this position, by role, if the loop keeps them.
     """
 
     event: Event | None = None
     rejected_draft: int | None = None
+    dropped_drafts: tuple[int, ...] = ()
     rows: Rows | None = None
 
 
@@ -184,9 +186,9 @@ class SpeculativeLoop:
                 return tokens, list(verdict.chance)
             if verdict.accepted < size:
                 self.statistics.corrections += 1
-                fallen = verdict.drafts[verdict.accepted]
+                fallen, *after = verdict.drafts[verdict.accepted :]
                 seen = self._rows(rows, verdict.accepted, drafts[verdict.accepted].logits)
-                origin = Origin("corrected", fallen, seen)
+                origin = Origin("corrected", fallen, tuple(after), seen)
             else:
                 self.statistics.bonus_kept += 1
                 seen = self._rows(rows, size, self._advance_drafter(end) if self.keep_rows else None)

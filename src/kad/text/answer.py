@@ -23,6 +23,7 @@ class Piece:
             rejected, and this token was drawn instead. "bonus": the token after a window of accepted drafts.
             "deferred": the same, drawn from the aligned model. None if nothing was drafted.
         rejected_draft: the id of the rejected draft.
+        dropped_drafts: the ids of the drafts after it, which fall with it.
         base_share: the share of the token's probability that came from the base model, in [0, 1]. The rest came from
             the aligned model. None for product rules, and if origins were not asked for.
         deferred_mass: alpha, the mass that the base model hands over at this position. None as above.
@@ -33,6 +34,7 @@ class Piece:
     text: str
     event: Event | None = None
     rejected_draft: int | None = None
+    dropped_drafts: tuple[int, ...] = ()
     base_share: float | None = None
     deferred_mass: float | None = None
     note: Any = field(default=None, repr=False)

@@ -198,6 +198,7 @@ class Stream(LiveAnswer):
                 text.push(item.token),
                 item.origin.event,
                 item.origin.rejected_draft,
+                item.origin.dropped_drafts,
                 share,
                 mass,
                 note,

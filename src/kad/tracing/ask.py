@@ -93,4 +93,4 @@ def how_generated(answer: Answer) -> dict[str, Any]:
 
 
 def _event(piece: Piece) -> SpeculationEvent | None:
-    return None if piece.event is None else SpeculationEvent(piece.event, piece.rejected_draft)
+    return None if piece.event is None else SpeculationEvent(piece.event, piece.rejected_draft, piece.dropped_drafts)

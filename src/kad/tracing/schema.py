@@ -62,6 +62,7 @@ class Position:
             bonus position that p gave up; its token is by definition a draw from q*, so nothing verifies it. None
             without speculation.
         rejected_draft: the draft that was rejected, if one was.
+        dropped_drafts: the drafts after it in its window, which fall with it.
         rank: 1 if no token is more probable under p, 2 if one is, and so on.
         entropy: of p, in nats.
         divergence: KL(p || q*) in nats. None if it is infinite.
@@ -85,6 +86,7 @@ class Position:
     candidates: tuple[Candidate, ...]
     event: Event | None = None
     rejected_draft: int | None = None
+    dropped_drafts: tuple[int, ...] = ()
     rank: int | None = None
     entropy: float | None = None
     divergence: float | None = None
@@ -227,7 +229,9 @@ def _position_from_dict(values: Mapping[str, Any]) -> Position:
     values = {_OLD_NAMES.get(name, name): value for name, value in values.items()}
     event = values.get("event")
     rows = tuple(Candidate(*row) for row in values["candidates"])
-    return Position(**{**values, "event": _OLD_EVENTS.get(str(event), event), "candidates": rows})
+    dropped = tuple(values.get("dropped_drafts", ()))
+    known = {"event": _OLD_EVENTS.get(str(event), event), "candidates": rows, "dropped_drafts": dropped}
+    return Position(**{**values, **known})
 
 
 def _mean(values: Any) -> float | None:

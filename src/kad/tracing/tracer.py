@@ -34,10 +34,11 @@ HEAD = 8
 
 @dataclass(frozen=True)
 class SpeculationEvent:
-    """What speculation did at one emitted token; see `Position.event` and `Position.rejected_draft`."""
+    """What speculation did at one emitted token; see `Position` for the three."""
 
     event: Event
     rejected_draft: int | None = None
+    dropped_drafts: tuple[int, ...] = ()
 
 
 def trace_tokens(
@@ -187,13 +188,13 @@ def _short(value: Tensor) -> float:
 
 
 def _with_event(position: Position, event: SpeculationEvent | None) -> Position:
-    return position if event is None else replace(position, event=event.event, rejected_draft=event.rejected_draft)
+    return position if event is None else replace(position, **vars(event))
 
 
 def mentioned(positions: Sequence[Position]) -> set[int]:
     """Every token that these positions mention."""
     rows = {candidate.token for position in positions for candidate in position.candidates}
-    own = (token for position in positions for token in (position.token, position.rejected_draft))
+    own = (token for at in positions for token in (at.token, at.rejected_draft, *at.dropped_drafts))
     return rows | {token for token in own if token is not None}
 
 

@@ -3,8 +3,8 @@
 // `column` is plain data, and is kept over a reload: what was asked (`request`), how (`made`), and what came. The view
 // shows it.
 kad.Answer = class {
-  constructor(column, {shown, choose}) {
-    Object.assign(this, {column, shown, choose, reading: null});
+  constructor(column, {shown, link}) {
+    Object.assign(this, {column, shown, link, reading: null});
     this.head = kad.make("h2", {});
     this.place = kad.make("div", {});
     this.stats = kad.make("p", {class: "stats"});
@@ -47,7 +47,7 @@ kad.Answer = class {
   write() {
     const {trace} = this.column;
     if (trace) {
-      this.reading = new kad.Reading(trace, {name: `${this.name}: tokens of the answer; arrow keys move between them`, shown: (index) => this.shown(this, index)});
+      this.reading = new kad.Reading(trace, {name: `${this.name}: tokens of the answer; arrow keys move between them`, shown: (index) => this.shown(this, index), link: (index) => this.link(this, index)});
       this.place.replaceChildren(this.reading.element);
     }
     this.say();

@@ -128,13 +128,29 @@
 
   const showToken = (answer, index) => {
     for (const other of views.values()) if (other !== answer) other.reading?.leave();
-    panel.replaceChildren(...kad.panel(answer.reading, index, {choose: running ? null : (row) => branch(answer.column, index, row.token)}));
+    panel.replaceChildren(...kad.panel(answer.reading, index, {href: placeOf(answer, index), choose: running ? null : (row) => branch(answer.column, index, row.token)}));
     answer.timeline?.move();
     if (answer.reading.held && narrow.matches) fold(false);
   };
+  // A token as an address: the numbers of its turn, of the version, of the column, and its own.
+  const placeOf = ({column}, index) => {
+    for (const [turn, {versions}] of talk.turns.entries()) {
+      const version = versions.findIndex(({columns}) => columns.includes(column));
+      if (version >= 0) return `#${[turn, version, versions[version].columns.indexOf(column), index].map((at) => at + 1).join(".")}`;
+    }
+    return null;
+  };
+  const follow = () => {
+    const [at, version, column, index] = location.hash.slice(1).split(".").map((number) => Number(number) - 1);
+    const turn = talk.turns[at];
+    if (!turn?.versions[version]) return;
+    turn.shown = version;
+    show(turn);
+    views.get(turn.versions[version].columns[column])?.reading?.tokens[index]?.focus();
+  };
   const answerOf = (column) => {
     if (!views.has(column)) {
-      const answer = new kad.Answer(column, {shown: showToken});
+      const answer = new kad.Answer(column, {shown: showToken, link: (from, index) => history.replaceState(null, "", placeOf(from, index))});
       views.set(column, answer);
       answer.running(false);
     }
@@ -250,6 +266,7 @@
     running?.abort();
     talk.turns = [];
     views.clear();
+    history.replaceState(null, "", location.pathname);
     keep();
     $("talk").replaceChildren(welcome());
     nothing();
@@ -271,5 +288,7 @@
   if (narrow.matches) fold(true);
   talk.turns.forEach(show);
   if (talk.turns.length === 0) $("talk").append(welcome());
+  window.addEventListener("hashchange", follow);
+  follow();
   start();
 })();

@@ -18,10 +18,11 @@ kad.story = (reading, index) => {
     : position.p > 0 && decision.share > 0 ? `Kept: ${kad.percent(decision.share)} of its probability comes from the base model.`
       : "Deferred: the base model gives this token up, it comes from the aligned one.";
   if (rule) return fate;
-  const draft = position.rejected_draft === null || position.rejected_draft === undefined ? "" : `“${kad.word(trace, position.rejected_draft)}” `;
+  const [draft, ...after] = kad.drafts(position).map((token) => `“${kad.word(trace, token)}”`);
+  const dropped = after.length ? ` What was drafted after it, ${after.join(" ")}, fell with it.` : "";
   const events = {
     accepted: "The draft from q* was accepted.",
-    corrected: `The draft ${draft}was rejected, and this token drawn instead.`,
+    corrected: `The draft ${draft ?? ""} was rejected, and this token drawn instead.${dropped}`,
     bonus: "Bonus token: every draft of the window was accepted.",
     deferred: "Deferred at the bonus position: by definition a draw from q*, accepted unverified.",
   };

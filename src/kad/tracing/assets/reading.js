@@ -24,8 +24,8 @@ kad.Reading = class {
   write() {
     const words = document.createDocumentFragment();
     for (const position of this.positions.slice(this.length)) {
-      const rejected = position.rejected_draft;
-      if (rejected !== null && rejected !== undefined) words.append(kad.make("s", {class: "draft", "aria-hidden": "true"}, kad.word(this.trace, rejected)));
+      kad.drafts(position).forEach((draft, nth) => words.append(
+        kad.make("s", {class: nth ? "draft dropped" : "draft", "aria-hidden": "true"}, kad.word(this.trace, draft))));
       const token = this.token(position);
       this.tokens.push(token);
       words.append(token);

@@ -33,6 +33,8 @@ kad.label = (text) => {
   const glyphs = {" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"};
   return text === "" ? "∅" : text.replace(/[\n\t\r]|^ | $/g, (c) => glyphs[c]);
 };
+// The drafts that fell before a token: the rejected one, and those behind it.
+kad.drafts = ({rejected_draft: first, dropped_drafts: more}) => (first === null || first === undefined ? [] : [first, ...(more ?? [])]);
 kad.word = (trace, token) => kad.label(trace.vocabulary[token] ?? `#${token}`);
 
 // A rule as kad.rules.parse_rule reads it.

@@ -51,12 +51,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=ROOT / ".matrix", help="where the environments go")
     parser.add_argument("--uv", default="uv", help="the program uv")
-    parser.add_argument("--only", choices=("oldest", "pinned", "newest"), help="one row, and write no results")
+    parser.add_argument(
+        "--only", nargs="+", choices=("oldest", "pinned", "newest"), help="these rows, and write no results"
+    )
     arguments = parser.parse_args()
     environments = [
         Environment(name, version, arguments.folder / name)
         for name, version in (("oldest", TRANSFORMERS.oldest), ("pinned", pinned("transformers")), ("newest", None))
-        if arguments.only in (None, name)
+        if arguments.only is None or name in arguments.only
     ]
     wheel = build(arguments.uv, arguments.folder)
     rows = [check(arguments.uv, environment, wheel) for environment in environments]

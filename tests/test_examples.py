@@ -10,8 +10,10 @@ import ast
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,17 @@ import kad
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 ANSWER = r"The answer is \boxed{28}."
+
+
+@pytest.fixture
+def show(capsys: pytest.CaptureFixture[str]) -> Callable[[Path], str]:
+    """show(program): what it prints."""
+
+    def run_program(program: Path) -> str:
+        runpy.run_path(str(program), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run_program
 
 
 def run(*arguments: str | Path, path: Path | None = None) -> str:
@@ -44,12 +57,12 @@ def test_every_example_is_tested() -> None:
     assert programs - tested == {"openai_client.py", "own_task"}
 
 
-def test_composing_logits_by_hand_writes_what_generate_writes() -> None:
-    assert run(EXAMPLES / "compose_logits.py").strip().endswith(ANSWER)
+def test_composing_logits_by_hand_writes_what_generate_writes(show: Callable[[Path], str]) -> None:
+    assert show(EXAMPLES / "compose_logits.py").strip().endswith(ANSWER)
 
 
-def test_proxy_tuning_answers_under_products_and_a_cascade() -> None:
-    lines = run(EXAMPLES / "proxy_tuning.py").splitlines()
+def test_proxy_tuning_answers_under_products_and_a_cascade(show: Callable[[Path], str]) -> None:
+    lines = show(EXAMPLES / "proxy_tuning.py").splitlines()
     assert [line.split()[0] for line in lines] == [
         "implicit_reward",
         "product:base=1,aligned=0.5",
@@ -58,8 +71,8 @@ def test_proxy_tuning_answers_under_products_and_a_cascade() -> None:
     assert all(line.endswith(ANSWER) for line in lines)
 
 
-def test_token_origins_tell_the_form_from_the_sums() -> None:
-    lines = run(EXAMPLES / "token_origins.py").splitlines()
+def test_token_origins_tell_the_form_from_the_sums(show: Callable[[Path], str]) -> None:
+    lines = show(EXAMPLES / "token_origins.py").splitlines()
     tokens = [ast.literal_eval(line.split("  from base")[0].strip()) for line in lines]
     shares, deferred = zip(*(map(float, re.findall(r"\d\.\d\d", line)[-2:]) for line in lines), strict=True)
     assert "".join(tokens).endswith(ANSWER)
@@ -70,15 +83,15 @@ def test_token_origins_tell_the_form_from_the_sums() -> None:
     assert shares[0] == 0, "the aligned model opens"
 
 
-def test_a_batch_answers_every_question() -> None:
-    lines = run(EXAMPLES / "batch.py").splitlines()
+def test_a_batch_answers_every_question(show: Callable[[Path], str]) -> None:
+    lines = show(EXAMPLES / "batch.py").splitlines()
     questions, answers = lines[::2], lines[1::2]
     assert questions == [problem.question for problem in kad.tiny.problems("held-out", 8)]
     assert sum(answer.endswith("(right)") for answer in answers) >= 7
 
 
-def test_speculation_writes_the_same_text_in_fewer_forwards() -> None:
-    text, same, forwards, drafts = run(EXAMPLES / "speculative.py").splitlines()
+def test_speculation_writes_the_same_text_in_fewer_forwards(show: Callable[[Path], str]) -> None:
+    text, same, forwards, drafts = show(EXAMPLES / "speculative.py").splitlines()
     assert text.endswith(ANSWER)
     assert same == "the same as without drafts: True"
     tokens, windows = map(int, re.findall(r"\d+", forwards))

@@ -24,7 +24,7 @@ import torch
 
 import kad
 from benchmarks import harness, smollm2
-from kad.engines.base import ComposedModel
+from kad.engines.protocols import ComposedModel
 
 QUESTIONS = ("Write a short poem about the sea.", "How do plants make sugar?")
 # One thread: its processor time is the wall time of a quiet machine, and on a busy machine it still means something.

@@ -28,10 +28,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import kad
 import needs
-from kad.rules import base
+from kad.rules import rule as rule_module
 
 # The tests are about the rules of kad, whatever packages with rules of their own are installed here.
-base._PLUGINS._loaded = True
+rule_module._PLUGINS._loaded = True
 
 # A shell that starts a job in the background makes it deaf to Ctrl-C, and its children too; tests of Ctrl-C listen.
 signal.signal(signal.SIGINT, signal.default_int_handler)

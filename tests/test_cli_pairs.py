@@ -16,7 +16,8 @@ import kad
 from conftest import make_model, make_tokenizer
 from kad import tiny
 from kad.cli.main import app
-from kad.rules import Dual, base, parse_rule, register, registry
+from kad.rules import Dual, parse_rule, register, registry
+from kad.rules import rule as rule_module
 
 
 def call(*arguments: Any, code: int = 0, **env: str) -> Any:
@@ -236,7 +237,7 @@ def test_the_table_of_rules_fits_a_narrow_terminal() -> None:
 
 
 def test_a_rule_registered_by_a_user_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
+    monkeypatch.setattr(rule_module, "_REGISTRY", dict(rule_module._REGISTRY))
 
     @dataclass(frozen=True)
     class Mine(Dual):

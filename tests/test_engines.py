@@ -13,10 +13,10 @@ import kad
 from kad import pairs, tiny
 from kad.base_prompt import BasePrompt
 from kad.config import KadConfig
-from kad.engines.base import ComposedModel
 from kad.engines.files import engine_for, is_mlx
 from kad.engines.load import gguf_file
 from kad.engines.pair import Pair, compose_models
+from kad.engines.protocols import ComposedModel
 from kad.engines.transformers import TransformersModel
 from kad.errors import MissingExtraError, OptionError, PairError, VocabularyError
 from kad.hosts import llama_cpp, mlx

@@ -18,10 +18,10 @@ from kad.cli.main import app
 from kad.errors import UsageError
 from kad.figures.answers import Question, answer
 from kad.figures.approximation import LAMBDAS, approximation, entropy_difference
-from kad.figures.data import Settings, collect
+from kad.figures.data import FigureOptions, collect
 from kad.rules import parse_rule
 
-SETTINGS = Settings(max_new_tokens=8, batch_size=2)
+SETTINGS = FigureOptions(max_new_tokens=8, batch_size=2)
 QUESTIONS = [Question(text, lambda answer: len(answer) % 2 == 0) for text in ("one and two", "three?", "fourth one")]
 
 
@@ -32,7 +32,7 @@ def pair(models_: dict[str, Any]) -> kad.KadForCausalLM:
 
 @pytest.fixture(scope="module")
 def data(pair: kad.KadForCausalLM) -> dict[str, Any]:
-    return collect(pair, make_tokenizer(), QUESTIONS, target=make_model(9), settings=SETTINGS)
+    return collect(pair, make_tokenizer(), QUESTIONS, oracle=make_model(9), settings=SETTINGS)
 
 
 def rows_of(pair: kad.KadForCausalLM, rule: str) -> list[tuple[list[float], ...]]:

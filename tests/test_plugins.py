@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from kad.errors import RuleError
-from kad.rules import base, registry
+from kad.rules import registry
+from kad.rules import rule as rule_module
 from kad.rules.plugins import Plugins
 
 RULE = """
@@ -59,13 +60,13 @@ def load() -> tuple[Plugins, dict[str, Any]]:
     rules = {name: rule for name, rule in registry().items() if rule.__module__.startswith("kad.")}
 
     def register(cls: Any) -> Any:
-        known = dict(base._REGISTRY)
+        known = dict(rule_module._REGISTRY)
         try:
-            base.register(cls)
+            rule_module.register(cls)
             rules.setdefault(cls.name, cls)
         finally:
-            base._REGISTRY.clear()
-            base._REGISTRY.update(known)
+            rule_module._REGISTRY.clear()
+            rule_module._REGISTRY.update(known)
 
     plugins = Plugins(rules, register)
     plugins.load()

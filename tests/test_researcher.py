@@ -65,12 +65,12 @@ def test_labels_give_the_loss_under_log_pi(model: kad.KadForCausalLM, prompt: An
 
 @pytest.mark.core
 def test_the_perplexity_of_a_text_is_that_of_the_definition(folders: dict[str, Path], tmp_path: Path) -> None:
-    """Token by token, in windows that meet; the command says the same of a file."""
+    """Token by token, in parts that meet; the command says the same of a file."""
     two = {role: str(folders[role]) for role in ("base", "aligned")}
     model = kad.load(**two, rule="dual:threshold=0.2")
-    text = "A text of some words, read in three windows."
+    text = "A text of some words, read in three parts."
     ids = [0, *make_tokenizer()(text, add_special_tokens=False).input_ids]
-    found = kad.perplexity(model, text, window=16)
+    found = kad.perplexity(model, text, part_length=16)
     log_pi, log_p = 0.0, 0.0
     with torch.no_grad():
         for first in range(1, len(ids), 16):
@@ -84,11 +84,11 @@ def test_the_perplexity_of_a_text_is_that_of_the_definition(folders: dict[str, P
     assert found.base == pytest.approx(log_p, abs=1e-3)
     assert found.of("composed", "words") == pytest.approx(np.exp(-log_pi / 9), rel=1e-4)
     (tmp_path / "text.txt").write_text(text)
-    options = ["--base", two["base"], "--aligned", two["aligned"], "--rule", "dual:threshold=0.2", "--window", 16]
+    options = ["--base", two["base"], "--aligned", two["aligned"], "--rule", "dual:threshold=0.2", "--part-length", 16]
     said = json.loads(call("score", tmp_path / "text.txt", *options, "--json").stdout)
     assert said["perplexity"]["composed"]["words"] == pytest.approx(found.of("composed", "words"))
     assert "per word" in call("score", tmp_path / "text.txt", *options).stdout
-    assert "--window must be from 1" in call("score", tmp_path / "text.txt", *options[:-1], 4096, code=2).stderr
+    assert "--part-length must be from 1" in call("score", tmp_path / "text.txt", *options[:-1], 4096, code=2).stderr
 
 
 def test_one_switch_for_the_loading_bars(folders: dict[str, Path], capfd: pytest.CaptureFixture[str]) -> None:
@@ -123,7 +123,7 @@ def test_a_rule_of_a_module_is_found_again(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the current folder, in a pair, and for one call."""
-    from kad.rules import base
+    from kad.rules import rule as rule_module
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
@@ -132,13 +132,13 @@ def test_a_rule_of_a_module_is_found_again(
     try:
         assert "Unknown rule 'half_test'" in call("pack", *models, "--rule", "half_test", "-o", "pair", code=2).stderr
         call("pack", *models, "--rule", "half_test:share=0.3", "--import", "my_rules", "-o", "pair")
-        base._REGISTRY.pop("half_test")  # as in a new process
+        rule_module._REGISTRY.pop("half_test")  # as in a new process
         sys.modules.pop("my_rules")
         assert "Unknown rule 'half_test'" in call("generate", "Hi", "--pair", "pair", "-n", 2, code=2).stderr
         call("generate", "Hi", "--pair", "pair", "-n", 2, "--import", "my_rules")
         assert "half_test:share=0.3" in call("info", "pair", "--import", "my_rules").stdout
     finally:
-        base._REGISTRY.pop("half_test", None)
+        rule_module._REGISTRY.pop("half_test", None)
         sys.modules.pop("my_rules", None)
     assert "Cannot import no_such_module" in call("info", "pair", "--import", "no_such_module", code=2).stderr
 

@@ -15,7 +15,8 @@ import kad
 import oracle
 from kad.distribution import Distribution
 from kad.errors import RuleError
-from kad.rules import CascadeRule, ThresholdRule, base, parse_rule, register, registry
+from kad.rules import CascadeRule, ThresholdRule, parse_rule, register, registry
+from kad.rules import rule as rule_module
 
 CASCADES = [name for name, cls in registry().items() if issubclass(cls, CascadeRule)]
 THRESHOLDS = [name for name, cls in registry().items() if issubclass(cls, ThresholdRule)]
@@ -140,7 +141,7 @@ def test_a_user_registers_a_rule_of_their_own() -> None:
         with pytest.raises(RuleError, match="must be a lower-case identifier, but is 'a b'"):
             register(type("Other", (Half,), {"name": "a b"}))
     finally:
-        base._REGISTRY.pop("half_for_this_test")
+        rule_module._REGISTRY.pop("half_for_this_test")
 
 
 @settings(max_examples=400, deadline=None)

@@ -23,7 +23,7 @@ pytest.importorskip("fastapi", reason='pip install "kad-align[server]"')
 
 from kad.server.desk import Busy, Desk, Job
 from kad.text.contexts import Context
-from kad.text.kept import KeptScorers
+from kad.text.warm import WarmScorers
 from server_runs import client, events, running, until
 
 ASKED = {"model": "pair", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4, "temperature": 1.0}
@@ -190,7 +190,7 @@ def test_a_failing_model_ends_its_request_and_nothing_else(
 
 
 def test_kept_scorers_are_those_that_know_most_of_the_prompt(pair: kad.KadForCausalLM) -> None:
-    kept, roles = KeptScorers(most=2), ("base", "aligned")
+    kept, roles = WarmScorers(most=2), ("base", "aligned")
     for text in ("abcd", "abxy"):
         stream = kad.stream(pair, text, raw=True, sampling=kad.Sampling(temperature=0, max_new_tokens=2))
         stream.finish()

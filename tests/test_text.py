@@ -16,7 +16,7 @@ import kad
 import oracle
 from conftest import make_model, make_tokenizer
 from kad.composition import Composition
-from kad.engines.base import ComposedModel, Facts
+from kad.engines.protocols import ComposedModel, Facts
 from kad.errors import UsageError
 from kad.in_force import InForce
 from kad.rules import parse_rule

@@ -18,7 +18,7 @@ import kad
 import oracle
 from conftest import CHAT_TEMPLATE, make_model, make_tokenizer
 from kad.composition import Composition
-from kad.engines.base import Facts
+from kad.engines.protocols import Facts
 from kad.engines.translated import Translated
 from kad.errors import RuleError, UsageError, VocabularyError
 from kad.in_force import InForce

@@ -14,7 +14,7 @@ from kad.distribution import Distribution, first_max
 from kad.errors import LogitsError
 from kad.rules import ThresholdRule, parse_rule
 from kad.speculation.decisions import Open
-from kad.speculation.policies import Greedy, Policy, Sampling
+from kad.speculation.policies import GreedyPolicy, Policy, SampledPolicy
 from kad.speculation.randomness import TorchRandomness
 from kad.verification import Target, few_target, running_product, verify_block, verify_greedy, verify_tokens
 
@@ -41,8 +41,8 @@ def with_bonus(rows: torch.Tensor) -> torch.Tensor:
     return torch.cat((rows, torch.zeros_like(rows[:1])))
 
 
-def sampling(rule: str, randomness=None, verifier=verify_block) -> Sampling:
-    return Sampling(
+def sampling(rule: str, randomness=None, verifier=verify_block) -> SampledPolicy:
+    return SampledPolicy(
         composition=Composition(parse_rule(rule)),
         drafter="aligned",
         verifier=verifier,
@@ -50,8 +50,8 @@ def sampling(rule: str, randomness=None, verifier=verify_block) -> Sampling:
     )
 
 
-def greedy(rule: str) -> Greedy:
-    return Greedy(composition=Composition(parse_rule(rule)), drafter="aligned")
+def greedy(rule: str) -> GreedyPolicy:
+    return GreedyPolicy(composition=Composition(parse_rule(rule)), drafter="aligned")
 
 
 @pytest.mark.parametrize("vocab", [5, 1000, 49152])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import kad
-from kad.engines.base import Ask, DraftCounts, Emission, Generates
+from kad.engines.protocols import Ask, DraftCounts, Emission, Generates
 from kad.errors import OptionError, UsageError
 from kad.in_force import InForce
 from kad.text.batch import generate_all

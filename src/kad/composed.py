@@ -14,7 +14,7 @@ from torch import Tensor
 from kad.distribution import Distribution, columns_above, may_look, problem_of
 from kad.errors import LogitsError, RuleError
 from kad.rules import CascadeRule, ProductRule, Rule, ThresholdRule
-from kad.rules.base import EXCLUDED
+from kad.rules.rule import EXCLUDED
 
 NAMES = ("base_logits", "aligned_logits", "reference_logits")
 

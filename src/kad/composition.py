@@ -19,7 +19,7 @@ from kad.composed import NAMES, Composed
 from kad.distribution import Distribution, check_tensors, may_look, raised, row_blocks
 from kad.errors import RuleError, VocabularyError
 from kad.rules import CascadeRule, RowRules, Rule, ThresholdRule, parse_rule
-from kad.rules.base import EXCLUDED
+from kad.rules.rule import EXCLUDED
 
 
 @dataclass(frozen=True)

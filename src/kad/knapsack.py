@@ -23,7 +23,7 @@ from torch import Tensor
 
 from kad.errors import UsageError
 from kad.knapsack_exact import Cover, solve_cover
-from kad.rules.base import CascadeRule
+from kad.rules.rule import CascadeRule
 from kad.rules.threshold import probability
 
 TOLERANCE = 1e-6

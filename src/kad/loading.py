@@ -92,7 +92,7 @@ def load_tokenizer(source: Source, config: Any = None) -> Any:
 _KEPT: dict[str, Any] = {}
 
 
-def kept_tokenizer(source: Source) -> Any:
+def shared_tokenizer(source: Source) -> Any:
     """As `load_tokenizer`, but loaded once. Reading a large one takes long. Nobody may change its settings."""
     key = json.dumps(source.to_dict(), sort_keys=True, default=str)
     if key not in _KEPT:

@@ -15,8 +15,8 @@ from kad.adapters import adapted, inner_model, share_weights
 from kad.agreement import agree
 from kad.config import KadConfig
 from kad.errors import PairError, RuleError, UsageError
-from kad.loading import kept_tokenizer, load_generation_config, load_model, load_tokenizer
 from kad.loading import load_config as load_model_config
+from kad.loading import load_generation_config, load_model, load_tokenizer, shared_tokenizer
 from kad.rules import Rule, parse_rule
 from kad.sources import MODEL_KWARGS, Source, resolve_pair
 from kad.vocabulary import Common
@@ -167,7 +167,7 @@ def check_vocabularies(sizes: Mapping[str, int], sources: Mapping[str, Source | 
         if role == "aligned" or source is None or aligned is None or source == aligned:
             continue
         try:
-            both = {role: kept_tokenizer(source), "aligned": kept_tokenizer(aligned)}
+            both = {role: shared_tokenizer(source), "aligned": shared_tokenizer(aligned)}
         except PairError:
             if source.is_local and aligned.is_local and not _has_tokenizer(source):
                 continue  # a folder of bare weights: nothing to compare

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # The former name of each public module, and today's.
 MODULES = {
+    "kad.engines.base": "kad.engines.protocols",
     "kad.parts": "kad.engines.forward",
     "kad.references": "kad.sources",
     "kad.report": "kad.tracing",
@@ -31,6 +32,7 @@ MODULES = {
     "kad.report.scoring": "kad.text.score",
     "kad.report.terminal": "kad.tracing.terminal",
     "kad.report.trace": "kad.tracing.schema",
+    "kad.rules.base": "kad.rules.rule",
     "kad.evaluation.catalog": "kad.evaluation.tasks.task",
     "kad.evaluation.documents": "kad.evaluation.tasks.documents",
     "kad.evaluation.engine": "kad.evaluation.engines.engine",

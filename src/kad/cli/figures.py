@@ -16,7 +16,7 @@ from kad.options import Option
 
 EXAMPLES = (
     "kad figures -o figures",
-    "kad figures --pair my-pair --target organization/big-instruct --task kad_gsm8k --limit 20 -o figures",
+    "kad figures --pair my-pair --oracle organization/big-instruct --task kad_gsm8k --limit 20 -o figures",
 )
 
 
@@ -25,7 +25,7 @@ def command(
     out: Annotated[Path, Option("The folder for the figures.", "DIR", "-o")],
     questions: Questions,
     budget: Budget = 0.9,
-    target: Annotated[
+    oracle: Annotated[
         str | None,
         Option("The big aligned model, which figure 3 compares with.", "MODEL", shown="the embedded pair's own"),
     ] = None,
@@ -45,20 +45,20 @@ def command(
     tokenizer = model.tokenizer
     asked = questions.load(tokenizer)
 
-    from kad.figures.data import Settings, collect
+    from kad.figures.data import FigureOptions, collect
 
     embedded = models.pair in (None, "tiny") and models.base is None
     figures = collect(
         model,
         tokenizer,
         asked,
-        target=_target(target or ("tiny:big-aligned" if embedded else None), model),
-        settings=Settings(max_new_tokens=questions.max_new_tokens, batch_size=questions.batch_size, budget=budget),
+        oracle=_oracle(oracle or ("tiny:big-aligned" if embedded else None), model),
+        settings=FigureOptions(max_new_tokens=questions.max_new_tokens, batch_size=questions.batch_size, budget=budget),
         progress=stdio.message,
     )
     paths = write_figures(figures, out)
     if "3-entropy-difference" not in figures:
-        stdio.message("No figure 3: it needs the big aligned model, --target MODEL.")
+        stdio.message("No figure 3: it needs the big aligned model, --oracle MODEL.")
     if as_json:
         stdio.print_json({"files": [str(path) for path in paths], "figures": figures})
     else:
@@ -66,7 +66,7 @@ def command(
             typer.echo(path)
 
 
-def _target(name: str | None, model: Any) -> Any:
+def _oracle(name: str | None, model: Any) -> Any:
     """The big aligned model, loaded like the models of the pair."""
     if name is None:
         return None

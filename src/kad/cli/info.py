@@ -36,7 +36,7 @@ _CONTEXTS = (1024, 8192, 32768)
 
 
 @dataclass(frozen=True)
-class Model:
+class Description:
     """One model of a pair, as its configuration describes it.
 
     Attributes:
@@ -135,7 +135,7 @@ def _configuration(models: options.ModelOptions) -> KadConfig:
     return KadConfig(**{role: Source.parse(name).to_dict() for role, name in named.items() if name is not None})
 
 
-def _describe(source: Source) -> Model:
+def _describe(source: Source) -> Description:
     """One model from its files, as its engine runs it."""
     from kad.engines.files import engine_for
     from kad.engines.gguf_header import read_header
@@ -143,7 +143,7 @@ def _describe(source: Source) -> Model:
     engine = engine_for(source)
     if engine == "llama_cpp" and source.gguf_path is not None:
         header = read_header(source.gguf_path)
-        return Model(
+        return Description(
             name=stdio.shown(source),
             architecture=header.architecture,
             parameters=header.parameters,
@@ -168,7 +168,7 @@ def _mlx_dtype(source: Source) -> str | None:
     return f"{quantization['bits']} bits" if quantization else None
 
 
-def _describe_configuration(source: Source) -> Model:
+def _describe_configuration(source: Source) -> Description:
     """One model from its configuration. Counted on torch's meta device, which allocates nothing."""
     import torch
 
@@ -178,7 +178,7 @@ def _describe_configuration(source: Source) -> Model:
     text = config.get_text_config()
     dtype = _dtype(source, config)
     architecture, parameters = _count(config)
-    return Model(
+    return Description(
         name=stdio.shown(source),
         architecture=architecture,
         parameters=parameters,
@@ -222,7 +222,7 @@ def _cache_numbers(text: Any) -> int:
     return int(2 * text.num_hidden_layers * key_value_heads * head_size)
 
 
-def _vocabulary(sources: dict[str, Source], models: dict[str, Model]) -> dict[str, Any]:
+def _vocabulary(sources: dict[str, Source], models: dict[str, Description]) -> dict[str, Any]:
     from kad.pairs import check_vocabularies
 
     sizes = {role: model.vocabulary for role, model in models.items()}
@@ -234,7 +234,7 @@ def _vocabulary(sources: dict[str, Source], models: dict[str, Model]) -> dict[st
         return {"match": False, "size": None, "foreign": None, "rows": sizes, "problem": str(error)}
 
 
-def _memory(models: dict[str, Model]) -> dict[str, Any]:
+def _memory(models: dict[str, Description]) -> dict[str, Any]:
     """Bytes of all models together: weights, caches per token, both at some lengths; and what drafting in vLLM adds."""
     weights = sum(model.weight_bytes for model in models.values())
     per_token = sum(model.cache_bytes_per_token for model in models.values())
@@ -250,7 +250,7 @@ def _memory(models: dict[str, Model]) -> dict[str, Any]:
     }
 
 
-def _render(found: dict[str, Any], models: dict[str, Model]) -> Table:
+def _render(found: dict[str, Any], models: dict[str, Description]) -> Table:
     lines = []
     for role, model in models.items():
         lines.append((role, Text(model.name, style="bold")))
@@ -258,7 +258,7 @@ def _render(found: dict[str, Any], models: dict[str, Model]) -> Table:
     return probing.table([*lines, ("", Text()), *_fact_rows(found), *probing.rows(found.get("probe"))])
 
 
-def _model_lines(model: Model) -> list[str]:
+def _model_lines(model: Description) -> list[str]:
     context = f", {model.context:,} positions" if model.context else ""
     by = {"llama_cpp": ", run by llama.cpp", "mlx": ", run by MLX"}.get(model.engine, "")
     return [

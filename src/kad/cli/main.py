@@ -58,7 +58,7 @@ _PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
 _CONTEXT_SETTINGS: Mapping[str, dict[str, Any]] = {"serve": _PASS_THROUGH}
 
 # The names of options that are no longer shown, and today's.
-_OLD_OPTIONS: Mapping[str, str] = {"--output": "--out"}
+_OLD_OPTIONS: Mapping[str, str] = {"--output": "--out", "--target": "--oracle"}
 
 _OPTIONS = {"num_draft_tokens": "--draft-tokens"}
 

@@ -14,7 +14,7 @@ from kad.quantities import counted
 
 EXAMPLES = (
     "kad score article.txt",
-    "kad score article.txt --pair my-pair --rule primal:budget=0.9 --window 2048",
+    "kad score article.txt --pair my-pair --rule primal:budget=0.9 --part-length 2048",
     "kad score article.txt --json | jq .perplexity.composed",
 )
 
@@ -24,7 +24,7 @@ def command(
         Path | None, typer.Argument(metavar="FILE", help="A text file; nothing reads standard input.")
     ] = None,
     *,
-    window: Annotated[
+    part_length: Annotated[
         int | None, Option("Read so many tokens at once.", "N", allowed=">= 1", shown="1024, or the models' context")
     ] = None,
     as_json: options.Json = False,
@@ -39,7 +39,7 @@ def command(
     model = models.load()
     from kad.text.perplexity import perplexity
 
-    found = perplexity(model, text, window=window)
+    found = perplexity(model, text, part_length=part_length)
     units, who = ("tokens", "words", "bytes"), ("composed", "base", "aligned")
     table = {name: {unit: found.of(name, unit) for unit in units} for name in who}
     if as_json:

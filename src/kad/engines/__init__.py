@@ -1,1 +1,1 @@
-"""Engines run models. `base` says what an engine provides; `transformers` is the engine of Transformers."""
+"""Engines run models. `protocols` says what an engine provides; `transformers` is the engine of Transformers."""

@@ -37,7 +37,7 @@ class CachedModel:
 
     @property
     def reversible(self) -> bool:
-        """See `kad.engines.base.Scorer`."""
+        """See `kad.engines.protocols.Scorer`."""
         return all(type(layer) is DynamicLayer for layer in self._cache.layers)
 
     def advance(self, ids: Tensor, keep: int) -> Tensor:

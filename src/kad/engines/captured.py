@@ -133,7 +133,7 @@ class Captures:
 
 
 class CapturedModel:
-    """A scorer (`kad.engines.base.Scorer`) whose forward passes are captured.
+    """A scorer (`kad.engines.protocols.Scorer`) whose forward passes are captured.
 
     The prompt is read in an ordinary pass. All later passes have one of the shapes: what is shorter is filled up, and
     what was filled in is forgotten at once. A model sees only what stands before a token, so this changes nothing.

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from kad.engines.base import Facts, Scorer
 from kad.engines.gguf_tokenizer import GgufTokenizer
+from kad.engines.protocols import Facts, Scorer
 from kad.errors import OptionError, PairError, UsageError
 from kad.hosts.llama_cpp import CACHE_TYPES, forget_messages, library, reason
 from kad.options import Option, check_fields
@@ -58,7 +58,7 @@ class LlamaCppOptions:
 
 
 class LlamaCppModel:
-    """One GGUF file that llama.cpp runs; see `kad.engines.base.Model`.
+    """One GGUF file that llama.cpp runs; see `kad.engines.protocols.Model`.
 
     Args:
         path: the file.
@@ -91,7 +91,7 @@ class LlamaCppModel:
 
     @cached_property
     def facts(self) -> Facts:
-        """See `kad.engines.base.Model`. `context_length` is that of the contexts that are made."""
+        """See `kad.engines.protocols.Model`. `context_length` is that of the contexts that are made."""
         words = ctypes.create_string_buffer(128)
         self._lib.llama_model_desc(self._model, words, len(words))
         return Facts(
@@ -112,7 +112,7 @@ class LlamaCppModel:
         )
 
     def scorer(self, vocab_size: int, device: torch.device, *, rollback: bool = True) -> Scorer:
-        """See `kad.engines.base.Model`."""
+        """See `kad.engines.protocols.Model`."""
         if rollback and not self.rolls_back:
             raise UsageError(
                 f"Speculation must take rejected drafts back, and the recurrent layers of {self.path.name} cannot do "
@@ -163,7 +163,7 @@ class _Weights:
 
 
 class LlamaCppScorer:
-    """A model with one context; see `kad.engines.base.Scorer`."""
+    """A model with one context; see `kad.engines.protocols.Scorer`."""
 
     def __init__(self, model: LlamaCppModel, vocab_size: int, device: torch.device) -> None:
         self.processed = 0
@@ -175,7 +175,7 @@ class LlamaCppScorer:
 
     @property
     def reversible(self) -> bool:
-        """See `kad.engines.base.Scorer`."""
+        """See `kad.engines.protocols.Scorer`."""
         return self._model.rolls_back
 
     def advance(self, ids: Tensor, keep: int) -> Tensor:

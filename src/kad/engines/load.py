@@ -12,8 +12,8 @@ from kad.errors import OptionError, PairError, UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from kad.engines.base import Model
     from kad.engines.pair import Pair
+    from kad.engines.protocols import Model
     from kad.modeling import KadForCausalLM
     from kad.rules import Rule
     from kad.sources import Source

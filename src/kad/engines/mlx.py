@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from kad.engines.base import Facts, Scorer
+from kad.engines.protocols import Facts, Scorer
 from kad.errors import PairError, UsageError
 from kad.hosts.mlx import library
 from kad.loading import first_line, load_config, load_generation_config, load_tokenizer
@@ -20,7 +20,7 @@ from kad.vocabulary import trim
 
 
 class MlxModel:
-    """One model that MLX runs; see `kad.engines.base.Model`.
+    """One model that MLX runs; see `kad.engines.protocols.Model`.
 
     Args:
         source: its folder, or its hub id.
@@ -47,12 +47,12 @@ class MlxModel:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """See `kad.engines.base.Model`."""
+        """See `kad.engines.protocols.Model`."""
         return load_tokenizer(self.source)
 
     @cached_property
     def facts(self) -> Facts:
-        """See `kad.engines.base.Model`."""
+        """See `kad.engines.protocols.Model`."""
         from mlx.utils import tree_flatten
 
         text = self._config.get("text_config", self._config)
@@ -68,11 +68,11 @@ class MlxModel:
 
     @cached_property
     def generation_config(self) -> GenerationConfig:
-        """See `kad.engines.base.Model`."""
+        """See `kad.engines.protocols.Model`."""
         return load_generation_config(self.source) or GenerationConfig.from_model_config(load_config(self.source))
 
     def scorer(self, vocab_size: int, device: torch.device, *, rollback: bool = True) -> Scorer:
-        """See `kad.engines.base.Model`."""
+        """See `kad.engines.protocols.Model`."""
         made = MlxScorer(self, vocab_size, device)
         if rollback and not made.reversible:
             raise UsageError(
@@ -95,7 +95,7 @@ class MlxModel:
 
 
 class MlxScorer:
-    """A model with its cache; see `kad.engines.base.Scorer`."""
+    """A model with its cache; see `kad.engines.protocols.Scorer`."""
 
     def __init__(self, model: MlxModel, vocab_size: int, device: torch.device) -> None:
         self.processed = 0
@@ -105,7 +105,7 @@ class MlxScorer:
 
     @property
     def reversible(self) -> bool:
-        """See `kad.engines.base.Scorer`."""
+        """See `kad.engines.protocols.Scorer`."""
         return all(type(layer) is self._caches.KVCache for layer in self._cache)
 
     def advance(self, ids: Tensor, keep: int) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kad.composition import never_kept
-from kad.engines.base import Scorer
+from kad.engines.protocols import Scorer
 
 
 class OwnPrompt:
@@ -44,11 +44,11 @@ class OwnPrompt:
 
     @property
     def reversible(self) -> bool:
-        """See `kad.engines.base.Scorer`."""
+        """See `kad.engines.protocols.Scorer`."""
         return self.scorer.reversible
 
     def advance(self, ids: Tensor, keep: int) -> Tensor:
-        """See `kad.engines.base.Scorer`. In the place of what is left of the callers' prompt it reads its own."""
+        """See `kad.engines.protocols.Scorer`. In the place of what is left of the callers' prompt it reads its own."""
         unread = self._prompt[self.scorer.processed :]
         new = ids[max(self._shared - self.processed, 0) :] if unread else ids
         own = torch.cat((torch.tensor(unread, dtype=ids.dtype, device=ids.device), new))
@@ -61,13 +61,13 @@ class OwnPrompt:
         return never_kept(rows, never.to(rows.device), self._temperature)
 
     def rollback(self, length: int) -> None:
-        """See `kad.engines.base.Scorer`."""
+        """See `kad.engines.protocols.Scorer`."""
         kept = max(length - self._shared, 0)
         self.scorer.rollback(len(self._prompt) + kept - (length < self._shared))
         del self._answer[kept:]
 
     def release(self) -> None:
-        """See `kad.engines.base.Scorer`."""
+        """See `kad.engines.protocols.Scorer`."""
         self.scorer.release()
 
     def has_read(self, ids: Sequence[int]) -> list[int]:

@@ -14,7 +14,7 @@ from kad import pairs
 from kad.agreement import agree
 from kad.composition import Composition
 from kad.config import KadConfig
-from kad.engines.base import Facts, Model, Scorer
+from kad.engines.protocols import Facts, Model, Scorer
 from kad.errors import PairError
 from kad.in_force import InForce
 from kad.loading import load_generation_config, tokenizer_of
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Pair(InForce):
-    """A base model and a small aligned one, run by engines. It implements `kad.engines.base.ComposedModel`.
+    """A base model and a small aligned one, run by engines. It implements `kad.engines.protocols.ComposedModel`.
 
     Args:
         config: the pair. Its `vocab_size` and `foreign_ids` are set here.
@@ -67,11 +67,11 @@ class Pair(InForce):
 
     @property
     def facts(self) -> dict[str, Facts]:
-        """See `kad.engines.base.ComposedModel`."""
+        """See `kad.engines.protocols.ComposedModel`."""
         return {role: model.facts for role, model in self.parts.items()}
 
     def scorers(self, roles: Collection[str], *, rollback: bool = True) -> dict[str, Scorer]:
-        """See `kad.engines.base.ComposedModel`."""
+        """See `kad.engines.protocols.ComposedModel`."""
         return {role: self.scorer_of(self.parts[role], rollback=rollback) for role in roles}
 
     def scorer_of(self, model: Model, *, rollback: bool = True) -> Scorer:

@@ -1,4 +1,4 @@
-"""The Transformers engine: one model, and the part of `KadForCausalLM` that implements `kad.engines.base`."""
+"""The Transformers engine: one model, and the part of `KadForCausalLM` that implements `kad.engines.protocols`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
-from kad.engines.base import Facts, Scorer
 from kad.engines.cached_model import CachedModel
 from kad.engines.captured import Backend, CapturedModel, Captures
-from kad.loading import kept_tokenizer, load_model, load_tokenizer, tokenizer_of
+from kad.engines.protocols import Facts, Scorer
+from kad.loading import load_model, load_tokenizer, shared_tokenizer, tokenizer_of
 from kad.sources import Source
 from kad.vocabulary import OWN
 
@@ -28,7 +28,7 @@ def facts_of(model: PreTrainedModel) -> Facts:
 
 
 class TransformersModel:
-    """One model that Transformers runs; see `kad.engines.base.Model`.
+    """One model that Transformers runs; see `kad.engines.protocols.Model`.
 
     Args:
         source: where the model is.
@@ -46,16 +46,16 @@ class TransformersModel:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """See `kad.engines.base.Model`."""
+        """See `kad.engines.protocols.Model`."""
         return load_tokenizer(self.source)
 
     @cached_property
     def facts(self) -> Facts:
-        """See `kad.engines.base.Model`."""
+        """See `kad.engines.protocols.Model`."""
         return facts_of(self.model)
 
     def scorer(self, vocab_size: int, device: torch.device, *, rollback: bool = True) -> Scorer:
-        """See `kad.engines.base.Model`."""
+        """See `kad.engines.protocols.Model`."""
         cache = DynamicCache(config=self.model.config)
         return CachedModel(self.model, cache, vocab_size, device, rollback=rollback)
 
@@ -78,12 +78,12 @@ class TransformersEngine:
 
     @cached_property
     def base_tokenizer(self) -> Any:
-        """See `kad.engines.base.ComposedModel`. Assign it if the models were given as objects."""
-        return kept_tokenizer(self.config.model_sources()["base"]) if self.config.base_tokenizer == OWN else None
+        """See `kad.engines.protocols.ComposedModel`. Assign it if the models were given as objects."""
+        return shared_tokenizer(self.config.model_sources()["base"]) if self.config.base_tokenizer == OWN else None
 
     @cached_property
     def facts(self) -> dict[str, Facts]:
-        """See `kad.engines.base.ComposedModel`."""
+        """See `kad.engines.protocols.ComposedModel`."""
         return {role: facts_of(part) for role, part in self.parts.items()}
 
     @cached_property
@@ -94,7 +94,7 @@ class TransformersEngine:
     def captured_scorers(
         self, roles: Collection[str], drafter: str, windows: Sequence[int], capacity: int, backend: Backend
     ) -> dict[str, Scorer]:
-        """See `kad.engines.base.Capturing`.
+        """See `kad.engines.protocols.Capturing`.
 
         The drafting model reads one token at a time, and two after a window of accepted drafts. The other models read
         the drafts of a window and the token before them.
@@ -109,7 +109,7 @@ class TransformersEngine:
         }  # fmt: skip
 
     def scorers(self, roles: Collection[str], *, rollback: bool = True) -> dict[str, Scorer]:
-        """See `kad.engines.base.ComposedModel`."""
+        """See `kad.engines.protocols.ComposedModel`."""
         return {role: self.scorer_of(self.parts[role], rollback=rollback) for role in roles}
 
     def scorer_of(self, model: PreTrainedModel, *, rollback: bool = True) -> Scorer:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kad.engines.base import Scorer
-from kad.rules.base import EXCLUDED
+from kad.engines.protocols import Scorer
+from kad.rules.rule import EXCLUDED
 from kad.translation import Nodes, Reading, TokenBytes, Translation
 from kad.translation.token_bytes import whole_characters
 
@@ -74,7 +74,7 @@ class Translated:
 
     @property
     def reversible(self) -> bool:
-        """See `kad.engines.base.Scorer`."""
+        """See `kad.engines.protocols.Scorer`."""
         return self.scorer.reversible
 
     @property
@@ -83,7 +83,7 @@ class Translated:
         return 0 if self._translation is None else self._translation[0].forwards
 
     def advance(self, ids: Tensor, keep: int) -> Tensor:
-        """See `kad.engines.base.Scorer`."""
+        """See `kad.engines.protocols.Scorer`."""
         self._answer += ids[max(self._shared - self._read, 0) :].tolist()
         self._read += len(ids)
         ends = range(len(self._answer) - keep + 1, len(self._answer) + 1)
@@ -96,12 +96,12 @@ class Translated:
         return (self._temperature * rows).to(ids.device)
 
     def rollback(self, length: int) -> None:
-        """See `kad.engines.base.Scorer`. The model itself goes back when it reads other tokens."""
+        """See `kad.engines.protocols.Scorer`. The model itself goes back when it reads other tokens."""
         self._read = min(self._read, length)
         del self._answer[max(length - self._shared, 0) :]
 
     def release(self) -> None:
-        """See `kad.engines.base.Scorer`."""
+        """See `kad.engines.protocols.Scorer`."""
         self.scorer.release()
 
     def has_read(self, ids: Sequence[int]) -> list[int]:

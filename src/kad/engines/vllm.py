@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from kad.engines.base import Ask, DraftCounts, Emission
+from kad.engines.protocols import Ask, DraftCounts, Emission
 from kad.errors import LogitsError, UsageError, missing_extra
 from kad.sources import Source
 
@@ -43,7 +43,7 @@ _REASONS = {"stop": "stop", "length": "length", "abort": "interrupted"}
 
 
 class VllmModel:
-    """A model that vLLM runs. Its engine starts at the first answer. See `kad.engines.base.Generates`.
+    """A model that vLLM runs. Its engine starts at the first answer. See `kad.engines.protocols.Generates`.
 
     Args:
         place: the folder or hub id of the model, or of a pair.
@@ -86,7 +86,7 @@ class VllmModel:
         return limit
 
     def run(self, asks: Sequence[Ask], draft_tokens: int = 0, drafter: str = "aligned") -> Iterator[Emission]:
-        """See `kad.engines.base.Generates`. Another number of drafts, or another drafter, starts the engine again."""
+        """See `kad.engines.protocols.Generates`. Other drafts, or another drafter, start the engine anew."""
         engine = self._started(draft_tokens, drafter).llm_engine
         names = {f"kad-{next(self._numbers)}": index for index in range(len(asks))}
         try:
@@ -108,7 +108,7 @@ class VllmModel:
             engine.abort_request([name for name in names if self._arrived.pop(name, None) is not None])
 
     def draft_counts(self) -> DraftCounts:
-        """See `kad.engines.base.Generates`."""
+        """See `kad.engines.protocols.Generates`."""
         if self._llm is None:
             return self._counted
         found: dict[str, Any] = {m.name: getattr(m, "value", getattr(m, "values", 0)) for m in self._llm.get_metrics()}

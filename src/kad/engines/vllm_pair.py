@@ -69,7 +69,7 @@ class VllmPair(InForce, VllmModel):
         self._own = self.composed_by(rule)
 
     def composed_by(self, rule: RuleLike | None = None, deferral_temperature: float | None = None) -> Composition:
-        """See `kad.engines.base.ComposedModel`. vLLM takes the rule from the request, the temperature from the pair.
+        """See `kad.engines.protocols.ComposedModel`. The rule comes with the request, the temperature with the pair.
 
         Raises:
             RuleError: a bad rule, or a rule that needs the reference model without it.

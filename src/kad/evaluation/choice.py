@@ -24,7 +24,7 @@ OBJECTIVES = ("accuracy", "speed")
 
 
 @dataclass(frozen=True)
-class Candidate:
+class TriedValue:
     """One value of the grid, how it did, and how sure that is.
 
     Attributes:
@@ -52,8 +52,8 @@ class Candidate:
 class Choice:
     """The candidate that was chosen, among all, and why in words."""
 
-    chosen: Candidate
-    candidates: list[Candidate]
+    chosen: TriedValue
+    candidates: list[TriedValue]
     objective: str
     floor: float | None
     questions: int
@@ -131,7 +131,7 @@ def choose(
         best = int(np.where(accuracies >= floor, throughputs, -np.inf).argmax())
         reason = f"the fastest that reaches {floor:g}"
     candidates = [
-        Candidate(
+        TriedValue(
             value=point.value,
             rule=point.method.name,
             accuracy=float(accuracies[index]),

@@ -112,20 +112,20 @@ def concatenate(parts: list[Approximation]) -> Approximation:
     return Approximation(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
 
-def entropy_difference(base_logits: Tensor, target_logits: Tensor) -> tuple[Tensor, Tensor]:
-    """How much more uncertain p is than the target p* about the tokens that the dual rule defers, for each of LAMBDAS.
+def entropy_difference(base_logits: Tensor, oracle_logits: Tensor) -> tuple[Tensor, Tensor]:
+    """How much more uncertain p is than the oracle p* about the tokens that the dual rule defers, for each of LAMBDAS.
 
     Returns:
         Two (thresholds, n): the difference of the sums `-sum_v d_v x_v log x_v` for x = p and p*, i.e. of the expected
-        loss shed under the plug-in and under the target; and the difference of the entropies of p and p* given v in d,
+        loss shed under the plug-in and under the oracle; and the difference of the entropies of p and p* given v in d,
         NaN where nothing is deferred.
     """
-    log_p, log_target = (torch.log_softmax(logits.double(), -1) for logits in (base_logits, target_logits))
+    log_p, log_oracle = (torch.log_softmax(logits.double(), -1) for logits in (base_logits, oracle_logits))
     sums, conditionals = [], []
     for threshold in LAMBDAS:
         deferred = (log_p.exp() < threshold).double()
-        sums.append(knapsack.value(log_p, deferred) - knapsack.value(log_target, deferred))
-        conditionals.append(_conditional_entropy(log_p, deferred) - _conditional_entropy(log_target, deferred))
+        sums.append(knapsack.value(log_p, deferred) - knapsack.value(log_oracle, deferred))
+        conditionals.append(_conditional_entropy(log_p, deferred) - _conditional_entropy(log_oracle, deferred))
     return torch.stack(sums), torch.stack(conditionals)
 
 

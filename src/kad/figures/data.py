@@ -33,7 +33,7 @@ _QUANTILES = tuple(step / 200 for step in range(201))
 
 
 @dataclass(frozen=True)
-class Settings:
+class FigureOptions:
     """How much text the figures are made of, and the parameters of the two approximations."""
 
     max_new_tokens: int = 256
@@ -56,8 +56,8 @@ def collect(
     tokenizer: Any,
     questions: Sequence[Question],
     *,
-    target: Any = None,
-    settings: Settings | None = None,
+    oracle: Any = None,
+    settings: FigureOptions | None = None,
     progress: Callable[[str], object] = lambda message: None,
 ) -> dict[str, Any]:
     """The data of all figures, name -> plain values.
@@ -66,9 +66,9 @@ def collect(
         model: the pair. Its answers under dual are the text of figures 1, 3, 4 and 6.
         tokenizer: of the aligned model.
         questions: what the pair answers, greedily.
-        target: the big aligned model p* that figure 3 needs; without it there is no figure 3.
+        oracle: the big aligned model p* that figure 3 needs; without it there is no figure 3.
     """
-    settings = settings or Settings()
+    settings = settings or FigureOptions()
     if not questions:
         raise UsageError("Figures need at least one question.")
     measured = {}
@@ -77,7 +77,7 @@ def collect(
         measured[str(rule)] = measure(model, tokenizer, questions, rule, settings)
     dual = measured[str(Dual(settings.threshold))].answers
     progress("solving the knapsacks of dual's answers")
-    rows, entropies = _knapsacks(model, dual.answers, target, settings)
+    rows, entropies = _knapsacks(model, dual.answers, oracle, settings)
     figures = {
         "1-distributions": distributions(model, tokenizer, dual),
         "2-acceptance": acceptance_rates(measured),
@@ -98,7 +98,7 @@ def rules_for(model: KadForCausalLM) -> list[Rule]:
 
 
 def measure(
-    model: KadForCausalLM, tokenizer: Any, questions: Sequence[Question], rule: Rule, settings: Settings
+    model: KadForCausalLM, tokenizer: Any, questions: Sequence[Question], rule: Rule, settings: FigureOptions
 ) -> Measured:
     """Answer the questions under `rule`, and score the answers with the pair's models."""
     answers = answer(
@@ -175,7 +175,7 @@ def accuracy_throughput(measured: dict[str, Measured]) -> dict[str, Any]:
     return {"rules": rules}
 
 
-def optimality_gap(rows: Approximation, settings: Settings) -> dict[str, Any]:
+def optimality_gap(rows: Approximation, settings: FigureOptions) -> dict[str, Any]:
     """Figure 6: quantiles over positions of the certified gaps in nats."""
     gaps = {
         f"primal:budget={settings.budget}": rows.primal_gap,
@@ -206,15 +206,15 @@ def _interest(position: Position) -> float:
 
 
 def _knapsacks(
-    model: KadForCausalLM, answers: Sequence[Answer], target: Any, settings: Settings
+    model: KadForCausalLM, answers: Sequence[Answer], oracle: Any, settings: FigureOptions
 ) -> tuple[Approximation, list[tuple[Tensor, Tensor]]]:
     parts, entropies, temperature = [], [], model.composition.deferral_temperature
     for item in answers:
-        others = {} if target is None else {"target": model.scorer_of(target, rollback=False)}
+        others = {} if oracle is None else {"oracle": model.scorer_of(oracle, rollback=False)}
         for chunk in logits_of(model, item.prompt_ids, item.token_ids, roles=("base", "aligned"), others=others):
             logits = {role: rows.cpu() / temperature for role, rows in chunk.logits.items()}
             base, aligned = logits["base"], logits["aligned"]
             parts.append(approximation(base, aligned, budget=settings.budget, threshold=settings.threshold))
-            if target is not None:
-                entropies.append(entropy_difference(base, logits["target"]))
+            if oracle is not None:
+                entropies.append(entropy_difference(base, logits["oracle"]))
     return concatenate(parts), entropies

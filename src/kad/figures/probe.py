@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from kad.composition import acceptance, deferred_mass
-from kad.engines.base import check_scorers
+from kad.engines.protocols import check_scorers
 from kad.rules import CascadeRule
 from kad.text.contexts import Context
 from kad.text.generate import generate

@@ -13,7 +13,10 @@ Liu et al., 2024. [CD] Li et al., ACL 2023; O'Brien and Lewis, 2023.
 import warnings
 from typing import Any
 
-from kad.rules.base import (
+from kad.rules.cascade import AlignedAbove, AlignedBelow, LinearProgram, Mixture
+from kad.rules.product import Contrastive, Experts, ImplicitReward, Product
+from kad.rules.rows import RowRules
+from kad.rules.rule import (
     CascadeRule,
     ProductRule,
     Rule,
@@ -24,9 +27,6 @@ from kad.rules.base import (
     registry,
     skipped_plugins,
 )
-from kad.rules.cascade import AlignedAbove, AlignedBelow, LinearProgram, Mixture
-from kad.rules.product import Contrastive, Experts, ImplicitReward, Product
-from kad.rules.rows import RowRules
 from kad.rules.threshold import AlignedOnly, BaseOnly, ConfidenceBet, Dual, Nudging, Primal, Relative
 
 __all__ = [

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kad.distribution import Distribution, precise
-from kad.rules.base import CascadeRule, register
+from kad.rules.rule import CascadeRule, register
 from kad.rules.threshold import critical_logit, difference, probability
 
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import MISSING, Field, fields
 from typing import Any
 
-from kad.rules.base import CascadeRule, Rule, ThresholdRule, package_of
+from kad.rules.rule import CascadeRule, Rule, ThresholdRule, package_of
 
 
 def describe(rule: type[Rule]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from kad.rules.base import EXCLUDED, ProductRule, register
+from kad.rules.rule import EXCLUDED, ProductRule, register
 from kad.rules.threshold import probability
 
 

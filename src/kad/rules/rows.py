@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kad.distribution import Distribution
 from kad.errors import RuleError
-from kad.rules.base import Rule, ThresholdRule
+from kad.rules.rule import Rule, ThresholdRule
 from kad.rules.threshold import Anchor, NumberRule, Numbers, all_or_nothing, critical_logit, log_shifted
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from kad.distribution import Distribution, may_look, precise
-from kad.rules.base import ThresholdRule, register
+from kad.rules.rule import ThresholdRule, register
 
 # The first guess of the size of the head with a mass of 1 - b. It grows by this factor until the mass is reached.
 _HEAD = 16

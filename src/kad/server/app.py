@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from kad import __version__
-from kad.engines.base import ComposedModel
+from kad.engines.protocols import ComposedModel
 from kad.server import errors, openai_routes, page_routes
 from kad.server.desk import Desk
 from kad.server.guard import LOOPBACK, Guard

@@ -16,13 +16,13 @@ from typing import Any, TypeVar
 import torch
 
 from kad.composition import Composition
-from kad.engines.base import ComposedModel, Scorer, roles_of
+from kad.engines.protocols import ComposedModel, Scorer, roles_of
 from kad.server.errors import Busy
 from kad.text.answer import Answer, Piece
 from kad.text.contexts import Context
-from kad.text.kept import KeptScorers
 from kad.text.sampling import Sampling, end_tokens
 from kad.text.streaming import Mask, Note, Stream
+from kad.text.warm import WarmScorers
 
 Result = TypeVar("Result")
 
@@ -103,7 +103,7 @@ class Desk:
     def __init__(self, model: ComposedModel, most_requests: int = 64, draft_tokens: int | str | None = None) -> None:
         self.model, self.most_requests, self._draft_tokens = model, most_requests, draft_tokens
         self.requests = 0
-        self._kept = KeptScorers(KEPT_ANSWERS)
+        self._kept = WarmScorers(KEPT_ANSWERS)
         self._models = ThreadPoolExecutor(1, "kad-models")
         self._texts = ThreadPoolExecutor(1, "kad-texts")
         self._closed = False
@@ -177,7 +177,7 @@ class _KeptStream(Stream):
     reused_tokens = 0
     last_begun: Piece | None = None
 
-    def __init__(self, model: ComposedModel, job: Job, kept: KeptScorers) -> None:
+    def __init__(self, model: ComposedModel, job: Job, kept: WarmScorers) -> None:
         self._model, self._job, self._kept = model, job, kept
         super().__init__(
             model, job.context, job.composition, job.sampling, job.num_draft_tokens, origins=False,

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from kad.base_prompt import BUILT_IN, SAME
 from kad.composition import Composition
-from kad.engines.base import ComposedModel
+from kad.engines.protocols import ComposedModel
 from kad.server.desk import Job
 from kad.server.errors import Refusal
 from kad.text.contexts import Context, context_of

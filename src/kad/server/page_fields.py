@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 
 from kad.composition import Composition
-from kad.engines.base import ComposedModel
+from kad.engines.protocols import ComposedModel
 from kad.server.fields import MOST_STOPS, MOST_TOKENS, Composing, Drawing, Messages, Token
 
 ALONE = {"base": "base_only", "aligned": "aligned_only"}

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import kad
 from kad.composition import Composition
-from kad.engines.base import ComposedModel
+from kad.engines.protocols import ComposedModel
 from kad.rules import registry
 from kad.rules.describe import describe, family
 from kad.server.desk import Desk, Job, Run

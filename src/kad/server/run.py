@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.types import ASGIApp
 
-    from kad.engines.base import ComposedModel
+    from kad.engines.protocols import ComposedModel
 
 _SECONDS_TO_END = 3
 _KEY_VARIABLE = "KAD_API_KEY"

@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from kad.cache import KadCache
-from kad.engines.base import Scorer
 from kad.engines.cached_model import CachedModel
 from kad.engines.own_prompt import OwnPrompt
+from kad.engines.protocols import Scorer
 from kad.errors import UsageError
 from kad.hosts.transformers import CACHE, BaseStreamer, GenerateDecoderOnlyOutput
 from kad.modeling import KadForCausalLM

@@ -19,7 +19,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from kad.engines.base import Scorer
+from kad.engines.protocols import Scorer
 from kad.speculation.decisions import Draft, Open, Rows, Settled
 from kad.speculation.policies import Policy
 from kad.speculation.statistics import SpeculationStatistics

@@ -217,7 +217,7 @@ class Policy(ABC):
 
 
 @dataclass(kw_only=True)
-class Sampling(Policy):
+class SampledPolicy(Policy):
     """Drafts are drawn, and verified so that the emitted tokens follow pi.
 
     Args:
@@ -250,7 +250,7 @@ class Sampling(Policy):
 
 
 @dataclass(kw_only=True)
-class Greedy(Policy):
+class GreedyPolicy(Policy):
     """Drafts are accepted as long as they are the first choice of pi, or of its scores after the processors."""
 
     def _weigh(self, scores: Tensor) -> Tensor:
@@ -281,8 +281,8 @@ def choose_policy(
 ) -> Policy:
     """The policy of one call."""
     if greedy:
-        return Greedy(composition=composition, drafter=drafter, warp=warp, records=records)
-    return Sampling(
+        return GreedyPolicy(composition=composition, drafter=drafter, warp=warp, records=records)
+    return SampledPolicy(
         composition=composition,
         drafter=drafter,
         warp=warp,

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kad.engines.base import ComposedModel, Generates
 from kad.engines.lockstep import Lockstep
+from kad.engines.protocols import ComposedModel, Generates
 from kad.text.answer import Answer
 from kad.text.contexts import Context
 from kad.text.drafting import Drafting

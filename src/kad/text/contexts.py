@@ -8,8 +8,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
 from kad.base_prompt import BUILT_IN, SAME, BasePrompt
-from kad.engines.base import ComposedModel, Scorer
 from kad.engines.own_prompt import OwnPrompt
+from kad.engines.protocols import ComposedModel, Scorer
 from kad.engines.translated import Languages, Translated
 from kad.errors import OptionError, RuleError
 from kad.rules import CascadeRule

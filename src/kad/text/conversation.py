@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from kad.engines.base import ComposedModel, check_scorers, roles_of
+from kad.engines.protocols import ComposedModel, check_scorers, roles_of
 from kad.text.contexts import AnyBasePrompt, Context, context_of
-from kad.text.kept import KeptScorers
 from kad.text.prompts import messages
 from kad.text.sampling import Sampling
 from kad.text.streaming import Stream
+from kad.text.warm import WarmScorers
 
 
 class Conversation:
@@ -52,7 +52,7 @@ class Conversation:
         self.num_draft_tokens = num_draft_tokens
         self.origins = origins
         self.turns: list[dict[str, str]] = []
-        self.kept = KeptScorers()
+        self.kept = WarmScorers()
 
     def say(self, text: str) -> Stream:
         """The answer to a message, piece by piece.

@@ -6,14 +6,14 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from kad.engines.base import roles_of
+from kad.engines.protocols import roles_of
 from kad.errors import OptionError, UsageError
 from kad.options import Option
 from kad.speculation.windows import AUTO, default_draft_tokens
 
 if TYPE_CHECKING:
     from kad.composition import Composition
-    from kad.engines.base import ComposedModel
+    from kad.engines.protocols import ComposedModel
 
 MAX_DRAFT_TOKENS = 64
 PAYS_BELOW = 0.5

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kad.engines.base import ComposedModel, Generates
+from kad.engines.protocols import ComposedModel, Generates
 from kad.errors import OptionError
 from kad.text.answer import Answer
 from kad.text.contexts import AnyBasePrompt, context_of

@@ -13,9 +13,9 @@ from kad.text.score import score_tokens
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from kad.engines.base import ComposedModel
+    from kad.engines.protocols import ComposedModel
 
-WINDOW = 1024
+PART = 1024
 """Tokens that are read at once, where the models allow it."""
 
 
@@ -60,25 +60,25 @@ def perplexity(
     model: ComposedModel,
     text: str | Sequence[int],
     *,
-    window: int | None = None,
+    part_length: int | None = None,
     rule: Any = None,
     deferral_temperature: float | None = None,
 ) -> Perplexity:
     """The log-probability of a text that stands alone, without a chat template.
 
-    A text longer than the window is read in parts, one after the other. The first token of a part is predicted from the
-    token before it; the first token of the text from the start token (or the end token, where there is none). These are
-    the rolling log-likelihoods of lm-eval.
+    A long text is read in parts, one after the other. The first token of a part is predicted from the token before it;
+    the first token of the text from the start token (or the end token, where there is none). These are the rolling
+    log-likelihoods of lm-eval.
 
     Args:
         model: a pair, as `kad.load` gives it.
         text: the text, or its token ids.
-        window: how many tokens are read at once. The default is 1,024, or the models' context if that is shorter.
+        part_length: how many tokens are read at once. The default is 1,024, or the models' context if that is shorter.
         rule: replaces the model's own rule.
         deferral_temperature: replaces the model's own deferral temperature.
 
     Raises:
-        UsageError: an empty text, or a window that the models do not have.
+        UsageError: an empty text, or a part that is longer than the models' context.
 
     Example:
         >>> kad.perplexity(model, "First, 5 + 8 = 13.").of("composed", "words")
@@ -87,10 +87,10 @@ def perplexity(
     ids = text_ids(tokenizer, text)
     if not ids:
         raise UsageError("The text is empty: the tokenizer makes no token of it.")
-    most = context_length(model) or WINDOW
-    size = min(WINDOW, most) if window is None else window
+    most = context_length(model) or PART
+    size = min(PART, most) if part_length is None else part_length
     if not 1 <= size <= most:
-        raise OptionError(f"`window` must be from 1 to the models' context of {most}, but is {size}.")
+        raise OptionError(f"`part_length` must be from 1 to the models' context of {most}, but is {size}.")
     start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     if start is None:
         raise UsageError("The tokenizer has no start token and no end token, so the first token has nothing before it.")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kad.engines.base import Generates
+from kad.engines.protocols import Generates
 from kad.errors import OptionError, UsageError
 
 if TYPE_CHECKING:
-    from kad.engines.base import ComposedModel
+    from kad.engines.protocols import ComposedModel
 
 Message = Mapping[str, str]
 Prompt = str | Sequence[Message] | Sequence[int]

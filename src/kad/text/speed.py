@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from kad.composition import compose
-from kad.engines.base import roles_of
+from kad.engines.protocols import roles_of
 from kad.text.answer import Answer
 from kad.text.contexts import Context
 
 if TYPE_CHECKING:
     from kad.composition import Composition
-    from kad.engines.base import ComposedModel
+    from kad.engines.protocols import ComposedModel
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList
 
 from kad.composition import deferred_mass, origin_shares
-from kad.engines.base import Capturing, ComposedModel, Scorer, roles_of
+from kad.engines.protocols import Capturing, ComposedModel, Scorer, roles_of
 from kad.errors import OptionError
 from kad.rules import CascadeRule
 from kad.speculation.inputs import warp_of

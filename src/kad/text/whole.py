@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from kad.engines.base import Ask, DraftCounts, Generates
+from kad.engines.protocols import Ask, DraftCounts, Generates
 from kad.errors import OptionError
 from kad.speculation.statistics import SpeculationStatistics
 from kad.speculation.windows import AUTO

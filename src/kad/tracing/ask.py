@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from kad.base_prompt import BasePrompt
-from kad.engines.base import check_scorers
+from kad.engines.protocols import check_scorers
 from kad.text.answer import Answer, Piece
 from kad.text.contexts import AnyBasePrompt, context_of
 from kad.text.generate import stream

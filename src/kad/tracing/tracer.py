@@ -13,7 +13,7 @@ from torch import Tensor
 
 import kad
 from kad.composition import Composition, RuleLike, composed, raise_if_bad
-from kad.engines.base import ComposedModel, roles_of
+from kad.engines.protocols import ComposedModel, roles_of
 from kad.errors import UsageError
 from kad.rules import CascadeRule, ThresholdRule
 from kad.rules.describe import family
@@ -165,9 +165,9 @@ def _shares(p: Tensor, q: Tensor, kept: float | None, alpha: Tensor | None) -> f
     return _short(kept * p / total) if total > 0 else 0.0
 
 
-def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+def _divergence(log_p: Tensor, log_other: Tensor) -> Tensor:
     """KL(p || q*) of rows (n, vocab), (n,). Tokens that p excludes add nothing."""
-    terms = log_p.exp() * (log_p - log_q)
+    terms = log_p.exp() * (log_p - log_other)
     return torch.where(log_p == -torch.inf, 0.0, terms).sum(-1).clamp(min=0.0)
 
 

@@ -13,7 +13,7 @@ from kad.base_prompt import BasePrompt
 from kad.config import KadConfig
 from kad.errors import UsageError
 from kad.evaluation.methods import Method
-from kad.loading import kept_tokenizer, load_generation_config, load_model, load_tokenizer
+from kad.loading import load_generation_config, load_model, load_tokenizer, shared_tokenizer
 from kad.modeling import KadForCausalLM
 from kad.pairs import Part, shared_vocabulary
 from kad.sources import Source
@@ -133,6 +133,6 @@ class Models:
             )
             model = KadForCausalLM(config, **{role: part.model for role, part in parts.items()})
             if config.base_tokenizer == OWN:
-                model.base_tokenizer = kept_tokenizer(self.source("base"))
+                model.base_tokenizer = shared_tokenizer(self.source("base"))
             self._composed = (key, model)
         return self._composed[1]

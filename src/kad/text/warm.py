@@ -14,7 +14,7 @@ from kad.engines.translated import Translated
 from kad.text.contexts import Context
 
 if TYPE_CHECKING:
-    from kad.engines.base import Scorer
+    from kad.engines.protocols import Scorer
     from kad.speculation.loop import SpeculativeLoop
 
 
@@ -26,7 +26,7 @@ class _Read:
     ids: list[int]
 
 
-class KeptScorers:
+class WarmScorers:
     """Scorers that have read a text, with the tokens of that text.
 
     Args:

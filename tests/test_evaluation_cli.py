@@ -81,7 +81,7 @@ def test_speculative_and_plain_runs_agree_when_greedy(pair: Path, tmp_path: Path
         (["--methods", "oracle"], "oracle needs a model"),
         (["--tasks", "gsm8k"], "Unknown task gsm8k"),
         (["--tasks", ","], "--tasks names no task"),
-        (["--engine", "jax"], "Choose from: transformers, vllm"),
+        (["--engine", "jax"], "Choose from: auto, transformers, llama_cpp, mlx, vllm"),
         (["--engine-option", "max_model_len=512"], "--engine transformers takes none"),
         (["--engine", "vllm", "--engine-option", "max_model_len"], "--engine-option takes KEY=VALUE"),
         (["--engine", "vllm", "--engine-option", "dtype=half"], "The engine option dtype is set by"),

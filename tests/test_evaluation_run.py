@@ -133,7 +133,7 @@ def children() -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         [
-            "kad.evaluation.engines.transformers_engine",
+            "kad.evaluation.engines.text_engine",
             "lm_eval.tasks",
             "datasets",
             "kad.tiny",
@@ -211,6 +211,6 @@ def test_the_pairs_own_chat_template_counts(folders: dict[str, Path], tmp_path: 
     shutil.copytree(folders["aligned"], own)
     (own / "chat_template.jinja").write_text("{{ messages[-1].content }} ->")
     models = {role: Source(str(folder)) for role, folder in folders.items()} | {"pair": Source(str(own))}
-    engine = evaluation.ENGINES["transformers"](make_plan(folders, models=models))
+    engine = evaluation.make_engine(make_plan(folders, models=models))
     (method,) = parse_methods("dual")
     assert engine.renderer(method)([{"role": "user", "content": "2 + 2"}]) == "2 + 2 ->"

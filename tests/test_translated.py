@@ -21,8 +21,14 @@ from kad.composition import Composition
 from kad.engines.protocols import Facts
 from kad.engines.translated import Translated
 from kad.errors import RuleError, UsageError, VocabularyError
+from kad.evaluation.engines.engine import Request
+from kad.evaluation.engines.models import Models
+from kad.evaluation.engines.text_engine import TextEngine
+from kad.evaluation.methods import parse_method
 from kad.in_force import InForce
+from kad.loading import load_tokenizer
 from kad.rules import parse_rule
+from kad.sources import Source
 from kad.text.batch import generate_all
 from kad.text.contexts import context_of
 from kad.text.score import score_tokens
@@ -233,6 +239,18 @@ def test_a_pair_with_two_tokenizers_says_so(where: dict[str, str], caplog: pytes
     assert caplog.messages == [
         "The base model has a tokenizer of its own. It is read through the aligned model's tokens (docs/models.md)."
     ]
+
+
+def test_an_evaluation_asks_the_base_model_alone_in_its_own_tokens(where: dict[str, str]) -> None:
+    """Where nobody says how, it is asked by "qa", and never in the aligned model's tokens."""
+    engine = TextEngine(Models({role: Source.parse(place) for role, place in where.items()}))
+    method, asked = parse_method("base"), "Question: What is it?\nAnswer:"
+    assert engine.renderer(method)([{"role": "user", "content": "What is it?"}]) == asked
+    (found,) = engine.generate(method, [Request(asked, 0, 8, 0.0)])
+    tokenizer = load_tokenizer(Source.parse(where["base"]))
+    ids = tokenizer(asked, return_tensors="pt").input_ids
+    wanted = engine.models.part("base").generate(ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :]
+    assert found.text == tokenizer.decode(wanted, skip_special_tokens=True)
 
 
 def test_answers_scores_and_traces_agree(pair: kad.KadForCausalLM) -> None:

@@ -48,7 +48,7 @@ MODULES = {
     "kad.evaluation.summary": "kad.evaluation.results.summary",
     "kad.evaluation.sweep": "kad.evaluation.grid",
     "kad.evaluation.tables": "kad.evaluation.results.tables",
-    "kad.evaluation.transformers_engine": "kad.evaluation.engines.transformers_engine",
+    "kad.evaluation.transformers_engine": "kad.evaluation.engines.text_engine",
     "kad.evaluation.tune": "kad.evaluation.choice",
     "kad.evaluation.vllm_engine": "kad.evaluation.engines.vllm_engine",
     "kad.speculation.scorers": "kad.engines.cached_model",
@@ -58,6 +58,7 @@ NAMES = {
     "kad.references": {"ModelReference": "Source"},
     "kad.report.record": {"trace": "trace_tokens"},
     "kad.evaluation.identity": {"identity": "fingerprint"},
+    "kad.evaluation.transformers_engine": {"TransformersEngine": "TextEngine"},
 }
 
 

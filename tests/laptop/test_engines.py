@@ -15,10 +15,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import kad
-from conftest import ALIGNED
+from conftest import ALIGNED, BASE, EXACT
 from kad import tiny
 from kad.engines.pair import Pair
 from kad.errors import UsageError
+from kad.evaluation.engines.engine import Request
+from kad.evaluation.engines.models import Models
+from kad.evaluation.engines.text_engine import TextEngine
+from kad.evaluation.methods import parse_method
 from kad.loading import load_tokenizer
 from kad.rules import registry
 from kad.sources import Source
@@ -327,3 +331,32 @@ def test_sampled_speculation_follows_pi(small: Any) -> None:
     cells.append((count - sum(seen[text] for text in common), rare * count))
     statistic = sum((found - expected) ** 2 / expected for found, expected in cells if expected > 0)
     assert chi2.sf(statistic, len(cells) - 1) > 1e-6
+
+
+# ---------------------------------------------------------------- evaluation
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.supports(NAMES[kind], "evaluation", rules=())) for kind in ENGINES]
+)
+@pytest.mark.parametrize("name", ["base", "dual:threshold=0.2", "dual:threshold=0.2@speculative"])
+def test_an_evaluation_is_that_of_transformers(name: str, kind: str, files: Callable[[str, str], Any]) -> None:
+    """What lm-eval is not needed for: prompts, greedy answers, their measures, log-likelihoods."""
+    options: dict[str, Any] = {"engine_options": EXACT} if kind == "f32" else {}
+    named = {"base": BASE, "aligned": ALIGNED}
+    ours = Models({role: Source.parse(str(files(model, kind))) for role, model in named.items()}, **options)
+    theirs = Models(
+        {role: Source.parse(f"tiny:{model}") for role, model in named.items()}, options={"dtype": "float32"}
+    )
+    assert not ours.in_transformers
+    method = parse_method(name)
+    found = []
+    for engine in (TextEngine(ours), TextEngine(theirs)):
+        prompt = engine.renderer(method)([{"role": "user", "content": PROMPTS[0]}])
+        (answer,) = engine.generate(method, [Request(prompt, 0, 24, 0.0)])
+        likelihoods = engine.log_likelihoods(method, [(prompt, "First, 5"), (prompt, " 13")])
+        found.append((prompt, answer.text, answer.tokens, answer.finished, [one[1] for one in likelihoods]))
+        measures = [answer.deferred_mass or 0.0, answer.acceptance or 0.0, *(one[0] for one in likelihoods)]
+        found.append(measures)
+    assert found[0] == found[2]
+    assert found[1] == pytest.approx(found[3], abs=1e-3)

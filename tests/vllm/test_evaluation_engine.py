@@ -15,7 +15,7 @@ from conftest import engine_environment
 from kad import tiny
 from kad.evaluation.engines.engine import Request
 from kad.evaluation.engines.models import Models
-from kad.evaluation.engines.transformers_engine import TransformersEngine
+from kad.evaluation.engines.text_engine import TextEngine
 from kad.evaluation.methods import parse_method
 from kad.pairs import read_config
 from kad.sources import Source
@@ -49,7 +49,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, 
 def test_greedy_texts_are_those_of_transformers(name: str, drawn: dict[str, list[dict[str, Any]]]) -> None:
     references = read_config("tiny").model_sources()
     references["oracle=tiny:big-aligned"] = Source.parse("tiny:big-aligned")
-    engine = TransformersEngine(Models(references, options={"dtype": "float32"}), diagnostics=False)
+    engine = TextEngine(Models(references, options={"dtype": "float32"}), diagnostics=False)
     plain = parse_method(name.partition("@")[0])
     render = engine.renderer(plain)
     requests = [Request(render(problem.messages()), 0, 60, 0.0) for problem in tiny.problems("development", 3)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,7 +26,10 @@ class Lockstep:
     Attributes:
         ids: (batch, positions), prompts and new tokens.
         width: the number of positions of the padded prompts.
+        room: the number of positions after the prompts, which Transformers does not limit.
     """
+
+    room = sys.maxsize
 
     def __init__(
         self,

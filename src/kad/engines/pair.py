@@ -47,8 +47,7 @@ class Pair(InForce):
     def __init__(self, config: KadConfig, models: Mapping[str, Model]) -> None:
         self.config, self.parts = config, dict(models)
         self.reference = self.parts.get("reference")
-        common = _common_vocabulary(self.parts)
-        self.config.set_vocabulary(common)
+        self.config.set_vocabulary(vocabulary_of(self.parts))
         self.own_composition = Composition.of(config.rule, config.deferral_temperature)
         own = load_generation_config(Source(config.name_or_path)) if config.name_or_path else None
         chosen = own or self.parts["aligned"].generation_config
@@ -97,7 +96,7 @@ def compose_models(
     return Pair(config, models)
 
 
-def _common_vocabulary(models: Mapping[str, Model]) -> Common:
+def vocabulary_of(models: Mapping[str, Model]) -> Common:
     """The vocabulary that all models share, after checking that their tokenizers agree."""
     tokenizers: dict[str, Any] = {}
     for role, model in models.items():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kad.base_prompt import BasePrompt
+from kad.engines.files import engine_for
 from kad.errors import UsageError
 from kad.evaluation.engines.engine import Engine
 from kad.evaluation.methods import Method
@@ -58,10 +59,18 @@ class Plan(TaskOptions, RunOptions):
         oracles = {m.name: Source.parse(m.oracle) for m in self.methods if m.oracle is not None}
         return {**self.models, **oracles}
 
+    @property
+    def _engine_run(self) -> str:
+        """The engine that runs all models. "auto" if there are several."""
+        if self.engine == "vllm":
+            return self.engine
+        one, *others = {engine_for(source, self.engine) for role, source in self.sources.items() if role != "pair"}
+        return "auto" if others else one
+
     def settings(self, tasks: Sequence[Task]) -> Settings:
         """What a resumed run must repeat."""
         return Settings(
-            **{option.name: getattr(self, option.name) for option in fields(RunOptions)},
+            **{option.name: getattr(self, option.name) for option in fields(RunOptions)} | {"engine": self._engine_run},
             models={role: fingerprint(source) for role, source in sorted(self.sources.items())},
             methods=tuple(method.name for method in self.methods),
             pair_rule=next((str(method.rule) for method in self.methods if method.role == "pair"), None),
@@ -92,7 +101,7 @@ def evaluate(plan: Plan, out: Path, progress: Callable[[Settings], Progress] | N
             settings,
             plan.methods,
             tasks,
-            ENGINES[plan.engine](plan),
+            make_engine(plan),
             directory,
             progress(settings) if progress else _silent,
         )
@@ -103,9 +112,9 @@ def _silent(what: str, done: int) -> None:
     """No progress."""
 
 
-def _transformers_engine(plan: Plan) -> Engine:
+def _text_engine(plan: Plan) -> Engine:
     from kad.evaluation.engines.models import Models
-    from kad.evaluation.engines.transformers_engine import TransformersEngine
+    from kad.evaluation.engines.text_engine import TextEngine
 
     models = Models(
         plan.sources,
@@ -113,17 +122,21 @@ def _transformers_engine(plan: Plan) -> Engine:
         options=plan.load_options,
         device=plan.device,
         base_prompt=plan.base_prompt,
+        engine=plan.engine,
+        engine_options=plan.engine_options,
     )
-    return TransformersEngine(models, plan.diagnostics)
+    return TextEngine(models, plan.diagnostics)
 
 
 def _vllm_engine(plan: Plan) -> Engine:
     from kad.evaluation.engines.vllm_engine import VllmEngine
 
     if plan.base_prompt is not None:
-        raise UsageError("vLLM gives all models one prompt: a base prompt needs --engine transformers.")
+        raise UsageError("vLLM gives all models one prompt: a base prompt needs another engine.")
     dtype = plan.load_options.get("dtype", "auto")
     return VllmEngine(plan.sources, plan.deferral_temperature, dtype, plan.engine_options)
 
 
-ENGINES: dict[str, Callable[[Plan], Engine]] = {"transformers": _transformers_engine, "vllm": _vllm_engine}
+def make_engine(plan: Plan) -> Engine:
+    """What answers in a run."""
+    return _vllm_engine(plan) if plan.engine == "vllm" else _text_engine(plan)

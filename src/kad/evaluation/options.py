@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar
 from kad.errors import UsageError
 from kad.options import Option, check_fields
 
-ENGINES = ("transformers", "vllm")
+ENGINES = ("auto", "transformers", "llama_cpp", "mlx", "vllm")
 _SET_BY_KAD = frozenset({"model", "tokenizer", "revision", "dtype", "speculative_config"})
 
 
@@ -96,11 +96,20 @@ class RunOptions:
         int,
         Option("Questions at once, for plain decoding. Speculative decoding takes one at a time.", "N", allowed=">= 1"),
     ] = 8
-    engine: Annotated[str, Option("transformers or vllm.", "ENGINE", allowed=ENGINES)] = "transformers"
+    engine: Annotated[
+        str,
+        Option(
+            "What runs the models: transformers, llama_cpp (GGUF files), mlx (folders of MLX) or vllm. auto follows "
+            "the files of each model.",
+            "ENGINE",
+            allowed=ENGINES,
+        ),
+    ] = "auto"
     engine_options: Annotated[
         dict[str, Any],
         Option(
-            "An argument of vllm.LLM (tensor_parallel_size, max_model_len, ...). The value is JSON. May be repeated.",
+            "An option of llama.cpp (context, threads, ...), or an argument of vllm.LLM (max_model_len, ...). The "
+            "value is JSON. May be repeated.",
             "KEY=VALUE",
             name="--engine-option",
         ),
@@ -112,11 +121,11 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.engine_options and self.engine != "vllm":
+        if self.engine_options and self.engine in ("transformers", "mlx"):
             raise UsageError(
-                f"Engine options are arguments of vllm.LLM. Leave them out: --engine {self.engine} takes none."
+                f"Engine options are for llama.cpp and vLLM. Leave them out: --engine {self.engine} takes none."
             )
-        taken = sorted(self.engine_options.keys() & _SET_BY_KAD)
+        taken = sorted(self.engine_options.keys() & _SET_BY_KAD) if self.engine == "vllm" else []
         if taken:
             raise UsageError(
                 f"The engine option {taken[0]} is set by the models, the method and --dtype. Leave it out."

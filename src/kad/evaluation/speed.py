@@ -8,7 +8,7 @@ import numpy as np
 
 from kad.errors import UsageError
 from kad.evaluation.engines.engine import Engine
-from kad.evaluation.evaluate import ENGINES, Plan
+from kad.evaluation.evaluate import Plan, make_engine
 from kad.evaluation.results.intervals import Means
 from kad.evaluation.results.settings import Settings
 from kad.evaluation.run import plan as plan_batches
@@ -34,7 +34,7 @@ def measure_speeds(plan: Plan, rounds: int = ROUNDS) -> Means:
         raise UsageError(
             "--objective speed needs a task whose answers are generated, but these tasks only score options."
         )
-    engine = ENGINES[plan.engine](plan)
+    engine = make_engine(plan)
     speeds = alternating(plan, tasks, engine, plan.settings(tasks), rounds)
     engine.release(())
     return speeds

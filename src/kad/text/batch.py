@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from kad.engines.alone import Alone
 from kad.engines.lockstep import Lockstep
-from kad.engines.protocols import ComposedModel, Generates
+from kad.engines.protocols import ComposedModel, Generates, Model
 from kad.text.answer import Answer
 from kad.text.contexts import Context
 from kad.text.drafting import Drafting
@@ -55,7 +56,7 @@ def seeds_from(seed: int, count: int) -> list[int]:
 
 
 def generate_all(
-    model: PreTrainedModel | ComposedModel | Generates,
+    model: PreTrainedModel | ComposedModel | Generates | Model,
     tokenizer: Any,
     prompts: Sequence[Context | Sequence[int]],
     *,
@@ -73,7 +74,7 @@ def generate_all(
     answer follows the other: texts that accept different numbers of drafts cannot share a cache.
 
     Args:
-        model: a pair of any engine, or one causal language model of Transformers or vLLM.
+        model: a pair of any engine, or one causal language model of any engine.
         tokenizer: the tokenizer of the answers.
         prompts: token ids, see `kad.text.prompts.encode`; or what each model of a pair reads, see `context_of`, all
             with the same stops.
@@ -100,7 +101,8 @@ def generate_all(
         return answer_all(model, tokenizer, prompts, config, seeds, drafts=drafts, drafter=drafter, progress=progress)
     # The positions of models with two tokenizers differ, so no batch holds them.
     two_tokenizers = getattr(model, "base_tokenizer", None) is not None
-    if num_draft_tokens or two_tokenizers or not isinstance(model, PreTrainedModel):
+    one_model = not hasattr(model, "composition")
+    if num_draft_tokens or two_tokenizers or not (one_model or isinstance(model, PreTrainedModel)):
         how = sampling or Sampling()
         seeded = [how] * len(prompts) if seeds is None else [replace(how, seed=seed) for seed in seeds]
         return [
@@ -108,6 +110,7 @@ def generate_all(
             for prompt, one in zip(prompts, seeded, strict=True)
         ]
     answers: list[Answer] = []
+    batch_size = batch_size if isinstance(model, PreTrainedModel) else 1
     for start in range(0, len(prompts), batch_size):
         some = [Context.of(prompt) for prompt in prompts[start : start + batch_size]]
         seed = None if seeds is None else list(seeds[start : start + batch_size])
@@ -133,21 +136,22 @@ def _alone(
 
 @torch.no_grad()
 def _decode_together(
-    model: PreTrainedModel,
+    model: PreTrainedModel | Model,
     tokenizer: Any,
     prompts: list[Context],
     config: GenerationConfig,
     seeds: list[int] | None,
 ) -> list[Answer]:
-    started = _now(model.device)
     ends = end_tokens(config)
     rows = _rows(model, tokenizer, prompts, pad=_pad_token(tokenizer, config, ends))
-    noise = None if seeds is None else Noise(seeds, model.device)
-    process = processors(config, rows.ids.shape[1], model.device)
-    stopping = torch.tensor(ends or [-1], device=model.device)
-    unfinished = torch.ones(len(prompts), dtype=torch.bool, device=model.device)
+    device = rows.ids.device
+    started = _now(device)
+    noise = None if seeds is None else Noise(seeds, device)
+    process = processors(config, rows.ids.shape[1], device)
+    stopping = torch.tensor(ends or [-1], device=device)
+    unfinished = torch.ones(len(prompts), dtype=torch.bool, device=device)
     stopped: dict[int, int] = {}
-    for _ in range(int(config.max_new_tokens)):
+    for _ in range(min(int(config.max_new_tokens), rows.room)):
         scores = process(rows.ids, rows.next_logits())
         tokens = (scores if noise is None else noise.add(scores)).argmax(dim=-1)
         rows.append(torch.where(unfinished, tokens, rows.pad))
@@ -156,7 +160,7 @@ def _decode_together(
             unfinished[index], stopped[index] = False, rows.ids.shape[1] - rows.width
         if not bool(unfinished.any()):
             break
-    share = (_now(model.device) - started) / len(prompts)
+    share = (_now(device) - started) / len(prompts)
     written = rows.ids[:, rows.width :].tolist()
     found = []
     for index, (prompt, row) in enumerate(zip(prompts, written, strict=True)):
@@ -178,7 +182,7 @@ def _decode_together(
     return found
 
 
-def _saying(stops: Sequence[str] | None, tokenizer: Any, rows: Lockstep, unfinished: Tensor) -> list[int]:
+def _saying(stops: Sequence[str] | None, tokenizer: Any, rows: Lockstep | Alone, unfinished: Tensor) -> list[int]:
     """The unfinished rows whose last tokens contain one of these texts."""
     if not stops:
         return []
@@ -189,9 +193,11 @@ def _saying(stops: Sequence[str] | None, tokenizer: Any, rows: Lockstep, unfinis
     return [index for index, text in texts.items() if any(stop in text for stop in stops)]
 
 
-def _rows(model: PreTrainedModel, tokenizer: Any, prompts: list[Context], pad: int) -> Lockstep:
+def _rows(model: PreTrainedModel | Model, tokenizer: Any, prompts: list[Context], pad: int) -> Lockstep | Alone:
     """The batch. A pair's base model reads prompts of its own where there are some."""
     ids = [prompt.ids for prompt in prompts]
+    if not isinstance(model, PreTrainedModel):
+        return Alone(model, ids[0], pad)
     composition: Any = getattr(model, "composition", None)
     if composition is None or all(prompt.base_ids is None for prompt in prompts):
         return Lockstep(model, ids, pad)

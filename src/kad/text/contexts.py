@@ -11,7 +11,7 @@ from kad.base_prompt import BUILT_IN, SAME, BasePrompt
 from kad.engines.own_prompt import OwnPrompt
 from kad.engines.protocols import ComposedModel, Scorer
 from kad.engines.translated import Languages, Translated
-from kad.errors import OptionError, RuleError
+from kad.errors import OptionError, RuleError, UsageError
 from kad.rules import CascadeRule
 from kad.text.prompts import Message, Prompt, decode, encode, encode_plain, messages
 from kad.translation.stops import Stops
@@ -49,7 +49,12 @@ class Context:
         """A context, or the one in which all models read these tokens.
 
         A base model with a tokenizer of its own reads their text.
+
+        Raises:
+            UsageError: a token that the models do not have.
         """
+        if model is not None:
+            check_tokens(model, given.ids if isinstance(given, Context) else given)
         if isinstance(given, Context):
             return given
         other = None if model is None else model.base_tokenizer
@@ -140,9 +145,11 @@ def context_of(
         base_prompt: the prompt of the base model. None: the pair's own, if it has one.
 
     Raises:
-        UsageError: a base prompt that needs the text of the prompt, which has token ids only; or as `encode`.
+        UsageError: a base prompt that needs the text of the prompt, which has token ids only; a token that the models
+            do not have; or as `encode`.
     """
     ids = encode(model.tokenizer, prompt, system=system, thinking=thinking, raw=raw)
+    check_tokens(model, ids)
     if base_prompt is not None and not isinstance(base_prompt, str | Mapping | BasePrompt):
         return Context(ids, list(base_prompt), translated=model.base_tokenizer is not None)
     own = model.base_prompt if base_prompt is None else BasePrompt.parse(base_prompt)
@@ -157,6 +164,23 @@ def context_of(
             'ids. Give the text, or `base_prompt` as token ids, or `base_prompt="same"`.'
         )
     return own_context(model, ids, own, messages(cast("Any", prompt), system))
+
+
+def check_tokens(model: Any, ids: Sequence[int], where: str = "prompt") -> None:
+    """Refuse a token that one of a pair's models has no row for, such as the one of an image for a model of text.
+
+    Raises:
+        UsageError: there is one.
+    """
+    size = getattr(getattr(model, "config", None), "vocab_size", None)
+    beyond = next((token for token in ids if size is not None and not 0 <= token < size), None)
+    if beyond is not None:
+        known = 0 <= beyond < len(model.tokenizer)
+        name = f"{decode(model.tokenizer, [beyond], special=True)!r} ({beyond})" if known else str(beyond)
+        raise UsageError(
+            f"The {where} has the token {name}, and one of the models does not: they share the tokens below {size}. "
+            "Leave it out."
+        )
 
 
 def default_base_prompt(model: ComposedModel) -> BasePrompt | None:

@@ -13,7 +13,7 @@ from kad.composition import acceptance, compose, composed, deferred_mass, origin
 from kad.engines.protocols import check_scorers, roles_of
 from kad.errors import UsageError
 from kad.rules import CascadeRule, ThresholdRule
-from kad.text.contexts import AnyBasePrompt, Context, context_of
+from kad.text.contexts import AnyBasePrompt, Context, check_tokens, context_of
 from kad.text.prompts import Prompt, text_ids
 
 if TYPE_CHECKING:
@@ -161,6 +161,7 @@ def logits_of(
     context = Context.of(prompt, model)
     if not context.ids or not token_ids:
         raise UsageError("A score needs at least one token before the text and one in it.")
+    check_tokens(model, token_ids, "text")
     composition = composition or model.composition
     own = context.scorers(model, composition, roles or roles_of(composition), rollback=False)
     scorers = {**own, **(others or {})}

@@ -84,7 +84,7 @@ class VllmEngine:
 
     def log_likelihoods(self, method: Method, continuations: Sequence[Continuation]) -> list[tuple[float, bool]]:
         """See `Engine`."""
-        raise UsageError("vLLM cannot score options by their log-likelihood. Use --engine transformers.")
+        raise UsageError("vLLM cannot score options by their log-likelihood. Use another engine.")
 
     def _tokenizer(self, method: Method) -> Any:
         role = speaker(method, self._sources)

@@ -20,7 +20,17 @@ from kad.evaluation.tasks.task import TaskInfo
 
 SCHEMA = "kad-run/2"
 """What a run directory holds. Version 1 stored no prompts, and called a sample's `acceptance` `expected_acceptance`."""
-_PACKAGES = ("kad-align", "torch", "transformers", "lm-eval", "math-verify", "vllm", "numpy")
+_PACKAGES = (
+    "kad-align",
+    "torch",
+    "transformers",
+    "lm-eval",
+    "math-verify",
+    "vllm",
+    "llama-cpp-python",
+    "mlx-lm",
+    "numpy",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,8 @@
     python -m benchmarks.real_pair --out runs/real --questions 20
     kad report runs/real/few-shot runs/real/zero-shot
 
-A stopped run goes on with the same command. `--methods` and `--prompts` choose cells.
+A stopped run goes on with the same command. `--methods` and `--prompts` choose cells. `--engine llama_cpp` needs the
+extra `llama-cpp`, and is faster.
 """
 
 from __future__ import annotations
@@ -34,11 +35,13 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--samples", type=int, default=1)
     parser.add_argument("--batch-size", type=int, default=1, help="answers that are on disk together")
+    parser.add_argument("--engine", choices=("transformers", "llama_cpp"), default="transformers")
     asked = parser.parse_args()
-    folders = real_pair.folders(print)
+    places = real_pair.files() if asked.engine == "llama_cpp" else real_pair.folders(print)
     for name in asked.prompts.split(","):
         plan = Plan(
-            models={role: Source(str(folder)) for role, folder in folders.items()},
+            models={role: Source.parse(str(place)) for role, place in places.items()},
+            engine=asked.engine,
             methods=tuple(parse_methods(asked.methods)),
             tasks=(asked.task,),
             limit=asked.questions,

@@ -1,10 +1,11 @@
 """What it costs to read a base model through the aligned model's tokens, and what the search leaves out.
 
-    python -m benchmarks.translation --base MODEL --aligned MODEL [--questions FILE] [--positions 200]
+    python -m benchmarks.translation [--base MODEL --aligned MODEL] [--questions FILE] [--positions 200]
 
-For each question it decodes greedily, and counts forward passes of the base model and seconds for each token, beside
-the bare steps of the two models. Then it reads positions again with a much finer search, and compares the tokens that
-`dual` keeps. Results: `results/translation.json`.
+Without models it takes the real pair (extra `real-pair`), as GGUF files where llama.cpp is installed. For each question
+it decodes greedily, and counts forward passes of the base model and seconds for each token, beside the bare steps of
+the two models. Then it decodes again with drafts, and reads positions again with a much finer search, to compare the
+tokens that `dual` keeps. Results: `results/translation.json`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ import torch
 
 import kad
 from benchmarks.harness import save
+from kad import real_pair
 from kad.engines.translated import LEAST, LEAST_BRANCH, Translated
+from kad.hosts import llama_cpp
 from kad.text.contexts import context_of
 from kad.text.streaming import Stream
 from kad.translation import Nodes, Translation
@@ -27,9 +30,14 @@ from kad.translation.token_bytes import token_bytes
 
 QUESTIONS = [
     f"What is the capital of {country}?"
-    for country in ("Australia", "Canada", "Chile", "Egypt", "Finland", "Ghana", "Iceland", "Kenya", "Norway", "Peru")
-]
+    for country in (
+        "Australia", "Canada", "Chile", "Egypt", "Finland", "Ghana", "Iceland", "Kenya", "Norway", "Peru", "Austria",
+        "Bolivia", "Cuba", "Ethiopia", "France", "Greece", "Hungary", "Iraq", "Japan", "Laos", "Malta", "Nepal", "Oman",
+        "Poland",
+    )
+]  # fmt: skip
 THRESHOLD = 0.4
+DRAFTS = (0, 2, 4)
 
 
 def step_seconds(model: Any, role: str, length: int = 40, steps: int = 12) -> float:
@@ -68,6 +76,18 @@ def answers(model: Any, questions: list[str], new_tokens: int) -> list[dict[str,
     return found
 
 
+def with_drafts(model: Any, questions: list[str], new_tokens: int) -> dict[str, float]:
+    """Seconds for each token of whole answers, by the number of drafts. The order alternates."""
+    how = kad.Sampling(temperature=0, max_new_tokens=new_tokens)
+    seconds, tokens = dict.fromkeys(DRAFTS, 0.0), dict.fromkeys(DRAFTS, 0)
+    for place, question in enumerate(questions):
+        for drafts in DRAFTS if place % 2 == 0 else reversed(DRAFTS):
+            answer = kad.generate(model, question, sampling=how, num_draft_tokens=drafts, origins=False)
+            seconds[drafts] += answer.seconds
+            tokens[drafts] += len(answer.token_ids)
+    return {f"seconds_per_token_with_{drafts}_drafts": seconds[drafts] / tokens[drafts] for drafts in DRAFTS}
+
+
 def compare(model: Any, given: list[dict[str, Any]], positions: int) -> dict[str, Any]:
     """The kept sets of the search beside those of a finer one, at the first `positions` positions."""
     base, aligned = token_bytes(model.base_tokenizer), token_bytes(model.tokenizer)
@@ -100,18 +120,24 @@ def compare(model: Any, given: list[dict[str, Any]], positions: int) -> dict[str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--base", required=True)
-    parser.add_argument("--aligned", required=True)
+    parser.add_argument("--base")
+    parser.add_argument("--aligned")
     parser.add_argument("--questions", type=Path, help="one question a line")
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--positions", type=int, default=200)
     options = parser.parse_args()
-    model = kad.load(base=options.base, aligned=options.aligned, rule=f"dual:threshold={THRESHOLD}")
+    named: dict[str, Any] = {"base": options.base, "aligned": options.aligned}
+    if options.base is None:
+        found = real_pair.files() if llama_cpp.is_installed() else real_pair.folders()
+        named = {**{role: str(path) for role, path in found.items()}, "base_prompt": real_pair.BASE_PROMPT}
+    model: Any = kad.load(**named, rule=f"dual:threshold={THRESHOLD}")
     questions = options.questions.read_text(encoding="utf-8").splitlines() if options.questions else QUESTIONS
     with torch.no_grad():
         bare = {role: step_seconds(model, role) for role in ("base", "aligned")}
         given = answers(model, questions, options.new_tokens)
         again = {role: step_seconds(model, role) for role in ("base", "aligned")}
+        drafted = with_drafts(model, questions[:12], options.new_tokens)
+        print(bare, again, drafted, flush=True)
         search = compare(model, given, options.positions)
     step = sum(min(bare[role], again[role]) for role in bare)
     forwards = [count for item in given for count in item["forwards"]]
@@ -119,7 +145,7 @@ def main() -> None:
     result = {
         "tokens": len(forwards), "forwards_per_token_mean": sum(forwards) / len(forwards),
         "forwards_per_token_median": median(forwards), "seconds_per_token_median": median(seconds),
-        "bare_steps_seconds": step, "cost_median": median(seconds) / step, **search,
+        "bare_steps_seconds": step, "cost_median": median(seconds) / step, **drafted, **search,
     }  # fmt: skip
     save("translation", result)
     print(result)

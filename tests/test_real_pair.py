@@ -77,6 +77,21 @@ def test_what_was_converted_is_not_converted_again(cache: Path, monkeypatch: pyt
     assert real_pair.folders() == {"base": cache / real_pair.BASE, "aligned": cache / real_pair.ALIGNED}
 
 
+def test_the_files_are_copied_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def find(scratch: Path) -> Path:
+        (scratch / "whole").write_bytes(b"GGUF")
+        return scratch / "whole"
+
+    monkeypatch.setattr(real_pair, "_gemma", find)
+    monkeypatch.setattr(real_pair, "_smollm2", find)
+    found = real_pair.files()
+    assert [path.read_bytes() for path in found.values()] == [b"GGUF", b"GGUF"]
+    monkeypatch.setattr(real_pair, "_gemma", None)
+    monkeypatch.setattr(real_pair, "_smollm2", None)
+    assert real_pair.files() == found
+    assert sorted(cache.iterdir()) == sorted(found.values())
+
+
 def test_the_examples_of_the_prompt_are_no_questions_of_the_task() -> None:
     rows = dict(line.split("\t") for line in FACTS.read_text(encoding="utf-8").splitlines())
     assert not {question for question, _ in real_pair.BASE_PROMPT.examples} & rows.keys()

@@ -1,12 +1,14 @@
 """Two real models from the package index that need no hub: Gemma 3 270M, a base model, under SmolLM2-135M-Instruct.
 
-Their tokenizers differ. The packages hold GGUF files. They become Transformers folders in this machine's cache, once.
+Their tokenizers differ. The packages hold GGUF files. They are kept in this machine's cache, as they are for
+llama.cpp, or as Transformers folders.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -62,11 +64,31 @@ def folders(say: Callable[[str], object] = lambda text: None) -> Mapping[str, Pa
     return {"base": _converted(BASE, _gemma, say), "aligned": _converted(ALIGNED, _smollm2, say)}
 
 
+def files() -> Mapping[str, Path]:
+    """The two models as GGUF files, by role, for llama.cpp; copied to the cache where they are missing.
+
+    Raises:
+        MissingExtraError: the extra `real-pair` is not installed.
+        PairError: SmolLM2 cannot be fetched, or a file is damaged.
+    """
+    return {"base": _file(BASE, _gemma), "aligned": _file(ALIGNED, _smollm2)}
+
+
 def cache() -> Path:
     """The folder of kad's own cache on this machine."""
     root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "kad"
     root.mkdir(parents=True, exist_ok=True)
     return root
+
+
+def _file(name: str, find: Callable[[Path], Path]) -> Path:
+    kept = cache() / f"{name}.gguf"
+    if not kept.is_file():
+        with tempfile.TemporaryDirectory(dir=cache(), prefix=f".{name}.") as scratch:
+            made = Path(scratch) / "made"
+            shutil.copyfile(find(Path(scratch)), made)
+            made.replace(kept)
+    return kept
 
 
 def _converted(name: str, find: Callable[[Path], Path], say: Callable[[str], object]) -> Path:

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from kad.cli import stdio
 from kad.cli.options import Json
 from kad.options import Option
 
@@ -70,7 +71,7 @@ def command(
     The big base model calculates well but does not keep the asked form. The small aligned model keeps the form but
     calculates badly. The demo shows three problems side by side, then the accuracy on held-out problems.
     """
-    console, messages = Console(), Console(stderr=True)
+    console, messages = Console(), stdio.stderr()
     if real:
         from kad.cli import demo_real
 

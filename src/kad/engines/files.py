@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,11 @@ def engine_for(source: Source, wanted: str = "auto") -> str:
     if wanted == "mlx" and not mlx.is_installed():
         raise missing_extra("mlx", "mlx-lm")
     return wanted
+
+
+def engines_of(sources: Mapping[str, Source], wanted: str = "auto") -> dict[str, str]:
+    """The engine of each model by role; see `engine_for`. The role "pair" is a folder without weights."""
+    return {role: engine_for(source, wanted) for role, source in sources.items() if role != "pair"}
 
 
 def is_mlx(source: Source) -> bool:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from kad.engines.files import ENGINES, engine_for
+from kad.engines.files import ENGINES, engines_of
 from kad.errors import OptionError, PairError, UsageError
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def load(
     if base_prompt is not None:
         config.set_base_prompt(base_prompt)
     sources = config.model_sources()
-    engines = {role: engine_for(source, engine) for role, source in sources.items()}
+    engines = engines_of(sources, engine)
     if set(engines.values()) != {"transformers"}:
         from kad.engines.pair import compose_models
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kad.base_prompt import BasePrompt
-from kad.engines.files import engine_for
+from kad.engines.files import engines_of
 from kad.errors import UsageError
 from kad.evaluation.engines.engine import Engine
 from kad.evaluation.methods import Method
@@ -64,7 +64,7 @@ class Plan(TaskOptions, RunOptions):
         """The engine that runs all models. "auto" if there are several."""
         if self.engine == "vllm":
             return self.engine
-        one, *others = {engine_for(source, self.engine) for role, source in self.sources.items() if role != "pair"}
+        one, *others = set(engines_of(self.sources, self.engine).values())
         return "auto" if others else one
 
     def settings(self, tasks: Sequence[Task]) -> Settings:

@@ -11,7 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from kad.base_prompt import BUILT_IN, BasePrompt
 from kad.config import KadConfig
-from kad.engines.files import engine_for
+from kad.engines.files import engines_of
 from kad.engines.load import load_one
 from kad.engines.pair import Pair, vocabulary_of
 from kad.engines.protocols import Model
@@ -205,11 +205,6 @@ class Models:
         if config.base_tokenizer == OWN:
             model.base_tokenizer = shared_tokenizer(self.source("base"))
         return model
-
-
-def engines_of(sources: Mapping[str, Source], wanted: str) -> dict[str, str]:
-    """The engine of each model; see `kad.engines.files.engine_for`."""
-    return {role: engine_for(source, wanted) for role, source in sources.items() if role != "pair"}
 
 
 def _padded_left(tokenizer: Any) -> Any:

@@ -11,7 +11,6 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import pytest
 import torch
 
@@ -20,6 +19,8 @@ from conftest import make_tokenizer
 from test_text import TableEngine
 
 pytest.importorskip("fastapi", reason='pip install "kad-align[server]"')
+
+from benchmarks.server_clients import everybody, question
 
 from kad.server.desk import Busy, Desk, Job
 from kad.text.contexts import Context
@@ -209,41 +210,14 @@ def test_kept_scorers_are_those_that_know_most_of_the_prompt(pair: kad.KadForCau
 
 def test_fifty_clients_with_bad_requests_and_disconnects(pair: kad.KadForCausalLM) -> None:
     """Every good request gets the text of its seed, every bad one a 4xx, and what was left unfinished is forgotten."""
-    sampling = [kad.Sampling(seed=seed, temperature=1.0, max_new_tokens=8) for seed in range(50)]
-    truth = [kad.generate(pair, f"Hi {seed % 7}", sampling=how).text for seed, how in enumerate(sampling)]
-    bad: list[dict[str, Any]] = [{"rule": "duel"}, {"temperature": -1}, {"messages": []}, {"what": 1}, {"n": 0}]
-
-    async def one(http: httpx.AsyncClient, number: int) -> str:
-        asked = {"model": "pair", "messages": [{"role": "user", "content": f"Hi {number % 7}"}], "seed": number}
-        asked |= {"temperature": 1.0, "max_tokens": 8}
-        if number % 5 == 1:
-            got = await http.post(CHAT, json=asked | bad[number % len(bad)])
-            assert got.status_code == 400
-        if number % 5 == 2:  # hang up in the middle
-            async with http.stream("POST", CHAT, json=asked | {"stream": True, "max_tokens": 300}) as left:
-                async for _ in left.aiter_bytes():
-                    break
-        if number % 5 == 3:
-            with pytest.raises(httpx.ReadTimeout):
-                await http.post(CHAT, json=asked | {"max_tokens": 300, "n": 20}, timeout=httpx.Timeout(300, read=0.2))
-        if number % 2:
-            got = await http.post(CHAT, json=asked)
-            return str(got.json()["choices"][0]["message"]["content"])
-        async with http.stream("POST", CHAT, json=asked | {"stream": True}) as stream:
-            lines = [line[6:] async for line in stream.aiter_lines() if line.startswith("data: {")]
-        return "".join(json.loads(line)["choices"][0]["delta"].get("content") or "" for line in lines)
-
-    async def everybody(address: str) -> list[str]:
-        limits = httpx.Limits(max_connections=None)
-        async with httpx.AsyncClient(base_url=address, timeout=300, trust_env=False, limits=limits) as http:
-            return await asyncio.gather(*(one(http, number) for number in range(50)))
-
-    with running(pair, most_requests=200) as address, client(address) as http:
-        assert asyncio.run(everybody(address)) == truth
-        until(lambda: http.get("/kad/model").json()["waiting"] == 0)
+    truth = []
+    for number in range(50):
+        how = kad.Sampling(seed=number, temperature=1.0, max_new_tokens=4)
+        truth.append(kad.generate(pair, question(number), sampling=how).text)
+    with running(pair, most_requests=200) as address:
+        assert asyncio.run(everybody(address, "pair", 50, 4, seed=0)) == truth
         tensors = _tensors()
-        assert asyncio.run(everybody(address)) == truth
-        until(lambda: http.get("/kad/model").json()["waiting"] == 0)
+        assert asyncio.run(everybody(address, "pair", 50, 4, seed=1)) == truth
         # Whatever the last two answers keep may differ in size; 50 answers that stayed would be thousands of tensors.
         assert _tensors() <= tensors + 100
     until(lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("kad-")])
@@ -324,7 +298,7 @@ def test_random_requests_are_answered_or_refused(pair: kad.KadForCausalLM) -> No
     with running(pair) as address, client(address, headers={"Content-Type": "application/json"}) as http:
         before = http.post(CHAT, json={**ASKED, "seed": 1}).json()["choices"]
         seen = set()
-        for number in range(400):
+        for number in range(250):
             path = draw.choice([CHAT, "/v1/completions", "/kad/answer", "/kad/trace", "/kad/page", "/v1/models", "/no"])
             body = json.dumps(_body(draw, path)) if number % 8 else _noise(draw)
             got = http.post(path, content=body.encode("utf-8", "surrogatepass"))

@@ -268,6 +268,24 @@ def test_answers_scores_and_traces_agree(pair: kad.KadForCausalLM) -> None:
     assert made.base_prompt == "Question: What is it?\nAnswer:"
 
 
+def test_the_playground_shows_both_prompts_and_goes_on(pair: kad.KadForCausalLM) -> None:
+    pytest.importorskip("fastapi", reason='pip install "kad-align[server]"')
+    from server_runs import client, events, running
+
+    truth = kad.trace(pair, "What is it?", sampling=GREEDY)
+    asked = {"messages": [{"role": "user", "content": "What is it?"}], "temperature": 0, "max_new_tokens": 8}
+    begun = [position.token for position in truth.positions[:3]]
+    with running(pair) as address, client(address) as http:
+        for body, first in ((asked, 0), ({**asked, "continuation": begun, "max_new_tokens": 5}, 2)):
+            with http.stream("POST", "/kad/answer", json=body) as got:
+                (_, start), *pieces, _ = events(got)
+            assert start["trace"]["base_prompt"] == "Question: What is it?\nAnswer:"
+            assert start["trace"]["prompt"] == truth.prompt
+            for (_, piece), position in zip(pieces, truth.positions[first:], strict=True):
+                assert piece["position"]["token"] == position.token
+                assert piece["position"]["pi"] == pytest.approx(position.pi, rel=1e-3)
+
+
 def test_a_conversation_and_a_batch(pair: kad.KadForCausalLM) -> None:
     talk, said = kad.Conversation(pair, sampling=GREEDY), []
     for question in ("What is it?", "The cat?"):

@@ -27,7 +27,7 @@ from kad.text.prompts import Detokenizer, context_length, decode
 from kad.text.streaming import Note
 from kad.tracing.ask import how_generated, trace
 from kad.tracing.schema import SCHEMA, Position, Trace
-from kad.tracing.tracer import mentioned, origins, record
+from kad.tracing.tracer import mentioned, origins, own_prompt, record
 
 
 def router(desk: Desk, name: str) -> APIRouter:
@@ -128,7 +128,6 @@ async def _events(desk: Desk, job: Job, of: str) -> AsyncGenerator[bytes]:
 
 def _start(model: ComposedModel, job: Job, run: Run, of: str) -> Start:
     rule, answer, context = job.composition.rule, run.answer, job.context
-    own = None if context.base_ids is None else decode(model.tokenizer, context.base_ids, special=True)
     return Start(
         trace={
             "schema": SCHEMA,
@@ -138,7 +137,7 @@ def _start(model: ComposedModel, job: Job, run: Run, of: str) -> Start:
             "models": origins(model, job.composition),
             "deferral_temperature": job.composition.deferral_temperature,
             "prompt": decode(model.tokenizer, context.ids, special=True),
-            "base_prompt": own,
+            "base_prompt": own_prompt(model, context),
             "kad_version": kad.__version__,
         },
         of=of,

@@ -19,7 +19,7 @@ from kad.rules import CascadeRule, ThresholdRule
 from kad.rules.describe import family
 from kad.sources import resolve_pair
 from kad.text.contexts import Context
-from kad.text.prompts import pieces
+from kad.text.prompts import decode, pieces
 from kad.text.score import logits_of
 from kad.tracing.schema import NOTHING_KEPT, Candidate, Event, Position, Trace
 
@@ -85,7 +85,7 @@ def trace_tokens(
         deferral_temperature=model.composition.deferral_temperature,
         prompt=tokenizer.decode(context.ids),
         vocabulary={token: tokenizer.decode([token]) for token in sorted(mentioned(positions))},
-        base_prompt=None if context.base_ids is None else (model.base_tokenizer or tokenizer).decode(context.base_ids),
+        base_prompt=own_prompt(model, context),
         positions=tuple(positions),
         kad_version=kad.__version__,
     )
@@ -196,6 +196,13 @@ def mentioned(positions: Sequence[Position]) -> set[int]:
     rows = {candidate.token for position in positions for candidate in position.candidates}
     own = (token for at in positions for token in (at.token, at.rejected_draft, *at.dropped_drafts))
     return rows | {token for token in own if token is not None}
+
+
+def own_prompt(model: ComposedModel, context: Context) -> str | None:
+    """The base model's own prompt, in the words of its own tokenizer if it has one. None if it has no such prompt."""
+    if context.base_ids is None:
+        return None
+    return decode(model.base_tokenizer or model.tokenizer, context.base_ids, special=True)
 
 
 def origins(model: ComposedModel, composition: Composition) -> dict[str, str]:

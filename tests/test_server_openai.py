@@ -369,7 +369,7 @@ CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
         (CHAT, {"logit_bias": {"x": 1}}, "logit_bias.x: Input should be a valid integer"),
         (CHAT, {"logit_bias": {"3": 101}}, "logit_bias: Input should be less than or equal to 100."),
         (CHAT, {"frequency_penalty": 3}, "frequency_penalty: Input should be less than or equal to 2."),
-        (CHAT, {"tools": [{"type": "function"}]}, "'tools' is not supported by this server: it does not read calls"),
+        (CHAT, {"tool_choice": "required"}, "'tool_choice' is not supported by this server: its answers call no"),
         (CHAT, {"prediction": {"type": "content"}}, "'prediction' is not supported by this server: leave it out."),
         (CHAT, {"top_logprobs": 2}, "'top_logprobs' needs 'logprobs': true."),
         (CHAT, {"stream_options": {"include_usage": True}}, "'stream_options' belongs to 'stream': true."),
@@ -419,8 +419,12 @@ def test_another_model_is_not_found(http: httpx.Client) -> None:
 
 
 def test_fields_without_effect_are_passed_over(http: httpx.Client) -> None:
-    more = {"user": "me", "store": False, "metadata": {}, "presence_penalty": 0, "tools": [], "top_k": -1, "stop": None}
-    assert http.post(CHAT, json={**ASKED, "max_tokens": 2, **more}).status_code == 200
+    more = {"user": "me", "store": False, "metadata": {}, "presence_penalty": 0, "top_k": -1, "stop": None}
+    more |= {"tool_choice": "auto", "tools": [{"type": "function", "function": {"name": "now", "parameters": {}}}]}
+    asked = {**ASKED, "max_tokens": 2}
+    answered = http.post(CHAT, json={**asked, **more})
+    assert answered.status_code == 200, answered.text
+    assert answered.json()["choices"] == http.post(CHAT, json=asked).json()["choices"]
 
 
 def test_the_python_of_the_page_runs(

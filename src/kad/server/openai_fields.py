@@ -13,7 +13,6 @@ MOST_CHOICES = 128
 MOST_BIASES = 1024
 # Fields that are not supported, and the values by which a client says that it does without.
 NOT_DONE: dict[str, tuple[Any, ...]] = {
-    **dict.fromkeys(("tools", "functions"), ([],)),
     **dict.fromkeys(("tool_choice", "function_call"), ("none", "auto")),
     "modalities": (["text"],),
     "echo": (False,),
@@ -21,14 +20,12 @@ NOT_DONE: dict[str, tuple[Any, ...]] = {
     "suffix": ("",),
     **dict.fromkeys(("audio", "prediction", "reasoning_effort", "verbosity", "web_search_options"), ()),
 }
-_NO_CALLS = (
-    "it does not read calls of functions out of a text; describe them in a message, or ask for JSON with "
-    "'response_format'"
-)
-_REASONS = dict.fromkeys(("tools", "functions", "tool_choice", "function_call"), _NO_CALLS)
-# Fields that say nothing about the text.
+_NO_CALLS = "its answers call no functions; describe them in a message, or ask for JSON with 'response_format'"
+_REASONS = dict.fromkeys(("tool_choice", "function_call"), _NO_CALLS)
+# Fields that say nothing about the text. That functions are there does not mean that one must be called.
 PASSED_OVER = (
-    "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls",
+    "tools", "functions", "parallel_tool_calls",
+    "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
 )  # fmt: skip
 Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1, le=MOST_TOKENS)]

@@ -403,8 +403,14 @@ def test_the_page_is_there_before_the_models(open_page: Any, tiny: kad.KadForCau
         player = open_page(at=address)
         assert player.page.locator("#pair").inner_text() == "Loading the models …"
         assert player.page.locator("#send").is_disabled()
+        player.page.fill("#question", QUESTION)
+        player.page.press("#question", "Enter")
+        assert "as soon as the models are loaded" in player.page.locator("#verdict").inner_text()
         loaded.set()
         player.page.wait_for_selector("#send:not([disabled])")
+        player.idle()
+        assert player.page.locator(".question").inner_text() == QUESTION
+        assert "The answer is" in player.text()
         assert "dual:threshold=0.4" in player.page.locator("#pair").inner_text()
 
 

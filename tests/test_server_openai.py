@@ -77,6 +77,7 @@ def test_the_models(http: httpx.Client, api: Any) -> None:
         api.models.retrieve("gpt")
 
 
+@pytest.mark.supports("kad's own server", "texts of a seed", rules=())
 @pytest.mark.parametrize(
     "options", [{}, {"temperature": 3.0, "seed": 7}, {"temperature": 0.7, "top_p": 0.9, "seed": 1}]
 )
@@ -104,6 +105,7 @@ def test_the_choices_have_consecutive_seeds(api: Any, tiny: kad.KadForCausalLM) 
     assert [choice.finish_reason for choice in found.choices] == ["length"] * 3
 
 
+@pytest.mark.supports("kad's own server", "streaming", rules=())
 def test_a_stream_has_the_same_text(api: Any, http: httpx.Client) -> None:
     whole = api.chat.completions.create(**ASKED, n=2, seed=4, temperature=3.0, max_tokens=30)
     asked = {**ASKED, "n": 2, "seed": 4, "temperature": 3.0, "max_tokens": 30, "stream": True}
@@ -130,6 +132,7 @@ def test_the_streaming_helper_of_the_client(api: Any, tiny: kad.KadForCausalLM) 
     assert final.choices[0].message.content == kad.generate(tiny, QUESTION).text
 
 
+@pytest.mark.supports("kad's own server", "stop strings", rules=())
 @pytest.mark.parametrize("stops", [["Then"], ["7.", "Then"], ["zzz", "37. T"], [", 24 + 13 = 37. The"]])
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_stop_text_is_no_part_of_the_answer(
@@ -156,6 +159,7 @@ def test_text_is_shown_as_soon_as_no_stop_can_begin() -> None:
     assert kept.push("zab") + kept.finish() == "zab"
 
 
+@pytest.mark.supports("kad's own server", "log-probabilities", rules=())
 def test_the_log_probabilities_are_those_of_pi(api: Any, tiny: kad.KadForCausalLM) -> None:
     options = {"rule": "dual:threshold=0.9"}
     found = api.chat.completions.create(
@@ -175,6 +179,7 @@ def test_the_log_probabilities_are_those_of_pi(api: Any, tiny: kad.KadForCausalL
         assert best[0] >= entry.logprob - 1e-6
 
 
+@pytest.mark.supports("kad's own server", "completions", rules=())
 def test_completions(api: Any, http: httpx.Client, tiny: kad.KadForCausalLM) -> None:
     prompts = ["Question: 2 + 2 =", "Mia has"]
     asked = {"model": "tiny", "prompt": prompts, "max_tokens": 6, "temperature": 0, "logprobs": 2}
@@ -194,6 +199,7 @@ def test_completions(api: Any, http: httpx.Client, tiny: kad.KadForCausalLM) -> 
     assert "".join(chunk.choices[0].text for chunk in by_ids) == truth[0].text
 
 
+@pytest.mark.supports("kad's own server", "a rule for each request", rules=())
 @pytest.mark.parametrize(
     "body", [{"rule": "base_only"}, {"vllm_xargs": {"rule": "base_only"}}, {"rule": {"rule": "base_only"}}]
 )
@@ -216,6 +222,7 @@ def test_drafts_are_counted(api: Any) -> None:
 # ------------------------------------------------------------------------------------------------------- JSON schemas
 
 
+@pytest.mark.supports("kad's own server", "JSON schemas", rules=())
 @pytest.mark.parametrize("seed", range(4))
 def test_the_text_follows_its_schema(api: Any, seed: int) -> None:
     kind = {"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA, "strict": True}}
@@ -281,6 +288,7 @@ def _distance(rule: str, drafts: int, mask: Any, definition: Any, monkeypatch: p
     return total_variation(dict(found), pi)
 
 
+@pytest.mark.supports("kad's own server", "penalties and biases", rules=())
 @pytest.mark.parametrize(("drafts", "frequency", "presence"), [(0, 2, 1), (4, 2, -2)])
 def test_penalties_of_a_request(
     api: Any, tiny: kad.KadForCausalLM, drafts: int, frequency: float, presence: float

@@ -15,6 +15,7 @@ import kad
 from conftest import ALIGNED, BASE, EXACT
 from kad import tiny
 from kad.engines.pair import Pair
+from kad.errors import UsageError
 from kad.loading import load_model, load_tokenizer
 from kad.sources import Source
 from kad.text.contexts import context_of
@@ -55,6 +56,8 @@ def test_the_base_model_reads_the_same_tokens(pairs: Any) -> None:
     """Names of special tokens in a question stay text, for the base model alone."""
     ours, theirs = pairs
     assert ours.config.base_tokenizer == theirs.config.base_tokenizer == OWN
+    with pytest.raises(UsageError, match="There is no token 99999 in"):
+        ours.tokenizer.decode([5, 99999])
     for prompt in PROMPTS:
         assert context_of(ours, prompt, base_prompt="qa") == context_of(theirs, prompt, base_prompt="qa")
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import AddedToken, BatchEncoding
 
+from kad.errors import UsageError
 from kad.hosts.transformers import render_jinja_template
 from kad.loading import load_tokenizer
 from kad.sources import Source
@@ -63,8 +64,15 @@ class GgufTokenizer:
     def decode(
         self, ids: int | Sequence[int], skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool = False
     ) -> str:
-        """The text of some tokens. `clean_up_tokenization_spaces` must be False."""
+        """The text of some tokens. `clean_up_tokenization_spaces` must be False.
+
+        Raises:
+            UsageError: a token that is not in the vocabulary, at which llama.cpp would end the process.
+        """
         given = [ids] if isinstance(ids, int) else list(ids)
+        wrong = next((token for token in given if not 0 <= token < self._size), None)
+        if wrong is not None:
+            raise UsageError(f"There is no token {wrong} in {self._path.name}: it has {self._size} tokens.")
         tokens = (self._lib.llama_token * len(given))(*given)
         room = 16 * len(given) + 64
         while True:

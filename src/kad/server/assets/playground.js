@@ -8,7 +8,7 @@
   const narrow = matchMedia("(max-width: 56rem)");
   const talk = {turns: [], settings: {rule: null, value: null}, ...kept("kad-talk")};
   const views = new Map();
-  let [facts, controls, running, measure] = [null, null, null, "origin"];
+  let [facts, controls, running, measure, early] = [null, null, null, "origin", false];
 
   // ---------------------------------------------------------------- kept over a reload
 
@@ -206,9 +206,9 @@
   };
   const welcome = () => {
     const tiny = ["Mia has 24 apples. She buys 13 more. Then she loses 9. How many are left?", "Tom has 61 coins. He spends 17. Then he gives away 8. How many coins are left?", "Ann has 5 pens. She buys 8 more. How many pens does she have now?"];
-    const questions = facts?.name === "tiny" ? tiny : ["Why is the sky blue?", "What is 17 * 24?", "Write a haiku about autumn."];
+    const questions = !facts ? [] : facts.name === "tiny" ? tiny : ["Why is the sky blue?", "What is 17 * 24?", "Write a haiku about autumn."];
     return kad.make("div", {class: "welcome"}, kad.make("p", {}, "Each token gets the color of the model it came from. Point at a token to see the three distributions. Click it, choose another token in the panel, and the text goes on from there."),
-      ...questions.map((question) => kad.make("button", {type: "button", click: () => { if (facts) ask(question); }}, question)));
+      ...questions.map((question) => kad.make("button", {type: "button", click: () => ask(question)}, question)));
   };
 
   // ---------------------------------------------------------------- the rest of the page
@@ -249,13 +249,17 @@
     $("send").disabled = false;
     if (talk.turns.length === 0) $("talk").replaceChildren(welcome());
     preview();
+    if (early) $("composer").requestSubmit();
   };
 
   $("composer").addEventListener("submit", (event) => {
     event.preventDefault();
     const question = $("question").value.trim();
     if (running) running.abort();
-    else if (facts && question) { $("question").value = ""; ask(question); }
+    else if (!facts) {
+      early = question !== "";
+      $("verdict").textContent = early ? "It is asked as soon as the models are loaded." : "";
+    } else if (question) { $("question").value = ""; ask(question); }
   });
   $("question").addEventListener("keydown", (event) => {
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); if (!running) $("composer").requestSubmit(); }

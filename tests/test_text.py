@@ -345,11 +345,11 @@ def test_figures_and_analysis_respect_the_deferral_temperature(models_: dict[str
     """They say of an answer what its trace says."""
     from kad.figures.analysis import approximation_on
     from kad.figures.answers import Question
-    from kad.figures.data import Settings, measure
+    from kad.figures.data import FigureOptions, measure
 
     model = kad.KadForCausalLM.from_models(**models_, rule="dual:threshold=0.2", deferral_temperature=3.0)
     model.tokenizer = make_tokenizer()
-    questions, settings = [Question("one and two"), Question("three?")], Settings(max_new_tokens=8)
+    questions, settings = [Question("one and two"), Question("three?")], FigureOptions(max_new_tokens=8)
     found = measure(model, model.tokenizer, questions, parse_rule("dual:threshold=0.2"), settings)
     for answer, alpha, beta in zip(found.answers.answers, found.alpha, found.beta, strict=True):
         positions = kad.trace(model, answer.prompt_ids, answer.token_ids).positions

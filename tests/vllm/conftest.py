@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import run_engine
 import torch
+from forks import engine_environment, run_apart
 from models import make_family
 from safetensors.torch import load_file, save_file
 
@@ -68,9 +70,11 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
         second_runner: bool = False,
         **arguments: Any,
     ) -> dict[str, Any]:
+        job = {"engine": {"model": str(pair), **_SMALL, **arguments}, "batches": batches}
+        if environment is None and not second_runner:
+            return run_apart(run_engine.run, job)
         script = _FOLDER / ("run_interpreted.py" if second_runner else "run_engine.py")
         result = tmp_path_factory.mktemp("engine") / "result.json"
-        job = {"engine": {"model": str(pair), **_SMALL, **arguments}, "batches": batches}
         done = subprocess.run(
             [sys.executable, str(script), str(result)],
             input=json.dumps(job),
@@ -94,18 +98,6 @@ def speculation(random_pair: Path, method: str = "probabilistic") -> dict[str, A
         "model": str(random_pair.parent / "aligned"),
         "num_speculative_tokens": 3,
         "draft_sample_method": method,
-    }
-
-
-def engine_environment() -> dict[str, str]:
-    """One thread, on any core (bound, engines would share one); little KV cache; the engine in the asking process."""
-    return {
-        "OMP_NUM_THREADS": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
     }
 
 

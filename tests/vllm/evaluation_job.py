@@ -1,11 +1,9 @@
-"""Run the evaluation's vLLM engine, in a process of its own. Usage: python evaluation_job.py RESULT METHOD..."""
+"""Completions of the evaluation's vLLM engine, in a process of its own."""
 
 from __future__ import annotations
 
-import json
-import sys
+from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from kad import tiny
@@ -22,8 +20,8 @@ QUESTIONS = 3
 SEEDS, TEMPERATURE = (5, 6, 7, 5), 2.0
 
 
-def main() -> None:
-    methods = [parse_method(text) for text in sys.argv[2:]]
+def completions(names: Sequence[str]) -> dict[str, Any]:
+    methods = [parse_method(name) for name in names]
     references = read_config("tiny").model_sources()
     references |= {m.name: Source.parse(m.oracle) for m in methods if m.oracle is not None}
     engine = VllmEngine(references, dtype="float32", arguments=ARGUMENTS)
@@ -42,8 +40,4 @@ def main() -> None:
     except UsageError as error:
         found["refusal"] = str(error)
     engine.release(())
-    Path(sys.argv[1]).write_text(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main()
+    return found

@@ -4,7 +4,8 @@
     python tests/vllm/fuzz.py http://127.0.0.1:8000 --model tiny --requests 1000 --clients 64 --seed 0
 
 Rules, sampling options, grammars, streams and hang-ups are mixed at random. At the end the greedy texts are asked for
-again, one by one: they must be what they were in the crowd.
+again, one by one: they must be what they were in the crowd. With --rounds all this is repeated, with the next seeds;
+--server NUMBER, the server's process, shows its memory after each round.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+from server import memory
 
 from kad.rules import registry
 
@@ -148,6 +150,7 @@ def run(
     clients: int,
     seed: int,
     reference: bool = True,
+    hang_ups: float = 0.1,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Report:
     """Send the requests of a seed and compare what came back with what had to.
@@ -159,10 +162,11 @@ def run(
         clients: how many at once.
         seed: of all random choices.
         reference: whether the pair has a reference model.
+        hang_ups: the share of streams whose client goes away after the first pieces.
         progress: told a line now and then.
     """
     chance = random.Random(seed)
-    asked = [(*request(chance, reference), chance.random() < 0.1) for _ in range(requests)]
+    asked = [(*request(chance, reference), chance.random() < hang_ups) for _ in range(requests)]
     report, greedy = Report(), []
     with httpx.Client(base_url=address, timeout=300, limits=httpx.Limits(max_connections=clients)) as client:
 
@@ -204,19 +208,29 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--server", type=int, help="the process whose memory is shown, with that of its children")
+    parser.add_argument("--hang-ups", type=float, default=0.1, help="the share of streams that a client cuts off")
     parser.add_argument("--no-reference", action="store_true", help="the pair has no reference model")
     chosen = parser.parse_args()
-    report = run(
-        chosen.address,
-        chosen.model,
-        requests=chosen.requests,
-        clients=chosen.clients,
-        seed=chosen.seed,
-        reference=not chosen.no_reference,
-        progress=lambda text: print(text, flush=True),
-    )
-    print(json.dumps({"fates": dict(report.fates), "wrong": report.wrong}, indent=1))
-    sys.exit(bool(report.wrong))
+    whole = Report()
+    for number in range(chosen.rounds):
+        report = run(
+            chosen.address,
+            chosen.model,
+            requests=chosen.requests,
+            clients=chosen.clients,
+            seed=chosen.seed + number,
+            reference=not chosen.no_reference,
+            hang_ups=chosen.hang_ups,
+            progress=lambda text: print(text, flush=True),
+        )
+        whole.fates += report.fates
+        whole.wrong += report.wrong
+        if chosen.server is not None:
+            print(f"after round {number + 1}: {memory(chosen.server) >> 20:,} MiB", flush=True)
+    print(json.dumps({"fates": dict(whole.fates), "wrong": whole.wrong}, indent=1))
+    sys.exit(bool(whole.wrong))
 
 
 if __name__ == "__main__":

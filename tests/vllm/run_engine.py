@@ -15,13 +15,16 @@ from typing import Any
 
 
 def main() -> None:
+    Path(sys.argv[1]).write_text(json.dumps(run(json.load(sys.stdin))))
+
+
+def run(job: dict[str, Any]) -> dict[str, Any]:
     from vllm import LLM
 
-    job = json.load(sys.stdin)
     llm = LLM(**job["engine"])
     results = [run_batch(llm, batch) for batch in job["batches"]]
     counters = {m.name: m.value for m in llm.get_metrics() if hasattr(m, "value")} if llm.llm_engine.log_stats else {}
-    Path(sys.argv[1]).write_text(json.dumps({"batches": results, "counters": counters}))
+    return {"batches": results, "counters": counters}
 
 
 def run_batch(llm: Any, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:

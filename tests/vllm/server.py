@@ -24,25 +24,33 @@ _READY_SECONDS = 1800
 class Server:
     """`with Server(pair, "--option", ...) as server:` serves until the block is left."""
 
-    def __init__(self, pair: str, log: Path, environment: dict[str, str], *options: str) -> None:
-        self.port = _free_port()
+    def __init__(
+        self, pair: str, log: Path, environment: dict[str, str], *options: str, port: int | None = None
+    ) -> None:
+        self.port = free_port() if port is None else port
         self.log = log
         self._command = [str(Path(sys.executable).parent / "kad"), "serve", pair, "--port", str(self.port), *options]
         self._environment = os.environ | environment
 
     def __enter__(self) -> Server:
+        self.start()
+        self.wait_until_it_serves()
+        return self
+
+    def start(self) -> None:
         # The log's file is the process's from here on.
         with self.log.open("w") as output:
             self.process = subprocess.Popen(
                 self._command, env=self._environment, stdout=output, stderr=subprocess.STDOUT
             )
+
+    def wait_until_it_serves(self) -> None:
         deadline = time.monotonic() + _READY_SECONDS
         while not self.healthy():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.__exit__(None, None, None)
                 raise RuntimeError(f"The server did not start:\n{self.log.read_text()[-8000:]}")
             time.sleep(0.5)
-        return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         family = self.family() if self.process.poll() is None else []
@@ -71,29 +79,45 @@ class Server:
     def client(self, **options: Any) -> OpenAI:
         return OpenAI(base_url=f"{self.address}/v1", api_key="none", max_retries=0, timeout=120, **options)
 
-    def metric(self, name: str) -> float:
-        """The sum over a metric's labels."""
+    def metric(self, name: str, rule: str | None = None) -> float:
+        """The sum over a metric's labels, or over those with this rule."""
         with urllib.request.urlopen(f"{self.address}/metrics", timeout=10) as answer:
             lines = answer.read().decode().splitlines()
-        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((f"{name}{{", f"{name} ")))
+        label = "" if rule is None else f'rule="{rule}"'
+        found = [line for line in lines if line.startswith((f"{name}{{", f"{name} ")) and label in line]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in found)
 
     def family(self) -> list[psutil.Process]:
         """The server's processes: the front end, the engine, its workers."""
-        front = psutil.Process(self.process.pid)
-        return [front, *front.children(recursive=True)]
+        return family(self.process.pid)
 
     def memory(self) -> int:
-        """Bytes of memory of all its processes; shared pages count for each."""
-        return sum(process.memory_info().rss for process in self.family())
+        return memory(self.process.pid)
 
     def engine(self) -> psutil.Process:
         """The process that runs the models."""
-        return next(
-            process for process in self.family() if "EngineCore" in " ".join([process.name(), *process.cmdline()])
-        )
+        engine = self.named("EngineCore")
+        assert engine is not None
+        return engine
+
+    def named(self, name: str) -> psutil.Process | None:
+        """Of its processes the one with this in its name ("EngineCore", "Worker"); None while there is none yet."""
+        found = (process for process in self.family() if name in " ".join([process.name(), *process.cmdline()]))
+        return next(found, None)
 
 
-def _free_port() -> int:
+def family(server: int) -> list[psutil.Process]:
+    """A process, by its number, and those that it has started."""
+    front = psutil.Process(server)
+    return [front, *front.children(recursive=True)]
+
+
+def memory(server: int) -> int:
+    """Bytes of memory of a process and of those that it has started; shared pages count for each."""
+    return sum(process.memory_info().rss for process in family(server))
+
+
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -6,30 +6,41 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+from forks import engine_environment, run_apart
 
-from conftest import engine_environment
+from kad.cli.main import main
 
 METHODS = "aligned;base;dual:threshold=0.4;dual:threshold=0.4@speculative:num_draft_tokens=4"
 QUESTIONS = 24
 
 
-def evaluate(
-    out: Path, engine: str, *more: str, environment: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
+class Done(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def evaluation(out: Path, engine: str, *more: str) -> list[str]:
     command = ["eval", "--engine", engine, "--pair", "tiny", "--tasks", "kad_tiny", "--limit", str(QUESTIONS)]
     command += ["--temperature", "0", "--dtype", "float32", "--batch-size", str(QUESTIONS), "--out", str(out)]
-    return subprocess.run(
-        [sys.executable, "-m", "kad", *command, *more],
-        env=os.environ | engine_environment() | (environment or {}),
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
+    return [*command, *more]
+
+
+def call(arguments: list[str]) -> Done:
+    out, err = StringIO(), StringIO()
+    sys.argv = ["kad", *arguments]
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as left:
+            return Done(int(left.code or 0), out.getvalue(), err.getvalue())
+    return Done(0, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -40,14 +51,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def reports(folder: Path) -> dict[str, dict[str, Any]]:
     """By engine, by method: a row of the report."""
-    found = {}
-    for engine in ("vllm", "transformers"):
-        done = evaluate(folder / engine, engine, "--methods", METHODS, "--no-diagnostics", "--json")
-        assert done.returncode == 0, done.stderr[-8000:]
-        assert "Traceback" not in done.stderr
-        # Nothing else is on standard output: vLLM would log there.
-        found[engine] = {row["method"]: row for row in json.loads(done.stdout)["rows"]}
-    return found
+    options = ("--methods", METHODS, "--no-diagnostics", "--json")
+    done = subprocess.run(
+        [sys.executable, "-m", "kad", *evaluation(folder / "vllm", "vllm", *options)],
+        env=os.environ | engine_environment(),
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-8000:]
+    assert "Traceback" not in done.stderr
+    code, out, err = run_apart(call, evaluation(folder / "transformers", "transformers", *options))
+    assert code == 0, err
+    # Nothing else is on standard output: vLLM would log there.
+    texts = {"vllm": done.stdout, "transformers": out}
+    return {engine: {row["method"]: row for row in json.loads(text)["rows"]} for engine, text in texts.items()}
 
 
 def test_greedy_answers_and_accuracies_are_those_of_transformers(reports: Any, folder: Path) -> None:
@@ -71,20 +90,20 @@ def test_the_figures_are_sensible(reports: Any) -> None:
 
 def test_an_engine_that_does_not_start_is_one_message(folder: Path) -> None:
     enormous = {"VLLM_CPU_KVCACHE_SPACE": "1000000"}
-    done = evaluate(folder / "enormous", "vllm", "--methods", "dual", environment=enormous)
-    assert done.returncode == 2
-    assert "error: vLLM does not start: " in done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
+    done = run_apart(call, evaluation(folder / "enormous", "vllm", "--methods", "dual"), environment=enormous)
+    assert (done.code, done.out) == (2, "")
+    assert "error: vLLM does not start: " in done.err
+    assert "Traceback" not in done.err
 
 
 def test_engine_options_are_arguments_of_vllm(folder: Path) -> None:
-    done = evaluate(folder / "short", "vllm", "--methods", "dual", "--engine-option", "max_model_len=4096")
-    assert done.returncode == 2
+    short = evaluation(folder / "short", "vllm", "--methods", "dual", "--engine-option", "max_model_len=4096")
+    done = run_apart(call, short)
+    assert done.code == 2
     # The tiny models have 2,048 positions, and it is vLLM that says so.
-    assert "error: vLLM does not start: " in done.stderr
-    assert "max_model_len (4096)" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert "error: vLLM does not start: " in done.err
+    assert "max_model_len (4096)" in done.err
+    assert "Traceback" not in done.err
 
 
 def texts_of(folder: Path) -> dict[tuple[str, str], str]:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
+from evaluation_job import completions
+from forks import run_apart
 
-from conftest import engine_environment
 from kad import tiny
 from kad.evaluation.engines.engine import Request
 from kad.evaluation.engines.models import Models
@@ -29,20 +25,8 @@ METHODS = (
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
-    result = tmp_path_factory.mktemp("evaluation") / "result.json"
-    script = Path(__file__).parent / "evaluation_job.py"
-    done = subprocess.run(
-        [sys.executable, str(script), str(result), *METHODS],
-        env=os.environ | engine_environment(),
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-8000:]
-    answer: dict[str, list[dict[str, Any]]] = json.loads(result.read_text())
-    return answer
+def drawn() -> Any:
+    return run_apart(completions, METHODS)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from forks import engine_environment
 from transformers import AutoTokenizer
 
-from conftest import engine_environment
 from kad import KadForCausalLM
 from kad.tiny import problems
 from kad.tiny.problems import SYSTEM_PROMPT

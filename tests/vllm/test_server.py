@@ -17,9 +17,9 @@ import openai
 import psutil
 import pytest
 import torch
+from forks import engine_environment
 from server import Server
 
-from conftest import engine_environment
 from kad import KadForCausalLM
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
-from text_job import GREEDY, OPTIONS, QUESTIONS, RULES, STOP, plain
+from forks import run_apart
+from text_job import GREEDY, OPTIONS, QUESTIONS, RULES, STOP, answers, plain
 
 import kad
-from conftest import engine_environment
 
 pytestmark = pytest.mark.supports("vLLM", "`kad.generate` and `kad.stream`", rules=())
 
 
 @pytest.fixture(scope="module")
-def answered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    result = tmp_path_factory.mktemp("text") / "result.json"
-    script = Path(__file__).parent / "text_job.py"
-    done = subprocess.run(
-        [sys.executable, str(script), str(result)],
-        env=os.environ | engine_environment(),
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-8000:]
-    found: dict[str, Any] = json.loads(result.read_text())
-    return found
+def answered() -> Any:
+    return run_apart(answers)
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,7 @@
-"""Answers of `kad.load(engine="vllm")`, in a process of its own. Usage: python text_job.py RESULT"""
+"""Answers of `kad.load(engine="vllm")`, in a process of its own."""
 
 from __future__ import annotations
 
-import json
-import sys
-from pathlib import Path
 from typing import Any
 
 import kad
@@ -20,7 +17,7 @@ HOT = kad.Sampling(temperature=2.0, top_k=0, max_new_tokens=40)
 STOP = kad.Sampling(temperature=0, max_new_tokens=40, stop=("answer",))
 
 
-def main() -> None:
+def answers() -> dict[str, Any]:
     model = kad.load("tiny", engine="vllm", dtype="float32", engine_options=OPTIONS)
     prompts = [encode(model.tokenizer, question) for question in QUESTIONS]
     found: dict[str, Any] = {"context": model.context_length}
@@ -44,7 +41,7 @@ def main() -> None:
     again = kad.generate(model, QUESTIONS[1], sampling=GREEDY)
     found["drafts stay"] = plain(again) | {"drafts": again.drafting.draft_tokens}
     found["refusals"] = refusals(model)
-    Path(sys.argv[1]).write_text(json.dumps(found))
+    return found
 
 
 def plain(answer: kad.Answer) -> dict[str, Any]:
@@ -69,7 +66,3 @@ def refusals(model: Any) -> dict[str, str]:
         except UsageError as error:
             said[name] = str(error)
     return said
-
-
-if __name__ == "__main__":
-    main()

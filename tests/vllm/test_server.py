@@ -189,15 +189,38 @@ def test_an_over_long_prompt_is_the_clients_mistake(server: Server) -> None:
         chat(server, question=QUESTION * 20)
 
 
-def test_a_client_that_hangs_up_frees_its_place(server: Server) -> None:
-    stream = chat(server, max_tokens=200, stream=True, extra_body={"ignore_eos": True})
-    next(iter(stream))
+def deferred(server: Server, rule: str) -> tuple[float, float]:
+    """What /metrics has counted for a rule: deferred mass, and rows."""
+    return server.metric("kad:deferred_mass_total", rule), server.metric("kad:composed_rows_total", rule)
+
+
+def test_metrics_have_the_deferred_mass_of_each_rule(server: Server) -> None:
+    rules = ("aligned_only", "base_only", "dual:threshold=0.45")
+    assert deferred(server, rules[-1]) == (0, 0)
+    for rule in rules:
+        complete(server, QUESTION, rule)
+    everything, nothing, some = (deferred(server, rule) for rule in rules)
+    assert everything[0] == pytest.approx(everything[1])
+    assert (nothing[0], nothing[1] > 0) == (0, True)
+    assert 0 < some[0] < some[1]
+
+
+def test_a_client_that_hangs_up_frees_its_place_and_its_rows_stay_counted(server: Server) -> None:
+    rule = "dual:threshold=0.46"
+    stream = chat(server, max_tokens=200, stream=True, extra_body={"ignore_eos": True, "vllm_xargs": {"rule": rule}})
+    for _ in range(5):
+        next(stream)
     stream.close()
     deadline = time.monotonic() + 20
     while server.metric("vllm:num_requests_running") > 0:
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    assert chat(server).choices[0].finish_reason == "stop"
+    counted = deferred(server, rule)
+    assert counted[1] >= 5
+    assert chat(server, extra_body={"vllm_xargs": {"rule": rule}}).choices[0].finish_reason == "stop"
+    mass, rows = deferred(server, rule)
+    assert rows - counted[1] >= 16
+    assert mass > counted[0] > 0
 
 
 def test_random_requests_good_and_bad(server: Server) -> None:

@@ -6,6 +6,7 @@
 The pair: q* is SmolLM2-135M-Instruct as its package has it (Q4_1); p is the same with three times its layers, the
 copies of no effect, so every draft is accepted. `ideal` is made of bare forward passes: 1 / (t_p + t_q) tokens a second
 for plain decoding, and for drafts the tokens of a window over the time of its forward passes. The engines alternate.
+Beside them: what bare llama.cpp gains if it reads one token of each of four texts at once, and the memory.
 """
 
 from __future__ import annotations
@@ -24,13 +25,18 @@ import torch
 
 import kad
 from benchmarks import harness, smollm2
+from kad.engines.llama_cpp import LlamaCppModel, _Batch
 from kad.engines.protocols import ComposedModel
+from kad.hosts.llama_cpp import library
 
 QUESTIONS = ("Write a short poem about the sea.", "How do plants make sugar?")
 # One thread: its processor time is the wall time of a quiet machine, and on a busy machine it still means something.
 CLOCK = time.process_time
 DRAFTS = 4
 COPIES = 2
+# Forward passes by name: the model, and how many tokens it reads, all rows wanted.
+PASSES = {"p": ("base", 1), "q": ("aligned", 1), "p_window": ("base", DRAFTS + 1)}
+TEXTS = 4
 
 
 def deeper(source: Path, file: Path, copies: int = COPIES) -> Path:
@@ -65,18 +71,49 @@ def deeper(source: Path, file: Path, copies: int = COPIES) -> Path:
 
 
 @torch.no_grad()
-def bare(model: ComposedModel, role: str, read: int, repeats: int = 7, prefix: int = 40) -> float:
-    """The median seconds of a forward pass of one model over `read` tokens, all rows wanted, behind a prefix."""
-    scorer = model.scorers([role])[role]
-    ids = torch.randint(1000, 40_000, (prefix + read,), generator=torch.Generator().manual_seed(0))
-    scorer.advance(ids[:prefix], 1)
-    seconds = []
+def bare(model: ComposedModel, repeats: int = 7, prefix: int = 40) -> dict[str, float]:
+    """The median seconds of the `PASSES` behind a prefix, in turn: as in decoding, no model is alone in the caches."""
+    scorers = model.scorers(("base", "aligned"))
+    ids = torch.randint(1000, 40_000, (prefix + DRAFTS + 1,), generator=torch.Generator().manual_seed(0))
+    for scorer in scorers.values():
+        scorer.advance(ids[:prefix], 1)
+    seconds: dict[str, list[float]] = {name: [] for name in PASSES}
     for _ in range(repeats):
+        for name, (role, read) in PASSES.items():
+            started = CLOCK()
+            scorers[role].advance(ids[prefix : prefix + read], read)
+            seconds[name].append(CLOCK() - started)
+            scorers[role].rollback(prefix)
+    return {name: statistics.median(found) for name, found in seconds.items()}
+
+
+def several_texts(file: Path, repeats: int = 15, prefix: int = 40) -> dict[str, float]:
+    """The median milliseconds in which bare llama.cpp reads a token of each of `TEXTS` texts: at once, and in turn."""
+    model, lib = LlamaCppModel(file), library()
+    params = model._context_params()
+    params.n_seq_max = TEXTS
+    context = lib.llama_init_from_model(model._model, params)
+    batch = _Batch(lib, TEXTS * prefix)
+
+    def read(place: int, count: int, texts: list[int]) -> float:
+        """Seconds to read `count` tokens of each of some texts, from a place on; one row of logits each."""
+        raw = batch.raw
+        raw.n_tokens = count * len(texts)
+        for index, text in enumerate(text for text in texts for _ in range(count)):
+            raw.token[index], raw.pos[index] = 1000 + 17 * index, place + index % count
+            raw.seq_id[index][0], raw.logits[index] = text, index % count == count - 1
         started = CLOCK()
-        scorer.advance(ids[prefix:], read)
-        seconds.append(CLOCK() - started)
-        scorer.rollback(prefix)
-    return statistics.median(seconds)
+        assert lib.llama_decode(context, raw) == 0
+        return CLOCK() - started
+
+    texts = list(range(TEXTS))
+    read(0, prefix, texts)
+    found: dict[str, list[float]] = {"at_once": [], "in_turn": []}
+    for place in range(prefix, prefix + 2 * repeats, 2):
+        found["at_once"].append(read(place, 1, texts))
+        found["in_turn"].append(sum(read(place + 1, 1, [text]) for text in texts))
+    lib.llama_free(context)
+    return {f"milliseconds_{name}": 1000 * statistics.median(seconds) for name, seconds in found.items()}
 
 
 def decode(model: ComposedModel, question: str, drafts: int, tokens: int) -> tuple[float, int]:
@@ -102,13 +139,12 @@ def rates(model: ComposedModel, drafts: int, tokens: int) -> tuple[list[float], 
 def measure(models: dict[str, ComposedModel], tokens: int, rounds: int) -> dict[str, Any]:
     """Everything about the engines, in turn."""
     found: dict[str, dict[str, list[float]]] = {name: {"plain": [], "drafts": []} for name in models}
-    passes: dict[str, dict[str, list[float]]] = {name: {"p": [], "q": [], "p_window": []} for name in models}
+    passes: dict[str, dict[str, list[float]]] = {name: {each: [] for each in PASSES} for name in models}
     lengths: dict[str, float] = {}
     for _ in range(rounds):
         for name, model in models.items():
-            passes[name]["p"].append(bare(model, "base", 1))
-            passes[name]["q"].append(bare(model, "aligned", 1))
-            passes[name]["p_window"].append(bare(model, "base", DRAFTS + 1))
+            for each, seconds in bare(model).items():
+                passes[name][each].append(seconds)
             found[name]["plain"] += rates(model, 0, tokens)[0]
             speeds, lengths[name] = rates(model, DRAFTS, tokens)
             found[name]["drafts"] += speeds
@@ -160,6 +196,7 @@ def main() -> None:
     result: dict[str, Any] = {"threads": 1, "tokens": chosen.tokens, "drafts": DRAFTS}
     result["engines"] = measure(models, chosen.tokens, chosen.rounds)
     models.clear()
+    result["several_texts"] = {"texts": TEXTS} | several_texts(Path(aligned))
     if not chosen.no_memory:
         result["peak_mebibytes"] = {engine: memory(base, aligned, engine) for engine in engines}
     print(json.dumps(result, indent=1))

@@ -110,7 +110,3 @@ def contrastive(p: Row, q: Row, r: Row, weight: float, plausibility: float) -> l
 
 def acceptance(pi: Row, q: Row) -> float:
     return math.fsum(min(a, b) for a, b in zip(pi, q, strict=True))
-
-
-def residual(pi: Row, q: Row) -> list[float]:
-    return [max(a - b, 0.0) for a, b in zip(pi, q, strict=True)]

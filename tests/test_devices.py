@@ -13,7 +13,7 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 import kad
-from kad.composition import acceptance, compose, composed, deferred_mass, origin_shares, residual
+from kad.composition import acceptance, compose, composed, deferred_mass, origin_shares
 from kad.rules import CascadeRule, RowRules, Rule, registry
 from kad.speculation.randomness import TorchRandomness
 from kad.verification import Target, verify_block, verify_greedy, verify_tokens
@@ -35,7 +35,7 @@ def logits(device: torch.device, *shape: int, dtype: torch.dtype = torch.float32
 def every_quantity(rule: Rule, rows: list[torch.Tensor]) -> list[torch.Tensor]:
     found = [compose(rule, *rows), acceptance(rule, *rows)]
     if isinstance(rule, CascadeRule):
-        found += [deferred_mass(rule, *rows[:2]), residual(rule, *rows[:2]), *origin_shares(rule, *rows[:2])]
+        found += [deferred_mass(rule, *rows[:2]), *origin_shares(rule, *rows[:2])]
     return found
 
 

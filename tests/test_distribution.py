@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import kad
 from kad.distribution import Distribution, columns_above, first_max
 from kad.errors import LogitsError
 
@@ -40,7 +41,7 @@ def test_blocks_find_what_the_whole_row_holds(kind: str, vocab: int) -> None:
 def test_the_normalizer_is_logsumexp_in_every_precision() -> None:
     logits = rows_of("random", 1000)
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
-        distribution = Distribution.from_logits(logits.to(dtype))
+        distribution = Distribution.of(logits.to(dtype))
         exact = logits.to(dtype).double().logsumexp(-1)
         assert distribution.log_z.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
         torch.testing.assert_close(distribution.log_z.double(), exact, atol=5e-6, rtol=0)
@@ -55,15 +56,17 @@ def test_the_normalizer_is_logsumexp_in_every_precision() -> None:
     ],
 )
 def test_rows_that_are_no_distribution_are_refused(row: list[float], problem: str) -> None:
-    with pytest.raises(LogitsError, match=problem):
-        Distribution.from_logits(torch.tensor([[0.0, 1.0, 2.0], row]))
+    rows = torch.tensor([[0.0, 1.0, 2.0], row])
+    assert Distribution.of(rows).log_max.isnan().tolist() == [False, True]
+    with pytest.raises(LogitsError, match=f"base_logits of shape .*{problem}"):
+        kad.compose("dual", rows, rows)
 
 
 @pytest.mark.parametrize("bad", [torch.zeros(3, dtype=torch.long), torch.zeros(2, 0), torch.tensor(1.0)])
 def test_tensors_that_are_no_logits_are_refused(bad: torch.Tensor) -> None:
     with pytest.raises(LogitsError, match="logits must be a float tensor of shape"):
-        Distribution.from_logits(bad)
+        Distribution.of(bad)
 
 
 def test_no_rows_are_fine() -> None:
-    assert Distribution.from_logits(torch.zeros(0, 5)).log_z.shape == (0,)
+    assert Distribution.of(torch.zeros(0, 5)).log_z.shape == (0,)

@@ -161,7 +161,7 @@ def test_keep_is_the_oracles(rule: CascadeRule, logits: tuple[list[float], list[
 def test_a_threshold_rule_keeps_exactly_the_tokens_at_or_above_tau(
     rule: ThresholdRule, logits: tuple[list[float], list[float]]
 ) -> None:
-    base_rows, aligned = (Distribution.from_logits(torch.tensor([row], dtype=torch.float64)) for row in logits)
+    base_rows, aligned = (Distribution.of(torch.tensor([row], dtype=torch.float64)) for row in logits)
     cutoff = rule.cutoff(base_rows, aligned)
     kept = rule.keep(base_rows.logits, aligned.logits)
     assert torch.equal(kept.bool(), base_rows.logits >= cutoff.unsqueeze(-1))

@@ -395,7 +395,7 @@ CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
         ),
         (TEXT, {"prompt": ""}, "The prompt is empty"),
         (TEXT, {"prompt": [99999]}, "prompt has the token id 99999, but the largest one is"),
-        (TEXT, {"prompt": "x " * 4000}, "the models' context holds 2048, answer included. Shorten it."),
+        (TEXT, {"prompt": "x " * 4000}, "the models' context holds 2048, answer included. Shorten it, or start a new"),
         (TEXT, {"prompt": ["x"] * 100, "n": 2}, "prompts times 'n' must be at most 128."),
     ],
 )

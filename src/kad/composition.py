@@ -1,4 +1,4 @@
-"""The composed distribution pi: log pi, deferred mass, acceptance, kept tokens, residual, origin. Pure tensors.
+"""The composed distribution pi: log pi, deferred mass, acceptance, origin. Pure tensors.
 
 Cascades: pi_v = k_v p_v + alpha q*_v with alpha = sum_v (1 - k_v) p_v. Products: pi_v ∝ exp(rule.combine(...)_v).
 See docs/method.md for the identities; everything here is per row, so no row depends on another.
@@ -149,19 +149,6 @@ def origin_shares(rule: RuleLike, base_logits: Tensor, aligned_logits: Tensor) -
 
     shares = _by_row(from_base, _cascade(rule, "origin shares"), base_logits, aligned_logits)
     return shares, 1.0 - shares
-
-
-def residual(rule: RuleLike, base_logits: Tensor, aligned_logits: Tensor) -> Tensor:
-    """max(pi - q*, 0), what a rejected draft from q* is replaced by, in proportion: (..., vocab). Cascades only.
-
-    It lives on kept tokens alone, where it is k_v p_v - (1 - alpha) q*_v: there nothing cancels.
-    """
-
-    def excess(rows: Composed) -> Tensor:
-        kept, alpha = rows.cascade()
-        return (kept - (1.0 - alpha.unsqueeze(-1)) * rows.aligned.probs()).clamp(min=0.0)
-
-    return _by_row(excess, _cascade(rule, "a residual on kept tokens"), base_logits, aligned_logits)
 
 
 def raise_if_bad(

@@ -1,6 +1,6 @@
 """Rows of next-token distributions: logits with their log-probabilities, and the error for a bad row.
 
-Only `check` on a CPU and `problem_of` read values, so that the host never waits for a device. A row that is not a
+Only `problem_of` reads values, so that the host never waits for a device. A row that is not a
 distribution is NaN everywhere: this is its flag. Callers use `problem_of` after they have seen a NaN.
 """
 
@@ -56,17 +56,6 @@ class Distribution:
         probabilities = torch.softmax(logits, dim=-1)
         return cls(logits, probabilities.amax(dim=-1).log(), probabilities=probabilities)
 
-    @classmethod
-    def from_logits(cls, logits: Tensor, name: str = "logits") -> Distribution:
-        """As `of`. On a CPU, where reading values costs nothing, a bad row is an error at once.
-
-        Raises:
-            LogitsError: as `of`, and also NaN, +inf, or a row whose entries are all -inf.
-        """
-        rows = cls.of(logits, name)
-        check(rows.log_max, name, rows.logits)
-        return rows
-
     @property
     def vocab_size(self) -> int:
         """Number of tokens."""
@@ -97,10 +86,6 @@ class Distribution:
         probabilities = None if self.probabilities is None else self.probabilities[..., :-1]
         logits = self.logits[..., :-1].contiguous()
         return Distribution(logits, logits.amax(dim=-1) - self.log_z, dense, probabilities), rest
-
-    def log_prob(self, tokens: Tensor) -> Tensor:
-        """Log-probabilities (..., n) of the given tokens (..., n)."""
-        return self.log_probs().gather(-1, tokens)
 
 
 def raised(logits: Tensor, name: str = "logits") -> Tensor:
@@ -169,12 +154,6 @@ def _in_blocks(rows: Tensor) -> Tensor | None:
 def _block_size(vocab: int) -> int | None:
     sizes = range(_LARGEST_BLOCK, _SMALLEST_BLOCK - 1, -1)
     return next((size for size in sizes if vocab % size == 0), None)
-
-
-def check(flags: Tensor, name: str, logits: Tensor) -> None:
-    """Raise LogitsError for NaN in `flags` (...,), one value for each row of `logits` (..., vocab), on a CPU."""
-    if may_look(flags) and bool(flags.isnan().any()):
-        raise LogitsError(problem_of(name, logits) or f"{name}: a row is no distribution.")
 
 
 def problem_of(name: str, logits: Tensor) -> str | None:

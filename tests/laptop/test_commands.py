@@ -76,10 +76,13 @@ def nonsense(file: Path) -> Path:
 
 def test_wrong_files_are_refused(files: Files, tmp_path: Path) -> None:
     good, cut, text = files(BASE, "f32"), tmp_path / "cut.gguf", tmp_path / "text.gguf"
+    stump = tmp_path / "stump.gguf"
     cut.write_bytes(good.read_bytes()[:300_000])
+    stump.write_bytes(good.read_bytes()[:100])
     text.write_text("no weights")
     for file, words in (
         (cut, "is not within the file bounds"),
+        (stump, "failed to read key-value pairs. Get the file again, or take another."),
         (text, "is no GGUF file: it does not begin with GGUF."),
         (nonsense(tmp_path / "odd.gguf"), "unknown model architecture: 'nonsense'"),
         (tmp_path / "none.gguf", "No GGUF file at"),
@@ -91,13 +94,19 @@ def test_wrong_files_are_refused(files: Files, tmp_path: Path) -> None:
         json.dumps({"model_type": "llama", "quantization": {"group_size": 32, "bits": 4}})
     )
     assert "MLX cannot load" in refused("generate", "Hi", "--base", empty, "--aligned", files(ALIGNED, "f32"))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.gguf", "mlx", "odd.gguf", "text.gguf"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "cut.gguf",
+        "mlx",
+        "odd.gguf",
+        "stump.gguf",
+        "text.gguf",
+    ]
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--engine-option", "context=4"], "The prompt has 5 tokens; the models' context holds 4"),
+        (["--engine-option", "context=4"], "or raise the option `context` of its engine."),
         (["--engine-option", "context=many"], "The option context of llama.cpp must be a whole number, but is 'many'."),
         (["--engine-option", "contxt=4"], "Unknown option 'contxt' of llama.cpp. Allowed: context, gpu_layers,"),
         (["--engine-option", "cache_type=q3"], "Choose from: f32, f16, q4_0"),

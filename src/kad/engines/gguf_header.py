@@ -49,7 +49,7 @@ def read_header(path: Path) -> Header:
         tokens = len(reader.fields["tokenizer.ggml.tokens"].data)
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise PairError(
-            f"{path} is no GGUF file of a language model, or it is damaged ({error}). Get it again or take another."
+            f"{path} is no GGUF file of a language model, or it is damaged. Get the file again, or take another."
         ) from error
 
     def of(name: str, default: Any = None) -> Any:

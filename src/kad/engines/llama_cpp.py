@@ -82,7 +82,8 @@ class LlamaCppModel:
             owner=self._weights,
         )
         self.vocab_size = len(self.tokenizer)
-        self.context_length = min(self.options.context or CONTEXT, self._lib.llama_model_n_ctx_train(self._model))
+        self._trained_for = int(self._lib.llama_model_n_ctx_train(self._model))
+        self.context_length = min(self.options.context or CONTEXT, self._trained_for)
 
     @property
     def rolls_back(self) -> bool:
@@ -100,6 +101,7 @@ class LlamaCppModel:
             engine="llama_cpp",
             weight_bytes=int(self._lib.llama_model_size(self._model)),
             weights=words.value.decode(errors="replace").split(" ", 2)[-1].removeprefix("(guessed) "),
+            grows=self.context_length < self._trained_for,
         )
 
     @cached_property
@@ -264,7 +266,7 @@ def _load(lib: Any, path: Path, options: LlamaCppOptions) -> Any:
     forget_messages()
     model = lib.llama_model_load_from_file(str(path).encode(), params)
     if not model:
-        raise PairError(f"llama.cpp cannot load {path}: {reason()}.")
+        raise PairError(f"llama.cpp cannot load {path}: {reason()}. Get the file again, or take another.")
     if lib.llama_model_has_encoder(model) or not lib.llama_model_has_decoder(model):
         lib.llama_model_free(model)
         raise PairError(f"{path} is no causal language model: it has an encoder. kad composes decoders.")

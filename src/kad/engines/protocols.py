@@ -48,6 +48,7 @@ class Facts:
         engine: the engine that runs it.
         weight_bytes: the memory of its weights. None if it is not known.
         weights: how its weights are stored, in words: "float32", "Q4_K - Medium", "4 bits".
+        grows: whether the engine's option `context` can raise `context_length`.
     """
 
     parameters: int
@@ -55,6 +56,7 @@ class Facts:
     engine: str = "transformers"
     weight_bytes: int | None = None
     weights: str = ""
+    grows: bool = False
 
 
 class Model(Protocol):

@@ -123,8 +123,11 @@ def room(model: ComposedModel, prompt_tokens: int) -> int | None:
     """
     context = context_length(model)
     if context is not None and prompt_tokens >= context:
+        facts = [] if isinstance(model, Generates) else list(model.facts.values())
+        grows = any(each.grows for each in facts if each.context_length == context)
         raise UsageError(
-            f"The prompt has {prompt_tokens} tokens; the models' context holds {context}, answer included. Shorten it."
+            f"The prompt has {prompt_tokens} tokens; the models' context holds {context}, answer included. Shorten it, "
+            f"or start a new conversation{', or raise the option `context` of its engine' if grows else ''}."
         )
     return None if context is None else context - prompt_tokens
 

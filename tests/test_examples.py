@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 import kad
 
@@ -98,6 +99,34 @@ def test_speculation_writes_the_same_text_in_fewer_forwards(show: Callable[[Path
     accepted, drafted = map(int, re.findall(r"\d+", drafts)[:2])
     assert windows < tokens / 2
     assert 0 < accepted <= drafted
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["all weights", "adapter"])
+def test_a_small_model_of_ones_own_leads_the_big_one(
+    lora: bool, show: Callable[[Path], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two steps of the guide's training: only the answers are learned, and the result is an aligned model."""
+    if lora:
+        pytest.importorskip("peft", reason='PEFT is not here: pip install -e ".[peft]"')
+    folder, data, out = EXAMPLES / "own_small_model", tmp_path / "conversations.jsonl", tmp_path / "my-small"
+    examples = show(folder / "conversations.py").splitlines()
+    assert len(examples) == 2000
+    data.write_text("\n".join(examples[:6]) + "\n")
+    small = kad.tiny.path("small-base")
+    command = ["finetune.py", small, data, "--out", out, "--steps", 2, "--rows", 4, *(["--lora", 2] if lora else [])]
+    monkeypatch.setattr(sys, "argv", list(map(str, command)))
+    program = runpy.run_path(str(folder / "finetune.py"), run_name="__main__")
+
+    pair = kad.load(base="tiny:big-base", aligned=str(out), device="cpu")
+    tokens, labels = program["encode"](pair.tokenizer, json.loads(examples[0]))
+    learned = pair.tokenizer.decode([token for token in labels if token != program["IGNORED"]])
+    assert learned == json.loads(examples[0])["completion"][0]["content"] + "<|end|>"
+    assert all(label in (token, -100) for token, label in zip(tokens, labels, strict=True))
+    assert pair.generation_config.eos_token_id == pair.tokenizer.eos_token_id
+    before = kad.load(base="tiny:big-base", aligned=str(small), device="cpu").aligned
+    ids = torch.tensor([tokens])
+    with torch.no_grad():
+        assert (pair.aligned(ids).logits - before(ids).logits).abs().max() > 0.01
 
 
 @pytest.fixture(scope="module")

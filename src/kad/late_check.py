@@ -11,8 +11,8 @@ from torch import Tensor
 
 from kad.distribution import may_look
 
-# The words for a bad row need its logits. So many entries are kept for them; a longer pass is not checked.
-_KEPT = 1 << 24
+# The words for a bad row need its logits. A pass with more entries is not checked.
+_LARGEST = 1 << 24
 
 
 class LateCheck(threading.local):
@@ -40,7 +40,7 @@ class LateCheck(threading.local):
             log_pi: what was composed.
             explain: raises the error in words. It is called if a row is NaN.
         """
-        if may_look(log_pi) or torch.compiler.is_compiling() or log_pi.numel() > _KEPT:
+        if may_look(log_pi) or torch.compiler.is_compiling() or log_pi.numel() > _LARGEST:
             return
         self.raise_if_bad()
         bad = log_pi[..., :1].isnan().any()

@@ -18,7 +18,7 @@ from kad.sources import MODEL_KWARGS, Source
 # Options that say where a model is. Its tokenizer and settings are there too.
 # What a damaged file makes Transformers raise.
 _TROUBLE = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, StrictDataclassError)
-_MOST_KEPT = 4
+_MOST_SHARED = 4
 _PLACE = ("cache_dir", "gguf_file", "local_files_only", "subfolder", "token", "trust_remote_code")
 
 
@@ -34,6 +34,7 @@ def load_model(source: Source, **overrides: Any) -> PreTrainedModel:
     underneath = adapted(source)
     if underneath is not None:
         changed: PreTrainedModel = merged(load_model(underneath, **overrides), source)
+        changed.generation_config = load_generation_config(source) or changed.generation_config
         return changed.eval()
     options = {"trust_remote_code": False, **source.kwargs, **overrides}
     unknown = sorted(set(options) - MODEL_KWARGS)
@@ -89,17 +90,17 @@ def load_tokenizer(source: Source, config: Any = None) -> Any:
         raise PairError(f"Cannot load the tokenizer of {source.model}: {_reason(error)}") from error
 
 
-_KEPT: dict[str, Any] = {}
+_SHARED: dict[str, Any] = {}
 
 
 def shared_tokenizer(source: Source) -> Any:
     """As `load_tokenizer`, but loaded once. Reading a large one takes long. Nobody may change its settings."""
     key = json.dumps(source.to_dict(), sort_keys=True, default=str)
-    if key not in _KEPT:
-        _KEPT[key] = load_tokenizer(source)
-        if len(_KEPT) > _MOST_KEPT:
-            del _KEPT[next(iter(_KEPT))]
-    return _KEPT[key]
+    if key not in _SHARED:
+        _SHARED[key] = load_tokenizer(source)
+        if len(_SHARED) > _MOST_SHARED:
+            del _SHARED[next(iter(_SHARED))]
+    return _SHARED[key]
 
 
 def tokenizer_of(config: Any) -> Any:
@@ -133,8 +134,10 @@ def load_config(source: Source) -> Any:
 
 
 def load_generation_config(source: Source) -> GenerationConfig | None:
-    """The model's generation settings. None if it has no file for them."""
-    source = adapted(source) or source
+    """The model's generation settings. None if it has no file for them. An adapter may have its own."""
+    underneath = adapted(source)
+    if underneath is not None and not (Path(source.model) / "generation_config.json").is_file():
+        return load_generation_config(underneath)
     place = {key: value for key, value in _place(source).items() if key not in ("gguf_file", "trust_remote_code")}
     try:
         return GenerationConfig.from_pretrained(source.model, **place)

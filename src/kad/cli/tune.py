@@ -71,7 +71,7 @@ def command(
     from kad.figures.probe import PROMPTS
 
     check_objective(objective, floor)
-    target = _target(models.pair) if write else None
+    own_pair = _own_pair(models.pair) if write else None
     if parameter == WINDOW:
         raise UsageError("A pair's rule has no window to write. Use kad sweep for num_draft_tokens.")
     points = make_grid(rule, parameter, grid, speculative=speculative)
@@ -93,12 +93,12 @@ def command(
     records = list(read_samples(out))
     choice = choose(points, records, objective=objective, floor=floor, metric=metric, speeds=speeds, seed=run.seed)
     chosen = str(next(point.method.rule for point in points if point.value == choice.chosen.value))
-    if target is not None:
-        write_rule(target, chosen)
-        stdio.message(f"wrote {chosen} into {target}")
+    if own_pair is not None:
+        write_rule(own_pair, chosen)
+        stdio.message(f"wrote {chosen} into {own_pair}")
     found = _probe(models, chosen, asked, run.engine) if probe else None
     if as_json:
-        stdio.print_json({**choice.to_dict(), "rule": chosen, "written": target is not None, "probe": found})
+        stdio.print_json({**choice.to_dict(), "rule": chosen, "written": own_pair is not None, "probe": found})
     else:
         _show(choice)
         stdio.stdout().print(probing.table(probing.rows(found)))
@@ -115,7 +115,7 @@ def _probe(models: ModelOptions, rule: str, tasks: Sequence[Task], engine: str) 
         return None
 
 
-def _target(pair: str | None) -> Path:
+def _own_pair(pair: str | None) -> Path:
     """The pair folder that the rule is written into. A wrong one is refused before anything runs."""
     if pair is None or pair == "tiny" or not (Path(pair) / "config.json").is_file():
         raise UsageError(

@@ -276,7 +276,7 @@ def _place(model: KadForCausalLM, device: str | None) -> None:
     """Move the models to `device`. Without one: to the first accelerator, unless the pair says where they go."""
     if device in _SHARDING:
         return
-    target: Any = device
+    chosen: Any = device
     if device is None:
         import torch
 
@@ -287,9 +287,9 @@ def _place(model: KadForCausalLM, device: str | None) -> None:
         )
         if placed or not torch.accelerator.is_available():
             return
-        target = first_device()
+        chosen = first_device()
     try:
-        model.to(target)
+        model.to(chosen)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
-        raise OptionError(f"The models cannot be moved to {target}: {reason}. Try `device` cpu or auto.") from error
+        raise OptionError(f"The models cannot be moved to {chosen}: {reason}. Try `device` cpu or auto.") from error

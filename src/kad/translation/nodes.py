@@ -12,8 +12,8 @@ from torch import Tensor
 
 from kad.translation.token_bytes import TokenBytes, whole_characters
 
-# Distributions kept; a search looks back over the last word and its open branches only.
-_KEPT = 64
+# A search looks back over the last word and its open branches only.
+_MOST_NODES = 64
 
 
 class Scorer(Protocol):
@@ -90,7 +90,7 @@ class Nodes:
         for count, row in enumerate(logits, start=shared + 1):
             if ids[:count] not in self._nodes:
                 self._nodes[ids[:count]] = self._node(ids[:count], row)
-        while len(self._nodes) > max(_KEPT, len(new)):
+        while len(self._nodes) > max(_MOST_NODES, len(new)):
             self._nodes.popitem(last=False)
 
     def _node(self, ids: tuple[int, ...], logits: Tensor) -> Node:

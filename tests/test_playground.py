@@ -182,6 +182,7 @@ def test_what_if(open_page: Any, tiny: kad.KadForCausalLM, keyboard: bool) -> No
         candidate.click()
     player.page.wait_for_selector(".versions")
     player.idle()
+    assert "#" not in player.page.url, "a reload would show the version before"
     assert player.page.locator(".token.chosen").get_attribute("data-index") == str(at)
     assert "You chose this token." in player.page.locator("#panel .story").inner_text()
     chosen = int(player.page.locator("#panel h2 small").inner_text().split("id ")[1])

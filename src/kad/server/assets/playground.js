@@ -85,8 +85,8 @@
   const run = async (turn, columns) => {
     if (running) return;
     turn.versions.push({columns});
-    turn.shown = turn.versions.length - 1;
-    running = new AbortController();
+    [turn.shown, running] = [turn.versions.length - 1, new AbortController()];
+    unlink();
     const {signal} = running;
     busy(true);
     show(turn);
@@ -140,6 +140,7 @@
     }
     return null;
   };
+  const unlink = () => history.replaceState(null, "", location.pathname);
   const follow = () => {
     const [at, version, column, index] = location.hash.slice(1).split(".").map((number) => Number(number) - 1);
     const turn = talk.turns[at];
@@ -173,7 +174,7 @@
     const column = shownColumn(turn);
     const row = kad.make("div", {class: "tools"});
     if (turn.versions.length > 1) {
-      const step = (by) => () => { turn.shown += by; keep(); show(turn); };
+      const step = (by) => () => { turn.shown += by; unlink(); keep(); show(turn); };
       const [back, on] = [button("‹", step(-1), "The version before"), button("›", step(1), "The next version")];
       [back.disabled, on.disabled] = [turn.shown === 0, turn.shown === turn.versions.length - 1];
       row.append(kad.make("span", {class: "versions"}, back, `${turn.shown + 1} of ${turn.versions.length}`, on));
@@ -270,7 +271,7 @@
     running?.abort();
     talk.turns = [];
     views.clear();
-    history.replaceState(null, "", location.pathname);
+    unlink();
     keep();
     $("talk").replaceChildren(welcome());
     nothing();

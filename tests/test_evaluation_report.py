@@ -92,7 +92,9 @@ def test_the_baseline_can_be_chosen_and_must_exist() -> None:
     assert dual.versus_baseline is None
     assert aligned.versus_baseline is not None
     assert aligned.versus_baseline["strict"].difference.estimate == pytest.approx(-0.5)
-    with pytest.raises(UsageError, match="'base' is not among the methods: aligned, dual@speculative"):
+    with pytest.raises(
+        UsageError, match="The baseline 'base' is not among the methods. Choose from: aligned, dual@speculative"
+    ):
         summarize(RECORDS, "base")
     with pytest.raises(UsageError, match="no finished samples"):
         summarize([])

@@ -155,7 +155,7 @@ def test_zero_probability_and_shape() -> None:
 
 def test_bad_parameters_say_what_is_allowed() -> None:
     log_p = random_rows(0, 1, 4, 1.0)
-    with pytest.raises(UsageError, match=r"tolerance must be >= 0 nats, got -1"):
+    with pytest.raises(UsageError, match=r"tolerance must be >= 0 nats, but is -1"):
         knapsack.exact(log_p, 0.9, tolerance=-1)
-    with pytest.raises(UsageError, match=r"threshold must lie in \(0, 1\].*got 0"):
+    with pytest.raises(UsageError, match=r"threshold must lie in \(0, 1\].*but is 0"):
         knapsack.lagrangian_bound(log_p, 0.0, 0.9)

@@ -7,7 +7,6 @@ llama.cpp, or as Transformers folders.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from pathlib import Path
 
 from kad.base_prompt import BUILT_IN
 from kad.errors import MissingExtraError, PairError
+from kad.sources import own_cache
 
 BASE, ALIGNED = "gemma-3-270m", "smollm2-135m-instruct"
 LICENSES = (
@@ -74,17 +74,10 @@ def files() -> Mapping[str, Path]:
     return {"base": _file(BASE, _gemma), "aligned": _file(ALIGNED, _smollm2)}
 
 
-def cache() -> Path:
-    """The folder of kad's own cache on this machine."""
-    root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "kad"
-    root.mkdir(parents=True, exist_ok=True)
-    return root
-
-
 def _file(name: str, find: Callable[[Path], Path]) -> Path:
-    kept = cache() / f"{name}.gguf"
+    kept = own_cache() / f"{name}.gguf"
     if not kept.is_file():
-        with tempfile.TemporaryDirectory(dir=cache(), prefix=f".{name}.") as scratch:
+        with tempfile.TemporaryDirectory(dir=own_cache(), prefix=f".{name}.") as scratch:
             made = Path(scratch) / "made"
             shutil.copyfile(find(Path(scratch)), made)
             made.replace(kept)
@@ -93,7 +86,7 @@ def _file(name: str, find: Callable[[Path], Path]) -> Path:
 
 def _converted(name: str, find: Callable[[Path], Path], say: Callable[[str], object]) -> Path:
     """The folder `name` of the cache, complete or not at all."""
-    folder = cache() / name
+    folder = own_cache() / name
     if folder.is_dir():
         return folder
     if find_spec("gguf") is None:
@@ -101,7 +94,7 @@ def _converted(name: str, find: Callable[[Path], Path], say: Callable[[str], obj
     from kad.loading import load_model, load_tokenizer
     from kad.sources import Source
 
-    with tempfile.TemporaryDirectory(dir=cache(), prefix=f".{name}.") as scratch:
+    with tempfile.TemporaryDirectory(dir=own_cache(), prefix=f".{name}.") as scratch:
         made, file = Path(scratch) / "model", find(Path(scratch))
         say(f"Converting {name}, once (about a minute) ...")
         source = Source(str(file.parent), None, {"gguf_file": file.name, "dtype": "float32"})

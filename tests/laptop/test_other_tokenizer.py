@@ -62,6 +62,32 @@ def test_the_base_model_reads_the_same_tokens(pairs: Any) -> None:
         assert context_of(ours, prompt, base_prompt="qa") == context_of(theirs, prompt, base_prompt="qa")
 
 
+def test_a_converted_tokenizer_is_kept(base: Path, pairs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made once for a file, again where it is damaged, and used where nothing can be kept."""
+    tokenizer = pairs[0].parts["base"].tokenizer
+    asked, truth = [], load_tokenizer(Source(str(base.parent), None, {"gguf_file": base.name})).backend_tokenizer
+
+    def convert(source: Source) -> Any:
+        asked.append(source)
+        return load_tokenizer(source)
+
+    def encoded() -> list[int]:
+        tokenizer.__dict__.pop("backend_tokenizer", None)
+        return tokenizer.backend_tokenizer.encode(PROMPTS[1]).ids
+
+    monkeypatch.setattr("kad.engines.gguf_tokenizer.load_tokenizer", convert)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    expected = truth.encode(PROMPTS[1]).ids
+    assert [encoded(), encoded()] == [expected, expected]
+    assert len(asked) == 1
+    [kept] = (tmp_path / "kad" / "tokenizers").iterdir()
+    kept.write_text("damaged")
+    assert [encoded(), encoded()] == [expected, expected]
+    assert len(asked) == 2
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
+    assert encoded() == expected
+
+
 @pytest.mark.supports("llama.cpp", "a base model with a tokenizer of its own", rules=())
 @pytest.mark.parametrize("rule", RULES)
 def test_log_pi_and_texts_are_those_of_transformers(pairs: Any, rule: str) -> None:

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from transformers import AddedToken, BatchEncoding
+from tokenizers import Tokenizer
+from transformers import AddedToken, BatchEncoding, __version__
 
 from kad.errors import UsageError
 from kad.hosts.transformers import render_jinja_template
 from kad.loading import load_tokenizer
-from kad.sources import Source
+from kad.sources import Source, own_cache
+
+_LOG = logging.getLogger(__name__)
+# The tokens of a file stand in its first bytes, before the weights.
+_HEADER_BYTES = 64 * 2**20
 
 
 class GgufTokenizer:
@@ -122,11 +131,37 @@ class GgufTokenizer:
     def backend_tokenizer(self) -> Any:
         """The same tokenizer as Transformers converts it, for what needs the rules behind the tokens.
 
+        A large one takes a minute to convert, so it is kept in kad's cache.
+
         Raises:
             PairError: Transformers cannot convert it.
         """
-        return load_tokenizer(Source(str(self._path.parent), None, {"gguf_file": self._path.name})).backend_tokenizer
+        kept = _converted(self._path)
+        if kept is not None and kept.is_file():
+            try:
+                return Tokenizer.from_file(str(kept))
+            except Exception as error:  # noqa: BLE001  what tokenizers raises has no class of its own
+                _LOG.debug("%s is damaged, and made anew: %s", kept, error)
+        made = load_tokenizer(Source(str(self._path.parent), None, {"gguf_file": self._path.name})).backend_tokenizer
+        if kept is not None:
+            with suppress(OSError):  # a full disk; this process has what it needs
+                part = kept.with_suffix(f".{os.getpid()}")
+                part.write_text(made.to_str(), encoding="utf-8")
+                part.replace(kept)
+        return made
 
     def _text(self, index: int | None) -> str:
         ask: Callable[..., bytes] = self._lib.llama_vocab_get_text
         return "" if index is None else ask(self._vocab, index).decode(errors="replace")
+
+
+def _converted(path: Path) -> Path | None:
+    """Where the converted tokenizer of a file is kept; None where there is no place to keep it."""
+    with path.open("rb") as file:
+        header = hashlib.sha256(file.read(_HEADER_BYTES)).hexdigest()
+    try:
+        folder = own_cache() / "tokenizers"
+        folder.mkdir(exist_ok=True)
+    except OSError:
+        return None
+    return folder / f"{header[:32]}-{__version__}.json"

@@ -129,10 +129,10 @@ class Translation:
         """
         heads = []
         for cut in range(max(0, len(text) - self._base.longest + 1), len(text) + 1):
-            if whole_characters(text[:cut]) < cut:
+            if whole_characters(text[:cut]) < cut or not len(self._base.extensions(text[cut:])):
                 continue
             head = self._base.encode(text[:cut])
-            if len(self._base.extensions(text[cut:])) and self._base.is_stepwise(head):
+            if self._base.is_stepwise(head):
                 heads.append((head, text[:cut]))
         whole = self._base.encode(text)
         shared = min((shared_length(head, whole) for head, _ in heads), default=0)
@@ -206,7 +206,7 @@ class Translation:
         elif any(_ends_inside(branch.text, stop) for stop in self._stops):
             return -1
         else:
-            known = self._aligned.settled(text)
+            known = self._aligned.settled(text, tail)
         shared = min(len(known), len(tail))
         if known[:shared] != tail[:shared]:
             return None

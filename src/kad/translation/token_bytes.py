@@ -112,8 +112,10 @@ class TokenBytes:
             self._is_canonical(last[:count]) for count in range(1, len(last))
         )
 
-    def settled(self, text: bytes) -> tuple[int, ...]:
+    def settled(self, text: bytes, known: tuple[int, ...] = ()) -> tuple[int, ...]:
         """The first ids of `text` that stay the same however the text goes on.
+
+        What begins `known` is not probed: an id must be new to be worth it.
 
         They end before the last word of the tokenizer's own splitting, and no probe changes them: some split rules
         look ahead ("'r" and "e" make one piece "'re"). A tokenizer that splits nothing is split at spaces if its kind
@@ -127,6 +129,8 @@ class TokenBytes:
             if end > last:
                 break
             count += 1
+        if ids[:count] == known[:count]:
+            return ids[:count]
         for probe in _PROBES:
             longer = self.encode(text + probe)
             while longer[:count] != ids[:count]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,12 +34,13 @@ def test_six_tasks_end_and_repeat(tmp_path: Path) -> None:
         data_dir=needs.SAMPLE_ROWS,
     )
     texts = []
-    for name in ("first", "second"):
-        settings = evaluate(plan, tmp_path / name)
-        assert {task.name for task in settings.tasks} == set(PAPER_TASKS)
+    again = [*PAPER_TASKS][:2]
+    for name, tasks in (("first", plan.tasks), ("second", tuple(again))):
+        settings = evaluate(replace(plan, tasks=tasks), tmp_path / name)
+        assert {task.name for task in settings.tasks} == set(PAPER_TASKS if name == "first" else again)
         texts.append([(r["task"], r["method"], r["text"]) for r in read_samples(tmp_path / name)])
-    assert texts[0] == texts[1]
-    assert len(texts[0]) == 3 * 6
+    assert texts[1] == [text for text in texts[0] if text[0] in again]
+    assert [len(found) for found in texts] == [3 * 6, 3 * 2]
     assert all(text.strip() for _, _, text in texts[0])
     report = build_report([tmp_path / "first"])
     json.dumps(report.to_dict())

@@ -61,7 +61,7 @@ def programs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     environment = tmp_path_factory.mktemp("environment")
     run(sys.executable, "-m", "venv", environment)
     folder = environment / ("Scripts" if os.name == "nt" else "bin")
-    run(folder / "python", "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", wheel)
+    run(folder / "python", "-m", "pip", "install", "--quiet", "--no-compile", "-c", ROOT / "constraints.txt", wheel)
     return folder
 
 
@@ -132,5 +132,5 @@ def test_the_sdist_runs_its_own_tests(unpacked: Path) -> None:
     own = {"PYTHONPATH": str(unpacked / "src")}
     said = run(sys.executable, "-m", "pytest", "--collect-only", "-q", folder=unpacked, **own).stdout
     assert "test_rules.py" in said
-    files = ("tests/test_rules.py", "tests/test_evaluation_prompts.py", "tests/test_tiny_problems.py")
-    run(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, folder=unpacked, **own)
+    file = "tests/test_evaluation_prompts.py"
+    run(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file, folder=unpacked, **own)

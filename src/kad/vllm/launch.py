@@ -12,6 +12,8 @@ import os
 import sys
 from tempfile import TemporaryDirectory
 
+from kad.vllm.parent import end_with_parent
+
 _version = importlib.metadata.version
 
 
@@ -44,3 +46,5 @@ def _version_of(distribution_name: str) -> str:
 
 if __name__ == "__main__":
     main()
+elif __name__ == "__mp_main__":  # an engine of this server, before it has read anything
+    end_with_parent()

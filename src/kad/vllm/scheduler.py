@@ -10,11 +10,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
-import time
 from functools import wraps
 from typing import Any
 
@@ -25,10 +20,10 @@ from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.request import RequestStatus
 
 from kad.vllm.config import PairView
+from kad.vllm.parent import end_with_parent
 
 logger = init_logger(f"vllm.{__name__}")
 
-_PARENT_CHECK_SECONDS = 1.0
 _NO_DISTRIBUTION = (
     "The pair's models gave logits that are NaN or infinite, or the rule composed no distribution from them. "
     "Other requests go on."
@@ -101,22 +96,6 @@ def _ending_with_parent(initialize: Any) -> Any:
 def zero_new_blocks() -> None:
     """Have vLLM zero the blocks of its KV cache before a request gets them, as it does for other kinds of caches."""
     KVCacheConfig.needs_kv_cache_zeroing = property(lambda self: True)
-
-
-def end_with_parent() -> None:
-    """Have this process end soon after the one that started it, if it is an engine that vLLM started as a process."""
-    parent = multiprocessing.parent_process()
-    if parent is None or not multiprocessing.current_process().name.startswith("EngineCore"):
-        return
-
-    def watch() -> None:
-        while os.getppid() == parent.pid:
-            time.sleep(_PARENT_CHECK_SECONDS)
-        logger.error("The API server (process %s) is gone; its engine ends.", parent.pid)
-        # No orderly end: nobody is left to answer, and the engine may be in the middle of a step.
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    threading.Thread(target=watch, name="end with parent", daemon=True).start()
 
 
 def _serves_pair(vllm_config: Any) -> bool:

@@ -14,7 +14,7 @@ from kad import tiny
 from kad.errors import VocabularyError
 from kad.translation import Nodes, TokenBytes, Translation
 from kad.translation.token_bytes import whole_characters
-from translation_toys import TableModel, all_texts, brute_force, random_tokenizer
+from translation_toys import SPLITS, TableModel, all_texts, brute_force, random_tokenizer
 
 PAIRS = [("none", "words"), ("words", "gpt2"), ("gpt2", "gpt2"), ("gpt2", "none")]
 CASES = [
@@ -188,6 +188,19 @@ class TestTokenBytes:
         view = TokenBytes.of(tokenizer, len(tokenizer))
         text = b" ".join([b"Mia has two apples and gives one of them to her friend"] * 8)
         assert view.encode(text) == tuple(tokenizer(text.decode(), add_special_tokens=False).input_ids)
+
+    def test_what_a_longer_text_splits_otherwise_is_not_settled(self) -> None:
+        """GPT-2's rule splits x'r into three, and x're into two: its last words alone would settle the apostrophe."""
+        from tokenizers import Tokenizer, models
+
+        pieces = [b"x", b"'", b"r", b"e", b"'r"]
+        bpe = Tokenizer(models.BPE({piece.decode(): index for index, piece in enumerate(pieces)}, [("'", "r")]))
+        bpe.pre_tokenizer = SPLITS["gpt2"]
+        view = TokenBytes(bpe, pieces)
+        assert (view.encode(b"x'r"), view.encode(b"x're")) == ((0, 1, 2), (0, 4, 3))
+        for known in ((), (0,), (0, 4), (3, 3)):
+            assert view.settled(b"x'r", known) == (0,)
+        assert view.settled(b"x'r", (0, 1, 2)) == (0, 1), "nothing new, so nothing is probed"
 
     def test_a_tokenizer_without_bytes_is_refused(self) -> None:
         from tokenizers import Tokenizer, models, pre_tokenizers

@@ -15,10 +15,10 @@ from kad.errors import PairError, missing_extra
 from kad.hosts.transformers import AutoQuantizationConfig
 from kad.sources import MODEL_KWARGS, Source
 
-# Options that say where a model is. Its tokenizer and settings are there too.
 # What a damaged file makes Transformers raise.
 _TROUBLE = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, StrictDataclassError)
 _MOST_SHARED = 4
+# Options that say where a model is. Its tokenizer and settings are there too.
 _PLACE = ("cache_dir", "gguf_file", "local_files_only", "subfolder", "token", "trust_remote_code")
 
 

@@ -19,8 +19,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from kad.base_prompt import BUILT_IN
+from kad.disk import own_cache
 from kad.errors import MissingExtraError, PairError
-from kad.sources import own_cache
 
 BASE, ALIGNED = "gemma-3-270m", "smollm2-135m-instruct"
 LICENSES = (

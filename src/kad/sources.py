@@ -138,13 +138,6 @@ class Source:
         return Source(str((pair / self.model).resolve()), self.revision, self.kwargs)
 
 
-def own_cache() -> Path:
-    """The folder of kad's own cache on this machine, made where it is missing."""
-    root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "kad"
-    root.mkdir(parents=True, exist_ok=True)
-    return root
-
-
 def resolve_model(source: str | os.PathLike[str]) -> str:
     """A path or hub id that Transformers can load: names of the embedded family become folders, folders absolute.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -15,10 +14,11 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import AddedToken, BatchEncoding, __version__
 
+from kad.disk import own_cache, write_atomically
 from kad.errors import UsageError
 from kad.hosts.transformers import render_jinja_template
 from kad.loading import load_tokenizer
-from kad.sources import Source, own_cache
+from kad.sources import Source
 
 _LOG = logging.getLogger(__name__)
 # The tokens of a file stand in its first bytes, before the weights.
@@ -145,9 +145,7 @@ class GgufTokenizer:
         made = load_tokenizer(Source(str(self._path.parent), None, {"gguf_file": self._path.name})).backend_tokenizer
         if kept is not None:
             with suppress(OSError):  # a full disk; this process has what it needs
-                part = kept.with_suffix(f".{os.getpid()}")
-                part.write_text(made.to_str(), encoding="utf-8")
-                part.replace(kept)
+                write_atomically(kept, made.to_str())
         return made
 
     def _text(self, index: int | None) -> str:

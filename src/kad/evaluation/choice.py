@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kad.disk import write_atomically
 from kad.errors import UsageError
 from kad.evaluation.grid import Point
 from kad.evaluation.results.intervals import Means, question_means
-from kad.evaluation.results.storage import Record, write_atomically
+from kad.evaluation.results.storage import Record
 from kad.evaluation.results.summary import marks_by_question, metrics_of
 from kad.evaluation.tasks.task import Task
 

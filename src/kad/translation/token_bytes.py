@@ -15,9 +15,9 @@ from kad.errors import VocabularyError
 
 # A text is encoded in chunks that begin at a word, so that a longer text costs no more than its last chunk.
 _CHUNK = 64
-# What a tokenizer must give back: words, spaces, digits, line ends, and characters of two to four bytes.
 # Continuations that change a piece of text that some split rule has looked ahead for.
 _PROBES = (b"e", b"l", b"s", b" ", b"\n", b"1", b".", "\N{CJK UNIFIED IDEOGRAPH-4E2D}".encode())
+# What a tokenizer must give back: words, spaces, digits, line ends, and characters of two to four bytes.
 _SAMPLES = (
     *("The cat sat.", " two  spaces", "1234 + 56", "line\n\nline", "na\u00efve", "\u65e5\u672c", "\U0001f680 ok"),
     "<|im_end|>",

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kad.disk import write_atomically
 from kad.errors import MissingExtraError, UsageError
 from kad.evaluation.results import tables
 from kad.evaluation.results.plots import write_plots
-from kad.evaluation.results.storage import Record, read_samples, read_sessions, read_settings, write_atomically
+from kad.evaluation.results.storage import Record, read_samples, read_sessions, read_settings
 from kad.evaluation.results.summary import Row, choose_baseline, summarize
 
 SCHEMA = "kad-report/2"

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, NamedTuple, Self
 
 from filelock import FileLock, Timeout
 
+from kad.disk import write_atomically
 from kad.errors import UsageError
 from kad.evaluation.results.settings import SCHEMA, Settings
 
@@ -220,16 +221,6 @@ def cut_torn_line(file: BinaryIO) -> None:
         end = start
     if end < size:
         file.truncate(end)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a kill, sees the old one or the new one and nothing between."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _short(value: Any) -> str:

@@ -22,7 +22,7 @@ kad.story = (reading, index) => {
   const dropped = after.length ? ` What was drafted after it, ${after.join(" ")}, fell with it.` : "";
   const events = {
     accepted: "The draft from q* was accepted.",
-    corrected: `The draft ${draft ?? ""} was rejected, and this token drawn instead.${dropped}`,
+    corrected: `${["The draft", draft].filter(Boolean).join(" ")} was rejected, and this token drawn instead.${dropped}`,
     bonus: "Bonus token: every draft of the window was accepted.",
     deferred: "Deferred at the bonus position: by definition a draw from q*, accepted unverified.",
   };

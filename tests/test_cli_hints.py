@@ -39,6 +39,17 @@ def test_a_name_that_resembles_none_is_not_guessed() -> None:
     assert "Did you mean" not in call("rules", "xyzzy", code=2).stderr
 
 
+@pytest.mark.parametrize("command", ["generate", "trace"])
+def test_the_embedded_pair_says_at_once_what_it_knows(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal, before an answer to what it was never taught."""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # messages as a terminal gets them
+    note = "note: the embedded pair knows word problems with sums and nothing else"
+    assert call(command, "Hello!", "--max-new-tokens", "1").stderr.startswith(note)
+    assert note not in call(command, "5 + 8?", "--max-new-tokens", "1").stderr
+    monkeypatch.delenv("FORCE_COLOR")
+    assert note not in call(command, "Hello!", "--max-new-tokens", "1").stderr
+
+
 def test_one_rule_is_explained() -> None:
     shown = call("rules", "primal").stdout
     for words in ("budget", "[0, 1]", "default 0.9", "Source: Kad", "--rule primal:budget=0.9"):

@@ -7,6 +7,7 @@ ordinary model.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
@@ -59,7 +60,10 @@ def merged(model: Any, adapter: Source) -> Any:
     except ImportError:
         raise missing_extra("peft", "peft") from None
     try:
-        made = PeftModel.from_pretrained(model, adapter.model).merge_and_unload()
+        with warnings.catch_warnings():
+            # PEFT asks every model for a name that Transformers is about to drop.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            made = PeftModel.from_pretrained(model, adapter.model).merge_and_unload()
     except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         problem = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise PairError(f"Cannot merge the adapter {adapter.model}: {problem}") from error

@@ -208,7 +208,8 @@ def _print_accuracy(console: Console, findings: Findings) -> None:
     size = sum((tiny.path(name) / "model.safetensors").stat().st_size for name in tiny.MODELS) / 1e6
     console.print(
         f"Composed decoding, one problem at a time: {findings.tokens_per_second:.0f} tokens per second. "
-        f"The four models take {size:.1f} MB. All of it took {findings.seconds:.0f} s."
+        f"The four models take {size:.1f} MB, and know such problems and nothing else. "
+        f"All of it took {findings.seconds:.0f} s."
     )
 
 

@@ -57,9 +57,7 @@ def command(
     if as_json and color:
         raise UsageError("Give --json or --color, not both; the JSON holds the origin shares.")
     started = time.perf_counter()
-    note = loading.topic(models, text)
-    if note is not None and stdio.stderr().is_terminal:
-        stdio.message(f"note: {note}")
+    loading.say_topic(models, text)
     model = models.load()
     from kad.cli import display, origins
     from kad.text.generate import stream as answer_to

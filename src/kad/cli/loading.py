@@ -64,6 +64,13 @@ def topic(options: ModelOptions, prompt: str) -> str | None:
     )
 
 
+def say_topic(options: ModelOptions, prompt: str) -> None:
+    """`topic` as a note, for somebody who reads the messages."""
+    note = topic(options, prompt)
+    if note is not None and stdio.stderr().is_terminal:
+        stdio.message(f"note: {note}")
+
+
 def quiet_transformers() -> None:
     """Silence Transformers' bars and remarks; errors still come as exceptions."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kad.cli import options, stdio
+from kad.cli import loading, options, stdio
 from kad.cli.prompts import read_prompt
 from kad.errors import UsageError
 from kad.options import Option
@@ -76,9 +76,8 @@ def command(
     answer = None if text is None else read_prompt(None, text)
     other = _stored(beside)
     if beside is not None and other is None:
-        from kad.cli.loading import check_rule
-
-        check_rule(beside)
+        loading.check_rule(beside)
+    loading.say_topic(models, question)
     model = models.load()
     from kad.tracing.ask import trace
 

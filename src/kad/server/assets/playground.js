@@ -209,6 +209,7 @@
     const tiny = ["Mia has 24 apples. She buys 13 more. Then she loses 9. How many are left?", "Tom has 61 coins. He spends 17. Then he gives away 8. How many coins are left?", "Ann has 5 pens. She buys 8 more. How many pens does she have now?"];
     const questions = !facts ? [] : facts.name === "tiny" ? tiny : ["Why is the sky blue?", "What is 17 * 24?", "Write a haiku about autumn."];
     return kad.make("div", {class: "welcome"}, kad.make("p", {}, "Each token gets the color of the model it came from. Point at a token to see the three distributions. Click it, choose another token in the panel, and the text goes on from there."),
+      ...(facts?.name === "tiny" ? [kad.make("p", {}, "This pair of very small models knows word problems with sums and nothing else:")] : []),
       ...questions.map((question) => kad.make("button", {type: "button", click: () => ask(question)}, question)));
   };
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from kad.errors import missing_extra
 from kad.evaluation.results.intervals import wilson
-from kad.evaluation.results.plots import CYCLE, DASHES, INK, MARKERS, SOFT, STYLE, WHOLE
+from kad.evaluation.results.plots import CYCLE, DASHES, INK, MARKERS, SOFT, STYLE, WHOLE, from_zero
 from kad.tracing.terminal import visible
 
 BASE, ALIGNED = CYCLE[:2]
@@ -119,9 +119,9 @@ def draw_accuracy(figure: Any, axes: Any, data: Any) -> None:
             color=color, marker=marker, markersize=7, capsize=3, linestyle="none", label=row["rule"],
         )  # fmt: skip
     questions = data["rules"][0]["questions"]
-    axes.set(xlabel="tokens a second", ylabel="accuracy, %, 95 % interval", ylim=WHOLE)
+    axes.set(xlabel="tokens a second", ylabel="accuracy in %, 95 % interval", ylim=WHOLE)
     axes.set_title(f"Accuracy against throughput, {questions} questions, greedy")
-    axes.set_xlim(left=0)
+    axes.set_xlim(*from_zero([row["tokens_per_second"] for row in data["rules"]]))
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
@@ -130,7 +130,7 @@ def draw_gap(figure: Any, axes: Any, data: Any) -> None:
     for (name, gaps), color, style in zip(data["gap"].items(), (BASE, ALIGNED, INK), ("-", "--", ":"), strict=True):
         if gaps is not None:
             axes.plot([100 * q for q in data["quantiles"]], gaps, color=color, ls=style, label=name)
-    axes.set(xlabel="positions, sorted by their gap, %", ylabel="certified gap to the optimum, nats", xlim=(0, 100))
+    axes.set(xlabel="positions, sorted by their gap, %", ylabel="certified gap to the optimum, nats", xlim=(0, 100.5))
     axes.set_ylim(bottom=-0.005)
     axes.set_title(f"How far from the optimum? {data['positions']:,} positions")
     axes.legend(fontsize=8)

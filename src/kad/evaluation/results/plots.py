@@ -30,6 +30,7 @@ STYLE: dict[str, Any] = {
 }
 # Points at 0 and 100 % lie inside the frame, with their markers.
 WHOLE = (-3, 103)
+
 # Below the frame, where a long name hides nothing and takes no width.
 _BELOW: dict[str, Any] = {"loc": "outside lower left", "fontsize": 8, "title_fontsize": 8, "alignment": "left"}
 
@@ -60,7 +61,7 @@ def write_curve(points: Sequence[tuple[float | str, Row]], parameter: str, path:
         values = [str(value) for value, _ in points]
         marks = [row.accuracy[metric] for row in rows]
         axis.errorbar(values, _percents(marks), yerr=_bars(marks), marker="o", color=CYCLE[0], capsize=3)
-        axis.set(xlabel=parameter, ylabel=f"accuracy ({metric}), %, 95 % interval", ylim=WHOLE)
+        axis.set(xlabel=parameter, ylabel=f"accuracy ({metric}) in %, 95 % interval", ylim=WHOLE)
         if all(row.throughput is not None for row in rows):
             speed = axis.twinx()
             speed.spines["right"].set_visible(True)
@@ -70,6 +71,11 @@ def write_curve(points: Sequence[tuple[float | str, Row]], parameter: str, path:
             speed.set(ylabel="tokens a second (dashed)", ylim=(0, None))
 
     return _save(draw, [row for _, row in points], path)
+
+
+def from_zero(values: Sequence[float]) -> tuple[float, float]:
+    """An axis from 0 to a little more than the largest value, so that its marker lies inside the frame too."""
+    return 0, 1.05 * max(values)
 
 
 def legend_of(methods: Sequence[str]) -> list[tuple[str, str, str]]:
@@ -90,8 +96,8 @@ def _accuracy_against_throughput(axis: Any, rows: Sequence[Row]) -> None:
             linestyle="none", fillstyle="none" if speculative else "full", label=method,
         )  # fmt: skip
     note = "open: speculative, one question at a time; filled: plain, in batches" if both else None
-    axis.set(xlabel="tokens a second", ylabel=f"accuracy ({metric}), %, 95 % interval", title=rows[0].task)
-    axis.set(ylim=WHOLE, xlim=(0, None))
+    axis.set(xlabel="tokens a second", ylabel=f"accuracy ({metric}) in %, 95 % interval", title=rows[0].task)
+    axis.set(ylim=WHOLE, xlim=from_zero([row.throughput or 0 for row in rows]))
     axis.figure.legend(title=note, **_BELOW)
 
 
@@ -103,7 +109,7 @@ def _accuracy(axis: Any, rows: Sequence[Row]) -> None:
     )
     axis.set_yticks(range(len(rows)), [row.method for row in rows])
     axis.invert_yaxis()
-    axis.set(xlabel=f"accuracy ({metric}), %, 95 % interval", title=rows[0].task, xlim=WHOLE)
+    axis.set(xlabel=f"accuracy ({metric}) in %, 95 % interval", title=rows[0].task, xlim=WHOLE)
 
 
 def _acceptance(axis: Any, rows: Sequence[Row]) -> None:

@@ -21,6 +21,8 @@ from kad.rules import registry
 from kad.vllm.requests import _parse
 from vllm import SamplingParams, envs
 
+NGRAM = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3}
+
 
 def configure(pair: Any, **arguments: Any) -> Any:
     return EngineArgs(
@@ -36,7 +38,15 @@ def configure(pair: Any, **arguments: Any) -> Any:
         ({"load_format": "sharded_state"}, "expects one folder of weights"),
         ({"enable_prompt_embeds": True}, "prompt embeddings belong to one model"),
         ({"enable_lora": True}, "merge them into the part"),
-        ({"speculative_config": {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3}}, None),
+        ({"speculative_config": NGRAM}, None),
+        ({"speculative_config": NGRAM | {"rejection_sample_method": "block"}}, None),
+        (
+            {
+                "speculative_config": NGRAM
+                | {"rejection_sample_method": "synthetic", "synthetic_acceptance_length": 1.5}
+            },
+            "'synthetic' accepts drafts that the pair's distribution would reject; use one of standard, block",
+        ),
     ],
 )
 def test_engine_options(random_pair: Path, arguments: dict[str, Any], reason: str | None) -> None:

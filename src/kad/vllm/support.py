@@ -16,6 +16,8 @@ from kad.vllm.config import PairView, resolve_dtype
 _LOAD_FORMATS = ("auto", "hf", "safetensors", "fastsafetensors", "pt", "npcache", "dummy", "runai_streamer")
 # Methods that draft without the target's hidden states; a pair's are two models' side by side.
 _DRAFT_METHODS = ("draft_model", "ngram", "ngram_gpu", "suffix")
+# Verification whose tokens are drawn from log pi. vLLM has others, which accept more drafts than that allows.
+_EXACT_VERIFICATION = ("standard", "block")
 
 
 class PairSupport(VerifyAndUpdateConfig):
@@ -76,6 +78,11 @@ def _reasons(vllm_config: VllmConfig) -> Iterator[str]:
         yield (
             f"speculative method {speculative.method!r} drafts from the target's hidden states, which a pair does not "
             f"have; use one of {', '.join(_DRAFT_METHODS)}."
+        )
+    if speculative is not None and speculative.rejection_sample_method not in _EXACT_VERIFICATION:
+        yield (
+            f"the rejection_sample_method {speculative.rejection_sample_method!r} accepts drafts that the pair's "
+            f"distribution would reject; use one of {', '.join(_EXACT_VERIFICATION)}."
         )
 
 

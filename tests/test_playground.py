@@ -25,6 +25,8 @@ from kad.text.sampling import Sampling
 from kad.text.streaming import Stream
 from kad.tracing.schema import Trace
 from test_page import HOSTILE, luminance, make_sample, set_slider, shown_shares
+from test_translated import pair as two_tokenizers  # noqa: F401  (a fixture)
+from test_translated import where  # noqa: F401  (a fixture, for the other one)
 
 fastapi = pytest.importorskip("fastapi", reason='pip install "kad-align[server]"')
 
@@ -211,6 +213,36 @@ def test_three_columns(open_page: Any, tiny: kad.KadForCausalLM) -> None:
     assert len({box["y"] for box in boxes}) == 1
     assert all(a["x"] + a["width"] <= b["x"] for a, b in pairwise(boxes))
     assert player.page.locator(".token[aria-selected=true]").count() <= 1
+
+
+def test_models_with_tokenizers_of_their_own(open_page: Any, two_tokenizers: kad.KadForCausalLM) -> None:  # noqa: F811
+    """The base model alone stands in its own tokens; and where a part of p belongs to no token, the panel says so."""
+    truth = kad.trace(two_tokenizers, "What is it?", sampling=Sampling(temperature=0, max_new_tokens=8))
+    with running(lambda: make_app(two_tokenizers, "two")) as own:
+        player = open_page(at=own)
+        player.page.wait_for_selector("#send:not([disabled])")
+        player.choose(num_draft_tokens=0, temperature=0, max_new_tokens=8)
+        player.page.check("#columns")
+        player.ask("What is it?")
+        base, _, composed = player.page.locator(".answer").all()
+        assert not base.locator(".more").is_visible()
+        for index, position in enumerate(truth.positions):
+            composed.locator(".token").nth(index).click()
+            rows = player.page.locator("#panel tbody tr")
+            said = {row.locator("th").inner_text(): row.locator("td").all_inner_texts() for row in rows.all()}
+            assert ("no token" in said) == (position.nobody >= 0.0005)
+            assert all(cells[0][0] in "≥≤" for name, cells in said.items() if name not in ("no token", "all others"))
+            assert player.page.locator("#panel .note").count() == 1
+        base.locator(".token").nth(2).click()
+        assert player.page.locator("#panel thead th").all_inner_texts() == ["p base"]
+        assert "in its own tokens" in player.page.locator("#panel .story").inner_text()
+        other = player.page.locator("#panel .choose").first
+        name = other.inner_text()
+        other.click()
+        player.idle()
+        player.page.wait_for_selector(".token[data-index='2'][aria-selected=true]")
+        assert player.page.locator("#panel h2 q").inner_text() == name
+        assert player.page.locator(".answer").count() == 1
 
 
 def shown(text: str) -> str:

@@ -265,6 +265,10 @@ def test_answers_scores_and_traces_agree(pair: kad.KadForCausalLM) -> None:
     assert plain.token_ids == drafted.token_ids
     made = kad.trace(pair, "What is it?", sampling=GREEDY)
     assert [position.token for position in made.positions] == plain.token_ids
+    for position in made.positions:
+        assert position.nobody == pytest.approx(1 - sum(row.p for row in position.candidates), abs=0.02)
+        assert (position.rank is None) == (position.p == 0 and position.nobody > 0)
+    assert any(position.nobody > 0.1 for position in made.positions)
     assert made.base_prompt == "Question: What is it?\nAnswer:"
 
 
@@ -284,6 +288,45 @@ def test_the_playground_shows_both_prompts_and_goes_on(pair: kad.KadForCausalLM)
             for (_, piece), position in zip(pieces, truth.positions[first:], strict=True):
                 assert piece["position"]["token"] == position.token
                 assert piece["position"]["pi"] == pytest.approx(position.pi, rel=1e-3)
+
+
+def test_the_playground_asks_the_base_model_alone_in_its_own_tokens(pair: kad.KadForCausalLM) -> None:
+    """The column "base alone": p's tokens and probabilities after its own prompt, "what if", and its stops."""
+    pytest.importorskip("fastapi", reason='pip install "kad-align[server]"')
+    from server_runs import client, events, running
+
+    prompt = pair.base_tokenizer("Question: What is it?\nAnswer:", return_tensors="pt").input_ids
+    ids = pair.base.generate(prompt, max_new_tokens=8, do_sample=False)
+    with torch.no_grad():
+        rows = pair.base(ids).logits[0, prompt.shape[1] - 1 : -1].softmax(-1)
+    wanted = ids[0, prompt.shape[1] :].tolist()
+    text = pair.base_tokenizer.decode(wanted, skip_special_tokens=True)
+    asked = {"messages": [{"role": "user", "content": "What is it?"}], "temperature": 0, "of": "base"}
+    with running(pair) as address, client(address) as http:
+
+        def ask(**change: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+            with http.stream("POST", "/kad/answer", json={**asked, **change}) as got:
+                (_, start), *pieces, (_, done) = events(got)
+            assert start["trace"]["prompt"] == "Question: What is it?\nAnswer:"
+            assert (list(start["trace"]["models"]), start["draft_tokens"]) == (["base"], 0)
+            return [piece["position"] for _, piece in pieces], done
+
+        whole, done = ask(max_new_tokens=8)
+        assert (done["token_ids"], done["text"]) == (wanted, text)
+        for position, token, row in zip(whole, wanted, rows, strict=True):
+            assert position["token"] == token
+            assert position["p"] == position["pi"] == pytest.approx(float(row[token]), rel=1e-3)
+            assert position["p_aligned"] is position["acceptance"] is None
+            assert [candidate[0] for candidate in position["candidates"]] == row.topk(8).indices.tolist()
+        again, done = ask(continuation=wanted[:3], max_new_tokens=5)
+        assert done["token_ids"] == wanted
+        assert [position["p"] for position in again] == pytest.approx([one["p"] for one in whole[2:]], rel=1e-3)
+        other = whole[2]["candidates"][1]
+        (chosen, *_), _ = ask(continuation=[*wanted[:2], other[0]], max_new_tokens=1)
+        assert (chosen["token"], chosen["p"]) == (other[0], pytest.approx(other[1], rel=1e-3))
+        stop = next(letter for letter in text[1:] if letter.isascii())
+        _, done = ask(stop=[stop])
+        assert (done["text"], done["finish_reason"]) == (text.partition(stop)[0], "stop_string")
 
 
 def test_a_conversation_and_a_batch(pair: kad.KadForCausalLM) -> None:

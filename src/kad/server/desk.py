@@ -10,12 +10,13 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import torch
 
 from kad.composition import Composition
+from kad.engines.base_alone import BaseAlone
 from kad.engines.protocols import ComposedModel, Scorer, roles_of
 from kad.server.errors import Busy
 from kad.text.answer import Answer, Piece
@@ -42,6 +43,7 @@ class Job:
         masks, note: see `kad.text.streaming.Stream`.
         begun: the first tokens of the answer, if it goes on from there. The last of them comes as a piece, for its
             `note`.
+        alone: whether `Desk.base_alone` answers. The context is in its tokens.
     """
 
     context: Context
@@ -51,6 +53,7 @@ class Job:
     masks: Sequence[Mask] = ()
     note: Note | None = None
     begun: Sequence[int] = ()
+    alone: bool = False
 
 
 class Run:
@@ -108,6 +111,16 @@ class Desk:
         self._texts = ThreadPoolExecutor(1, "kad-texts")
         self._closed = False
 
+    @cached_property
+    def base_alone(self) -> BaseAlone | None:
+        """The base model in its own tokens. None where the models share them: then the pair answers as `base_only`."""
+        return None if self.model.base_tokenizer is None else BaseAlone(self.model)
+
+    def model_of(self, job: Job) -> ComposedModel:
+        """What answers a job."""
+        alone = self.base_alone if job.alone else None
+        return self.model if alone is None else alone
+
     @contextmanager
     def admitted(self) -> Iterator[None]:
         """A place in the line for one request, which may ask for several answers, one after the other.
@@ -153,7 +166,8 @@ class Desk:
         try:
             if job.num_draft_tokens is None:
                 job = replace(job, num_draft_tokens=self._draft_tokens)
-            run.stream = stream = _KeptStream(self.model, job, self._kept)
+            kept = WarmScorers() if job.alone else self._kept
+            run.stream = stream = _KeptStream(self.model_of(job), job, kept)
             run.reused_tokens = stream.reused_tokens
             if stream.last_begun is not None:
                 run.put(stream.last_begun)

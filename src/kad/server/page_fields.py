@@ -13,7 +13,9 @@ They are internal: the page and the server belong to one version of kad. Errors 
 
 "What if": send the tokens of the answer up to a place and one other token there as `continuation`, and the text goes
 on after them. The first `piece` is then that last token, with `"forced": true`. "Alone" (`of`: "base" or "aligned")
-is the pair under the rules `base_only` and `aligned_only`, so that all three columns show the same distributions.
+is the pair under the rules `base_only` and `aligned_only`, so that all three columns show the same distributions. A
+base model with a tokenizer of its own answers in its own tokens: the trace names no other model, and what compares two
+is None.
 """
 
 from __future__ import annotations

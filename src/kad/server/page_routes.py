@@ -21,13 +21,15 @@ from kad.rules.describe import describe, family
 from kad.server.desk import Desk, Job, Run
 from kad.server.events import EventStream, event, unless_gone
 from kad.server.fields import checked_ids, plain
+from kad.server.openai_answers import UntilStop
 from kad.server.page_fields import AnswerRequest, Done, ModelFacts, PieceEvent, Start, TraceRequest
 from kad.text.answer import Answer, Piece
+from kad.text.contexts import Context
 from kad.text.prompts import Detokenizer, context_length, decode
 from kad.text.streaming import Note
 from kad.tracing.ask import how_generated, trace
 from kad.tracing.schema import SCHEMA, Position, Trace
-from kad.tracing.tracer import mentioned, origins, own_prompt, record
+from kad.tracing.tracer import HEAD, mentioned, origins, own_prompt, record
 
 
 def router(desk: Desk, name: str) -> APIRouter:
@@ -40,7 +42,7 @@ def router(desk: Desk, name: str) -> APIRouter:
 
     @routes.post("/answer")
     async def answer(asked: AnswerRequest, http: HttpRequest) -> EventStream:
-        job = await desk.with_texts(_job, model, asked)
+        job = await desk.with_texts(_job, desk, asked)
         events = _events(desk, job, asked.of)
         return EventStream(await unless_gone(http.receive, anext(events)), events, "error")
 
@@ -91,12 +93,17 @@ def _bounded(rule: dict[str, Any]) -> dict[str, Any]:
     return rule | {"parameters": parameters}
 
 
-def _job(model: ComposedModel, asked: AnswerRequest) -> Job:
+def _job(desk: Desk, asked: AnswerRequest) -> Job:
     """What to ask for at the desk."""
+    model, stops = desk.model, asked.stop
     context = asked.context(model, plain(asked.messages), thinking=asked.thinking)
+    alone = desk.base_alone if asked.of == "base" else None
+    if alone is not None:
+        model, stops, context = alone, [*stops, *context.stops], Context(context.base_ids or [])
     begun = checked_ids(model, asked.continuation, "continuation")
-    job = asked.job(model, context, asked.sampling(asked.max_new_tokens, asked.stop), begun=begun)
-    return replace(job, note=_note(context.composition(job.composition)))
+    job = asked.job(model, context, asked.sampling(asked.max_new_tokens, stops), begun=begun)
+    job = replace(job, note=_note(context.composition(job.composition)))
+    return job if alone is None else replace(job, alone=True, num_draft_tokens=0)
 
 
 def _note(composition: Composition) -> Note:
@@ -110,7 +117,8 @@ def _note(composition: Composition) -> Note:
 
 
 async def _events(desk: Desk, job: Job, of: str) -> AsyncGenerator[bytes]:
-    text = _Texts(desk.model.tokenizer, job.begun[:-1])
+    model = desk.model_of(job)
+    text = _Texts(model.tokenizer, job.begun[:-1], job.alone)
     index = first = max(len(job.begun) - 1, 0)
     with desk.admitted():
         async with desk.answering(job) as run:
@@ -118,23 +126,24 @@ async def _events(desk: Desk, job: Job, of: str) -> AsyncGenerator[bytes]:
             async for piece in run:
                 if index == first:
                     began = time.perf_counter() - run.answer.seconds
-                    yield event(_start(desk.model, job, run, of).model_dump(), "start")
+                    yield event(_start(desk, job, run, of).model_dump(), "start")
                 forced = bool(job.begun) and index == first
                 seconds = time.perf_counter() - began
                 yield event(text.piece(index, piece, forced, seconds).model_dump(), "piece")
                 index += 1
-            yield event(_done(desk.model, run.answer, job.begun, text.finish()).model_dump(), "done")
+            yield event(_done(model, run.answer, job, text.finish()).model_dump(), "done")
 
 
-def _start(model: ComposedModel, job: Job, run: Run, of: str) -> Start:
-    rule, answer, context = job.composition.rule, run.answer, job.context
+def _start(desk: Desk, job: Job, run: Run, of: str) -> Start:
+    model, rule, answer, context = desk.model_of(job), job.composition.rule, run.answer, job.context
+    names = origins(desk.model, job.composition)
     return Start(
         trace={
             "schema": SCHEMA,
             "rule": rule.to_dict(),
             "rule_text": str(rule),
             "family": family(type(rule)),
-            "models": origins(model, job.composition),
+            "models": {"base": names["base"]} if job.alone else names,
             "deferral_temperature": job.composition.deferral_temperature,
             "prompt": decode(model.tokenizer, context.ids, special=True),
             "base_prompt": own_prompt(model, context),
@@ -150,12 +159,15 @@ def _start(model: ComposedModel, job: Job, run: Run, of: str) -> Start:
     )
 
 
-def _done(model: ComposedModel, answer: Answer, begun: Sequence[int], rest: str) -> Done:
-    token_ids = [*begun, *answer.token_ids]
+def _done(model: ComposedModel, answer: Answer, job: Job, rest: str) -> Done:
+    token_ids = [*job.begun, *answer.token_ids]
+    text = decode(model.tokenizer, token_ids)
+    if job.alone:  # a stop of its prompt is no part of what it says
+        text = UntilStop(job.sampling.stop).push(text)
     # A continuation that ends the text is stopped before anything is drawn.
     reason = answer.finish_reason if answer.token_ids else "stop"
     return Done(
-        text=decode(model.tokenizer, token_ids),
+        text=text,
         token_ids=token_ids,
         finish_reason=reason,
         seconds=answer.seconds,
@@ -170,8 +182,8 @@ def _done(model: ComposedModel, answer: Answer, begun: Sequence[int], rest: str)
 class _Texts:
     """The texts of tokens as they come: of the answer, special tokens included, and of what a position mentions."""
 
-    def __init__(self, tokenizer: Any, before: Sequence[int]) -> None:
-        self._tokenizer, self._known = tokenizer, set[int]()
+    def __init__(self, tokenizer: Any, before: Sequence[int], alone: bool) -> None:
+        self._tokenizer, self._known, self._alone = tokenizer, set[int](), alone
         self._answer = Detokenizer(tokenizer, special=True)
         for token in before:
             self._answer.push(token)
@@ -181,15 +193,23 @@ class _Texts:
             piece.note, text=self._answer.push(piece.token), event=piece.event, rejected_draft=piece.rejected_draft,
             dropped_drafts=piece.dropped_drafts,
         )  # fmt: skip
+        if self._alone:
+            position = replace(position, candidates=position.candidates[:HEAD])
         new = mentioned([position]) - self._known
         self._known |= new
         vocabulary = {token: self._tokenizer.decode([token]) for token in sorted(new)}
-        return PieceEvent(
-            index=index, position=position.to_dict(), vocabulary=vocabulary, forced=forced, seconds=seconds
-        )
+        shown = _of_one_model(position) if self._alone else position.to_dict()
+        return PieceEvent(index=index, position=shown, vocabulary=vocabulary, forced=forced, seconds=seconds)
 
     def finish(self) -> str:
         return self._answer.finish()
+
+
+def _of_one_model(position: Position) -> dict[str, Any]:
+    """A position without what compares two models."""
+    candidates = [[row.token, row.p, None, row.pi] for row in position.candidates]
+    nothing = dict.fromkeys(("p_aligned", "deferred_mass", "tau", "acceptance", "divergence", "overlap"))
+    return position.to_dict() | nothing | {"candidates": candidates}
 
 
 def _trace(model: Any, asked: TraceRequest) -> Trace:

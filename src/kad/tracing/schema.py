@@ -63,12 +63,16 @@ class Position:
             without speculation.
         rejected_draft: the draft that was rejected, if one was.
         dropped_drafts: the drafts after it in its window, which fall with it.
-        rank: 1 if no token is more probable under p, 2 if one is, and so on.
+        rank: 1 if no token is more probable under p, 2 if one is, and so on. None if p was not followed to the token:
+            its p is 0, and `nobody` is not.
         entropy: of p, in nats.
         divergence: KL(p || q*) in nats. None if it is infinite.
         overlap: sum_v min(p_v, q*_v). The acceptance if the whole of p were kept.
+        nobody: the mass of p that belongs to no token here, and is deferred. There p ends its answer in its prompt's
+            form, or was not followed to one of q*'s tokens. Every p is a lower bound then: it can be larger, by at most
+            this. `entropy`, `divergence` and `overlap` are sums over the tokens. None in traces of earlier versions.
 
-    Traces of schemas 1 and 2 have none of the last four.
+    Traces of schemas 1 and 2 have none of the last five.
     """
 
     token: int
@@ -91,6 +95,7 @@ class Position:
     entropy: float | None = None
     divergence: float | None = None
     overlap: float | None = None
+    nobody: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON. Candidates are rows [token, p, p_aligned, pi]: they are most of a trace."""

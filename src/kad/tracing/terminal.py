@@ -17,6 +17,8 @@ BASE, ALIGNED = (47, 134, 214), (201, 106, 0)
 _BARS = " ▁▂▃▄▅▆▇█"
 _GLYPHS = str.maketrans({" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"})
 _WIDTH = 72
+# What three decimals show.
+_SHOWN = 0.0005
 
 
 def render(trace: Trace, every_position: bool = False) -> RenderableType:
@@ -27,6 +29,8 @@ def render(trace: Trace, every_position: bool = False) -> RenderableType:
     parts += [_bars(trace, "β acceptance", [position.acceptance for position in trace.positions])]
     if listed:
         parts += [Padding(_table(trace, listed, every_position), (1, 0, 0, 0))]
+        if any(_is_bounded(position) for _, position in listed):
+            parts += [Text("≥ ≤  A part of p belongs to no token here (docs/trace.md).", "dim")]
     else:
         parts += [Text("\np's most probable token was emitted everywhere.", "dim")]
     return Group(*parts)
@@ -109,13 +113,32 @@ def _numbers(trace: Trace, number: int, position: Position) -> list[Text | str]:
         str(number),
         Text(visible(trace.vocabulary[position.token]), _style(share)),
         "–" if share is None else f"{share:.0%}",
-        *(_probability(value) for value in (position.p, position.p_aligned, position.pi)),
+        _bounded(position.p, position),
+        *(_probability(value) for value in (position.p_aligned, position.pi)),
         "–" if position.deferred_mass is None else _probability(position.deferred_mass),
     ]
 
 
 def _firsts(trace: Trace, position: Position) -> list[Text]:
-    return [_named(trace, _best(position, model), model) for model in ("p", "p_aligned")]
+    of_p, of_aligned = (_best(position, model) for model in ("p", "p_aligned"))
+    return [
+        Text(f"{mass} {visible(trace.vocabulary[row.token])}")
+        for row, mass in (
+            (of_p, _bounded(of_p.p, position)),
+            (of_aligned, _probability(of_aligned.p_aligned)),
+        )
+    ]
+
+
+def _is_bounded(position: Position) -> bool:
+    return (position.nobody or 0.0) >= _SHOWN
+
+
+def _bounded(p: float, position: Position) -> str:
+    """A probability of p, or what is known of it where a part of p belongs to no token."""
+    if not _is_bounded(position):
+        return _probability(p)
+    return f"≥{_probability(p)}" if p >= _SHOWN else f"≤{_probability(min(1.0, p + (position.nobody or 0.0)))}"
 
 
 def _probability(value: float) -> str:
@@ -131,10 +154,6 @@ def _tau(tau: float | None) -> str:
 
 def _best(position: Position, model: str) -> Candidate:
     return max(position.candidates, key=lambda row: float(getattr(row, model)))
-
-
-def _named(trace: Trace, row: Candidate, model: str) -> Text:
-    return Text(f"{_probability(getattr(row, model))} {visible(trace.vocabulary[row.token])}")
 
 
 def _event(trace: Trace, position: Position) -> str:

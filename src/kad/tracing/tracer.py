@@ -117,6 +117,7 @@ def record(
     entropy = torch.special.entr(p).sum(-1)
     divergence = _divergence(base.log_probs(), aligned.log_probs())
     overlap = torch.minimum(p, q).sum(-1)
+    nobody = torch.zeros(len(tokens)) if rows.nobody is None else rows.nobody.exp().squeeze(-1)
     positions = []
     for row, token in enumerate(tokens.tolist()):
         kept = float(keep[row, token]) if keep is not None else None
@@ -137,10 +138,11 @@ def record(
                 acceptance=_short(acceptance[row]),
                 floor=floor,
                 candidates=candidates,
-                rank=1 + int((p[row] > p[row, token]).sum()),
+                rank=None if nobody[row] > 0 and p[row, token] <= 0 else 1 + int((p[row] > p[row, token]).sum()),
                 entropy=_short(entropy[row]),
                 divergence=_short(divergence[row]) if bool(divergence[row].isfinite()) else None,
                 overlap=_short(overlap[row]),
+                nobody=_short(nobody[row]),
             )
         )
     return positions

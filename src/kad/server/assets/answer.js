@@ -56,7 +56,7 @@ kad.Answer = class {
   running(is) {
     this.element.classList.toggle("running", is);
     this.element.setAttribute("aria-busy", String(is));
-    this.more.hidden = is || !this.reading?.length;
+    this.more.hidden = is || !this.reading?.length || kad.isAlone(this.reading.trace);
     this.say();
   }
 
@@ -69,13 +69,13 @@ kad.Answer = class {
     this.problem.textContent = problem ?? "";
     if (!trace) return;
     const sum = kad.summary(trace);
-    const parts = [`${sum.tokens} tokens`];
+    const parts = [`${sum.tokens} tokens${kad.isAlone(trace) ? " of its own" : ""}`];
     const speed = done ? done.tokens_per_second : drawn / seconds;
     if (Number.isFinite(speed) && speed > 0) parts.push(`${speed.toFixed(speed < 10 ? 1 : 0)} per second`);
     if (sum.mean_base_share !== null) parts.push(`${kad.percent(sum.mean_base_share)} from base`);
     const drafted = sum.accepted + sum.corrected;
     if (drafted) parts.push(`drafts: ${sum.accepted} accepted, ${sum.corrected} rejected`);
-    const ends = {length: "ended at the token limit", context: "the context is full", interrupted: "stopped"};
+    const ends = {length: "ended at the token limit", context: "the context is full", interrupted: "stopped", stop_string: "ended at a stop"};
     if (done && ends[done.finish_reason]) parts.push(ends[done.finish_reason]);
     this.stats.textContent = parts.join(" · ");
   }

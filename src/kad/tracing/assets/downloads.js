@@ -10,7 +10,7 @@ kad.save = (name, type, content) => {
 
 // One line a token. Its text is a JSON string, so that blanks can be seen and no program takes it for a formula.
 kad.csv = (trace) => {
-  const columns = ["token", "p", "p_aligned", "pi", "base_share", "aligned_share", "kept", "deferred_mass", "tau", "acceptance", "rank", "entropy", "divergence", "overlap", "event", "rejected_draft"];
+  const columns = ["token", "p", "p_aligned", "pi", "base_share", "aligned_share", "kept", "deferred_mass", "tau", "acceptance", "rank", "entropy", "divergence", "overlap", "nobody", "event", "rejected_draft"];
   const lines = trace.positions.map((position, index) => {
     const text = `"${JSON.stringify(position.text).replace(/"/g, '""')}"`;
     return [index + 1, text, ...columns.map((column) => position[column] ?? "")].join(",");

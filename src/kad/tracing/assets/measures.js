@@ -3,7 +3,7 @@
 kad.measures = (() => {
   const nats = (full) => ({say: (x) => `${kad.number(x)} nats`, level: (x) => x / full, ends: ["0", `${full} nats`]});
   // A trace of kad 0.1 has no entropy. Where it is there and the divergence is not, that is infinite.
-  const divergence = (position) => (position.entropy === undefined || position.entropy === null ? null : position.divergence ?? Infinity);
+  const divergence = (position) => (position.entropy === undefined || position.entropy === null || position.p_aligned === null ? null : position.divergence ?? Infinity);
   return {
     origin: {name: "origin", value: (position, decision) => decision.share},
     surprisal: {name: "surprisal of π", sign: "−log π", ...nats(5),

@@ -6,7 +6,7 @@ kad.panel = (reading, index, {href = null, choose = null} = {}) => {
   const heading = kad.make("h2", {}, kad.make("q", {}, kad.word(trace, position.token)),
     kad.make("small", {}, href ? kad.make("a", {href, title: "A link to this token"}, place) : place, ` · id ${position.token}`));
   const parts = [heading, kad.make("p", {class: "story"}, kad.story(reading, index))];
-  if (decision.known) parts.push(kad.panelFacts(position, decision), kad.distributions(trace, position, decision, choose));
+  if (decision.known) parts.push(kad.panelFacts(position, decision), ...kad.distributions(trace, position, decision, choose));
   return parts;
 };
 
@@ -14,9 +14,12 @@ kad.story = (reading, index) => {
   const {trace, rule} = reading;
   const [position, decision] = [reading.positions[index], reading.decisions[index]];
   if (!decision.known) return "Undecided: the recorded head of p does not reach down to this rule's threshold.";
-  const fate = decision.share === null ? "A product of the models: no part of it comes from one of them alone."
+  const unread = position.p === 0 && position.nobody >= 0.0005;
+  const fate = kad.isAlone(trace) ? "The base model alone, in its own tokens. The aligned model has other tokens, so the two are not compared here."
+    : decision.share === null ? "A product of the models: no part of it comes from one of them alone."
     : position.p > 0 && decision.share > 0 ? `Kept: ${kad.percent(decision.share)} of its probability comes from the base model.`
-      : "Deferred: the base model gives this token up, it comes from the aligned one.";
+      : unread ? "Deferred: the base model was not followed to this token, it comes from the aligned one."
+        : "Deferred: the base model gives this token up, it comes from the aligned one.";
   if (rule) return fate;
   const [draft, ...after] = kad.drafts(position).map((token) => `“${kad.word(trace, token)}”`);
   const dropped = after.length ? ` What was drafted after it, ${after.join(" ")}, fell with it.` : "";
@@ -33,9 +36,10 @@ kad.story = (reading, index) => {
 kad.panelFacts = (position, decision) => {
   const {tau} = decision;
   const threshold = tau === null || tau === undefined ? "–" : tau > 1 ? "none kept" : tau <= 0 ? "all kept" : kad.number(tau);
-  const rows = [["deferred α", kad.number(decision.alpha), "alpha"], ["threshold τ", threshold, "tau"],
+  const compared = [["deferred α", kad.number(decision.alpha), "alpha"], ["threshold τ", threshold, "tau"],
     ["from base", decision.share === null ? "–" : kad.percent(decision.share), "share"],
     ["acceptance β", kad.number(decision.acceptance), "beta"]];
+  const rows = position.p_aligned === null ? [] : compared;
   for (const [key, measure] of Object.entries(kad.measures)) {
     const value = measure.sign ? measure.value(position, decision) : null;
     if (value !== null) rows.push([measure.sign, key === "rank" ? `${value}` : kad.number(value), key]);
@@ -44,6 +48,7 @@ kad.panelFacts = (position, decision) => {
 };
 
 kad.distributions = (trace, position, decision, choose) => {
+  const [models, nobody] = [kad.isAlone(trace) ? 1 : 3, position.nobody >= 0.0005 ? position.nobody : 0];
   const largestOf = (row) => Math.max(row.pi, row.p, row.q);
   const rows = decision.rows.filter((row) => largestOf(row) >= 0.0005).sort((a, b) => largestOf(b) - largestOf(a)).slice(0, 12);
   if (!rows.some((row) => row.token === position.token)) {
@@ -58,7 +63,7 @@ kad.distributions = (trace, position, decision, choose) => {
     for (const [kind, mass] of parts) if (mass >= 0.0005) cell.append(kad.make("i", {class: kind, style: `width:${Math.min(100, 100 * mass / scale)}%`}));
     return cell;
   };
-  const cellOf = (mass, parts) => kad.make("span", {class: "cell"}, bar(parts), kad.make("b", {}, kad.probability(mass)));
+  const cellOf = (mass, parts, text = kad.probability(mass)) => kad.make("span", {class: "cell"}, bar(parts), kad.make("b", {}, text));
   const nameOf = (row) => {
     const name = kad.word(trace, row.token);
     if (row.token === position.token) return [kad.make("span", {class: "here", "aria-label": "emitted: "}, "▸"), name];
@@ -69,17 +74,19 @@ kad.distributions = (trace, position, decision, choose) => {
     // k p of a partly kept token splits its bar under p as well.
     const keptOfP = row.kept === null ? row.p : Math.min(row.kept, row.p);
     const piParts = row.kept === null ? [["pi", row.pi]] : [["base", row.kept], ["moved", Math.max(0, row.pi - row.kept)]];
-    const cells = [[row.p, [["base", keptOfP], ["deferred", row.p - keptOfP]]], [row.q, [["aligned", row.q]]], [row.pi, piParts]];
+    const cells = [[row.p, [["base", keptOfP], ["deferred", row.p - keptOfP]], kad.bounded(row.p, nobody)], [row.q, [["aligned", row.q]]], [row.pi, piParts]].slice(0, models);
     return kad.make("tr", row.token === position.token ? {class: "chosen"} : {}, kad.make("th", {scope: "row"}, ...nameOf(row)),
-      ...cells.map(([mass, parts]) => kad.make("td", {"data-value": mass}, cellOf(mass, parts))));
+      ...cells.map(([mass, ...shown]) => kad.make("td", {"data-value": mass}, cellOf(mass, ...shown))));
   };
 
-  const heads = [["p", "base"], ["q*", "aligned"], ["π", "composed"]].map(([sign, name]) => kad.make("th", {scope: "col"}, kad.make("var", {}, sign), ` ${name}`));
-  const rest = ["p", "q", "pi"].map((key) => Math.max(0, 1 - rows.reduce((sum, row) => sum + row[key], 0)));
-  return kad.make("table", {}, kad.make("caption", {}, `Next-token probabilities; a full bar is ${scale}`),
+  const heads = [["p", "base"], ["q*", "aligned"], ["π", "composed"]].slice(0, models).map(([sign, name]) => kad.make("th", {scope: "col"}, kad.make("var", {}, sign), ` ${name}`));
+  const rest = ["p", "q", "pi"].slice(0, models).map((key) => Math.max(0, 1 - (key === "p" ? nobody : 0) - rows.reduce((sum, row) => sum + row[key], 0)));
+  const last = (name, masses) => kad.make("tr", {class: "rest"}, kad.make("th", {scope: "row"}, name), ...masses.map((mass) => kad.make("td", {}, mass === null ? "" : cellOf(mass, [["others", mass]]))));
+  const table = kad.make("table", {}, kad.make("caption", {}, `Next-token probabilities; a full bar is ${scale}`),
     kad.make("thead", {}, kad.make("tr", {}, kad.make("td"), ...heads)),
-    kad.make("tbody", {}, ...rows.map(line),
-      kad.make("tr", {class: "rest"}, kad.make("th", {scope: "row"}, "all others"), ...rest.map((mass) => kad.make("td", {}, cellOf(mass, [["others", mass]]))))));
+    kad.make("tbody", {}, ...rows.map(line), last("all others", rest), ...(nobody ? [last("no token", [nobody, null, null])] : [])));
+  if (!nobody) return [table];
+  return [table, kad.make("p", {class: "note"}, `${kad.probability(nobody)} of p belongs to no token here: p ends its answer, or was not followed to a token of q*. p of a token can be larger, by at most that.`)];
 };
 
 // The panel's place: beside the text, and on a narrow screen a sheet at the bottom that folds.

@@ -48,7 +48,7 @@ kad.decide = (position, rule, value) => {
   const tau = kad.rules[rule].tau(value, head, maxQ);
   if (Number.isNaN(tau) || (tau > 0 && tau < position.floor)) return {known: false, tau: null, rows: []};
   const kept = (p) => p >= tau * (1 - 1e-6);
-  const alpha = tau <= 0 ? 0 : Math.max(0, 1 - head.filter(kept).reduce((sum, p) => sum + p, 0));
+  const alpha = tau <= 0 ? position.nobody ?? 0 : Math.max(0, 1 - head.filter(kept).reduce((sum, p) => sum + p, 0));
   const compose = (p, q) => (kept(p) ? p : 0) + alpha * q;
   const pi = compose(position.p, position.p_aligned);
   const rows = position.candidates.map(([token, p, q]) => ({token, p, q, pi: compose(p, q), kept: kept(p) ? p : 0}));
@@ -59,7 +59,7 @@ kad.decide = (position, rule, value) => {
 // sum_v min(pi_v, q*_v). A token that is not kept adds alpha q* <= q*; those that are kept are all among the rows. Only
 // where everything is kept they are not, and the trace holds the sum (null: it was recorded before there was one).
 kad.acceptance = (position, rows, tau, alpha) => {
-  if (tau <= 0) return position.overlap ?? null;
+  if (tau <= 0) return position.nobody ? null : position.overlap ?? null;
   const kept = rows.filter((row) => row.kept > 0);
   return kept.reduce((sum, row) => sum + Math.min(row.pi, row.q) - alpha * row.q, alpha);
 };

@@ -26,6 +26,8 @@ kad.facts = (rows) => kad.make("dl", {}, ...rows.map(([term, text, name]) =>
 
 kad.percent = (x) => `${x > 0.0005 && x < 0.0995 ? (100 * x).toFixed(1) : (100 * x).toFixed(0)} %`;
 kad.probability = (x) => (x >= 0.9995 ? "1" : x >= 0.0005 ? x.toFixed(3).slice(1) : x > 0 ? "<.001" : "0");
+// A probability of p, where a part of p belongs to no token: p(v) is larger by at most that part.
+kad.bounded = (p, nobody) => (!(nobody >= 0.0005) ? kad.probability(p) : p >= 0.0005 ? `≥${kad.probability(p)}` : `≤${kad.probability(Math.min(1, p + nobody))}`);
 kad.number = (x) => (x === null || x === undefined ? "–" : x === Infinity ? "∞" : x.toFixed(3));
 
 // Blank characters made visible, for labels; the text itself keeps its own.
@@ -36,6 +38,9 @@ kad.label = (text) => {
 // The drafts that fell before a token: the rejected one, and those behind it.
 kad.drafts = ({rejected_draft: first, dropped_drafts: more}) => (first === null || first === undefined ? [] : [first, ...(more ?? [])]);
 kad.word = (trace, token) => kad.label(trace.vocabulary[token] ?? `#${token}`);
+
+// Whether a text is the base model's alone, in tokens that the aligned model does not have. It has no p_aligned.
+kad.isAlone = ({models}) => !("aligned" in models);
 
 // A rule as kad.rules.parse_rule reads it.
 kad.ruleText = (trace, rule, value) => (rule ? `${rule}:${kad.rules[rule].parameter}=${value}` : trace.rule_text);

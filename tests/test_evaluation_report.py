@@ -133,6 +133,15 @@ def test_every_format_tells_the_same(tmp_path: Path) -> None:
         assert ("tokens" in shown) == shows_tokens
 
 
+def test_a_long_method_in_a_narrow_table_keeps_its_parameters_whole() -> None:
+    records = [one | {"method": "dual:threshold=0.4@speculative:num_draft_tokens=4"} for one in RECORDS[:8]]
+    console = Console(record=True, width=80, file=io.StringIO())
+    console.print(tables.terminal_table(summarize([*RECORDS, *records]), 80))
+    shown = console.export_text()
+    for part in ("dual:", "threshold=0.4@", "speculative:"):
+        assert f"│ {part} " in shown
+
+
 def test_plots_are_reproducible(tmp_path: Path) -> None:
     report = build_report([write_run(tmp_path / "run", RECORDS)])
     for name in ("one", "two"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -84,7 +85,8 @@ def markdown(rows: Sequence[Row]) -> str:
 def terminal_table(rows: Sequence[Row], width: int) -> Any:
     """A Rich table for every task, as one renderable.
 
-    Columns that no row fills are left out. A narrow terminal shows the `core` columns only.
+    Columns that no row fills are left out. A narrow terminal shows the `core` columns only. Where even these are too
+    wide, a method's name takes several lines, with whole parameters.
     """
     from rich.console import Group
     from rich.table import Table
@@ -95,13 +97,15 @@ def terminal_table(rows: Sequence[Row], width: int) -> Any:
         columns = [column for column in filled_columns(of_task) if column.heading != "task"]
         if _natural_width(columns, of_task) > width:
             columns = [column for column in columns if column.core]
+        narrow = _natural_width(columns, of_task) > width
         table = Table(title=task, title_justify="left", header_style="bold")
         for column in columns:
             table.add_column(
                 column.heading, justify="right" if column.numeric else "left", overflow="fold", no_wrap=column.numeric
             )
         for row in of_task:
-            table.add_row(*(column.cell(row) for column in columns))
+            cells = [(column.cell(row), narrow and not column.numeric) for column in columns]
+            table.add_row(*(re.sub("([:@,])", r"\1\n", cell) if broken else cell for cell, broken in cells))
         tables.append(table)
     return Group(*tables)
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -35,7 +36,9 @@ from kad.composition import Composition, composed
 from kad.speculation import SpeculationStatistics
 
 RULE = "dual:threshold=0.4"
+CALLS = 10
 PARTS = ("composing", "decoding", "serving")
+_WAIT = "called a synchronizing CUDA operation|Implicit GPU<->CPU sync"
 _OLMO = {"model_type": "olmo2", "vocab_size": 100_352, "max_position_embeddings": 4096}
 _QWEN = {"model_type": "qwen3", "vocab_size": 151_936, "max_position_embeddings": 40_960, "head_dim": 128}
 SHAPES: dict[str, dict[str, dict[str, Any]]] = {
@@ -53,7 +56,7 @@ SHAPES: dict[str, dict[str, dict[str, Any]]] = {
     },
 }  # fmt: skip
 _TINY = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2,
-         "head_dim": 16, "vocab_size": 768}  # fmt: skip
+         "head_dim": 32, "vocab_size": 768}  # fmt: skip
 
 
 def configs(pair: str, layers: int | None, tiny: bool) -> dict[str, PretrainedConfig]:
@@ -97,7 +100,8 @@ def timed(runs: dict[str, Callable[[], object]], repeats: int, device: torch.dev
 def composing(vocab: int, rows: int, repeats: int, device: torch.device) -> dict[str, Any]:
     """Milliseconds of composing `rows` rows in bfloat16: the public function, the plain formulation, the published one.
 
-    The floor reads two rows and writes one in float32, as composing must.
+    Many calls follow each other, so that the launches of one overlap the work of another, as in decoding. The floor
+    reads two rows and writes one in float32, as composing must.
     """
     generator = torch.Generator().manual_seed(0)
     base, aligned = ((3 * torch.randn(rows, vocab, generator=generator)).bfloat16().to(device) for _ in range(2))
@@ -107,9 +111,20 @@ def composing(vocab: int, rows: int, repeats: int, device: torch.device) -> dict
         runs[f"kad.compose {rule}"] = partial(kad.compose, rule, base, aligned, check=False)
         runs[f"plain {rule}"] = lambda rule=rule: composed(Composition(rule), base, aligned).log_pi()
     runs["published dual"] = lambda: published("dual", 0.4, base.float(), aligned.float())
-    took = timed(runs, repeats, device)
+    took = {
+        name: value / CALLS
+        for name, value in timed({n: _often(run) for n, run in runs.items()}, repeats, device).items()
+    }
     return {"vocabulary": vocab, "rows": rows, "milliseconds": took,
             "floors": {name: value / took["floor"] for name, value in took.items()}}  # fmt: skip
+
+
+def _often(run: Callable[[], object]) -> Callable[[], object]:
+    def calls() -> None:
+        for _ in range(CALLS):
+            run()
+
+    return calls
 
 
 @torch.no_grad()
@@ -193,12 +208,16 @@ def serving(pair: str, layers: int | None, tiny: bool, batches: list[int]) -> di
             "model_type": "kad", "architectures": ["KadForCausalLM"], "rule": RULE, "vocab_size": config.vocab_size,
             "base": {"model": str(folder / "base")}, "aligned": {"model": str(folder / "aligned")},
         }))  # fmt: skip
-        engines = {"base": ("base", 0), "aligned": ("aligned", 0), "pair": (".", 0), "pair, window 4": (".", 4)}
-        return {what: _served(folder, *engine, batches) for what, engine in engines.items()}
+        engines = {"base": ("base", 0), "pair": (".", 0), "pair, window 4": (".", 4), "aligned": ("aligned", 0)}
+        found = {}
+        for what, engine in engines.items():
+            found[what] = _served(folder, *engine, batches)
+            print(json.dumps({what: found[what]}), flush=True)
+        return found
 
 
 def _served(folder: Path, model: str, window: int, batches: list[int]) -> Any:
-    """Milliseconds a step by batch size, or the last line of what went wrong."""
+    """Milliseconds a token by batch size, and how often vLLM saw a wait; or the last line of what went wrong."""
     command = [
         sys.executable,
         "-m",
@@ -209,11 +228,12 @@ def _served(folder: Path, model: str, window: int, batches: list[int]) -> Any:
     ]
     done = subprocess.run(
         [*command, *map(str, batches)], capture_output=True, text=True, check=False,
-        env=os.environ | {"VLLM_GPU_SYNC_CHECK": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"},
+        env=os.environ | {"VLLM_GPU_SYNC_CHECK": "warn", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"},
     )  # fmt: skip
     if done.returncode:
         return {"failed": (done.stderr.strip().splitlines() or ["?"])[-1]}
-    return json.loads(done.stdout.splitlines()[-1])
+    answer = next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{"))
+    return json.loads(answer) | {"waits": len(re.findall(_WAIT, done.stderr))}
 
 
 def tables(result: dict[str, Any]) -> str:
@@ -235,13 +255,13 @@ def tables(result: dict[str, Any]) -> str:
             lines.append(f"| {row['window']} | {how} | {row['milliseconds']:.2f} | {row['ideal']:.2f} | "
                          f"{row['efficiency']:.2f} | {waits} | {rates} |")  # fmt: skip
     for pair, engines in result["serving"].items():
-        lines += ["", f"**{pair}, vLLM**, ms a step by requests at once", ""]
+        lines += ["", f"**{pair}, vLLM**, ms a token by requests at once", ""]
         lines += [f"- {what}: {json.dumps(found)}" for what, found in engines.items()]
     return "\n".join(lines)
 
 
 def measure(
-    parts: list[str], pairs: list[str], layers: int | None, tiny: bool, repeats: int, backend: str
+    parts: list[str], pairs: list[str], layers: int | None, tiny: bool, repeats: int, backend: str, windows: list[int]
 ) -> dict[str, Any]:
     """All that was asked for."""
     device = torch.device("cuda" if torch.cuda.is_available() and not tiny else "cpu")
@@ -253,9 +273,7 @@ def measure(
     for pair in pairs:
         if "decoding" in parts:
             model = load(pair, layers, tiny, device)
-            result["decoding"][pair] = decoding(
-                model, [0, 2] if tiny else [0, 2, 4, 8], 12 if tiny else 128, repeats, [False, backend]
-            )
+            result["decoding"][pair] = decoding(model, windows, 12 if tiny else 128, repeats, [False, backend])
             del model
         if "serving" in parts:
             result["serving"][pair] = serving(pair, layers, tiny, [1, 2] if tiny else [1, 8, 64, 256])
@@ -267,11 +285,15 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--pairs", nargs="+", choices=list(SHAPES), default=list(SHAPES))
     parser.add_argument("--layers", type=int, help="cut the models to this depth")
+    parser.add_argument("--windows", type=int, nargs="+", help="windows of drafts, 0 for plain decoding")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--backend", default="inductor", help="the backend of torch.compile")
     parser.add_argument("--tiny", action="store_true", help="very small models, on the CPU")
     options = parser.parse_args()
-    result = measure(options.parts, options.pairs, options.layers, options.tiny, options.repeats, options.backend)
+    windows = options.windows or ([0, 2] if options.tiny else [0, 2, 4, 8])
+    result = measure(
+        options.parts, options.pairs, options.layers, options.tiny, options.repeats, options.backend, windows
+    )
     print(tables(result))
     print("\nwritten to", save("gpu-tiny" if options.tiny else "gpu", result))
 

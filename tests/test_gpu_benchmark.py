@@ -10,7 +10,9 @@ from benchmarks import gpu
 
 def test_it_runs_and_shows_its_tables() -> None:
     pairs = list(gpu.SHAPES)
-    result = gpu.measure(["composing", "decoding"], pairs[:1], None, tiny=True, repeats=2, backend="eager")
+    result = gpu.measure(
+        ["composing", "decoding"], pairs[:1], None, tiny=True, repeats=2, backend="eager", windows=[0, 2]
+    )
     rows = result["decoding"][pairs[0]]
     assert [(row["window"], row["captured"]) for row in rows] == [(0, False), (0, True), (2, False), (2, True)]
     assert all(row["efficiency"] > 0 and row["tokens_per_window"] > 2 for row in rows if row["window"] == 2)

@@ -180,11 +180,13 @@ _COMPILE = """
 import itertools, json, triton
 from triton.backends.compiler import GPUTarget
 from kad.kernels.rows import log_pi_kernel
-for capability, dtype in itertools.product((80, 90), ("bf16", "fp16", "fp32")):
+from kad.kernels.dispatch import BLOCK, WARPS
+for capability, (dtype, bits) in itertools.product((80, 90), {"bf16": 16, "fp16": 20, "fp32": 32}.items()):
     types = {"out": "*fp32", "base": "*" + dtype, "aligned": "*" + dtype, "rules": "*fp32", "base_stride": "i32",
-             "aligned_stride": "i32", "rules_stride": "i32", "vocab": "i32", "scale": "fp32", "BLOCK": "constexpr"}
-    source = triton.compiler.ASTSource(log_pi_kernel, types, {"BLOCK": 4096})
-    found = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 8})
+             "aligned_stride": "i32", "rules_stride": "i32", "vocab": "i32", "scale": "fp32", "BITS": "constexpr",
+             "BLOCK": "constexpr"}
+    source = triton.compiler.ASTSource(log_pi_kernel, types, {"BITS": bits, "BLOCK": BLOCK})
+    found = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": WARPS})
     target = found.asm["ptx"].split(".target")[1][:8].strip()
     print(json.dumps({"for": [capability, dtype], "cubin": len(found.asm["cubin"]), "target": target}))
 """

@@ -46,4 +46,4 @@ def transform(
     key, pi = log_pi - log_q[:, : log_pi.shape[-1]], log_pi.exp()
     mine = key.gather(-1, text[0, start:].unsqueeze(-1))
     above, tied = (pi * (key > mine)).sum(-1), (pi * (key == mine)).sum(-1)
-    return (above + torch.rand(len(above), generator=ties, dtype=torch.float64) * tied).tolist()
+    return (above.cpu() + torch.rand(len(above), generator=ties, dtype=torch.float64) * tied.cpu()).tolist()

@@ -26,7 +26,10 @@ from kad.sources import resolve_pair
 Engine = Callable[..., dict[str, Any]]
 POISON = 7
 _FOLDER = Path(__file__).parent
+_GPU = torch.cuda.is_available()
 _SMALL = {"enforce_eager": True, "max_model_len": 256, "max_num_seqs": 64, "dtype": "float32", "seed": 0}
+if _GPU:  # several engines at a time
+    _SMALL["gpu_memory_utilization"] = 0.05
 
 
 @pytest.fixture(scope="session")
@@ -60,7 +63,8 @@ def poisoned_pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     """Run a job (see run_engine.py): engine(pair, batches, environment={...}, **engine_arguments) -> results.
 
-    With second_runner=True vLLM's second model runner runs it, in Triton's interpreter (see run_interpreted.py).
+    With second_runner=True vLLM's second model runner runs it: without a GPU in Triton's interpreter (see
+    run_interpreted.py). On a GPU each engine is a fresh process, as CUDA cannot be forked.
     """
 
     def run(
@@ -71,14 +75,15 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
         **arguments: Any,
     ) -> dict[str, Any]:
         job = {"engine": {"model": str(pair), **_SMALL, **arguments}, "batches": batches}
-        if environment is None and not second_runner:
+        if environment is None and not second_runner and not _GPU:
             return run_apart(run_engine.run, job)
-        script = _FOLDER / ("run_interpreted.py" if second_runner else "run_engine.py")
+        script = _FOLDER / ("run_interpreted.py" if second_runner and not _GPU else "run_engine.py")
+        runner = {"VLLM_USE_V2_MODEL_RUNNER": str(int(second_runner))} if _GPU else {}
         result = tmp_path_factory.mktemp("engine") / "result.json"
         done = subprocess.run(
             [sys.executable, str(script), str(result)],
             input=json.dumps(job),
-            env=os.environ | engine_environment() | (environment or {}),
+            env=os.environ | engine_environment() | runner | (environment or {}),
             capture_output=True,
             text=True,
             timeout=1500 if second_runner else 600,

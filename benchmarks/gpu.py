@@ -64,11 +64,8 @@ def configs(pair: str, layers: int | None, tiny: bool) -> dict[str, PretrainedCo
     found = {}
     for role, shape in SHAPES[pair].items():
         shape = shape | (_TINY if tiny else {})
-        depth = (
-            (3 if role == "base" else 1)
-            if tiny
-            else min(layers or shape["num_hidden_layers"], shape["num_hidden_layers"])
-        )
+        full = shape["num_hidden_layers"]
+        depth = {"base": 3, "aligned": 1}[role] if tiny else min(layers or full, full)
         found[role] = AutoConfig.for_model(**(shape | {"num_hidden_layers": depth, "layer_types": None}))
         found[role].bos_token_id = found[role].eos_token_id = found[role].pad_token_id = None
     return found
@@ -199,35 +196,32 @@ def _synchronisations(run: Callable[[], object], windows: int) -> float:
 
 def serving(pair: str, layers: int | None, tiny: bool, batches: list[int]) -> dict[str, Any]:
     """vLLM: the parts alone, the pair plain and with a window of 4; each engine in a process of its own."""
-    with tempfile.TemporaryDirectory(prefix="kad-gpu-") as name:
-        folder = Path(name)
-        for role, config in configs(pair, layers, tiny).items():
-            config.architectures = [{"olmo2": "Olmo2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}[config.model_type]]
-            config.save_pretrained(folder / role)
-        (folder / "config.json").write_text(json.dumps({
-            "model_type": "kad", "architectures": ["KadForCausalLM"], "rule": RULE, "vocab_size": config.vocab_size,
-            "base": {"model": str(folder / "base")}, "aligned": {"model": str(folder / "aligned")},
-        }))  # fmt: skip
-        engines = {"base": ("base", 0), "pair": (".", 0), "pair, window 4": (".", 4), "aligned": ("aligned", 0)}
-        found = {}
+    engines = {"base": ("base", 0), "pair": (".", 0), "pair, window 4": (".", 4), "aligned": ("aligned", 0)}
+    found = {}
+    with tempfile.TemporaryDirectory(prefix="kad-gpu-") as folder:
+        write(Path(folder), pair, layers, tiny)
         for what, engine in engines.items():
-            found[what] = _served(folder, *engine, batches)
+            found[what] = served(Path(folder), *engine, batches)
             print(json.dumps({what: found[what]}), flush=True)
-        return found
+    return found
 
 
-def _served(folder: Path, model: str, window: int, batches: list[int]) -> Any:
+def write(folder: Path, pair: str, layers: int | None, tiny: bool) -> None:
+    """The configurations of a pair and its parts, from which vLLM makes random weights."""
+    for role, config in configs(pair, layers, tiny).items():
+        config.architectures = [{"olmo2": "Olmo2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}[config.model_type]]
+        config.save_pretrained(folder / role)
+    (folder / "config.json").write_text(json.dumps({
+        "model_type": "kad", "architectures": ["KadForCausalLM"], "rule": RULE, "vocab_size": config.vocab_size,
+        "base": {"model": str(folder / "base")}, "aligned": {"model": str(folder / "aligned")},
+    }))  # fmt: skip
+
+
+def served(folder: Path, model: str, window: int, batches: list[int]) -> Any:
     """Milliseconds a token by batch size, and how often vLLM saw a wait; or the last line of what went wrong."""
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.gpu_serving",
-        str(folder / model),
-        str(folder / "aligned"),
-        str(window),
-    ]
+    command = [sys.executable, "-m", "benchmarks.gpu_serving", str(folder / model), str(folder / "aligned")]
     done = subprocess.run(
-        [*command, *map(str, batches)], capture_output=True, text=True, check=False,
+        [*command, str(window), *map(str, batches)], capture_output=True, text=True, check=False,
         env=os.environ | {"VLLM_GPU_SYNC_CHECK": "warn", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"},
     )  # fmt: skip
     if done.returncode:

@@ -28,8 +28,8 @@ POISON = 7
 _FOLDER = Path(__file__).parent
 _GPU = torch.cuda.is_available()
 _SMALL = {"enforce_eager": True, "max_model_len": 256, "max_num_seqs": 64, "dtype": "float32", "seed": 0}
-if _GPU:  # several engines at a time
-    _SMALL["gpu_memory_utilization"] = 0.05
+if _GPU:  # several engines at a time: a share of the memory, and none that is measured while others come and go
+    _SMALL |= {"gpu_memory_utilization": 0.05, "kv_cache_memory_bytes": 1 << 28}
 
 
 @pytest.fixture(scope="session")

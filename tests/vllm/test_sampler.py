@@ -12,6 +12,7 @@ from vllm.v1.sample import rejection_sampler
 
 from kad.vllm import runner
 
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="about vLLM's CPU build")
 ROWS, VOCAB = 20_000, 6
 
 

@@ -12,7 +12,7 @@ from shutil import which
 from typing import Any, NamedTuple
 
 import pytest
-from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.entrypoints.cli.serve import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from kad.cli.main import app

@@ -183,11 +183,23 @@ class TestTokenBytes:
             typed = tokenizer.convert_ids_to_tokens(index)
             assert index not in view.encode(typed.encode())
 
-    def test_long_texts_are_encoded_in_chunks_that_a_longer_text_shares(self) -> None:
+    def test_a_text_is_encoded_word_by_word(self) -> None:
         tokenizer = AutoTokenizer.from_pretrained(tiny.path("small-aligned"))
         view = TokenBytes.of(tokenizer, len(tokenizer))
         text = b" ".join([b"Mia has two apples and gives one of them to her friend"] * 8)
         assert view.encode(text) == tuple(tokenizer(text.decode(), add_special_tokens=False).input_ids)
+        assert view._chunks(b"Mia has 2 apples.") == [b"Mia", b" has 2 apples."]
+
+    def test_a_text_is_encoded_whole_where_a_token_reaches_across_a_space(self) -> None:
+        from tokenizers import Tokenizer, models
+
+        pieces = [b"a", b" ", b"b", b"a ", b"a b"]
+        vocab = {piece.decode().replace(" ", "Ġ"): index for index, piece in enumerate(pieces)}
+        bpe = Tokenizer(models.BPE(vocab, [("a", "Ġ"), ("aĠ", "b")]))
+        bpe.pre_tokenizer = SPLITS["none"]
+        view = TokenBytes(bpe, pieces, splits=False)
+        assert view.encode(b"a b") == (4,)
+        assert view.settled(b"b a b") == ()
 
     def test_what_a_longer_text_splits_otherwise_is_not_settled(self) -> None:
         """GPT-2's rule splits x'r into three, and x're into two: its last words alone would settle the apostrophe."""

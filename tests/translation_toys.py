@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import dataclass
 
 import torch
@@ -30,7 +31,9 @@ def random_tokenizer(seed: int, alphabet: bytes, merges: int, split: str) -> Tok
         piece = bytes(byte_alphabet()[letter] for letter in "".join(pair))
         # No token begins inside a character and goes on past it; the reading leaves such tokens of p out.
         inside = piece[0] & 0b1100_0000 == 0b1000_0000 and len(piece) > 1
-        if pair in made or len(piece) > 4 or inside:
+        # Nor does one reach across a space that its tokenizer splits at.
+        across = split != "none" and re.search(rb"[a-z] ", piece)
+        if pair in made or len(piece) > 4 or inside or across:
             continue
         made.append(pair)
         if "".join(pair) not in vocab:

@@ -14,6 +14,7 @@ from kad.translation.token_bytes import TokenBytes, whole_characters
 
 # A search looks back over the last word and its open branches only.
 _MOST_NODES = 64
+_TINY = torch.finfo(torch.float64).tiny
 
 
 class Scorer(Protocol):
@@ -36,11 +37,11 @@ class Node:
 
     Attributes:
         p: (vocab,), float64; 0 for tokens that are not canonical here.
-        likely: the canonical ids that were at least `least` before that, largest first.
+        likely: p of the canonical ids that were at least `least` before that, largest first.
     """
 
     p: Tensor
-    likely: tuple[int, ...]
+    likely: dict[int, float]
 
 
 class Nodes:
@@ -96,12 +97,15 @@ class Nodes:
     def _node(self, ids: tuple[int, ...], logits: Tensor) -> Node:
         p = (logits.cpu().double() / self._temperature).softmax(dim=-1)
         p[len(self.tokens.pieces) :] = 0.0
-        found = (p >= self._least).logical_and(p > 0).nonzero().squeeze(-1)
-        likely = found[p[found].argsort(descending=True, stable=True)].tolist()
+        found = (p >= max(self._least, _TINY)).nonzero().squeeze(-1)
+        found = found[p[found].argsort(descending=True, stable=True)]
         text = self.tokens.bytes_of(ids)
-        odd = [u for u in likely if not self._is_canonical(text, ids, u)]
-        p[odd] = 0.0
-        return Node(p / p.sum() if odd and len(odd) < len(likely) else p, tuple(u for u in likely if u not in odd))
+        canonical = torch.tensor([self._is_canonical(text, ids, u) for u in found.tolist()], dtype=torch.bool)
+        p[found[~canonical]] = 0.0
+        if canonical.any() and not canonical.all():
+            p /= p.sum()
+        found = found[canonical]
+        return Node(p, dict(zip(found.tolist(), p[found].tolist(), strict=True)))
 
     def _is_canonical(self, text: bytes, ids: tuple[int, ...], token: int) -> bool:
         piece = self.tokens.pieces[token]

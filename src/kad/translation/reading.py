@@ -11,6 +11,7 @@ bound of it that is a function of w alone; what it leaves out is nobody's, and a
 from __future__ import annotations
 
 import heapq
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -76,36 +77,40 @@ class Translation:
         self._nodes, self._base, self._aligned = nodes, nodes.tokens, aligned
         self._opened, self._stops, self._least_branch = opened, tuple(stops), least_branch
         self._most_branches = most_branches
+        self._begun = tuple(stop[:count] for stop in stops for count in range(1, len(stop)))
 
     def read(self, answer: Sequence[int]) -> Reading:
         """The row of phat after the answer so far, in q*'s tokens."""
         answer = tuple(answer)
         text = self._opened + self._aligned.bytes_of(answer)
-        numerators = torch.zeros(len(self._aligned.pieces), dtype=torch.float64)
+        found: dict[int, float] = defaultdict(float)
         rest = 0.0
         if whole_characters(text) == len(text):
             tail = self._canonical_tail(answer)
             start = len(text) - len(self._aligned.bytes_of(tail))
             branches, rest = self._branches(text)
             least = self._least_branch * (rest + sum(branch.mass for branch in branches))
-            heapq.heapify(branches)
+            open_branches: list[_Branch] = []
             pursued = 0
-            while branches:
-                branch = heapq.heappop(branches)
-                token = self._next_token(branch, tail, start, len(text))
-                if token is None:
-                    continue
-                if token >= 0:
-                    numerators[token] += branch.mass
-                elif branch.ended or branch.mass < least or pursued == self._most_branches:
-                    rest += branch.mass
-                else:
-                    pursued += 1
-                    grown, left = self._grow(branch.ids, branch.text, branch.mass, text)
-                    rest += left
-                    for one in grown:
-                        heapq.heappush(branches, one)
-        total = float(numerators.sum()) + rest
+            while True:
+                for branch in branches:
+                    token = self._next_token(branch, tail, start, len(text))
+                    if token == -1 and not branch.ended and branch.mass >= least:
+                        heapq.heappush(open_branches, branch)
+                    elif token == -1:
+                        rest += branch.mass
+                    elif token is not None:
+                        found[token] += branch.mass
+                if not open_branches or pursued == self._most_branches:
+                    break
+                pursued += 1
+                branch = heapq.heappop(open_branches)
+                branches, left = self._grow(branch.ids, branch.text, branch.mass, text)
+                rest += left
+            rest += sum(branch.mass for branch in open_branches)
+        numerators = torch.zeros(len(self._aligned.pieces), dtype=torch.float64)
+        numerators[list(found)] = torch.tensor(list(found.values()), dtype=torch.float64)
+        total = sum(found.values()) + rest
         return Reading(numerators / total, rest / total) if total > 0 else Reading(numerators, 1.0)
 
     def _canonical_tail(self, answer: tuple[int, ...]) -> tuple[int, ...]:
@@ -171,14 +176,14 @@ class Translation:
         """
         node, missing = self._nodes.at(ids), answer[len(text) :]
         inside = len(text) < len(answer)
-        chosen = [token for token in node.likely if not inside or self._base.extends(token, missing)]
+        likely = node.likely.items()
+        chosen = [(token, share) for token, share in likely if not inside or self._base.extends(token, missing)]
         whole = float(node.p[self._base.extensions(missing)].sum()) if inside else 1.0
-        branches = []
-        for token in chosen:
-            share = mass * float(node.p[token])
-            branches.append(self._cut_at_stop(share, (*ids, token), text, self._base.pieces[token], len(answer)))
-        left = whole - sum(float(node.p[token]) for token in chosen)
-        return branches, mass * max(left, 0.0)
+        branches = [
+            self._cut_at_stop(mass * share, (*ids, token), text, self._base.pieces[token], len(answer))
+            for token, share in chosen
+        ]
+        return branches, mass * max(whole - sum(share for _, share in chosen), 0.0)
 
     def _cut_at_stop(self, mass: float, ids: tuple[int, ...], text: bytes, piece: bytes | None, end: int) -> _Branch:
         """The branch, ended where p's text ends: at a special token, or before a stop string that ends past the answer.
@@ -203,7 +208,7 @@ class Translation:
             return -1
         if branch.ended:
             known = self._aligned.encode(text[: whole_characters(text)])
-        elif any(_ends_inside(branch.text, stop) for stop in self._stops):
+        elif branch.text.endswith(self._begun):
             return -1
         else:
             known = self._aligned.settled(text, tail)
@@ -213,8 +218,3 @@ class Translation:
         if branch.ended and len(known) < len(tail):
             return None
         return known[len(tail)] if len(known) > len(tail) else -1
-
-
-def _ends_inside(text: bytes, stop: bytes) -> bool:
-    """Whether a stop string may have begun at the end of the text."""
-    return any(text.endswith(stop[:count]) for count in range(1, len(stop)))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
+from itertools import chain
 from typing import Any
 
 import torch
@@ -13,8 +15,10 @@ from torch import Tensor
 
 from kad.errors import VocabularyError
 
-# A text is encoded in chunks that begin at a word, so that a longer text costs no more than its last chunk.
-_CHUNK = 64
+# Where no token reaches across the space between two words, a text is encoded word by word, so that a longer text costs
+# no more than its last word.
+_WORDS = re.compile(rb"(?<=[A-Za-z])(?= [A-Za-z])")
+_ACROSS = re.compile(rb"[A-Za-z] ")
 # Continuations that change a piece of text that some split rule has looked ahead for.
 _PROBES = (b"e", b"l", b"s", b" ", b"\n", b"1", b".", "\N{CJK UNIFIED IDEOGRAPH-4E2D}".encode())
 # What a tokenizer must give back: words, spaces, digits, line ends, and characters of two to four bytes.
@@ -45,8 +49,11 @@ class TokenBytes:
         self.pieces = list(pieces)
         self._tokenizer = tokenizer
         self._splits, self._merges_words = splits, merges_words
+        self._whole = _ACROSS.search(b"\0".join(piece for piece in self.pieces if piece)) is not None
         # Of this object alone: the tokenizer is not part of the key.
         self._chunk = lru_cache(maxsize=4096)(self._encode_chunk)
+        self._unprobed = lru_cache(maxsize=4096)(self._before_last_word)
+        self._probed = lru_cache(maxsize=4096)(self._probe)
 
     @classmethod
     def of(cls, tokenizer: Any, size: int) -> TokenBytes:
@@ -85,13 +92,8 @@ class TokenBytes:
         return view
 
     def encode(self, text: bytes) -> tuple[int, ...]:
-        """The ids of a text, which must be whole UTF-8 characters: the canonical ids, in chunks of some words."""
-        ids: tuple[int, ...] = ()
-        start = 0
-        while (end := _next_chunk(text, start)) < len(text):
-            ids += self._chunk(text[start:end])
-            start = end
-        return ids + self._chunk(text[start:])
+        """The ids of a text, which must be whole UTF-8 characters: the canonical ids."""
+        return self._encode_chunks(self._chunks(text))
 
     def bytes_of(self, ids: Sequence[int]) -> bytes:
         """The bytes of some ids, special tokens left out."""
@@ -101,13 +103,9 @@ class TokenBytes:
         """Whether a model that writes canonical ids only can arrive at `ids`: each of its prefixes is canonical.
 
         A split rule that looks ahead (GPT-2's for white space) makes some canonical sequences unreachable. Only the
-        ids since the last chunk are looked at.
+        ids of the last chunk are looked at.
         """
-        text = self.bytes_of(ids)
-        start = 0
-        while (end := _next_chunk(text, start)) < len(text):
-            start = end
-        last = self._chunk(text[start:])
+        last = self._chunk(self._chunks(self.bytes_of(ids))[-1])
         return ids[len(ids) - len(last) :] == last and all(
             self._is_canonical(last[:count]) for count in range(1, len(last))
         )
@@ -121,26 +119,17 @@ class TokenBytes:
         look ahead ("'r" and "e" make one piece "'re"). A tokenizer that splits nothing is split at spaces if its kind
         merges nothing across them (SentencePiece style), else nothing is settled before the text ends.
         """
-        text = text[: whole_characters(text)]
-        ids = self.encode(text)
-        count, end, last = 0, 0, self._last_word(text)
-        for index in ids:
-            end += len(self.pieces[index] or b"")
-            if end > last:
-                break
-            count += 1
-        if ids[:count] == known[:count]:
-            return ids[:count]
-        for probe in _PROBES:
-            longer = self.encode(text + probe)
-            while longer[:count] != ids[:count]:
-                count -= 1
-        return ids[:count]
+        chunks = self._chunks(text[: whole_characters(text)])
+        before = self._encode_chunks(chunks[:-1])
+        settled = before + self._unprobed(chunks[-1])
+        return settled if settled == known[: len(settled)] else before + self._probed(chunks[-1])
 
     def extensions(self, prefix: bytes) -> Tensor:
         """The ids (n,) whose bytes begin with `prefix` and go on."""
-        low, high = bisect_right(self._keys, prefix), bisect_left(self._keys, prefix + b"\xff" * self.longest)
-        return self._by_bytes[low:high]
+        low = bisect_right(self._keys, prefix)
+        if not self._keys[low : low + 1] or not self._keys[low].startswith(prefix):
+            return self._by_bytes[:0]
+        return self._by_bytes[low : bisect_left(self._keys, prefix + b"\xff" * self.longest, low)]
 
     def extends(self, token: int, prefix: bytes) -> bool:
         """Whether the bytes of `token` begin with `prefix` and go on."""
@@ -163,6 +152,28 @@ class TokenBytes:
     def _piece(self, token: int) -> bytes:
         return self.pieces[token] or b""
 
+    def _chunks(self, text: bytes) -> list[bytes]:
+        """Parts of a text that are encoded one by one; at least one."""
+        return [text] if self._whole else _WORDS.split(text)
+
+    def _before_last_word(self, text: bytes) -> tuple[int, ...]:
+        """The ids of `text` that end before its last word."""
+        ids, end, last = self._chunk(text), 0, self._last_word(text)
+        for count, index in enumerate(ids):
+            end += len(self.pieces[index] or b"")
+            if end > last:
+                return ids[:count]
+        return ids
+
+    def _probe(self, text: bytes) -> tuple[int, ...]:
+        """Those of `_before_last_word` that no probe changes."""
+        ids = self._unprobed(text)
+        for probe in _PROBES:
+            longer = self.encode(text + probe)
+            while longer[: len(ids)] != ids:
+                ids = ids[:-1]
+        return ids
+
     def _last_word(self, text: bytes) -> int:
         """Where the last piece begins that the tokenizer splits off before it merges."""
         splitter = self._tokenizer.pre_tokenizer
@@ -174,6 +185,9 @@ class TokenBytes:
     def _is_canonical(self, ids: tuple[int, ...]) -> bool:
         text = self.bytes_of(ids)
         return whole_characters(text) < len(text) or self._chunk(text) == ids
+
+    def _encode_chunks(self, chunks: Sequence[bytes]) -> tuple[int, ...]:
+        return tuple(chain.from_iterable(map(self._chunk, chunks)))
 
     def _encode_chunk(self, text: bytes) -> tuple[int, ...]:
         return tuple(self._tokenizer.encode(text.decode(), add_special_tokens=False).ids)
@@ -210,20 +224,6 @@ def whole_characters(text: bytes) -> int:
         text.decode()
     except UnicodeDecodeError as error:
         return error.start
-    return len(text)
-
-
-def _next_chunk(text: bytes, start: int) -> int:
-    """Where the chunk that begins at `start` ends: at the first space after a letter from `_CHUNK` bytes on."""
-    place = start + _CHUNK
-    while place < len(text):
-        place = text.find(b" ", place)
-        if place < 0:
-            break
-        # The character after the space must be known: a run of spaces is split in its own ways.
-        if text[place - 1 : place].isalpha() and text[place + 1 : place + 2].isalpha():
-            return place
-        place += 1
     return len(text)
 
 

@@ -36,7 +36,7 @@ class Graphs:
 
 @pytest.fixture(scope="module")
 def pair() -> kad.KadForCausalLM:
-    base, aligned = make_model(0, sharpness=4.0), make_model(0, sharpness=4.0)
+    base, aligned = (make_model(0, layers=1, sharpness=4.0) for _ in range(2))
     generator = torch.Generator().manual_seed(10)
     with torch.no_grad():
         for weight in aligned.parameters():
@@ -73,8 +73,8 @@ def test_auto_chooses_among_few_shapes(pair: kad.KadForCausalLM, prompt: Callabl
 
 @pytest.mark.parametrize("rule", ["dual:threshold=0.4", "confidence_bet"])
 def test_sampled_text_follows_pi(rule: str) -> None:
-    base = make_model(0, hidden=48, layers=3, sharpness=2.0)
-    model = kad.KadForCausalLM.from_models(base, make_model(1, sharpness=3.0), rule=rule)
+    base = make_model(0, hidden=48, sharpness=2.0)
+    model = kad.KadForCausalLM.from_models(base, make_model(1, layers=1, sharpness=3.0), rule=rule)
     ids = torch.arange(5, 17).unsqueeze(0)
     assert p_value(model, ids, tokens=100, texts=4, num_draft_tokens=3, compile="eager") > FALSE_ALARM
 

@@ -405,7 +405,7 @@ def test_old_traces_have_no_measures_of_today(open_page: Any, sample: Sample) ->
     assert opened.page.locator(".token.unknown").count() == 40
     set_slider(opened.page, "nudging", 0.01)
     assert read_panel(opened.page)["beta"] == "–"
-    assert "before kad measured them" in opened.page.locator(".disagreements").text_content()
+    assert "has a known KL" in opened.page.locator(".disagreements").text_content()
     assert opened.console == []
 
 

@@ -63,8 +63,7 @@ class Position:
             without speculation.
         rejected_draft: the draft that was rejected, if one was.
         dropped_drafts: the drafts after it in its window, which fall with it.
-        rank: 1 if no token is more probable under p, 2 if one is, and so on. None if p was not followed to the token:
-            its p is 0, and `nobody` is not.
+        rank: 1 if no token is more probable under p, 2 if one is, and so on. None if `nobody` could change it.
         entropy: of p, in nats.
         divergence: KL(p || q*) in nats. None if it is infinite.
         overlap: sum_v min(p_v, q*_v). The acceptance if the whole of p were kept.

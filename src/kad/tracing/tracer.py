@@ -138,7 +138,7 @@ def record(
                 acceptance=_short(acceptance[row]),
                 floor=floor,
                 candidates=candidates,
-                rank=None if nobody[row] > 0 and p[row, token] <= 0 else 1 + int((p[row] > p[row, token]).sum()),
+                rank=_rank(p[row], token, nobody[row]),
                 entropy=_short(entropy[row]),
                 divergence=_short(divergence[row]) if bool(divergence[row].isfinite()) else None,
                 overlap=_short(overlap[row]),
@@ -165,6 +165,13 @@ def _shares(p: Tensor, q: Tensor, kept: float | None, alpha: Tensor | None) -> f
         return None
     total = float(kept * p + alpha * q)
     return _short(kept * p / total) if total > 0 else 0.0
+
+
+def _rank(p: Tensor, token: int, nobody: Tensor) -> int | None:
+    """1 + the number of tokens that are more probable. None if the mass that belongs to no token could change it."""
+    above, possible = ((rows > p[token]).sum() for rows in (p, p + nobody))
+    others = possible - (p[token] + nobody > p[token]).long()
+    return 1 + int(above) if bool(others == above) else None
 
 
 def _divergence(log_p: Tensor, log_other: Tensor) -> Tensor:

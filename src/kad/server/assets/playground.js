@@ -86,7 +86,7 @@
     if (running) return;
     turn.versions.push({columns});
     [turn.shown, running] = [turn.versions.length - 1, new AbortController()];
-    unlink();
+    unfocus();
     const {signal} = running;
     busy(true);
     show(turn);
@@ -140,7 +140,8 @@
     }
     return null;
   };
-  const unlink = () => history.replaceState(null, "", location.pathname);
+  // The token in focus is no longer shown.
+  const unfocus = () => { history.replaceState(null, "", location.pathname); nothing(); };
   const follow = () => {
     const [at, version, column, index] = location.hash.slice(1).split(".").map((number) => Number(number) - 1);
     const turn = talk.turns[at];
@@ -174,7 +175,7 @@
     const column = shownColumn(turn);
     const row = kad.make("div", {class: "tools"});
     if (turn.versions.length > 1) {
-      const step = (by) => () => { turn.shown += by; unlink(); keep(); show(turn); };
+      const step = (by) => () => { turn.shown += by; unfocus(); keep(); show(turn); };
       const [back, on] = [button("‹", step(-1), "The version before"), button("›", step(1), "The next version")];
       [back.disabled, on.disabled] = [turn.shown === 0, turn.shown === turn.versions.length - 1];
       row.append(kad.make("span", {class: "versions"}, back, `${turn.shown + 1} of ${turn.versions.length}`, on));
@@ -272,10 +273,9 @@
     running?.abort();
     talk.turns = [];
     views.clear();
-    unlink();
+    unfocus();
     keep();
     $("talk").replaceChildren(welcome());
-    nothing();
     preview();
     $("question").focus();
   });

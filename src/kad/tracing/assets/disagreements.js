@@ -8,6 +8,6 @@ kad.disagreements = (reading, jump, most = 8) => {
     kad.make("span", {class: "number"}, index + 1), kad.make("q", {}, kad.label(position.text)), kad.make("span", {class: "number"}, kad.number(x)),
     kad.make("span", {class: "firsts"}, kad.make("var", {}, "p"), ` ${first(position, 1)} `, kad.make("var", {}, "q*"), ` ${first(position, 2)}`))));
   return kad.make("details", {class: "disagreements"}, kad.make("summary", {}, "Largest disagreements"),
-    found.length ? kad.make("ol", {}, ...rows) : kad.make("p", {}, "This trace was recorded before kad measured them."),
+    found.length ? kad.make("ol", {}, ...rows) : kad.make("p", {}, "No token of this trace has a known KL(p ‖ q*)."),
     kad.make("p", {class: "note"}, `${sign} in nats, and the first choices of the two models.`));
 };

@@ -82,7 +82,7 @@ kad.distributions = (trace, position, decision, choose) => {
   const heads = [["p", "base"], ["q*", "aligned"], ["π", "composed"]].slice(0, models).map(([sign, name]) => kad.make("th", {scope: "col"}, kad.make("var", {}, sign), ` ${name}`));
   const rest = ["p", "q", "pi"].slice(0, models).map((key) => Math.max(0, 1 - (key === "p" ? nobody : 0) - rows.reduce((sum, row) => sum + row[key], 0)));
   const last = (name, masses) => kad.make("tr", {class: "rest"}, kad.make("th", {scope: "row"}, name), ...masses.map((mass) => kad.make("td", {}, mass === null ? "" : cellOf(mass, [["others", mass]]))));
-  const table = kad.make("table", {}, kad.make("caption", {}, `Next-token probabilities; a full bar is ${scale}`),
+  const table = kad.make("table", {class: nobody ? "bounded" : null}, kad.make("caption", {}, `Next-token probabilities; a full bar is ${scale}`),
     kad.make("thead", {}, kad.make("tr", {}, kad.make("td"), ...heads)),
     kad.make("tbody", {}, ...rows.map(line), last("all others", rest), ...(nobody ? [last("no token", [nobody, null, null])] : [])));
   if (!nobody) return [table];

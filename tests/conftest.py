@@ -81,6 +81,18 @@ def make_model(
     return model
 
 
+def make_close_pair(rule: str = "dual:threshold=0.2") -> kad.KadForCausalLM:
+    """A pair whose drafts are often accepted: the aligned model is the base model with a little noise. No end token."""
+    base, aligned = (make_model(0, layers=1, sharpness=4.0) for _ in range(2))
+    generator = torch.Generator().manual_seed(10)
+    with torch.no_grad():
+        for weight in aligned.parameters():
+            weight += 0.1 * weight.std() * torch.randn(weight.shape, generator=generator)
+    pair = kad.KadForCausalLM.from_models(base, aligned, rule=rule)
+    pair.generation_config.eos_token_id, pair.generation_config.pad_token_id = None, 2
+    return pair
+
+
 def make_tokenizer(vocab: int = VOCAB) -> PreTrainedTokenizerFast:
     """Printable characters as tokens after three special ones."""
     tokens = ["<s>", "</s>", "<pad>", *(chr(32 + i) for i in range(vocab - 4)), "\n"]

@@ -11,14 +11,12 @@ import pytest
 import torch
 
 import kad
-from conftest import make_model, make_tokenizer
+from conftest import make_close_pair, make_model, make_tokenizer
 from kad.engines.captured import Captures
 from kad.errors import OptionError, UsageError
 from kad.speculation import SpeculationStatistics
 from test_text import TableEngine
 from uniforms import FALSE_ALARM, p_value
-
-PAD = 2
 
 
 class Graphs:
@@ -36,14 +34,7 @@ class Graphs:
 
 @pytest.fixture(scope="module")
 def pair() -> kad.KadForCausalLM:
-    base, aligned = (make_model(0, layers=1, sharpness=4.0) for _ in range(2))
-    generator = torch.Generator().manual_seed(10)
-    with torch.no_grad():
-        for weight in aligned.parameters():
-            weight += 0.1 * weight.std() * torch.randn(weight.shape, generator=generator)
-    model = kad.KadForCausalLM.from_models(base, aligned, rule="dual:threshold=0.2")
-    model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, PAD
-    return model
+    return make_close_pair()
 
 
 def decode(model: kad.KadForCausalLM, ids: torch.Tensor, **options: Any) -> list[int]:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import kad
-from conftest import make_model, make_tokenizer
+from conftest import make_close_pair, make_model, make_tokenizer
 from kad.composition import acceptance, compose, deferred_mass, origin_shares, raise_if_bad
 from kad.errors import LogitsError
 from kad.rules import CascadeRule, RowRules, registry
@@ -29,15 +29,9 @@ CUDA = torch.device("cuda")
 
 @pytest.fixture(scope="module")
 def pair() -> kad.KadForCausalLM:
-    base, aligned = make_model(0, sharpness=4.0), make_model(0, sharpness=4.0)
-    generator = torch.Generator().manual_seed(10)
-    with torch.no_grad():
-        for weight in aligned.parameters():
-            weight += 0.1 * weight.std() * torch.randn(weight.shape, generator=generator)
-    model = kad.KadForCausalLM.from_models(base, aligned, rule="dual:threshold=0.2").to(CUDA)
-    model.tokenizer = make_tokenizer()
-    model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 2
-    return model
+    pair = make_close_pair().to(CUDA)
+    pair.tokenizer = make_tokenizer()
+    return pair
 
 
 def rows_of(vocab: int, dtype: torch.dtype, *shape: int) -> list[torch.Tensor]:

@@ -29,23 +29,11 @@ _PAIR_OPTIONS = frozenset({"cache_dir", "force_download", "local_files_only", "r
 # What the Auto classes pass along, and a pair does not use.
 _AUTO_OPTIONS = frozenset({"_commit_hash", "_from_auto", "adapter_kwargs", "code_revision", "low_cpu_mem_usage"})
 # What lies in a pair folder: the configurations, and whatever the tokenizer saves.
-PAIR_FILES = frozenset(
-    {
-        "added_tokens.json",
-        "chat_template.jinja",
-        "chat_template.json",
-        "config.json",
-        "generation_config.json",
-        "merges.txt",
-        "special_tokens_map.json",
-        "spiece.model",
-        "tokenizer.json",
-        "tokenizer.model",
-        "tokenizer_config.json",
-        "vocab.json",
-        "vocab.txt",
-    }
-)
+PAIR_FILES = frozenset({
+    "added_tokens.json", "chat_template.jinja", "chat_template.json", "config.json", "generation_config.json",
+    "merges.txt", "special_tokens_map.json", "spiece.model", "tokenizer.json", "tokenizer.model",
+    "tokenizer_config.json", "vocab.json", "vocab.txt",
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -239,8 +227,7 @@ def save(model: KadForCausalLM, folder: Any, tokenizer: Any, options: Mapping[st
             f"The {' and '.join(unnamed)} model was given as an object without a path. A pair names its models: "
             "save them first and give their folders or hub ids to from_models."
         )
-    aligned = model.config.model_sources()["aligned"]
-    chosen = tokenizer if tokenizer is not None else load_tokenizer(aligned)
+    chosen = tokenizer if tokenizer is not None else load_tokenizer(model.config.model_sources()["aligned"])
     write(folder, model.config, chosen, model.generation_config)
 
 
@@ -252,8 +239,7 @@ def write(folder: Any, config: KadConfig, tokenizer: Any, settings: GenerationCo
     Raises:
         PairError: something that is not a pair would be overwritten.
     """
-    target = Path(folder)
-    _refuse_foreign(target)
+    _refuse_foreign(target := Path(folder))
     written = KadConfig(
         **{role: source.to_dict(relative_to=target) for role, source in config.model_sources().items()},
         rule=config.rule,

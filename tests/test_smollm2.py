@@ -2,42 +2,34 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from benchmarks import smollm2
+from typer.testing import CliRunner
 
 import kad
 import needs
+from cli_runs import as_json, generate
+from kad.cli.main import app
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, needs.smollm2]
 QUESTION = "What is the capital of France?"
 
 
-def kad_command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "kad", *arguments], capture_output=True, text=True, check=False, timeout=600
-    )
-
-
 def test_a_chat_prompt_is_answered_through_the_command_line_from_the_gguf_file(tmp_path: Path) -> None:
-    reference = smollm2.gguf()
-    packed = kad_command(
-        *("pack", "--base", str(smollm2.perturbed()), "--aligned", reference.model, "-o", str(tmp_path / "pair")),
-        *("--aligned-gguf-file", reference.kwargs["gguf_file"], "--rule", "dual:threshold=0.4"),
+    reference, pair = smollm2.gguf(), tmp_path / "pair"
+    packed = CliRunner().invoke(
+        app,
+        [
+            *("pack", "--base", str(smollm2.perturbed()), "--aligned", reference.model, "-o", str(pair)),
+            *("--aligned-gguf-file", reference.kwargs["gguf_file"], "--rule", "dual:threshold=0.4"),
+        ],
     )
-    assert packed.returncode == 0, packed.stderr
-    assert not list((tmp_path / "pair").glob("*.safetensors"))
-    done = kad_command(
-        *("generate", QUESTION, "--pair", str(tmp_path / "pair"), "--temperature", "0"),
-        *("--max-new-tokens", "24", "--json"),
-    )
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
+    assert packed.exit_code == 0, packed.stderr
+    assert not list(pair.glob("*.safetensors"))
+    result = as_json(generate(QUESTION, "--pair", pair, "--temperature", 0, "--max-new-tokens", 24, "--json"))
     assert "Paris" in result["text"]
     assert result["token_ids"]
     assert result["tokens_per_second"] > 0

@@ -54,10 +54,14 @@ def step_seconds(model: Any, role: str, length: int = 40, steps: int = 12) -> fl
 
 
 def answers(model: Any, questions: list[str], new_tokens: int) -> list[dict[str, Any]]:
-    """Greedy answers, with the forwards of the base model and the seconds of each token after the first."""
+    """Greedy answers, with the forwards of the base model and the seconds of each token after the first.
+
+    And with the seconds of the bare steps of both models just before, because the machine's speed changes.
+    """
     found = []
     how = kad.Sampling(temperature=0, max_new_tokens=new_tokens)
     for question in questions:
+        step = sum(step_seconds(model, role) for role in ("base", "aligned"))
         stream = Stream(model, context_of(model, question), model.composition, how, 0)
         base = stream.loop.scorers["base"]
         assert isinstance(base, Translated)
@@ -70,7 +74,7 @@ def answers(model: Any, questions: list[str], new_tokens: int) -> list[dict[str,
             before, last = base.forwards, now
             assert piece.deferred_mass is not None
         text = stream.answer.text
-        found.append({"question": question, "answer": text, "seconds": seconds, "forwards": forwards,
+        found.append({"question": question, "answer": text, "seconds": seconds, "forwards": forwards, "step": step,
                       "tokens": stream.answer.token_ids})  # fmt: skip
         print(f"{question} {text!r} {sum(forwards)} forwards for {len(forwards)} tokens", flush=True)
     return found
@@ -133,19 +137,16 @@ def main() -> None:
     model: Any = kad.load(**named, rule=f"dual:threshold={THRESHOLD}")
     questions = options.questions.read_text(encoding="utf-8").splitlines() if options.questions else QUESTIONS
     with torch.no_grad():
-        bare = {role: step_seconds(model, role) for role in ("base", "aligned")}
         given = answers(model, questions, options.new_tokens)
-        again = {role: step_seconds(model, role) for role in ("base", "aligned")}
         drafted = with_drafts(model, questions[:12], options.new_tokens)
-        print(bare, again, drafted, flush=True)
         search = compare(model, given, options.positions)
-    step = sum(min(bare[role], again[role]) for role in bare)
     forwards = [count for item in given for count in item["forwards"]]
     seconds = [second for item in given for second in item["seconds"]]
+    costs = [second / item["step"] for item in given for second in item["seconds"]]
     result = {
         "tokens": len(forwards), "forwards_per_token_mean": sum(forwards) / len(forwards),
         "forwards_per_token_median": median(forwards), "seconds_per_token_median": median(seconds),
-        "bare_steps_seconds": step, "cost_median": median(seconds) / step, **drafted, **search,
+        "bare_steps_seconds": median(item["step"] for item in given), "cost_median": median(costs), **drafted, **search,
     }  # fmt: skip
     save("translation", result)
     print(result)

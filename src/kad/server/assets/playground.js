@@ -140,7 +140,6 @@
     }
     return null;
   };
-  // The token in focus is no longer shown.
   const unfocus = () => { history.replaceState(null, "", location.pathname); nothing(); };
   const follow = () => {
     const [at, version, column, index] = location.hash.slice(1).split(".").map((number) => Number(number) - 1);

@@ -25,6 +25,7 @@ from kad.evaluation.engines.engine import Request
 from kad.evaluation.engines.models import Models
 from kad.evaluation.engines.text_engine import TextEngine
 from kad.evaluation.methods import parse_method
+from kad.figures.probe import SURE, probe
 from kad.in_force import InForce
 from kad.loading import load_tokenizer
 from kad.rules import parse_rule
@@ -328,6 +329,17 @@ def test_the_playground_asks_the_base_model_alone_in_its_own_tokens(pair: kad.Ka
         stop = next(letter for letter in text[1:] if letter.isascii())
         _, done = ask(stop=[stop])
         assert (done["text"], done["finish_reason"]) == (text.partition(stop)[0], "stop_string")
+
+
+def test_a_probe_counts_tokens_and_not_the_mass_of_nobody(pair: kad.KadForCausalLM) -> None:
+    found = probe(pair, ["What is it?", "Who?"], max_new_tokens=12)
+    positions = [at for asked in ("What is it?", "Who?") for at in
+                 kad.trace(pair, asked, sampling=kad.Sampling(temperature=0, max_new_tokens=12)).positions]  # fmt: skip
+    assert max(at.nobody for at in positions) > 0.5
+    assert found.sure == sum(max(c.p for c in at.candidates) >= SURE for at in positions) / len(positions)
+    assert found.deferred_mass == pytest.approx(
+        sum(at.deferred_mass or 0.0 for at in positions) / len(positions), abs=1e-4
+    )
 
 
 def test_a_conversation_and_a_batch(pair: kad.KadForCausalLM) -> None:

@@ -122,8 +122,9 @@ def probe(
             betas.append(acceptance(composition, base, aligned, reference))
             if isinstance(composition.rule, CascadeRule):
                 alphas.append(deferred_mass(composition, base, aligned))
-            favorites.append(torch.stack([base.argmax(-1), aligned.argmax(-1)]))
-            sure.append(base.softmax(-1).amax(-1) >= SURE)
+            p = base.softmax(-1)[:, : aligned.shape[-1]]  # the mass of nobody is no token's
+            favorites.append(torch.stack([p.argmax(-1), aligned.argmax(-1)]))
+            sure.append(p.amax(-1) >= SURE)
     alpha, beta = (torch.cat(rows) if rows else None for rows in (alphas, betas))
     both, is_sure = torch.cat(favorites, dim=-1), torch.cat(sure)
     apart = both[0] != both[1]

@@ -336,6 +336,7 @@ def test_a_probe_counts_tokens_and_not_the_mass_of_nobody(pair: kad.KadForCausal
     positions = [at for asked in ("What is it?", "Who?") for at in
                  kad.trace(pair, asked, sampling=kad.Sampling(temperature=0, max_new_tokens=12)).positions]  # fmt: skip
     assert max(at.nobody for at in positions) > 0.5
+    assert "(no token)" in {row.base for row in found.disagreements}
     assert found.sure == sum(max(c.p for c in at.candidates) >= SURE for at in positions) / len(positions)
     assert found.deferred_mass == pytest.approx(
         sum(at.deferred_mass or 0.0 for at in positions) / len(positions), abs=1e-4

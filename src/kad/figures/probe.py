@@ -40,7 +40,10 @@ _MUCH, _LITTLE, _OVERRULED = 0.2, 0.02, 0.05
 
 @dataclass(frozen=True)
 class Disagreement:
-    """The base model's favorite, the aligned model's, and at how many positions."""
+    """The base model's favorite, the aligned model's, and at how many positions.
+
+    A base model that is read through other tokens may give most of its mass to none: its favorite is "(no token)".
+    """
 
     base: str
     aligned: str
@@ -122,9 +125,9 @@ def probe(
             betas.append(acceptance(composition, base, aligned, reference))
             if isinstance(composition.rule, CascadeRule):
                 alphas.append(deferred_mass(composition, base, aligned))
-            p = base.softmax(-1)[:, : aligned.shape[-1]]  # the mass of nobody is no token's
-            favorites.append(torch.stack([p.argmax(-1), aligned.argmax(-1)]))
-            sure.append(p.amax(-1) >= SURE)
+            vocab = aligned.shape[-1]  # p may have one more entry, the mass that belongs to no token
+            favorites.append(torch.stack([base.argmax(-1), aligned.argmax(-1)]))
+            sure.append(base.softmax(-1)[:, :vocab].amax(-1) >= SURE)
     alpha, beta = (torch.cat(rows) if rows else None for rows in (alphas, betas))
     both, is_sure = torch.cat(favorites, dim=-1), torch.cat(sure)
     apart = both[0] != both[1]
@@ -141,7 +144,7 @@ def probe(
         sure_apart=float((is_sure & apart).float().mean()),
         disagreements=tuple(
             Disagreement(
-                base=decode(model.tokenizer, [base], special=True),
+                base=decode(model.tokenizer, [base], special=True) if base < vocab else "(no token)",
                 aligned=decode(model.tokenizer, [aligned], special=True),
                 positions=count,
             )

@@ -161,6 +161,22 @@ def test_tied_tokens_share_one_fate_in_the_bisection(device: torch.device) -> No
         torch.testing.assert_close(found, compose(rule, log_p.cpu(), aligned.cpu()), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_primal_tells_neighbouring_logits_apart(device: torch.device, dtype: torch.dtype) -> None:
+    """Three logits next to each other in their type, p a third each: a budget of 0.4 defers the least one alone."""
+    bits = {torch.float32: torch.int32}.get(dtype, torch.int16)
+    first = torch.tensor([[3.0, 0.7], [-3.0, -0.7]], dtype=dtype).reshape(4, 1).view(bits)
+    steps = torch.tensor([0, 1, 2], dtype=bits)  # away from zero
+    base = (first + steps).view(dtype)
+    base = torch.where(base > 0, base.flip(-1), base)  # the largest first
+    rule, aligned = parse_rule("primal:budget=0.4"), torch.tensor([[0.0, 1.0, 2.0]], dtype=dtype).expand(4, 3)
+    found = compose_rows(RowRules.of([rule], device), base.to(device), aligned.contiguous().to(device)).cpu()
+    expected = compose(rule, base.double(), aligned.double())
+    assert bool((base[:, :-1] > base[:, 1:]).all())
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
+    assert bool((expected[:, 2].exp() < 0.3).all())
+
+
 def test_what_the_kernel_refuses() -> None:
     table = RowRules.of([parse_rule("dual")])
     with pytest.raises(LogitsError, match="must be rows"):

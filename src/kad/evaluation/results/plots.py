@@ -30,7 +30,6 @@ STYLE: dict[str, Any] = {
 }
 # Points at 0 and 100 % lie inside the frame, with their markers.
 WHOLE = (-3, 103)
-
 # Below the frame, where a long name hides nothing and takes no width.
 _BELOW: dict[str, Any] = {"loc": "outside lower left", "fontsize": 8, "title_fontsize": 8, "alignment": "left"}
 

@@ -3,10 +3,16 @@
 MATRIX ?= .matrix
 UV ?= $(or $(shell command -v uv),$(MATRIX)/tool/bin/uv)
 
-.PHONY: matrix
+RUN_MATRIX = $(PYTHON) make/matrix.py --folder $(abspath $(MATRIX)) --uv $(abspath $(UV)) $(MATRIX_ARGS)
+
+.PHONY: matrix matrix-env
 
 matrix: $(if $(shell command -v uv),,$(MATRIX)/tool/bin/uv)
-	$(PYTHON) make/matrix.py --folder $(abspath $(MATRIX)) --uv $(abspath $(UV)) $(MATRIX_ARGS)
+	$(RUN_MATRIX)
+
+# The environments alone, for `make matrix MATRIX_ARGS="--step test"`.
+matrix-env: $(if $(shell command -v uv),,$(MATRIX)/tool/bin/uv)
+	$(RUN_MATRIX) --step install
 
 $(MATRIX)/tool/bin/uv:
 	$(PYTHON) -m venv $(MATRIX)/tool

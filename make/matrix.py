@@ -54,14 +54,20 @@ def main() -> int:
     parser.add_argument(
         "--only", nargs="+", choices=("oldest", "pinned", "newest"), help="these rows, and write no results"
     )
+    parser.add_argument("--step", choices=("install", "test"), help="only make the environments, or use those made")
     arguments = parser.parse_args()
     environments = [
         Environment(name, version, arguments.folder / name)
         for name, version in (("oldest", TRANSFORMERS.oldest), ("pinned", pinned("transformers")), ("newest", None))
         if arguments.only is None or name in arguments.only
     ]
-    wheel = build(arguments.uv, arguments.folder)
-    rows = [check(arguments.uv, environment, wheel) for environment in environments]
+    if arguments.step != "test":
+        wheel = build(arguments.uv, arguments.folder)
+        for environment in environments:
+            install(arguments.uv, environment, wheel)
+    if arguments.step == "install":
+        return 0
+    rows = [check(arguments.uv, environment) for environment in environments]
     print(table(rows))
     if arguments.only is None:
         RESULTS.parent.mkdir(parents=True, exist_ok=True)
@@ -86,18 +92,21 @@ def build(uv: str, folder: Path) -> Path:
     return wheel
 
 
-def check(uv: str, environment: Environment, wheel: Path) -> dict[str, Any]:
-    """Make the environment, run the core tests in it, and say what was found."""
+def install(uv: str, environment: Environment, wheel: Path) -> None:
+    """Make the environment."""
     wanted = "transformers" if environment.transformers is None else f"transformers=={environment.transformers}"
-    print(f"\n{environment.name}: {wanted}", flush=True)
     run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(environment.folder)])
     packages = [f"{wheel}[eval,gguf]", wanted, f"torch=={pinned('torch')}", *TEST_PACKAGES]
     run([uv, "pip", "install", "--quiet", "--python", environment.python, *packages])
+
+
+def check(uv: str, environment: Environment) -> dict[str, Any]:
+    """Run the core tests in the environment, and say what was found."""
     installed = json.loads(
         run([uv, "pip", "list", "--quiet", "--format", "json", "--python", environment.python], capture_output=True)
     )
     versions = {entry["name"]: entry["version"].split("+")[0] for entry in installed}
-    print(", ".join(f"{name} {versions[name]}" for name in SHOWN), flush=True)
+    print(f"\n{environment.name}: " + ", ".join(f"{name} {versions[name]}" for name in SHOWN), flush=True)
     code, output = test(environment)
     return {
         "name": environment.name,

@@ -2,7 +2,9 @@
 SITE_VENV ?= .venv-docs
 SITE_PACKAGES := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")
 
-.PHONY: site
+.PHONY: site site-env
+
+site-env: $(SITE_VENV)/installed
 
 # NO_MKDOCS_2_WARNING: the theme warns on every build about MkDocs 2, which pyproject.toml rules out.
 site: $(SITE_VENV)/installed

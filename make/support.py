@@ -33,6 +33,8 @@ FOLDER, PAGE = ROOT / "docs" / "support", ROOT / "docs" / "support.md"
 # Each has an environment of its own. The page shows them in this order.
 PARTS = {"tests": ROOT / "tests", "laptop": ROOT / "tests" / "laptop", "vllm": ROOT / "tests" / "vllm"}
 MARK = "pytest.mark.supports("
+# A test collects within its own run of pytest, which keeps its cache and its fault handler.
+_QUIET = ("-p", "no:cacheprovider", "-p", "no:faulthandler")
 Claims = dict[str, dict[str, list[str]]]  # engine -> feature -> rules
 
 HEAD = """# What works with what
@@ -71,7 +73,7 @@ def collect(folder: Path) -> Claims:
     arguments = [*marked, *([f"--config-file={own}"] if own.exists() else [])]
     collector, output = Collector(), io.StringIO()
     with contextlib.redirect_stdout(output):
-        code = pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", *arguments], plugins=[collector])
+        code = pytest.main(["--collect-only", "-q", "-s", *_QUIET, *arguments], plugins=[collector])
     if code != pytest.ExitCode.OK:
         sys.exit(f"The tests cannot be collected:\n{output.getvalue()}")
     return {
@@ -110,26 +112,37 @@ def _read(name: str) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
+def files(part: str) -> dict[Path, str]:
+    """The text of the files that this part's tests decide."""
+    found = collect(PARTS[part])
+    claims: Claims = {}
+    for name in PARTS:
+        claims |= found if name == part else _read(f"{name}.json")
+    return {
+        FOLDER / f"{part}.json": json.dumps(found, indent=1) + "\n",
+        PAGE: page(claims, _read("hosts.json")),
+    }
+
+
+def check(part: str) -> None:
+    """End with a message where a file is not what the tests say."""
+    for path, text in files(part).items():
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            sys.exit(f"{path.relative_to(ROOT)} is not what the tests say. Run: make support")
+
+
 def main() -> None:
     """Write the files, or check them."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("part", nargs="?", choices=PARTS, default="tests")
     options.add_argument("--check", action="store_true")
     chosen = options.parse_args()
-    found = collect(PARTS[chosen.part])
-    claims: Claims = {}
-    for part in PARTS:
-        claims |= found if part == chosen.part else _read(f"{part}.json")
-    written = {
-        FOLDER / f"{chosen.part}.json": json.dumps(found, indent=1) + "\n",
-        PAGE: page(claims, _read("hosts.json")),
-    }
-    for path, text in written.items():
-        if chosen.check and (not path.exists() or path.read_text(encoding="utf-8") != text):
-            sys.exit(f"{path.relative_to(ROOT)} is not what the tests say. Run: make support")
-        if not chosen.check:
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(text, encoding="utf-8", newline="\n")
+    if chosen.check:
+        check(chosen.part)
+        return
+    for path, text in files(chosen.part).items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 import yaml
+from make import support
 
 import kad
-import support_page
 
 ROOT = Path(__file__).parents[1]
 
@@ -51,4 +51,4 @@ def test_contributors_are_sent_to_names_that_exist() -> None:
 
 
 def test_the_support_page_is_what_the_tests_say() -> None:
-    support_page.check("tests")
+    support.check("tests")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import support_page
+from make import support
 
 
 def test_the_support_page_is_what_these_tests_say() -> None:
-    support_page.check("laptop")
+    support.check("laptop")

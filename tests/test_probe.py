@@ -90,8 +90,11 @@ def test_the_command(tmp_path: Path) -> None:
     found = json.loads(result.stdout)["probe"]
     assert found["answers"] == 2
     assert found["advice"]
+    other = json.loads(CliRunner().invoke(app, [*asked, "--probe", "--base-prompt", "plain", "--json"]).stdout)["probe"]
+    assert other["acceptance"] != found["acceptance"]
     shown = CliRunner().invoke(app, [*asked, "--probe"]).stdout
     assert "both prefer the same token" in " ".join(shown.split())
-    refused = CliRunner().invoke(app, asked)
-    assert refused.exit_code == 2
-    assert "--prompts belongs to --probe" in refused.stderr
+    for option in (asked[2:], ["--base-prompt", "qa"]):
+        refused = CliRunner().invoke(app, ["info", "tiny", *option])
+        assert refused.exit_code == 2
+        assert f"{option[0]} belongs to --probe" in refused.stderr

@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "kad chat",
-    "kad chat --pair my-pair --system 'You answer in one sentence.'",
+    "kad chat my-pair --system 'You answer in one sentence.'",
     "kad chat --base Qwen/Qwen3-14B-Base --aligned Qwen/Qwen3-1.7B --no-thinking -t 0.7",
     "kad chat --rule confidence_bet",
 )
 
 
 def command(
+    given: options.Pair = None,
     *,
     system: options.System = None,
     thinking: options.Thinking = None,
@@ -40,6 +41,7 @@ def command(
     all commands. Ctrl-C stops an answer. Ctrl-D, or Ctrl-C twice, leaves. If you pipe text in, every line is a message
     or a command.
     """
+    models = models.of(given)
     with stdio.stderr().status("Loading the models ..."):
         model = models.load()
         from kad.cli.conversation import Chat

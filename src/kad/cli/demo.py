@@ -32,7 +32,7 @@ _SHOWN = 3
 _NEXT = (
     ("kad demo --real", "the same with two real models"),
     ('kad generate --pair tiny "Mia has 24 apples. She buys 13 more. Then she loses 9. How many are left?"', "yours"),
-    ("kad chat --pair tiny", "one problem after another"),
+    ("kad chat tiny", "one problem after another"),
     ("kad sweep --help", "the same comparison over a rule's parameter"),
     ("kad generate --help", "the same with your own base and aligned model"),
 )

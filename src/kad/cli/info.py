@@ -63,11 +63,9 @@ class Description:
 
 
 def command(
-    pair: Annotated[
-        str | None, typer.Argument(metavar="PAIR", help="A pair: a folder, a hub id, or tiny, the embedded one.")
-    ] = None,
+    given: options.Pair = None,
     *,
-    named: Annotated[options.ModelOptions, Only("base", "aligned", "reference", "imported")],
+    named: Annotated[options.ModelOptions, Only("base", "aligned", "reference", "base_prompt", "imported")],
     of_environment: Annotated[
         bool,
         Option("Show versions, system and devices instead, for a report of an error.", name="--environment"),
@@ -85,14 +83,16 @@ def command(
     """
     if prompts is not None and not probe:
         raise UsageError("--prompts belongs to --probe; give both.")
+    if named.base_prompt is not None and not probe:
+        raise UsageError("--base-prompt belongs to --probe; give both.")
+    named = named.of(given)
     if of_environment:
-        if pair is not None or named.base is not None:
+        if named.pair is not None or named.base is not None:
             raise UsageError("kad info --environment is about this installation: leave out the pair and the models.")
         _show(environment.environment(), environment.render, as_json)
         return
-    named = replace(named, pair=pair)
     named.check_sources()
-    if pair is None and named.base is None:
+    if named.pair is None and named.base is None:
         raise UsageError("kad info needs a pair (a folder, a hub id or tiny), or --base and --aligned.")
     loading.quiet_transformers()
     config = _configuration(named)
@@ -100,9 +100,9 @@ def command(
     models = {role: _describe(source) for role, source in sources.items()}
     vocabulary = _vocabulary(sources, models)
     found = {
-        "pair": pair,
-        "rule": config.rule if pair is not None else None,
-        "deferral_temperature": config.deferral_temperature if pair is not None else None,
+        "pair": named.pair,
+        "rule": config.rule if named.pair is not None else None,
+        "deferral_temperature": config.deferral_temperature if named.pair is not None else None,
         "models": {role: asdict(model) for role, model in models.items()},
         "vocabulary": vocabulary,
         "memory": _memory(models),

@@ -13,6 +13,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
+import typer
+
 from kad.base_prompt import BasePrompt
 from kad.engines.load import DTYPES, ENGINES, check_sources
 from kad.errors import KadError, UsageError
@@ -28,6 +30,9 @@ Json = Annotated[bool, Option("Print one JSON object, and nothing else, on stand
 PromptFile = Annotated[Path | None, Option("Read the prompt from a file.", "FILE", "-f")]
 System = Annotated[str | None, Option("A system message before the conversation.", "TEXT")]
 Thinking = Annotated[bool | None, Option("For chat templates with a thinking switch (Qwen3).", shown="the template's")]
+Pair = Annotated[
+    str | None, typer.Argument(metavar="PAIR", help="A pair: a folder, a hub id, or tiny, the embedded one.")
+]
 Raw = Annotated[bool, Option("Use the prompt without the chat template.")]
 
 
@@ -160,6 +165,18 @@ class ModelOptions:
         from kad.tracing.tracer import public_name
 
         return self.pair or "+".join(public_name(model) for model in (self.base, self.aligned) if model) or "tiny"
+
+    def of(self, pair: str | None) -> ModelOptions:
+        """The same with the pair that stands before the options, if one does.
+
+        Raises:
+            UsageError: --pair names one, too.
+        """
+        if pair is None:
+            return self
+        if self.pair is not None:
+            raise UsageError(f"The pair is named twice, {pair} and --pair {self.pair}. Leave one out.")
+        return replace(self, pair=pair)
 
     def check_places(self) -> None:
         """What can be said about the sources before anything heavy is imported.

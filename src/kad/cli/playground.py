@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from urllib.parse import quote
 
 from kad.cli import stdio
-from kad.cli.options import ModelOptions
+from kad.cli.options import ModelOptions, Pair
 from kad.options import Option
 from kad.server.options import Listening
 
@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "kad playground",
-    "kad playground --pair my-pair --rule dual:threshold=0.6",
+    "kad playground my-pair --rule dual:threshold=0.6",
     "kad playground --base Qwen/Qwen3-14B-Base --aligned Qwen/Qwen3-1.7B --no-browser",
 )
 
 
 def command(
+    given: Pair = None,
     *,
     browser: Annotated[bool, Option("Open the page in the browser.")] = True,
     models: ModelOptions,
@@ -37,6 +38,7 @@ def command(
     """
     from kad.server import run
 
+    models = models.of(given)
     models.check_places()
     run.check_installed()
     socket = run.listen(listening)

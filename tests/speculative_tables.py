@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from transformers import EosTokenCriteria, LogitsProcessorList, StoppingCriteriaList
 
-from kad.composition import Composition, compose, never_kept
+from kad.composition import Composition, compose
+from kad.nobody import never_kept
 from kad.rules import Rule
 from kad.speculation.inputs import stop_rule, warp_of
 from kad.speculation.loop import SpeculativeLoop
@@ -126,7 +127,7 @@ def exact_distribution(
             drafter=drafter,
             scorers={role: scorer(role, vocab) for role in roles},
             policy=choose_policy(
-                Composition(rule, deferral_temperature, nobody),
+                composition=Composition(rule, deferral_temperature, nobody),
                 drafter=drafter,
                 greedy=greedy,
                 verifier=verifier,

@@ -17,10 +17,10 @@ from kad.composition import (
     compose,
     composed,
     deferred_mass,
-    never_kept,
     origin_shares,
 )
 from kad.errors import LogitsError, RuleError, VocabularyError
+from kad.nobody import never_kept
 from kad.rules import CascadeRule, Rule, ThresholdRule, registry
 from test_rules import CASCADES, THRESHOLDS, near_a_decision, pairs_of_rows, parameters, rows, rules_of
 
@@ -276,3 +276,18 @@ def test_bad_input_gets_a_clear_error() -> None:
     nothing = torch.tensor([[0.0, -torch.inf]]), torch.tensor([[-torch.inf, 0.0]])
     with pytest.raises(LogitsError, match="the product of the models' probabilities"):
         compose(kad.rules.ImplicitReward(), *nothing, torch.zeros(1, 2))
+
+
+@pytest.mark.parametrize("rule", ["dual", "confidence_bet", "primal"])
+def test_on_a_cpu_long_rows_are_mended_where_p_is_kept(rule: str) -> None:
+    """49,152 tokens; p so sure that alpha underflows; tokens that q* all but excludes. Gradients take the other way."""
+    generator = torch.Generator().manual_seed(0)
+    base, aligned = 3.0 * torch.randn(2, 3, 49_152, generator=generator)
+    base[0, 7], base[1:, 7] = 200.0, 15.0
+    aligned[2, ::2] = -20_000.0
+    whole = compose(rule, base.clone().requires_grad_(), aligned).detach()
+    for found, expected in ((compose(rule, base, aligned), whole), (compose(rule, base[1:], aligned[1:]), whole[1:])):
+        possible = expected > -9_000.0
+        torch.testing.assert_close(found[possible], expected[possible], rtol=1e-5, atol=1e-5)
+        # Of excluded tokens only the order counts. The floor is a maximum here and a sum there.
+        torch.testing.assert_close(found[~possible], expected[~possible], rtol=0, atol=0.7)

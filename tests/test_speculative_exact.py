@@ -11,7 +11,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from kad.composition import never_kept
+from kad.nobody import never_kept
 from kad.rules import parse_rule, registry
 from kad.verification import Target, verify_block, verify_tokens
 from speculative_tables import TableScorer, exact_distribution, total_variation, true_distribution

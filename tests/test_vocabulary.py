@@ -19,9 +19,10 @@ from transformers import PreTrainedTokenizerFast
 import kad
 import needs
 from conftest import VOCAB, make_model
-from kad.composition import Composition, compose, composed, never_kept
+from kad.composition import Composition, compose, composed
 from kad.config import KadConfig
 from kad.errors import VocabularyError
+from kad.nobody import never_kept
 from kad.rules import CascadeRule, registry
 from kad.text.score import score_tokens
 from kad.vocabulary import TokenMap, common_size, foreign_ids

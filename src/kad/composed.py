@@ -7,11 +7,12 @@ that is not a distribution becomes NaN.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from kad.distribution import Distribution, columns_above, may_look, problem_of
+from kad.distribution import Distribution, columns_above, problem_of
 from kad.errors import LogitsError, RuleError
 from kad.rules import CascadeRule, ProductRule, Rule, ThresholdRule
 from kad.rules.rule import EXCLUDED
@@ -21,23 +22,6 @@ NAMES = ("base_logits", "aligned_logits", "reference_logits")
 
 # Below this deferred mass its logarithm is taken of log-probabilities, which do not underflow.
 _SMALL = 1e-30
-
-
-@dataclass(frozen=True, eq=False)
-class Few:
-    """The kept tokens of rows of p, together with some other tokens.
-
-    Attributes:
-        columns: (k,), their ids.
-        keep: (n, k), 1 where the token is kept, else 0.
-        log_p: (n, k), their log-probabilities.
-        alpha: (n,), the deferred mass: the mass of all tokens that are not kept, also of those outside of `columns`.
-    """
-
-    columns: Tensor
-    keep: Tensor
-    log_p: Tensor
-    alpha: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,9 +52,9 @@ class Composed:
     def log_pi_and_alpha(self) -> tuple[Tensor, Tensor | None]:
         """log pi (..., vocab), and the log of the deferred mass (..., 1), which is None for products."""
         rule, log_aligned = self.rule, self.aligned.log_probs()
-        few = self.few()
-        if few is not None and bool((few.alpha > _SMALL).all()):
-            return self._log_pi_of_few(few, log_aligned)
+        mended = self._mended(log_aligned)
+        if mended is not None:
+            return mended
         log_p = self.base.log_probs()
         if isinstance(rule, CascadeRule):
             keep = self.keep()
@@ -97,29 +81,11 @@ class Composed:
         """
         rule = self.rule
         if isinstance(rule, ThresholdRule):
-            logits, cutoff = self.base.logits.detach(), rule.cutoff(self.base, self.aligned).detach()
-            return torch.ge(logits, cutoff.unsqueeze(-1), out=torch.empty_like(logits))
+            logits = self.base.logits.detach()
+            return torch.ge(logits, self._cutoff.detach().unsqueeze(-1), out=torch.empty_like(logits))
         assert isinstance(rule, CascadeRule)
         keep = rule.keep(self.base.log_probs(), self.aligned.log_probs())
         return torch.where(keep == keep.clamp(0.0, 1.0), keep, torch.nan)
-
-    def few(self) -> Few | None:
-        """The kept tokens of a threshold rule as lists, on a CPU, for rows (n, vocab) with few kept tokens. Else None.
-
-        This is the only place where a CPU takes another path. Passes over whole rows are slow there, and this path is
-        several times as fast.
-        """
-        rule, logits = self.rule, self.base.logits
-        if not isinstance(rule, ThresholdRule) or logits.ndim != 2 or not may_look(logits):
-            return None
-        cutoff = rule.cutoff(self.base, self.aligned)
-        columns = columns_above(logits, cutoff)
-        if columns is None:
-            return None
-        p, log_p = self.base.probs(), logits[:, columns] - self.base.log_z.unsqueeze(-1)
-        keep = (logits[:, columns] >= cutoff.unsqueeze(-1)).to(p.dtype)
-        outside = p.index_fill(1, columns, 0.0).sum(dim=-1) + self._nobody_mass()
-        return Few(columns, keep, log_p, outside + ((1.0 - keep) * p[:, columns]).sum(dim=-1))
 
     def cascade(self) -> tuple[Tensor, Tensor]:
         """The two parts of pi = kept + alpha q*: k_v p_v (..., vocab), and alpha (...,), a sum of what is deferred."""
@@ -129,11 +95,9 @@ class Composed:
 
     def product(self) -> Tensor:
         """The unnormalized log-weights of a product, (..., vocab)."""
-        rule = self.rule
-        if not isinstance(rule, ProductRule) or (rule.needs_reference and self.reference is None):
-            raise RuleError(f"Rule {rule} needs the reference model, but got none.")
+        assert isinstance(self.rule, ProductRule)
         reference = None if self.reference is None else self.reference.log_probs()
-        return rule.combine(self.base.log_probs(), self.aligned.log_probs(), reference)
+        return self.rule.combine(self.base.log_probs(), self.aligned.log_probs(), reference)
 
     def explain(self) -> None:
         """Raise the error for rows that became NaN. This reads every value."""
@@ -157,14 +121,33 @@ class Composed:
     def _nobody_mass(self) -> Tensor | float:
         return 0.0 if self.nobody is None else self.nobody.exp().squeeze(-1)
 
-    def _log_pi_of_few(self, few: Few, log_aligned: Tensor) -> tuple[Tensor, Tensor]:
-        """log pi and log alpha: alpha q*, mended at the kept tokens."""
-        log_alpha = few.alpha.log().unsqueeze(-1)
+    @cached_property
+    def _cutoff(self) -> Tensor:
+        assert isinstance(self.rule, ThresholdRule)
+        return self.rule.cutoff(self.base, self.aligned)
+
+    def _mended(self, log_aligned: Tensor) -> tuple[Tensor, Tensor] | None:
+        """log pi and log alpha on a CPU, for rows (n, vocab) that keep few tokens: alpha q*, mended at these.
+
+        This is the only place where a CPU takes another path. Passes over whole rows are slow there.
+        """
+        logits = self.base.logits
+        if not isinstance(self.rule, ThresholdRule) or logits.ndim != 2:
+            return None
+        columns = columns_above(logits, self._cutoff)
+        if columns is None:
+            return None
+        p, kept = self.base.probs(), logits[:, columns] - self.base.log_z.unsqueeze(-1)
+        keep = (logits[:, columns] >= self._cutoff.unsqueeze(-1)).to(p.dtype)
+        outside = p.index_fill(1, columns, 0.0).sum(dim=-1) + self._nobody_mass()
+        alpha = outside + ((1.0 - keep) * p[:, columns]).sum(dim=-1)
+        if not bool((alpha > _SMALL).all()):
+            return None
+        log_alpha = alpha.log().unsqueeze(-1)
         log_pi = log_aligned + log_alpha
         if bool(log_pi.amin() < EXCLUDED):
             log_pi = torch.maximum(log_pi, self.base.log_probs() + EXCLUDED)
-        kept = few.log_p + (few.keep - 1.0) * -EXCLUDED
-        return log_pi.index_copy_(1, few.columns, torch.logaddexp(kept, log_pi[:, few.columns])), log_alpha
+        return log_pi.index_copy_(1, columns, torch.logaddexp(kept + keep.log(), log_pi[:, columns])), log_alpha
 
 
 def _log_sum(log_x: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,10 +15,10 @@ from torch import Tensor
 
 from kad import kernels
 from kad.composed import NAMES, Composed
-from kad.distribution import Distribution, check_tensors, may_look, raised, row_blocks
+from kad.distribution import Distribution, may_look, raised, row_blocks
 from kad.errors import RuleError, VocabularyError
+from kad.nobody import without_foreign
 from kad.rules import CascadeRule, RowRules, Rule, ThresholdRule, parse_rule
-from kad.rules.rule import EXCLUDED
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Composition:
         rule: a rule; its string or its dict is parsed.
         deferral_temperature: the models' logits are divided by it *before* composing; 1 in the papers' runs.
         nobody: whether rows of the base model have one more entry, the last: mass that belongs to no token, which a
-            cascade always defers (see `never_kept`).
+            cascade always defers (see `kad.nobody`).
         foreign: the tokens that mean something else to the aligned model (see `kad.vocabulary`). The base model's mass
             on them is always deferred; products give them no probability.
 
@@ -98,13 +97,11 @@ def compose(
             positive.
     """
     composition = Composition.of(rule, deferral_temperature)
-    check_tensors(NAMES, base_logits, aligned_logits)
-    rule, shape = composition.rule, base_logits.shape
-    plain = composition.nobody or composition.foreign or shape != aligned_logits.shape
-    if not plain and kernels.takes(rule, base_logits, aligned_logits):
-        flat = (logits.reshape(-1, shape[-1]) for logits in (base_logits, aligned_logits))
-        temperature = composition.deferral_temperature
-        return kernels.compose_rows(rule, *flat, deferral_temperature=temperature).reshape(shape)
+    models = base_logits, aligned_logits
+    if not composition.nobody and not composition.foreign and kernels.takes(composition.rule, *models):
+        flat = (logits.reshape(-1, logits.shape[-1]) for logits in models)
+        found = kernels.compose_rows(composition.rule, *flat, deferral_temperature=composition.deferral_temperature)
+        return found.reshape(base_logits.shape)
     return _by_row(Composed.log_pi, composition, base_logits, aligned_logits, reference_logits, check=check)
 
 
@@ -172,58 +169,28 @@ def composed(
 ) -> Composed:
     """What `compose` works on: all rows at once, and nothing looked at. Arguments as `compose`."""
     given = _inputs(composition, base_logits, aligned_logits, reference_logits)
-    # A CPU works with p itself where it can, see `Composed.few`. All models in one arithmetic: a tie must be one.
+    # A CPU works with p itself where it can. All models in one arithmetic: a tie must be one.
     few = isinstance(composition.rule, ThresholdRule) and may_look(given[0])
     normalize = Distribution.in_probabilities if few else Distribution.of
-    given[0] = without_foreign(composition, given[0])
-    base, *others = (normalize(tempered(composition, logits)) for logits in given)
-    return with_nobody(composition, base, *others)
+    others = (normalize(tempered(composition, logits)) for logits in given[1:])
+    return with_base(composition, given[0], *others, normalize=normalize)
 
 
-def with_nobody(
-    composition: Composition, base: Distribution, aligned: Distribution, reference: Distribution | None = None
+def with_base(
+    composition: Composition,
+    base_logits: Tensor,
+    aligned: Distribution,
+    reference: Distribution | None = None,
+    *,
+    normalize: Callable[[Tensor], Distribution] = Distribution.in_probabilities,
 ) -> Composed:
-    """The models at the same positions. The last entry of `base` is set apart where it belongs to no token."""
-    if not composition.nobody and not composition.foreign:
-        return Composed(composition.rule, base, aligned, reference)
-    base, rest = base.without_last()
-    return Composed(composition.rule, base, aligned, reference, rest)
-
-
-def without_foreign(composition: Composition, base_logits: Tensor) -> Tensor:
-    """Rows of p in which the mass of foreign tokens belongs to nobody; the rows themselves where there are none."""
-    if not composition.foreign:
-        return base_logits
+    """The models at the same positions: p from its logits, q* and q as they are."""
     vocab = base_logits.shape[-1] - composition.nobody
-    tokens = _marked(composition.foreign, vocab, base_logits.device)
-    rows = never_kept(base_logits, tokens, composition.deferral_temperature)
-    # What was nobody's before is in the new last entry too.
-    return torch.cat((rows[..., :vocab], rows[..., -1:]), dim=-1) if composition.nobody else rows
-
-
-@lru_cache(maxsize=8)
-def _marked(tokens: tuple[int, ...], vocab: int, device: torch.device) -> Tensor:
-    marks = torch.zeros(vocab, dtype=torch.bool)
-    marks[list(tokens)] = True
-    return marks.to(device)
-
-
-def never_kept(base_logits: Tensor, tokens: Tensor, deferral_temperature: float = 1.0) -> Tensor:
-    """Rows of p in which the mass of some tokens belongs to nobody, for `Composition(..., nobody=True)`.
-
-    Args:
-        base_logits: (..., vocab), the base model's logits.
-        tokens: (..., vocab) or (vocab,), bool: the tokens that must never be kept. Rows of logits may be longer: what
-            is past the tokenizer stands for no token.
-        deferral_temperature: that of the composition, so that each token has its share at that temperature.
-
-    Returns:
-        (..., vocab + 1), logits. The tokens themselves stand 10,000 below: their probability is zero.
-    """
-    tokens = torch.nn.functional.pad(tokens, (0, base_logits.shape[-1] - tokens.shape[-1]), value=True)
-    log_p = (raised(base_logits, "base_logits") / deferral_temperature).log_softmax(dim=-1)
-    rest = log_p.masked_fill(~tokens, EXCLUDED).logsumexp(dim=-1, keepdim=True)
-    return deferral_temperature * torch.cat((torch.where(tokens, log_p + EXCLUDED, log_p), rest), dim=-1)
+    own = without_foreign(base_logits, vocab, composition.foreign, composition.deferral_temperature)
+    base, rest = normalize(tempered(composition, own)), None
+    if composition.nobody or composition.foreign:
+        base, rest = base.without_last()
+    return Composed(composition.rule, base, aligned, reference, rest)
 
 
 def tempered(composition: Composition, logits: Tensor) -> Tensor:
@@ -267,8 +234,8 @@ def _inputs(composition: Composition, base: Tensor, aligned: Tensor, reference: 
     rule = composition.rule
     if rule.needs_reference and reference is None:
         raise RuleError(f"Rule {rule} needs the reference model's logits (reference_logits), but got none.")
-    given = [base, aligned, *([reference] if rule.needs_reference and reference is not None else [])]
-    check_tensors(NAMES, *given)
+    models = [base, aligned, *([reference] if rule.needs_reference and reference is not None else [])]
+    given = [raised(logits, name) for name, logits in zip(NAMES, models, strict=False)]
     shapes = [tuple(logits.shape) for logits in given]
     if composition.nobody:
         shapes[0] = (*shapes[0][:-1], shapes[0][-1] - 1)
@@ -278,6 +245,5 @@ def _inputs(composition: Composition, base: Tensor, aligned: Tensor, reference: 
             f"The models' logits must have one shape (..., vocab), but are: {shown}. "
             "Trim padded vocabularies to the common size first (kad.vocabulary.trim)."
         )
-    given = [raised(logits, name) for name, logits in zip(NAMES, given, strict=False)]
     dtype = torch.float64 if any(logits.dtype == torch.float64 for logits in given) else torch.float32
     return [logits.to(dtype) for logits in given]

@@ -6,7 +6,6 @@ distribution is NaN everywhere: this is its flag. Callers use `problem_of` after
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 
@@ -23,7 +22,7 @@ _LARGEST_BLOCK, _SMALLEST_BLOCK = 256, 16
 
 @dataclass(frozen=True, eq=False)
 class Distribution:
-    """Next-token distributions, one for each row.
+    """Next-token distributions, one for each row. Made by `of` or `in_probabilities`.
 
     Attributes:
         logits: (..., vocab), float32 or float64. -inf marks a token of probability zero.
@@ -82,8 +81,7 @@ class Distribution:
     def without_last(self) -> tuple[Distribution, Tensor]:
         """The rows without their last entry, not normalized again, and the log-probability (..., 1) of that entry."""
         rest = self.logits[..., -1:] - self.log_z.unsqueeze(-1) if self.dense is None else self.dense[..., -1:]
-        dense = None if self.dense is None else self.dense[..., :-1]
-        probabilities = None if self.probabilities is None else self.probabilities[..., :-1]
+        dense, probabilities = (None if x is None else x[..., :-1] for x in (self.dense, self.probabilities))
         logits = self.logits[..., :-1].contiguous()
         return Distribution(logits, logits.amax(dim=-1) - self.log_z, dense, probabilities), rest
 
@@ -92,8 +90,13 @@ def raised(logits: Tensor, name: str = "logits") -> Tensor:
     """Logits (..., vocab) in float32 or float64.
 
     Raises:
-        LogitsError: not a float tensor, or no tokens.
+        LogitsError: an array of another library, not a float tensor, or no tokens.
     """
+    if not isinstance(logits, Tensor):
+        raise LogitsError(
+            f"{name} must be a torch.Tensor, but is {type(logits).__module__}.{type(logits).__name__}. "
+            "Make one of it: torch.as_tensor(...)."
+        )
     if not logits.is_floating_point() or logits.ndim == 0 or logits.shape[-1] == 0:
         raise LogitsError(
             f"{name} must be a float tensor of shape (..., vocab), "
@@ -122,7 +125,7 @@ def row_blocks(rows: Tensor) -> list[slice]:
 
 def first_max(rows: Tensor) -> Tensor:
     """argmax of rows (..., vocab), (...,). Of equal entries the first. On a CPU by blocks, because `argmax` is slow."""
-    blocks = _in_blocks(rows)
+    blocks = in_blocks(rows)
     if blocks is None:
         return rows.argmax(dim=-1)
     block = blocks.amax(dim=-1).argmax(dim=-1, keepdim=True).unsqueeze(-1)
@@ -132,7 +135,7 @@ def first_max(rows: Tensor) -> Tensor:
 
 def columns_above(rows: Tensor, cutoff: Tensor) -> Tensor | None:
     """On a CPU, the tokens of the blocks in which a row (n, vocab) reaches its cutoff (n,), if these are few."""
-    blocks = _in_blocks(rows)
+    blocks = in_blocks(rows)
     if blocks is None:
         return None
     hit = (blocks.amax(dim=-1) >= cutoff.unsqueeze(-1)).any(dim=0).nonzero()
@@ -141,7 +144,7 @@ def columns_above(rows: Tensor, cutoff: Tensor) -> Tensor | None:
     return (hit * size + torch.arange(size)).reshape(-1) if few else None
 
 
-def _in_blocks(rows: Tensor) -> Tensor | None:
+def in_blocks(rows: Tensor) -> Tensor | None:
     """Rows (..., vocab) as (..., blocks, size) on a CPU, where the vocabulary is large and can be divided."""
     vocab = rows.shape[-1]
     if not may_look(rows) or vocab < _LARGE or rows.requires_grad or not rows.is_contiguous():
@@ -174,17 +177,3 @@ def problem_of(name: str, logits: Tensor) -> str | None:
         f"{name} of shape {tuple(logits.shape)}: row {index} has {problem}. "
         "Entries must be finite or -inf, with at least one finite in each row."
     )
-
-
-def check_tensors(names: Sequence[str], *given: object) -> None:
-    """Refuse what is no tensor, by its name.
-
-    Raises:
-        LogitsError: an array of another library, or a list.
-    """
-    for name, logits in zip(names, given, strict=False):
-        if not isinstance(logits, Tensor):
-            raise LogitsError(
-                f"{name} must be a torch.Tensor, but is {type(logits).__module__}.{type(logits).__name__}. "
-                "Make one of it: torch.as_tensor(...)."
-            )

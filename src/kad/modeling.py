@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, GenerationMixin, Pr
 
 from kad import pairs
 from kad.cache import KadCache
-from kad.composition import Composition, compose, never_kept, raise_if_bad
+from kad.composition import Composition, compose, raise_if_bad
 from kad.config import KadConfig
 from kad.engines.forward import check_one_tokenizer, loss_of, own_inputs, own_step, prompt_length, run_part
 from kad.engines.transformers import TransformersEngine
@@ -21,6 +21,7 @@ from kad.errors import UsageError
 from kad.hosts.transformers import CACHE, CausalLMOutputWithPast, ComposedGeneration, one_cache_name
 from kad.in_force import InForce
 from kad.late_check import LateCheck
+from kad.nobody import never_kept
 from kad.rules import Rule
 from kad.vocabulary import trim
 

@@ -9,15 +9,14 @@ Decoding", ICLR 2025.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from kad.composed import Few
-from kad.distribution import precise, row_blocks
+from kad.distribution import precise
 
 
 class Randomness(Protocol):
@@ -47,20 +46,13 @@ class Target:
         kept: (W, vocab) or (W + 1, vocab).
         alpha: (W,) or (W + 1,).
         draft: (W, vocab), q, from which the drafts were drawn.
-        drafts: (W,), the drafted tokens. With `columns`, positions in `columns`.
-        columns: (vocab + 1,), the ids of the tokens in the rows, if the rows do not have the whole vocabulary. The last
-            entry is the number that stands for no token.
+        drafts: (W,), the drafted tokens.
     """
 
     kept: Tensor
     alpha: Tensor
     draft: Tensor
     drafts: Tensor
-    columns: Tensor | None = None
-
-    def token(self, index: Tensor) -> Tensor:
-        """The id () of a token by its index () in `follow`. For the last index, the size of the vocabulary."""
-        return index if self.columns is None else self.columns.index_select(0, index.reshape(1)).squeeze(0)
 
     @property
     def pi(self) -> Tensor:
@@ -78,9 +70,7 @@ class Target:
     def excess(self, scale: Tensor) -> Tensor:
         """(W - 1,), sum over v of max(s pi_v - q_v, 0) at every drafted position but the first, for scales (W - 1,)."""
         window = self.drafts.shape[0]
-        kept, alpha, draft = self.kept[1:window], self.alpha[1:window], self.draft[1:]
-        blocks = row_blocks(kept)
-        return torch.cat([_excess(scale[b], kept[b], alpha[b], draft[b]).sum(dim=-1) for b in blocks])
+        return _excess(scale, self.kept[1:window], self.alpha[1:window], self.draft[1:]).sum(dim=-1)
 
     def follow(self, accepted: Tensor, scale: Tensor) -> Tensor:
         """(vocab + 1,), the weights of the token that follows the accepted drafts.
@@ -105,24 +95,6 @@ class Target:
         # If pi = q up to the last bit, only rounding can reject. A draw from pi is then right as well.
         weights = torch.where(weights.sum(dim=-1, keepdim=True) > 0.0, weights, kept + alpha * draft * (1.0 - whole))
         return torch.cat((weights, whole * alpha) if rows > window else (weights * (1.0 - whole), whole))
-
-
-def few_target(rows: Sequence[Few], draft: Sequence[Tensor], drafts: Tensor, vocab: int) -> Target:
-    """The target of a threshold rule, on the kept and the drafted tokens only.
-
-    Args:
-        rows: the kept tokens of p, for all positions in their order.
-        draft: W rows (vocab,) of q.
-        drafts: (W,), the drafted tokens.
-        vocab: the number of tokens.
-    """
-    columns: Tensor = torch.unique(torch.cat([*(row.columns for row in rows), drafts]))
-    kept = [row.log_p.new_zeros(row.log_p.shape[0], columns.shape[0]) for row in rows]
-    for spread, row in zip(kept, rows, strict=True):
-        spread[:, torch.searchsorted(columns, row.columns)] = row.keep * row.log_p.exp()
-    q = torch.stack([weights[columns] for weights in draft]) if draft else kept[0][:0]
-    alpha, numbered = torch.cat([row.alpha for row in rows]), torch.cat((columns, columns.new_full((1,), vocab)))
-    return Target(torch.cat(kept), alpha, q, torch.searchsorted(columns, drafts), numbered)
 
 
 # Given the target and a source of randomness: how many drafts are accepted, and the scale of the residual, both (1,).

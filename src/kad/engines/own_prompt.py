@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from kad.composition import never_kept
 from kad.engines.protocols import Scorer
+from kad.nobody import never_kept
 
 
 class OwnPrompt:
@@ -19,8 +19,8 @@ class OwnPrompt:
         prompt: the tokens of its own prompt, at least one.
         shared: the number of tokens of the callers' prompt, at least one.
         never: given the answer so far, the tokens (as bool, by id) that are never kept. The rows then have one more
-            entry, see `kad.composition.never_kept`.
-        deferral_temperature: see `kad.composition.never_kept`.
+            entry, see `kad.nobody.never_kept`.
+        deferral_temperature: see `kad.nobody.never_kept`.
     """
 
     def __init__(

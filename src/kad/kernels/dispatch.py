@@ -26,8 +26,10 @@ def usable(logits: Tensor) -> bool:
 
 
 def takes(rule: Rule, *logits: Tensor) -> bool:
-    """Whether the kernel can compose these rows under `rule`."""
-    return (isinstance(rule, RowRules) or RowRules.takes(rule)) and all(usable(rows) for rows in logits)
+    """Whether the kernel can compose these rows, of one shape, under `rule`."""
+    tensors = all(isinstance(rows, Tensor) and usable(rows) for rows in logits)
+    known = isinstance(rule, RowRules) or RowRules.takes(rule)
+    return tensors and known and len({rows.shape for rows in logits}) == 1
 
 
 def compose_rows(

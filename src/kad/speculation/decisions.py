@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -57,7 +58,7 @@ class Settled:
 
     def read(self) -> int:
         """The token, in a transfer of its own."""
-        flag, token = read(self.flag, self.token)
+        (flag,), (token,) = read(self.flag, self.token)
         return self.checked(flag, token)
 
     def checked(self, flag: float, token: float) -> int:
@@ -90,10 +91,10 @@ class Verdict:
     alpha: Sequence[float]
 
 
-def read(*parts: Tensor) -> list[float]:
-    """Numbers from the device, of any shape and dtype, in one transfer. Tokens below 2^24 are exact in every dtype."""
-    numbers: list[float] = torch.cat([part.reshape(-1) for part in parts]).tolist()
-    return numbers
+def read(*parts: Tensor) -> list[list[float]]:
+    """The numbers of each part, of any shape and dtype, in one transfer. Tokens below 2^24 are exact in every dtype."""
+    numbers = iter(torch.cat([part.reshape(-1) for part in parts]).tolist())
+    return [list(islice(numbers, part.numel())) for part in parts]
 
 
 @dataclass

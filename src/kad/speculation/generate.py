@@ -121,7 +121,7 @@ def speculative(
         drafter=draft_model,
         scorers=scorers,
         policy=choose_policy(
-            model.composition,
+            composition=model.composition,
             drafter=draft_model,
             greedy=not generation_config.do_sample,
             verifier=VERIFIERS[verification],

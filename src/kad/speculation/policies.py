@@ -10,17 +10,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from kad.composed import Composed
-from kad.composition import Composition, composed, tempered, with_nobody, without_foreign
-from kad.distribution import Distribution, first_max, problem_of, raised, row_blocks
+from kad.composition import Composition, composed, tempered, with_base
+from kad.distribution import Distribution, first_max, problem_of, raised
 from kad.errors import LogitsError
 from kad.rules import CascadeRule, ThresholdRule
 from kad.speculation.decisions import Draft, Open, Records, Rows, Settled, Verdict, Warp, read
-from kad.verification import Randomness, Target, Verifier, few_target, verify_greedy
+from kad.verification import Randomness, Target, Verifier, verify_greedy
 
 
 @dataclass(kw_only=True)
@@ -48,7 +49,10 @@ class Policy(ABC):
 
     def __post_init__(self) -> None:
         untouched = self.drafter == "aligned" and self.warp is None and self.records is None
-        self._direct = isinstance(self.composition.rule, CascadeRule) and untouched
+        rule = self.composition.rule
+        self._direct = isinstance(rule, CascadeRule) and untouched
+        # Where the cutoff does not read q*, p alone says what it keeps.
+        self._p_alone = isinstance(rule, ThresholdRule) and not rule.reads_aligned
 
     def draft(self, logits: Tensor, length: int) -> Draft:
         """Draft the token after a prefix of `length` from the drafting model's logits (vocab,)."""
@@ -70,38 +74,37 @@ class Policy(ABC):
             RuleError: keep probabilities outside [0, 1].
         """
         window = len(drafts)
-        before = {role: logits[:window] for role, logits in rows.items()}
-        tokens = torch.stack([draft.token for draft in drafts]) if drafts else rows["base"].new_zeros(0).long()
-        recorded: tuple[Tensor, Tensor] | None = None
-        alpha: Tensor | None
+        tokens = _stack([draft.token for draft in drafts], rows["base"][0, :0].long())
+        weights = _stack([draft.weights for draft in drafts], rows["base"][:0])
         if self._direct:
-            target = self._direct_target(drafts, rows["base"] if self.defers else before["base"], tokens)
-            accepted, token, chance = self._decide(target)
+            target = self._direct_target(drafts, rows["base"][: window + self.defers], tokens, weights)
             alpha = target.alpha
         else:
-            scores, log_pi, alpha = self._window_scores(drafts, before, length)
-            flag = 0.0 * log_pi.amax(dim=-1)
-            accepted, token, chance = self._decide(Target(self._weigh(scores), flag, _weights(drafts), tokens))
-            recorded = scores, log_pi
+            log_pi, log_alpha = self._composed(rows, _logits(drafts)).log_pi_and_alpha()
+            scores = self._scores(log_pi, length)
+            target = Target(self._weigh(scores), 0.0 * log_pi.amax(dim=-1), weights, tokens)
+            known = log_alpha if self.drafter == "aligned" else None
+            alpha = tokens.new_zeros(0) if known is None else known.squeeze(-1).exp()
+        accepted, token, chance = self._decide(target)
         first = [] if settled is None else [settled.flag, settled.token]
-        numbers = read(accepted, token, tokens, chance, *([] if alpha is None else [alpha]), *first)
-        known = None if settled is None else settled.checked(*numbers[-2:])
-        count, follows, end = int(numbers[0]), int(numbers[1]), 2 + 2 * window
-        masses = numbers[end : len(numbers) - len(first)]
-        if any(x != x for x in (*numbers[:end], *masses[: count + 1])):
-            self._explain(drafts, rows if self.defers and count == window else before, length)
-        reached = min(count + 1, window)
+        (stand,), (then,), chosen, chances, masses, *others = read(accepted, token, tokens, chance, alpha, *first)
+        count, reached = int(stand), min(int(stand) + 1, window)
         verdict = Verdict(
-            settled=known,
-            drafts=[int(x) for x in numbers[2 : 2 + window]],
+            settled=None if settled is None else settled.checked(*(number for (number,) in others)),
+            drafts=[int(x) for x in chosen],
             accepted=count,
             token=token,
-            follows=None if follows == self._vocab(rows["base"]) else follows,
-            chance=numbers[2 + window : 2 + window + reached],
+            follows=None if then == rows["base"].shape[-1] - self.composition.nobody else int(then),
+            chance=chances[:reached],
             alpha=masses[:reached],
         )
-        if self.records is not None and recorded is not None:
-            self.records.add(*(part[: count + (verdict.follows is not None)] for part in recorded))
+        if any(x != x for x in (*chances, *masses[: count + 1])):
+            used = window + (self.defers and count == window)
+            seen = {role: logits[:used] for role, logits in rows.items()}
+            self._explain([draft.logits for draft in drafts], seen, length)
+        if self.records is not None:
+            kept = count + (verdict.follows is not None)
+            self.records.add(scores[:kept], log_pi[:kept])
         return verdict
 
     def open(self, rows: Rows) -> Open:
@@ -112,15 +115,14 @@ class Policy(ABC):
         """The token of an open position, from the drafting model's logits (vocab,) there."""
         if position.rows is None:
             draft = self.draft(logits, length)
-            return Settled(draft.token, draft.weights[:1], partial(self._explain_draft, logits, length))
-        models = self._composed(position.rows, logits.unsqueeze(0))
-        log_pi = models.log_pi()
+            return Settled(draft.token, draft.weights[:1], partial(self._explain, [logits], {}, length))
+        log_pi = self._composed(position.rows, logits.unsqueeze(0)).log_pi()
         scores = self._scores(log_pi, length)
         if self.records is not None:
             self.records.add(scores, log_pi)
         flag = log_pi[0, :1] + scores.amax(dim=-1)
         token = self._choose(scores[0], self._weigh(scores[0]))
-        return Settled(token, flag, partial(self._explain_scores, models, log_pi, length))
+        return Settled(token, flag, partial(self._explain, [logits], position.rows, length))
 
     @abstractmethod
     def _weigh(self, scores: Tensor) -> Tensor:
@@ -138,8 +140,8 @@ class Policy(ABC):
         """
 
     def _composed(self, rows: Rows, drafter: Tensor) -> Composed:
-        """The models at n positions. `drafter` is the logits (n, vocab) of the drafting model."""
-        named = rows | {self.drafter: drafter}
+        """The models at n positions, from the drafting model's logits (n, vocab) and at least n rows of the others."""
+        named = {role: logits[: len(drafter)] for role, logits in rows.items()} | {self.drafter: drafter}
         return composed(self.composition, named["base"], named["aligned"], named.get("reference"))
 
     def _scores(self, log_pi: Tensor, length: int) -> Tensor:
@@ -153,67 +155,32 @@ class Policy(ABC):
         scores = tempered(self.composition, raised(logits, f"the {self.drafter} model's logits"))
         return scores if self.warp is None else self.warp(length, scores.log_softmax(dim=-1))
 
-    def _window_scores(self, drafts: Sequence[Draft], rows: Rows, length: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Scores and log pi (W, vocab) at the drafted positions, and the deferred mass (W,) of a cascade there."""
-        drafted = torch.stack([d.logits for d in drafts])
-        parts = [
-            self._composed({role: logits[block] for role, logits in rows.items()}, drafted[block]).log_pi_and_alpha()
-            for block in row_blocks(drafted)
-        ]
-        log_pi = torch.cat([part for part, _ in parts])
-        masses = [log_alpha for _, log_alpha in parts if log_alpha is not None and self.drafter == "aligned"]
-        return self._scores(log_pi, length), log_pi, torch.cat(masses).squeeze(-1).exp() if masses else None
-
-    def _direct_target(self, drafts: Sequence[Draft], base_logits: Tensor, tokens: Tensor) -> Target:
+    def _direct_target(self, drafts: Sequence[Draft], base_logits: Tensor, tokens: Tensor, weights: Tensor) -> Target:
         """The target in probabilities, without log pi."""
-        rows = [self._window_rows(drafts[block], base_logits[block]) for block in row_blocks(base_logits)]
-        lists = [few for few in (row.few() for row in rows) if few is not None]
-        if len(lists) == len(rows):
-            return few_target(lists, [draft.weights for draft in drafts], tokens, self._vocab(base_logits))
-        kept, alpha = zip(*(row.cascade() for row in rows), strict=True)
-        draft = _weights(drafts) if drafts else kept[0][:0]
-        return Target(torch.cat(kept), torch.cat(alpha), draft, tokens)
+        logits = weights if self._p_alone else tempered(self.composition, raised(_logits(drafts)))
+        aligned = Distribution(logits, weights.amax(dim=-1).log(), probabilities=weights)
+        return Target(*with_base(self.composition, raised(base_logits), aligned).cascade(), weights, tokens)
 
-    def _window_rows(self, drafts: Sequence[Draft], base_logits: Tensor) -> Composed:
-        rule = self.composition.rule
-        own = without_foreign(self.composition, raised(base_logits))
-        base = aligned = Distribution.in_probabilities(tempered(self.composition, own))
-        if not (isinstance(rule, ThresholdRule) and not rule.reads_aligned):
-            q = _weights(drafts)
-            logits = tempered(self.composition, raised(torch.stack([draft.logits for draft in drafts])))
-            aligned = Distribution(logits, q.amax(dim=-1).log(), probabilities=q)
-        return with_nobody(self.composition, base, aligned)
+    def _explain(self, drafted: Sequence[Tensor], rows: Rows, length: int) -> None:
+        """Raise the error for rows that came out as NaN. This reads every value.
 
-    def _vocab(self, base_logits: Tensor) -> int:
-        return base_logits.shape[-1] - self.composition.nobody
-
-    def _explain(self, drafts: Sequence[Draft], rows: Rows, length: int) -> None:
-        """Raise the error for NaN. This reads every row of the window."""
-        window = {role: logits[: len(drafts)] for role, logits in rows.items()}
-        for role, logits in rows.items():
-            if problem := problem_of(f"the {role} model's logits", logits):
-                raise LogitsError(problem)
-        drafted = torch.stack([d.logits for d in drafts])
-        if problem := problem_of(f"the {self.drafter} model's logits", drafted):
-            raise LogitsError(problem)
+        Args:
+            drafted: n rows (vocab,), the drafting model's logits.
+            rows: the other models' logits at the same positions, perhaps at one more. Empty if they had no part.
+            length: the length of the first prefix.
+        """
+        named = rows | ({self.drafter: torch.stack(list(drafted))} if drafted else {})
+        for role, logits in named.items():
+            _refuse(f"the {role} model's logits", logits)
         for i, row in enumerate(drafted):
-            self._explain_draft(row, length + i)
-        models = self._composed(window, drafted)
-        self._explain_scores(models, models.log_pi(), length)
-
-    def _explain_draft(self, logits: Tensor, length: int) -> None:
-        for name, row in (
-            (f"the {self.drafter} model's logits", logits),
-            ("the processed scores of the draft", self._draft_scores(logits, length)),
-        ):
-            if problem := problem_of(name, row):
-                raise LogitsError(problem)
-
-    def _explain_scores(self, models: Composed, log_pi: Tensor, length: int) -> None:
-        if problem_of("pi", log_pi):
-            models.explain()
-        problem = problem_of("the processed scores of pi", self._scores(log_pi, length))
-        raise LogitsError(problem or "a window of drafts came out as NaN.")
+            _refuse("the processed scores of the draft", self._draft_scores(row, length + i))
+        if rows and drafted:
+            models = self._composed(rows, named[self.drafter])
+            log_pi = models.log_pi()
+            if problem_of("pi", log_pi):
+                models.explain()
+            _refuse("the processed scores of pi", self._scores(log_pi, length))
+        raise LogitsError("a window of drafts came out as NaN.")
 
 
 @dataclass(kw_only=True)
@@ -230,9 +197,7 @@ class SampledPolicy(Policy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        rule = self.composition.rule
-        # Where the cutoff does not read q*, p alone says what it keeps at the position after the window.
-        self.defers = self._direct and isinstance(rule, ThresholdRule) and not rule.reads_aligned
+        self.defers = self._direct and self._p_alone
 
     def _weigh(self, scores: Tensor) -> Tensor:
         return scores.softmax(dim=-1)
@@ -245,7 +210,7 @@ class SampledPolicy(Policy):
             accepted, scale = target.drafts.new_zeros(1), target.alpha
         else:
             accepted, scale = self.verifier(target, self.randomness)
-        token = target.token(self.randomness.draw(target.follow(accepted, scale)))
+        token = self.randomness.draw(target.follow(accepted, scale))
         return accepted, token, target.ratio.clamp(max=1.0)
 
 
@@ -266,31 +231,24 @@ class GreedyPolicy(Policy):
         # A row of NaN has a first choice too. Its flag travels with the acceptance probability.
         flag = target.alpha + target.draft[:, 0] if self._direct else target.alpha
         chance = torch.add((choice == target.drafts).to(flag.dtype), flag, alpha=0.0)
-        return accepted, target.token(index.squeeze(0)), chance
+        return accepted, index.squeeze(0), chance
 
 
-def choose_policy(
-    composition: Composition,
-    *,
-    drafter: str,
-    greedy: bool,
-    verifier: Verifier,
-    randomness: Randomness,
-    warp: Warp | None,
-    records: Records | None,
-) -> Policy:
-    """The policy of one call."""
+def choose_policy(*, greedy: bool, verifier: Verifier, randomness: Randomness, **shared: Any) -> Policy:
+    """The policy of one call. `shared` are the arguments of `Policy`."""
     if greedy:
-        return GreedyPolicy(composition=composition, drafter=drafter, warp=warp, records=records)
-    return SampledPolicy(
-        composition=composition,
-        drafter=drafter,
-        warp=warp,
-        records=records,
-        verifier=verifier,
-        randomness=randomness,
-    )
+        return GreedyPolicy(**shared)
+    return SampledPolicy(verifier=verifier, randomness=randomness, **shared)
 
 
-def _weights(drafts: Sequence[Draft]) -> Tensor:
-    return torch.stack([draft.weights for draft in drafts])
+def _stack(parts: Sequence[Tensor], empty: Tensor) -> Tensor:
+    return torch.stack(list(parts)) if parts else empty
+
+
+def _logits(drafts: Sequence[Draft]) -> Tensor:
+    return torch.stack([draft.logits for draft in drafts])
+
+
+def _refuse(name: str, logits: Tensor) -> None:
+    if problem := problem_of(name, logits):
+        raise LogitsError(problem)

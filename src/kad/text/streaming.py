@@ -143,7 +143,7 @@ class Stream(LiveAnswer):
                 model, self._composition, roles, rollback=self.drafting.speculates, kept=scorers
             ),
             policy=choose_policy(
-                self._composition,
+                composition=self._composition,
                 drafter=self._drafter,
                 greedy=not config.do_sample,
                 verifier=verify_block,

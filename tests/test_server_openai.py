@@ -15,6 +15,7 @@ import pytest
 import torch
 from transformers import LogitsProcessorList
 
+import hostile
 import kad
 from conftest import make_tokenizer
 from kad.rules import parse_rule
@@ -411,14 +412,8 @@ def test_a_wrong_request_says_what_is_wrong(
     assert error["type"] == "invalid_request_error"
 
 
-@pytest.mark.parametrize(
-    "body", [b"", b"{", b"[]", b"\xff", b"[" * 100_000, b'{"model": ' + b"1" * 5000 + b"}", b"null"]
-)
-def test_what_is_no_json_object(http: httpx.Client, body: bytes) -> None:
-    for headers in ({}, {"Content-Type": "application/json"}):
-        refused = http.post(CHAT, content=body, headers=headers)
-        assert refused.status_code == 400, refused.text
-        assert refused.json()["error"]["message"]
+def test_hostile_requests_are_refused_and_the_server_goes_on(address: str) -> None:
+    assert hostile.wrong(address, "tiny") == []
 
 
 def test_another_model_is_not_found(http: httpx.Client) -> None:

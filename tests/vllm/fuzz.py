@@ -3,9 +3,10 @@
     kad serve tiny --port 8000 --max-model-len 256 ...
     python tests/vllm/fuzz.py http://127.0.0.1:8000 --model tiny --requests 1000 --clients 64 --seed 0
 
-Rules, sampling options, grammars, streams and hang-ups are mixed at random. At the end the greedy texts are asked for
-again, one by one: they must be what they were in the crowd. With --rounds all this is repeated, with the next seeds;
---server NUMBER, the server's process, shows its memory after each round.
+The requests of tests/hostile.py come first. Then rules, sampling options, grammars, streams and hang-ups are mixed at
+random. At the end the greedy texts are asked for again, one by one: they must be what they were in the crowd. With
+--rounds all this is repeated, with the next seeds; --server NUMBER, the server's process, shows its memory after each
+round.
 """
 
 from __future__ import annotations
@@ -19,12 +20,16 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
 from server import memory
 
 from kad.rules import registry
+
+sys.path.append(str(Path(__file__).parents[1]))
+import hostile
 
 QUESTIONS = [
     "Mia has 24 apples. She buys 13 more. How many apples does she have now?",
@@ -213,7 +218,7 @@ def main() -> None:
     parser.add_argument("--hang-ups", type=float, default=0.1, help="the share of streams that a client cuts off")
     parser.add_argument("--no-reference", action="store_true", help="the pair has no reference model")
     chosen = parser.parse_args()
-    whole = Report()
+    whole = Report(wrong=hostile.wrong(chosen.address, chosen.model, hostile.OF_VLLM))
     for number in range(chosen.rounds):
         report = run(
             chosen.address,

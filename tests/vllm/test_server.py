@@ -20,6 +20,7 @@ import torch
 from forks import engine_environment
 from server import Server
 
+import hostile
 from kad import KadForCausalLM
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -221,6 +222,10 @@ def test_a_client_that_hangs_up_frees_its_place_and_its_rows_stay_counted(server
     mass, rows = deferred(server, rule)
     assert rows - counted[1] >= 16
     assert mass > counted[0] > 0
+
+
+def test_hostile_requests_are_refused_and_the_server_goes_on(server: Server) -> None:
+    assert hostile.wrong(server.address, "tiny", hostile.OF_VLLM) == []
 
 
 def test_random_requests_good_and_bad(server: Server) -> None:

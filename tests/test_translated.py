@@ -19,7 +19,7 @@ import oracle
 from conftest import CHAT_TEMPLATE, make_model, make_tokenizer
 from kad.composition import Composition
 from kad.engines.protocols import Facts
-from kad.engines.translated import Translated
+from kad.engines.translated import Languages, Translated
 from kad.errors import RuleError, UsageError, VocabularyError
 from kad.evaluation.engines.engine import Request
 from kad.evaluation.engines.models import Models
@@ -157,6 +157,16 @@ def test_random_tokenizers(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert total_variation(toys.found(monkeypatch, 2, 1), toys.truth(2)) < 1e-5
 
 
+def test_rows_at_a_deferral_temperature_are_those_of_a_sharper_model() -> None:
+    toys, rows = Toys("dual:threshold=0.3", 3, ("none", "words")), []
+    for temperature, sharpness in ((0.5, 1.5), (1.0, 3.0)):
+        scorer = Base(toys.model.tokens, 3, 4, sharpness)
+        languages = Languages(toys.model.tokens, toys.tokenizer.bytes, toys.vocab)
+        translated = Translated(scorer, toys.prompt, 1, languages, temperature)
+        rows.append(translated.advance(torch.tensor([0, 1]), 2) / temperature)
+    torch.testing.assert_close(*rows)
+
+
 class TestBroken:
     """Each of these breaks the answer's distribution, and the comparison sees it."""
 
@@ -168,7 +178,7 @@ class TestBroken:
         assert self.error(monkeypatch) < 1e-5
 
     def test_a_head_forgotten(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(TokenBytes, "extensions", lambda self, prefix: torch.tensor([0] if prefix == b"" else []))
+        monkeypatch.setattr(TokenBytes, "is_extended", lambda self, prefix: prefix == b"")
         assert self.error(monkeypatch) > 1e-3
 
     def test_a_head_that_is_not_strict(self, monkeypatch: pytest.MonkeyPatch) -> None:

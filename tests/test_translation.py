@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,8 +12,8 @@ import torch
 from transformers import AutoTokenizer
 
 from kad import tiny
-from kad.errors import VocabularyError
-from kad.translation import Nodes, TokenBytes, Translation
+from kad.errors import LogitsError, VocabularyError
+from kad.translation import Nodes, Reading, TokenBytes, Translation
 from kad.translation.token_bytes import whole_characters
 from translation_toys import SPLITS, TableModel, all_texts, brute_force, random_tokenizer
 
@@ -70,6 +71,11 @@ class Toy:
         found |= {tuple(draw.choices(ordinary, k=draw.randrange(1, 4))) for _ in range(strangers)}
         return sorted(found)
 
+    def row(self, read: Reading) -> torch.Tensor:
+        """A reading as probabilities (vocab,)."""
+        p = [read.p.get(token, 0.0) for token in range(len(self.aligned.pieces))]
+        return torch.tensor(p, dtype=torch.float64)
+
     def errors(self) -> torch.Tensor:
         """phat read minus phat by brute force, for every answer that p can have written: (answers, vocab)."""
         translation, rows = self.translation(), []
@@ -78,11 +84,11 @@ class Toy:
             tail = translation._canonical_tail(answer)
             truth = brute_force(self.texts, self.aligned, answer, tail, self.opened, self.stops)
             read = translation.read(answer)
-            assert float(read.p.sum()) + read.rest == pytest.approx(1.0)
+            assert sum(read.p.values()) + read.rest == pytest.approx(1.0)
             if truth is None or whole_characters(text) < len(text):
-                assert float(read.p.sum()) == 0.0
+                assert not read.p
             else:
-                rows.append(read.p - truth)
+                rows.append(self.row(read) - truth)
         return torch.stack(rows)
 
 
@@ -111,7 +117,8 @@ def test_one_tokenizer_on_both_sides_gives_p_itself() -> None:
         node = translation._nodes.at(answer)
         read = translation.read(answer)
         ordinary = [index for index, piece in enumerate(toy.aligned.pieces) if piece is not None]
-        torch.testing.assert_close(read.p[ordinary], node.p[ordinary], rtol=0, atol=1e-12)
+        p = node.weights / node.whole
+        torch.testing.assert_close(toy.row(read)[ordinary], p[ordinary], rtol=0, atol=1e-12)
         checked += 1
     assert checked > 30
 
@@ -123,8 +130,33 @@ def test_a_reading_depends_on_the_answer_alone() -> None:
     random.Random(0).shuffle(answers)
     for answer in answers + answers[::-1]:
         fresh, again = toy.translation().read(answer), used.read(answer)
-        assert torch.equal(fresh.p, again.p)
-        assert fresh.rest == again.rest
+        assert fresh == again
+
+
+@pytest.mark.parametrize("sharpness", [3.0, 0.3], ids=["few likely tokens", "many"])
+def test_a_long_row_in_float32_is_the_softmax(sharpness: float) -> None:
+    """Few likely tokens are found by blocks of the row, many by a look at all of it."""
+    vocab, least = 8192, 2e-4
+    specials = TokenBytes(None, [None] * (vocab - 1))
+    row = sharpness * torch.randn(vocab, generator=torch.Generator().manual_seed(0))
+    row[-1] = 5.0  # no token
+    node = Nodes(SimpleNamespace(processed=1), row, specials, least, temperature=0.7).at(())  # type: ignore[arg-type]
+    truth = (row.double() / 0.7).softmax(dim=-1)[:-1]
+    weights = row.div(0.7).softmax(dim=-1)[:-1]
+    assert list(node.likely) == [
+        u for u in weights.argsort(descending=True, stable=True).tolist() if weights[u] >= least
+    ]
+    assert len(node.likely) > 10
+    truth /= truth.sum()
+    assert list(node.likely.values()) == pytest.approx(truth[list(node.likely)].tolist(), rel=1e-5)
+    assert node.p(torch.arange(vocab - 1)) == pytest.approx(1.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_row_that_is_no_distribution_is_an_error(bad: float) -> None:
+    tokens = TokenBytes(None, [None] * 4)
+    with pytest.raises(LogitsError, match=r"^the base model's logits of shape \(4,\): row 0 has .* at token 2\."):
+        Nodes(SimpleNamespace(processed=1), torch.tensor([0.0, 1.0, bad, 0.0]), tokens, 0.1)  # type: ignore[arg-type]
 
 
 class TestBroken:
@@ -140,7 +172,7 @@ class TestBroken:
         assert self.worst() < 1e-12
 
     def test_a_head_forgotten(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(TokenBytes, "extensions", lambda self, prefix: torch.tensor([0] if prefix == b"" else []))
+        monkeypatch.setattr(TokenBytes, "is_extended", lambda self, prefix: prefix == b"")
         assert self.worst() > 1e-2
 
     def test_a_head_that_is_not_strict(self, monkeypatch: pytest.MonkeyPatch) -> None:

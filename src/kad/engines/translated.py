@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -92,8 +93,7 @@ class Translated:
             # One forward pass over the whole text, instead of one for each row.
             text = self._languages.opened + self._languages.aligned.bytes_of(self._answer)
             nodes.at(self._languages.base.encode(text[: whole_characters(text)]))
-        rows = torch.stack([self._row(translation.read(self._answer[:end])) for end in ends])
-        return (self._temperature * rows).to(ids.device)
+        return torch.stack([self._row(translation.read(self._answer[:end])) for end in ends]).to(ids.device)
 
     def rollback(self, length: int) -> None:
         """See `kad.engines.protocols.Scorer`. The model itself goes back when it reads other tokens."""
@@ -122,6 +122,8 @@ class Translated:
 
     def _row(self, reading: Reading) -> Tensor:
         """(vocab + 1,), float32."""
-        p = torch.nn.functional.pad(reading.p, (0, self._languages.vocab_size - len(reading.p)))
-        whole = torch.cat((p, torch.tensor([reading.rest], dtype=p.dtype)))
-        return whole.log().clamp(min=EXCLUDED).float()
+        size = self._languages.vocab_size
+        row = torch.full((size + 1,), self._temperature * EXCLUDED)
+        found = {token: p for token, p in (*reading.p.items(), (size, reading.rest)) if p > 0.0}
+        row[list(found)] = torch.tensor([self._temperature * math.log(p) for p in found.values()])
+        return row

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList
 
-from kad.composition import deferred_mass, origin_shares
+from kad.composition import composed
 from kad.engines.protocols import Capturing, ComposedModel, Scorer, roles_of
 from kad.errors import OptionError
 from kad.rules import CascadeRule
@@ -214,9 +214,11 @@ class Stream(LiveAnswer):
         base, aligned = rows["base"], rows["aligned"]
         tokens = torch.tensor([item.token for item in items], device=base.device).unsqueeze(-1)
         with torch.no_grad():
-            share, _ = origin_shares(self._composition, base, aligned)
-            mass = deferred_mass(self._composition, base, aligned)
-            return share.gather(-1, tokens).squeeze(-1).tolist(), mass.tolist()
+            models = composed(self._composition, base, aligned)
+            kept, alpha = models.cascade()
+            of_base = kept.gather(-1, tokens).squeeze(-1)
+            pi = of_base + alpha * models.aligned.probs().gather(-1, tokens).squeeze(-1)
+            return torch.where(pi == 0, 0.0, of_base / pi).tolist(), alpha.tolist()
 
 
 class _Stop:

@@ -10,11 +10,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from kad.distribution import columns_above, problem_of, raised
+from kad.errors import LogitsError
 from kad.translation.token_bytes import TokenBytes, whole_characters
 
 # A search looks back over the last word and its open branches only.
 _MOST_NODES = 64
-_TINY = torch.finfo(torch.float64).tiny
 
 
 class Scorer(Protocol):
@@ -36,12 +37,18 @@ class Node:
     """What p says after one sequence of its tokens: p(u | h) over the canonical u, renormalized.
 
     Attributes:
-        p: (vocab,), float64; 0 for tokens that are not canonical here.
+        weights: (vocab,), in proportion to p; 0 for tokens that are not canonical here.
+        whole: their sum, in float64.
         likely: p of the canonical ids that were at least `least` before that, largest first.
     """
 
-    p: Tensor
+    weights: Tensor
+    whole: float
     likely: dict[int, float]
+
+    def p(self, ids: int | Tensor) -> float:
+        """The probability of an id, or of the ids (n,) together."""
+        return float(self.weights[ids].sum(dtype=torch.float64)) / self.whole
 
 
 class Nodes:
@@ -55,6 +62,9 @@ class Nodes:
         tokens: its tokenizer.
         least: tokens of a smaller probability are neither checked for being canonical nor looked at one by one.
         temperature: the logits are divided by it.
+
+    Raises:
+        LogitsError: a row of logits that is not a distribution.
 
     Attributes:
         forwards: how many forward passes it took.
@@ -95,17 +105,18 @@ class Nodes:
             self._nodes.popitem(last=False)
 
     def _node(self, ids: tuple[int, ...], logits: Tensor) -> Node:
-        p = (logits.cpu().double() / self._temperature).softmax(dim=-1)
-        p[len(self.tokens.pieces) :] = 0.0
-        found = (p >= max(self._least, _TINY)).nonzero().squeeze(-1)
-        found = found[p[found].argsort(descending=True, stable=True)]
+        logits = raised(logits.cpu())
+        logits = logits if self._temperature == 1.0 else logits / self._temperature
+        weights = logits.softmax(dim=-1)
+        weights[len(self.tokens.pieces) :] = 0.0
         text = self.tokens.bytes_of(ids)
-        canonical = torch.tensor([self._is_canonical(text, ids, u) for u in found.tolist()], dtype=torch.bool)
-        p[found[~canonical]] = 0.0
-        if canonical.any() and not canonical.all():
-            p /= p.sum()
-        found = found[canonical]
-        return Node(p, dict(zip(found.tolist(), p[found].tolist(), strict=True)))
+        found = _at_least(weights, max(self._least, torch.finfo(weights.dtype).tiny))
+        likely = {token: weight for token, weight in found.items() if self._is_canonical(text, ids, token)}
+        weights[[token for token in found if token not in likely]] = 0.0
+        whole = float(weights.sum(dtype=torch.float64)) or 1.0
+        if whole != whole:
+            raise LogitsError(problem_of("the base model's logits", logits))
+        return Node(weights, whole, {token: weight / whole for token, weight in likely.items()})
 
     def _is_canonical(self, text: bytes, ids: tuple[int, ...], token: int) -> bool:
         piece = self.tokens.pieces[token]
@@ -113,6 +124,14 @@ class Nodes:
             return True
         longer = text + piece
         return whole_characters(longer) < len(longer) or self.tokens.encode(longer) == (*ids, token)
+
+
+def _at_least(weights: Tensor, least: float) -> dict[int, float]:
+    """The ids with a weight of at least `least`, and their weights, largest first."""
+    columns = columns_above(weights.unsqueeze(0), weights.new_tensor([least]))
+    among = torch.arange(len(weights)) if columns is None else columns
+    found = among[weights[among] >= least]
+    return dict(sorted(zip(found.tolist(), weights[found].tolist(), strict=True), key=lambda item: -item[1]))
 
 
 def shared_length(first: Sequence[int], second: Sequence[int]) -> int:

@@ -15,9 +15,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from kad.translation.nodes import Nodes, shared_length
 from kad.translation.token_bytes import TokenBytes, whole_characters
 
@@ -30,11 +27,11 @@ class Reading:
     """One row of phat.
 
     Attributes:
-        p: (vocab of q*,), float64, the lower bound of phat.
+        p: the lower bound of phat by token of q*, where it is not 0.
         rest: the mass that is nobody's: 1 - sum of `p`.
     """
 
-    p: Tensor
+    p: dict[int, float]
     rest: float
 
 
@@ -108,10 +105,12 @@ class Translation:
                 branches, left = self._grow(branch.ids, branch.text, branch.mass, text)
                 rest += left
             rest += sum(branch.mass for branch in open_branches)
-        numerators = torch.zeros(len(self._aligned.pieces), dtype=torch.float64)
-        numerators[list(found)] = torch.tensor(list(found.values()), dtype=torch.float64)
         total = sum(found.values()) + rest
-        return Reading(numerators / total, rest / total) if total > 0 else Reading(numerators, 1.0)
+        return (
+            Reading({token: mass / total for token, mass in found.items()}, rest / total)
+            if total > 0
+            else Reading({}, 1.0)
+        )
 
     def _canonical_tail(self, answer: tuple[int, ...]) -> tuple[int, ...]:
         """The longest of the answer's last tokens that are what the tokenizer makes of their text.
@@ -134,7 +133,7 @@ class Translation:
         """
         heads = []
         for cut in range(max(0, len(text) - self._base.longest + 1), len(text) + 1):
-            if whole_characters(text[:cut]) < cut or not len(self._base.extensions(text[cut:])):
+            if whole_characters(text[:cut]) < cut or not self._base.is_extended(text[cut:]):
                 continue
             head = self._base.encode(text[:cut])
             if self._base.is_stepwise(head):
@@ -162,7 +161,7 @@ class Translation:
         for count in range(shared, len(head)):
             if head[:count] != whole[:count] and mass < least:
                 return mass, False
-            mass *= float(self._nodes.at(head[:count]).p[head[count]])
+            mass *= self._nodes.at(head[:count]).p(head[count])
         return mass, mass > 0.0 and mass >= least
 
     def _grow(self, ids: tuple[int, ...], text: bytes, mass: float, answer: bytes) -> tuple[list[_Branch], float]:
@@ -178,7 +177,7 @@ class Translation:
         inside = len(text) < len(answer)
         likely = node.likely.items()
         chosen = [(token, share) for token, share in likely if not inside or self._base.extends(token, missing)]
-        whole = float(node.p[self._base.extensions(missing)].sum()) if inside else 1.0
+        whole = node.p(self._base.extensions(missing)) if inside else 1.0
         branches = [
             self._cut_at_stop(mass * share, (*ids, token), text, self._base.pieces[token], len(answer))
             for token, share in chosen

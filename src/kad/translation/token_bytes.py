@@ -126,10 +126,13 @@ class TokenBytes:
 
     def extensions(self, prefix: bytes) -> Tensor:
         """The ids (n,) whose bytes begin with `prefix` and go on."""
-        low = bisect_right(self._keys, prefix)
-        if not self._keys[low : low + 1] or not self._keys[low].startswith(prefix):
-            return self._by_bytes[:0]
-        return self._by_bytes[low : bisect_left(self._keys, prefix + b"\xff" * self.longest, low)]
+        low, high = self._extending(prefix)
+        return self._by_bytes[low:high]
+
+    def is_extended(self, prefix: bytes) -> bool:
+        """Whether `prefix` has `extensions`."""
+        low, high = self._extending(prefix)
+        return low < high
 
     def extends(self, token: int, prefix: bytes) -> bool:
         """Whether the bytes of `token` begin with `prefix` and go on."""
@@ -152,6 +155,11 @@ class TokenBytes:
     def _piece(self, token: int) -> bytes:
         return self.pieces[token] or b""
 
+    def _extending(self, prefix: bytes) -> tuple[int, int]:
+        """Where the keys that begin with `prefix` and go on begin and end."""
+        low = bisect_right(self._keys, prefix)
+        return low, bisect_left(self._keys, prefix + b"\xff" * self.longest, low)
+
     def _chunks(self, text: bytes) -> list[bytes]:
         """Parts of a text that are encoded one by one; at least one."""
         return [text] if self._whole else _WORDS.split(text)
@@ -168,7 +176,7 @@ class TokenBytes:
     def _probe(self, text: bytes) -> tuple[int, ...]:
         """Those of `_before_last_word` that no probe changes."""
         ids = self._unprobed(text)
-        for probe in _PROBES:
+        for probe in _PROBES if ids else ():
             longer = self.encode(text + probe)
             while longer[: len(ids)] != ids:
                 ids = ids[:-1]

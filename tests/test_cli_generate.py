@@ -249,13 +249,13 @@ def test_ctrl_c_ends_cleanly(folders: dict[str, Path]) -> None:
     models = [f"--{role}={path}" for role, path in folders.items()]
     code = "from kad.cli.main import main; main()"
     process = subprocess.Popen(
-        [sys.executable, "-c", code, "generate", "Hi", *models, "-n", "480", "-t", "1", "--draft-tokens", "0"],
+        [sys.executable, "-c", code, "generate", "Hi", *models, "-n", "480", "-t", "0", "--draft-tokens", "0"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
     )
     assert process.stdout is not None
-    process.stdout.read(1)  # the text has begun
+    process.stdout.read(1)  # the text has begun; greedy, it has no end before 480 tokens
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=400)
     assert process.returncode == 130, errors.decode()

@@ -95,7 +95,7 @@ def broken_off(address: str) -> None:
 
 
 def wrong(address: str, model: str, others: tuple[int, ...] = ()) -> list[str]:
-    """What came back and should not have; `others` are statuses that every request may get, too.
+    """What came back and should not have; `others` are statuses that vLLM may answer with, too.
 
     At the end the server must be healthy, and answer a good request.
     """
@@ -104,8 +104,9 @@ def wrong(address: str, model: str, others: tuple[int, ...] = ()) -> list[str]:
         for asked in requests(model):
             headers = {"Content-Type": asked.kind} if asked.kind else {}
             got = http.post(asked.path, content=asked.body, headers=headers)
-            said = got.json()
-            if got.status_code not in asked.allowed + others or not (said.get("error") or said.get("detail")):
+            error, said = got.json().get("error"), got.json().get("detail")
+            explained = (error or said) if others else (error or {}).get("message")
+            if got.status_code not in asked.allowed + others or not explained:
                 found.append(f"{asked.name}: {got.status_code} {got.text[:200]}")
         broken_off(address)
         good = {"model": model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}

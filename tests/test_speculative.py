@@ -59,7 +59,7 @@ def plain(model: kad.KadForCausalLM, ids: torch.Tensor, **options: Any) -> Any:
 @pytest.mark.parametrize("rule", RULES)
 def test_greedy_text_does_not_change(pair: kad.KadForCausalLM, prompt: Callable[..., Any], rule: str) -> None:
     statistics = SpeculationStatistics()
-    for seed in range(2):
+    for seed in range(3):
         truth = plain(pair, prompt(7, seed), rule=rule)
         for window in (0, 1, 3, 8, "auto"):
             found = speculate(pair, prompt(7, seed), rule=rule, num_draft_tokens=window, statistics=statistics)

@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from kad.distribution import Distribution, columns_above, problem_of
+from kad.distribution import Distribution, columns_above, refuse
 from kad.errors import LogitsError, RuleError
 from kad.rules import CascadeRule, ProductRule, Rule, ThresholdRule
 from kad.rules.rule import EXCLUDED
@@ -93,6 +93,18 @@ class Composed:
         kept = self.keep() * p
         return kept, (p - kept).sum(dim=-1) + self._nobody_mass()
 
+    def from_base(self, tokens: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The part of pi_v that comes from p, k_v p_v / pi_v, and alpha (...,). It is 0 where pi_v is 0. Cascades only.
+
+        Args:
+            tokens: (..., n), the parts of these tokens. None: of all, (..., vocab).
+        """
+        (kept, alpha), q = self.cascade(), self.aligned.probs()
+        if tokens is not None:
+            kept, q = kept.gather(-1, tokens), q.gather(-1, tokens)
+        pi = kept + alpha.unsqueeze(-1) * q
+        return torch.where(pi == 0, 0.0, kept / pi), alpha
+
     def product(self) -> Tensor:
         """The unnormalized log-weights of a product, (..., vocab)."""
         assert isinstance(self.rule, ProductRule)
@@ -103,9 +115,8 @@ class Composed:
         """Raise the error for rows that became NaN. This reads every value."""
         models = (self.base, self.aligned, self.reference)
         for name, model in zip(NAMES, models, strict=True):
-            problem = None if model is None else problem_of(name, model.logits)
-            if problem:
-                raise LogitsError(problem)
+            if model is not None:
+                refuse(name, model.logits)
         rule = self.rule
         if isinstance(rule, CascadeRule):
             keep = rule.keep(self.base.log_probs(), self.aligned.log_probs())
@@ -114,9 +125,9 @@ class Composed:
                     f"The keep probabilities of rule {rule} must lie in [0, 1], but lie between {float(keep.min()):g} "
                     f"and {float(keep.max()):g}: mend the rule's keep()."
                 )
-        name = f"the product of the models' probabilities under {rule}"
-        problem = problem_of(name, self.product()) if isinstance(rule, ProductRule) else None
-        raise LogitsError(problem or f"Rule {rule} makes NaN of these logits. Choose another rule or other parameters.")
+        if isinstance(rule, ProductRule):
+            refuse(f"the product of the models' probabilities under {rule}", self.product())
+        raise LogitsError(f"Rule {rule} makes NaN of these logits. Choose another rule or other parameters.")
 
     def _nobody_mass(self) -> Tensor | float:
         return 0.0 if self.nobody is None else self.nobody.exp().squeeze(-1)

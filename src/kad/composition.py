@@ -138,13 +138,8 @@ def origin_shares(rule: RuleLike, base_logits: Tensor, aligned_logits: Tensor) -
 
     The two sum to one. A token with pi_v = 0 counts as deferred: (0, 1). Cascades only.
     """
-
-    def from_base(rows: Composed) -> Tensor:
-        kept, alpha = rows.cascade()
-        total = kept + alpha.unsqueeze(-1) * rows.aligned.probs()
-        return torch.where(total == 0, 0.0, kept / total)
-
-    shares = _by_row(from_base, _cascade(rule, "origin shares"), base_logits, aligned_logits)
+    cascade = _cascade(rule, "origin shares")
+    shares = _by_row(lambda rows: rows.from_base()[0], cascade, base_logits, aligned_logits)
     return shares, 1.0 - shares
 
 
@@ -224,8 +219,8 @@ def _by_row(
         here = replace(composition, rule=rule)
         parts.append(quantity(composed(here, *(logits[block] for logits in flat))))
     rows = parts[0] if len(parts) == 1 else torch.cat(parts)
-    if check and may_look(rows) and bool(rows[:, :1].isnan().any()):
-        composed(composition, base_logits, aligned_logits, reference_logits).explain()
+    if check and may_look(rows):
+        raise_if_bad(rows, composition, base_logits, aligned_logits, reference_logits)
     return rows.reshape(*given[1].shape[:-1], rows.shape[-1])
 
 

@@ -159,6 +159,12 @@ def _block_size(vocab: int) -> int | None:
     return next((size for size in sizes if vocab % size == 0), None)
 
 
+def refuse(name: str, logits: Tensor) -> None:
+    """Raise the LogitsError of `problem_of`, if a row is bad."""
+    if problem := problem_of(name, logits):
+        raise LogitsError(problem)
+
+
 def problem_of(name: str, logits: Tensor) -> str | None:
     """What is wrong with the first bad row of `logits` (..., vocab). None if all rows are distributions."""
     rows = logits.reshape(-1, logits.shape[-1])

@@ -330,7 +330,7 @@ def test_a_cache_that_is_not_rolled_back_is_seen(small: Any, monkeypatch: pytest
 def test_sampled_speculation_follows_pi(small: Any) -> None:
     """Chi-square over all texts; a false alarm once in a million runs."""
     ours, theirs = small
-    truth, count, seen = true_texts(theirs, "dual:threshold=0.4"), 750, defaultdict[tuple[int, ...], int](int)
+    truth, count, seen = true_texts(theirs, "dual:threshold=0.4"), 1500, defaultdict[tuple[int, ...], int](int)
     for seed in range(count):
         how = kad.Sampling(max_new_tokens=NEW, temperature=1.0, top_k=0, seed=seed)
         seen[tuple(kad.generate(ours, START, sampling=how, num_draft_tokens=2, origins=False).token_ids)] += 1

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kad.composed import Composed
 from kad.composition import Composition, composed, tempered, with_base
-from kad.distribution import Distribution, first_max, problem_of, raised
+from kad.distribution import Distribution, first_max, problem_of, raised, refuse
 from kad.errors import LogitsError
 from kad.rules import CascadeRule, ThresholdRule
 from kad.speculation.decisions import Draft, Open, Records, Rows, Settled, Verdict, Warp, read
@@ -171,15 +171,15 @@ class Policy(ABC):
         """
         named = rows | ({self.drafter: torch.stack(list(drafted))} if drafted else {})
         for role, logits in named.items():
-            _refuse(f"the {role} model's logits", logits)
+            refuse(f"the {role} model's logits", logits)
         for i, row in enumerate(drafted):
-            _refuse("the processed scores of the draft", self._draft_scores(row, length + i))
+            refuse("the processed scores of the draft", self._draft_scores(row, length + i))
         if rows and drafted:
             models = self._composed(rows, named[self.drafter])
             log_pi = models.log_pi()
             if problem_of("pi", log_pi):
                 models.explain()
-            _refuse("the processed scores of pi", self._scores(log_pi, length))
+            refuse("the processed scores of pi", self._scores(log_pi, length))
         raise LogitsError("a window of drafts came out as NaN.")
 
 
@@ -247,8 +247,3 @@ def _stack(parts: Sequence[Tensor], empty: Tensor) -> Tensor:
 
 def _logits(drafts: Sequence[Draft]) -> Tensor:
     return torch.stack([draft.logits for draft in drafts])
-
-
-def _refuse(name: str, logits: Tensor) -> None:
-    if problem := problem_of(name, logits):
-        raise LogitsError(problem)

@@ -214,11 +214,8 @@ class Stream(LiveAnswer):
         base, aligned = rows["base"], rows["aligned"]
         tokens = torch.tensor([item.token for item in items], device=base.device).unsqueeze(-1)
         with torch.no_grad():
-            models = composed(self._composition, base, aligned)
-            kept, alpha = models.cascade()
-            of_base = kept.gather(-1, tokens).squeeze(-1)
-            pi = of_base + alpha * models.aligned.probs().gather(-1, tokens).squeeze(-1)
-            return torch.where(pi == 0, 0.0, of_base / pi).tolist(), alpha.tolist()
+            share, mass = composed(self._composition, base, aligned).from_base(tokens)
+            return share.squeeze(-1).tolist(), mass.tolist()
 
 
 class _Stop:

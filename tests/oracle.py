@@ -44,12 +44,8 @@ def keep_mixture(p: Row, q: Row, weight: float) -> list[float]:
     return [weight] * len(p)
 
 
-def keep_aligned_below(p: Row, q: Row, margin: float) -> list[float]:
+def keep_wanted(p: Row, q: Row, margin: float) -> list[float]:
     return [0.0 if v < max(p) + margin else 1.0 for v in q]
-
-
-def keep_aligned_above(p: Row, q: Row, margin: float) -> list[float]:
-    return [0.0 if v > max(p) + margin else 1.0 for v in q]
 
 
 def keep_lp(p: Row, q: Row, budget: float) -> list[float]:
@@ -72,8 +68,6 @@ KEEP: dict[str, Callable[..., list[float]]] = {
     "confidence_bet": keep_confidence_bet,
     "relative": keep_relative,
     "mixture": keep_mixture,
-    "aligned_below": keep_aligned_below,
-    "aligned_above": keep_aligned_above,
     "lp": keep_lp,
     "aligned_only": lambda p, q: [0.0] * len(p),
     "base_only": lambda p, q: [1.0] * len(p),

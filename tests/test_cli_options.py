@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import pytest
@@ -12,7 +11,7 @@ import typer
 from typer.testing import CliRunner
 
 from kad.cli.flatten import Only, Prefix, Without, flatten
-from kad.cli.main import COMMANDS, app, load_command
+from kad.cli.main import COMMANDS, load_command
 from kad.cli.options import ModelOptions
 from kad.errors import UsageError
 from kad.evaluation.evaluate import Plan
@@ -164,14 +163,6 @@ def test_a_plan_and_its_stored_settings_have_the_options_of_a_run() -> None:
         assert option.name in {own.name for own in fields(Plan)}
         assert option.name in {own.name for own in fields(Settings)}
     assert issubclass(Plan, TaskOptions)
-
-
-def test_the_old_name_of_an_option_still_works(tmp_path: Path) -> None:
-    arguments = ["pack", "--base", "tiny:big-base", "--aligned", "tiny:small-aligned"]
-    assert CliRunner().invoke(app, [*arguments, "--output", str(tmp_path / "a")]).exit_code == 0
-    assert CliRunner().invoke(app, [*arguments, f"--output={tmp_path / 'b'}"]).exit_code == 0
-    assert (tmp_path / "a" / "config.json").read_text() == (tmp_path / "b" / "config.json").read_text()
-    assert "--output" not in CliRunner().invoke(app, ["pack", "--help"]).stdout
 
 
 def test_models_are_named_as_a_pair_or_one_by_one() -> None:

@@ -110,3 +110,27 @@ def test_a_session_says_where_and_how() -> None:
 
 def test_git_revision_is_of_the_source_tree(tmp_path: Path) -> None:
     assert git_revision(tmp_path) is None
+
+
+def test_a_run_of_another_version_is_refused(tmp_path: Path) -> None:
+    with RunDirectory(tmp_path, SETTINGS):
+        pass
+    settings = tmp_path / "settings.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text("utf-8")) | {"schema": "kad-run/9"}))
+    with pytest.raises(UsageError, match="schema 'kad-run/9', but this version of kad reads 'kad-run/2'"):
+        read_settings(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "\0\0"])
+def test_damaged_settings_are_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / "settings.json").write_text(text)
+    with pytest.raises(UsageError, match=r"settings\.json is damaged"):
+        read_settings(tmp_path)
+
+
+@pytest.mark.parametrize("line", [b"garbage", b"\0\0\0", b"{}", b"[]", b'{"method": "x"}', b"\xff"])
+def test_a_damaged_sample_is_named_with_its_line(line: bytes, tmp_path: Path) -> None:
+    good = json.dumps(record(0)).encode() + b"\n"
+    (tmp_path / "samples.jsonl").write_bytes(good + line + b"\n" + good)
+    with pytest.raises(UsageError, match=r"samples\.jsonl, line 2 is no sample of a run"):
+        list(read_samples(tmp_path))

@@ -53,7 +53,7 @@ def near_a_decision(rule: kad.rules.Rule, p: list[float], q: list[float]) -> boo
     reference = oracle.KEEP[rule.name](p, q, *parameters(rule))
     for factor in (1 - 1e-5, 1 + 1e-5):
         nudged = [v * factor + (factor - 1) * 1e-6 for v in parameters(rule)]
-        if rule.name in ("relative", "confidence_bet", "aligned_below", "aligned_above"):
+        if rule.name in ("relative", "confidence_bet"):
             nudged = [v + (factor - 1) for v in parameters(rule)]
         nudged = [max(v, 0.0) if rule.name in ("primal", "lp") else v for v in nudged]
         moved = oracle.KEEP[rule.name](p, q, *nudged)
@@ -80,18 +80,6 @@ def test_the_string_form_is_the_documented_one() -> None:
     assert parse_rule("dual:threshold=0.4") == kad.rules.Dual(threshold=0.4)
     assert parse_rule(" product : base=2, aligned=0.5 ".replace(" : ", ":")) == kad.rules.Product(2.0, 0.5)
     assert str(kad.rules.AlignedOnly()) == "aligned_only"
-
-
-@pytest.mark.parametrize(
-    ("former", "now", "class_name"), [("always", "aligned_only", "Always"), ("never", "base_only", "Never")]
-)
-def test_the_former_names_still_work_and_name_the_new_ones(former: str, now: str, class_name: str) -> None:
-    for spelled in (former, {"rule": former}):
-        with pytest.warns(DeprecationWarning, match=f"'{former}' is now called '{now}'"):
-            assert str(parse_rule(spelled)) == now
-    with pytest.warns(DeprecationWarning, match=f"kad.rules.{class_name} is now called"):
-        assert getattr(kad.rules, class_name)() == parse_rule(now)
-    assert former not in registry()
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,14 @@ from transformers import (
 from kad.nobody import never_kept
 from kad.rules import parse_rule, registry
 from kad.verification import Target, verify_block, verify_tokens
+from own_rules import Wanted
 from speculative_tables import TableScorer, exact_distribution, total_variation, true_distribution
 
 VERIFIERS = {"token": verify_tokens, "block": verify_block}
 RULES = [
     "dual:threshold=0.4", "dual:threshold=0.15", "primal:budget=0.6", "nudging:threshold=0.5",
     "confidence_bet:margin=0.0", "confidence_bet:margin=-0.2", "relative:margin=0.3", "aligned_only", "base_only",
-    "mixture:weight=0.4", "aligned_below:margin=0.1", "aligned_above:margin=-0.1", "lp:budget=0.5",
+    "mixture:weight=0.4", Wanted(-0.3), "lp:budget=0.5",
     "product:base=0.8,aligned=1.2", "implicit_reward", "contrastive", "experts:base=-0.5,aligned=1.5",
 ]  # fmt: skip
 
@@ -38,12 +39,12 @@ def check(rule: str, **settings) -> None:
 
 
 def test_every_rule_is_enumerated() -> None:
-    assert {rule.partition(":")[0] for rule in RULES} == set(registry())
+    assert {parse_rule(rule).name for rule in RULES} == {*registry(), Wanted.name}
 
 
-@pytest.mark.supports("Transformers", "speculative sampling")
+@pytest.mark.supports("Transformers", "speculative sampling", rules=[rule for rule in RULES if isinstance(rule, str)])
 @pytest.mark.parametrize("verifier", VERIFIERS)
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", RULES, ids=str)
 def test_every_rule(rule: str, verifier: str) -> None:
     check(rule, vocab=3, new_tokens=3, window=2, verifier=VERIFIERS[verifier])
 

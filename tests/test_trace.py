@@ -348,3 +348,11 @@ class TestSpeculation:
                 assert token in made.vocabulary
                 drafted.append(token)
             ids.append(position.token)
+
+
+def test_a_trace_of_another_version_is_refused(recorded: Trace, tmp_path: Path) -> None:
+    later = json.loads(recorded.to_json()) | {"schema": "kad-trace/9"}
+    (tmp_path / "later.json").write_text(json.dumps(later))
+    done = CliRunner().invoke(app, ["trace", str(tmp_path / "later.json")])
+    assert done.exit_code == 2
+    assert "schema 'kad-trace/9', but 'kad-trace/3' is wanted" in done.stderr

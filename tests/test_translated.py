@@ -35,13 +35,14 @@ from kad.text.contexts import context_of
 from kad.text.score import score_tokens
 from kad.translation import TokenBytes, Translation
 from kad.translation.token_bytes import whole_characters
+from own_rules import Wanted
 from speculative_tables import PROMPT, Script, TableScorer, table_row, total_variation
 from test_rules import parameters
 from translation_toys import TableModel, all_texts, brute_force, random_tokenizer
 
 RULES = [
     "dual:threshold=0.3", "primal:budget=0.6", "nudging:threshold=0.4", "confidence_bet:margin=-0.1",
-    "relative:margin=0.2", "aligned_only", "base_only", "mixture:weight=0.4", "aligned_below", "aligned_above",
+    "relative:margin=0.2", "aligned_only", "base_only", "mixture:weight=0.4", Wanted(),
 ]  # fmt: skip
 
 
@@ -143,7 +144,7 @@ class Toys(InForce):
 
 
 @pytest.mark.parametrize("drafts", [0, 2])
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", RULES, ids=str)
 def test_the_text_has_the_distribution_of_the_definition(
     rule: str, drafts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -392,4 +393,4 @@ def test_what_cannot_be_done_is_said(pair: kad.KadForCausalLM, where: dict[str, 
 
 def test_every_rule_is_tried() -> None:
     cascades = {name for name, rule in kad.rules.registry().items() if issubclass(rule, kad.rules.CascadeRule)}
-    assert {parse_rule(rule).name for rule in RULES} == cascades - {"lp"}
+    assert {parse_rule(rule).name for rule in RULES} == {*cascades - {"lp"}, Wanted.name}

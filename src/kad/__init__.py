@@ -10,8 +10,6 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from kad.renamed import install
-
 if TYPE_CHECKING:
     from kad import rules, tiny
     from kad.composition import Composition, acceptance, compose, deferred_mass, origin_shares
@@ -31,8 +29,6 @@ if TYPE_CHECKING:
     from kad.tracing.ask import trace
 
 __version__ = "0.2.0.dev0"
-
-install()
 
 # Public name -> module that holds it; an empty attribute means the module itself.
 _PUBLIC = {

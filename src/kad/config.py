@@ -7,7 +7,6 @@ refused only if it looks like a mistyped key of kad.
 from __future__ import annotations
 
 import difflib
-import warnings
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -118,11 +117,6 @@ class KadConfig(PreTrainedConfig):
                     "Add it, or write the pair anew with kad pack."
                 )
         return sources
-
-    def model_references(self) -> dict[str, Source]:
-        """The former name of `model_sources`."""
-        warnings.warn("model_references is called model_sources now.", DeprecationWarning, stacklevel=2)
-        return self.model_sources()
 
 
 def _mistyped(key: str, own: Iterable[str]) -> str | None:

@@ -57,9 +57,6 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
 _PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
 _CONTEXT_SETTINGS: Mapping[str, dict[str, Any]] = {"serve": _PASS_THROUGH}
 
-# The names of options that are no longer shown, and today's.
-_OLD_OPTIONS: Mapping[str, str] = {"--output": "--out", "--target": "--oracle"}
-
 _OPTIONS = {"num_draft_tokens": "--draft-tokens"}
 
 INTERRUPTED = 130  # 128 + SIGINT
@@ -84,7 +81,7 @@ class KadCommand(TyperCommand):
     examples: tuple[str, ...] = ()
 
     def parse_args(self, ctx: Any, args: list[str]) -> Any:
-        given = [_current(argument) for argument in args]
+        given = list(args)
         self._refuse_twice(given)
         return super().parse_args(ctx, given)
 
@@ -207,12 +204,6 @@ def load_command(name: str) -> Any:
     command: Any = typer.main.get_command(single)
     command.examples = getattr(module, "EXAMPLES", ())
     return command
-
-
-def _current(argument: str) -> str:
-    """A command line argument with today's name of an option in place of an old one."""
-    name, equals, value = argument.partition("=")
-    return _OLD_OPTIONS.get(name, name) + equals + value
 
 
 def _unwrap(docstring: str) -> str:

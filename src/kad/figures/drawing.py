@@ -14,7 +14,6 @@ from kad.tracing.terminal import visible
 
 BASE, ALIGNED = CYCLE[:2]
 SCHEMA = "kad-figure/2"
-"""What the JSON beside a figure holds. Version 1 named no schema, and had other names for some fields."""
 
 
 def write_figures(figures: Mapping[str, Any], folder: Path) -> list[Path]:

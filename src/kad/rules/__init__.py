@@ -10,10 +10,7 @@ Liu et al., 2024. [CD] Li et al., ACL 2023; O'Brien and Lewis, 2023.
 [CFG] Sanchez et al., ICML 2024. [CAD] Shi et al., NAACL 2024.
 """
 
-import warnings
-from typing import Any
-
-from kad.rules.cascade import AlignedAbove, AlignedBelow, LinearProgram, Mixture
+from kad.rules.cascade import LinearProgram, Mixture
 from kad.rules.product import Contrastive, Experts, ImplicitReward, Product
 from kad.rules.rows import RowRules
 from kad.rules.rule import (
@@ -30,8 +27,6 @@ from kad.rules.rule import (
 from kad.rules.threshold import AlignedOnly, BaseOnly, ConfidenceBet, Dual, Nudging, Primal, Relative
 
 __all__ = [
-    "AlignedAbove",
-    "AlignedBelow",
     "AlignedOnly",
     "BaseOnly",
     "CascadeRule",
@@ -56,13 +51,3 @@ __all__ = [
     "registry",
     "skipped_plugins",
 ]
-
-_FORMER_CLASSES = {"Always": AlignedOnly, "Never": BaseOnly}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _FORMER_CLASSES:
-        now = _FORMER_CLASSES[name]
-        warnings.warn(f"kad.rules.{name} is now called kad.rules.{now.__name__}.", DeprecationWarning, stacklevel=2)
-        return now
-    raise AttributeError(f"module 'kad.rules' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The cascades without a threshold: they compare token by token, or keep a fraction."""
+"""The cascades without a threshold: they keep a fraction."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kad.distribution import Distribution, precise
 from kad.rules.rule import CascadeRule, register
-from kad.rules.threshold import critical_logit, difference, probability
+from kad.rules.threshold import critical_logit, probability
 
 
 @register
@@ -25,34 +25,6 @@ class Mixture(CascadeRule):
 
     def keep(self, log_p: Tensor, log_aligned: Tensor) -> Tensor:
         return torch.full_like(log_p, self.weight)
-
-
-@register
-@dataclass(frozen=True)
-class AlignedBelow(CascadeRule):
-    """Defer v iff q*_v < max p + margin."""
-
-    name: ClassVar[str] = "aligned_below"
-    summary: ClassVar[str] = "defer the tokens with q* < max p + margin"
-    source: ClassVar[str] = "max_p_plus in Kad's published code"
-    margin: float = difference(0.0)
-
-    def keep(self, log_p: Tensor, log_aligned: Tensor) -> Tensor:
-        return (log_aligned.exp() >= _max_probability(log_p) + self.margin).to(log_p.dtype)
-
-
-@register
-@dataclass(frozen=True)
-class AlignedAbove(CascadeRule):
-    """Defer v iff q*_v > max p + margin."""
-
-    name: ClassVar[str] = "aligned_above"
-    summary: ClassVar[str] = "defer the tokens with q* > max p + margin"
-    source: ClassVar[str] = "minus_max_p_plus in Kad's published code"
-    margin: float = difference(0.0)
-
-    def keep(self, log_p: Tensor, log_aligned: Tensor) -> Tensor:
-        return (log_aligned.exp() <= _max_probability(log_p) + self.margin).to(log_p.dtype)
 
 
 @register
@@ -80,7 +52,3 @@ class LinearProgram(CascadeRule):
         # If rounding keeps even the whole row below the mass, the critical item has probability zero: 0 / 0 keeps it.
         fraction = (missing / (p * tied).sum(dim=-1, keepdim=True)).nan_to_num(1.0).clamp(0.0, 1.0)
         return (above + fraction * tied).to(log_p.dtype)
-
-
-def _max_probability(log_p: Tensor) -> Tensor:
-    return log_p.amax(dim=-1, keepdim=True).exp()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -109,8 +108,6 @@ class ProductRule(Rule):
 
 _RuleClass = TypeVar("_RuleClass", bound=type[Rule])
 _REGISTRY: dict[str, type[Rule]] = {}
-# Names of an earlier release: they still parse, with a DeprecationWarning.
-_FORMER_NAMES = {"always": "aligned_only", "never": "base_only"}
 
 
 def register(cls: _RuleClass) -> _RuleClass:
@@ -127,8 +124,6 @@ def register(cls: _RuleClass) -> _RuleClass:
         raise RuleError(f"The rule {cls.__qualname__} must define {', '.join(missing)}.")
     if not cls.name.isidentifier() or cls.name != cls.name.lower():
         raise RuleError(f"A rule's name must be a lower-case identifier, but is {cls.name!r}.")
-    if cls.name in _FORMER_NAMES:
-        raise RuleError(f"The rule name {cls.name!r} is taken by {_FORMER_NAMES[cls.name]}; choose another one.")
     known = _REGISTRY.setdefault(cls.name, cls)
     if known is not cls and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
         raise RuleError(f"The rule name {cls.name!r} is taken by {known.__qualname__}; choose another one.")
@@ -173,9 +168,6 @@ def parse_rule(rule: str | Mapping[str, Any] | Rule) -> Rule:
         name = str(parameters.pop("rule", ""))
     else:
         raise RuleError(f"A rule is a string, a dict or a Rule, but got {type(rule).__name__}: {rule!r}.")
-    if name in _FORMER_NAMES:
-        warnings.warn(f"The rule {name!r} is now called {_FORMER_NAMES[name]!r}.", DeprecationWarning, stacklevel=2)
-        name = _FORMER_NAMES[name]
     if name not in _REGISTRY:
         _PLUGINS.load()
     if name not in _REGISTRY:

@@ -1,8 +1,7 @@
 """A trace: what the rule did at every position of one answer, as plain values that go to JSON and back.
 
 The JSON is one object with a `schema`. A reader may rely on every field below. A later version that adds fields keeps
-the number of the schema. A version that changes or drops a field raises it. Traces of schemas 1 and 2 are read, and
-written as schema 3.
+the number of the schema. A version that changes or drops a field raises it, and reads no other.
 """
 
 from __future__ import annotations
@@ -16,17 +15,6 @@ from typing import Any, Literal
 from kad.errors import UsageError
 
 SCHEMA = "kad-trace/3"
-_OLD_SCHEMAS = ("kad-trace/1", "kad-trace/2")
-# Version 1's names of what a position holds, and today's.
-_OLD_NAMES = {
-    "q": "p_aligned",
-    "share_base": "base_share",
-    "share_aligned": "aligned_share",
-    "alpha": "deferred_mass",
-    "drafted": "rejected_draft",
-}
-# Before version 3, the event of a token was called after its draft.
-_OLD_EVENTS = {"rejected": "corrected"}
 NOTHING_KEPT = 2.0
 """How a tau of infinity is written: no probability reaches 2, and JSON has no infinity."""
 
@@ -69,9 +57,7 @@ class Position:
         overlap: sum_v min(p_v, q*_v). The acceptance if the whole of p were kept.
         nobody: the mass of p that belongs to no token here, and is deferred. There p ends its answer in its prompt's
             form, or was not followed to one of q*'s tokens. Every p is a lower bound then: it can be larger, by at most
-            this. `entropy`, `divergence` and `overlap` are sums over the tokens. None in traces of earlier versions.
-
-    Traces of schemas 1 and 2 have none of the last five.
+            this. `entropy`, `divergence` and `overlap` are sums over the tokens.
     """
 
     token: int
@@ -164,12 +150,12 @@ class Trace:
         Raises:
             UsageError: another schema, or a missing or unknown field.
         """
-        if values.get("schema") not in (*_OLD_SCHEMAS, SCHEMA):
+        if values.get("schema") != SCHEMA:
             raise UsageError(
                 f"This is no trace that this version reads: schema {values.get('schema')!r}, but {SCHEMA!r} is wanted. "
                 "Make it again with kad trace."
             )
-        known = {key: value for key, value in values.items() if key != "summary"} | {"schema": SCHEMA}
+        known = {key: value for key, value in values.items() if key != "summary"}
         try:
             known["vocabulary"] = {int(token): text for token, text in known["vocabulary"].items()}
             known["positions"] = tuple(_position_from_dict(position) for position in known["positions"])
@@ -230,12 +216,8 @@ class Trace:
 
 
 def _position_from_dict(values: Mapping[str, Any]) -> Position:
-    values = {_OLD_NAMES.get(name, name): value for name, value in values.items()}
-    event = values.get("event")
     rows = tuple(Candidate(*row) for row in values["candidates"])
-    dropped = tuple(values.get("dropped_drafts", ()))
-    known = {"event": _OLD_EVENTS.get(str(event), event), "candidates": rows, "dropped_drafts": dropped}
-    return Position(**{**values, **known})
+    return Position(**{**values, "candidates": rows, "dropped_drafts": tuple(values["dropped_drafts"])})
 
 
 def _mean(values: Any) -> float | None:

@@ -16,7 +16,6 @@ from kad.evaluation.results.storage import Record, read_samples, read_sessions, 
 from kad.evaluation.results.summary import Row, choose_baseline, summarize
 
 SCHEMA = "kad-report/2"
-"""What report.json holds. Version 1 named no schema, and called `acceptance` `expected_acceptance`."""
 
 
 @dataclass(frozen=True)

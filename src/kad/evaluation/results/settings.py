@@ -19,7 +19,6 @@ from kad.evaluation.options import RunOptions
 from kad.evaluation.tasks.task import TaskInfo
 
 SCHEMA = "kad-run/2"
-"""What a run directory holds. Version 1 stored no prompts, and called a sample's `acceptance` `expected_acceptance`."""
 _PACKAGES = (
     "kad-align",
     "torch",

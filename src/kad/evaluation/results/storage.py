@@ -115,11 +115,6 @@ class RunDirectory:
             write_atomically(file, json.dumps(wanted, indent=2) + "\n")
             return
         stored = read_settings(self.path)
-        if stored["schema"] != SCHEMA:
-            raise UsageError(
-                f"{self.path} was made by an earlier version of kad: kad report reads it, but it cannot go on. "
-                "Choose another --out."
-            )
         changes = list(differences(stored, wanted))
         if changes:
             raise UsageError(
@@ -153,7 +148,7 @@ def read_samples(path: Path) -> Iterator[Record]:
 
 
 def _sample(line: bytes, place: str) -> Record:
-    """One stored sample, in today's words."""
+    """One stored sample."""
     try:
         if b"\0" in line:
             raise ValueError("it has NUL bytes, as after a crash of the machine")
@@ -163,30 +158,28 @@ def _sample(line: bytes, place: str) -> Record:
         raise UsageError(
             f"{place} is no sample of a run ({error}). Take the line out, and its sample runs again."
         ) from None
-    if "expected_acceptance" in record:
-        record["acceptance"] = record.pop("expected_acceptance")
     return record
 
 
 def read_settings(path: Path) -> Record:
-    """The settings of a run directory; those of version 1 get their `schema`.
+    """The settings of a run directory.
 
     Raises:
-        UsageError: it is none, its settings are damaged, or a later version of kad made it.
+        UsageError: it is none, its settings are damaged, or another version of kad made it.
     """
     file = path / "settings.json"
     try:
-        settings: Record = {"schema": "kad-run/1", **json.loads(file.read_text("utf-8"))}
+        settings: Record = dict(json.loads(file.read_text("utf-8")))
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(
             f"{path} is no run directory: it has no settings.json. Give the --out of a kad eval."
         ) from None
     except (ValueError, TypeError) as error:
         raise UsageError(f"{file} is damaged ({error}). Choose another --out.") from None
-    if settings["schema"] not in ("kad-run/1", SCHEMA):
+    if settings.get("schema") != SCHEMA:
         raise UsageError(
-            f"{path} has the schema {settings['schema']!r}, but this version of kad reads {SCHEMA!r} and older. "
-            "Install a newer kad."
+            f"{path} has the schema {settings.get('schema')!r}, but this version of kad reads {SCHEMA!r}. "
+            "Use the kad that made it, or choose another --out."
         )
     lacking = [key for key in ("methods", "samples", "tasks", "models") if key not in settings]
     if lacking:

@@ -25,9 +25,9 @@ import torch
 
 import kad
 from benchmarks import harness, smollm2
-from kad.engines.llama_cpp import LlamaCppModel, _Batch
+from kad.engines.llama_cpp.host import library
+from kad.engines.llama_cpp.model import LlamaCppModel, _Batch
 from kad.engines.protocols import ComposedModel
-from kad.hosts.llama_cpp import library
 
 QUESTIONS = ("Write a short poem about the sea.", "How do plants make sugar?")
 # One thread: its processor time is the wall time of a quiet machine, and on a busy machine it still means something.

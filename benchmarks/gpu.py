@@ -32,8 +32,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 import kad
 from benchmarks.harness import alternate, medians, save
 from benchmarks.rules import published
-from kad.composition import Composition, composed
-from kad.speculation import SpeculationStatistics
+from kad.method.composition import Composition, composed
+from kad.method.speculation.statistics import SpeculationStatistics
 
 RULE = "dual:threshold=0.4"
 CALLS = 10

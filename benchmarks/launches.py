@@ -21,13 +21,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.harness import save
-from kad.composition import Composition, compose
+from kad.method.composition import Composition, compose
+from kad.method.speculation.loop import SpeculativeLoop
+from kad.method.speculation.policies import choose_policy
+from kad.method.speculation.randomness import TorchRandomness
+from kad.method.speculation.windows import FixedWindow
+from kad.method.verification import verify_block
 from kad.rules import RowRules, parse_rule
-from kad.speculation.loop import SpeculativeLoop
-from kad.speculation.policies import choose_policy
-from kad.speculation.randomness import TorchRandomness
-from kad.speculation.windows import FixedWindow
-from kad.verification import verify_block
 
 VOCAB, WINDOW = 4999, 8
 RULES = ("dual", "confidence_bet:margin=-0.1", "nudging", "relative:margin=0.1", "primal", "mixture", "implicit_reward")

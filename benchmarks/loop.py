@@ -61,12 +61,12 @@ class Repeated:
 
 def run(rule: str, greedy: bool, window: int, models: dict[str, torch.Tensor], tokens: int) -> tuple[float, int]:
     """Seconds of processor time for `tokens` tokens, and the number of windows."""
+    from kad.method.speculation import policies
+    from kad.method.speculation.loop import SpeculativeLoop
+    from kad.method.speculation.randomness import TorchRandomness
+    from kad.method.speculation.windows import FixedWindow
+    from kad.method.verification import verify_block
     from kad.rules import parse_rule
-    from kad.speculation import policies
-    from kad.speculation.loop import SpeculativeLoop
-    from kad.speculation.randomness import TorchRandomness
-    from kad.speculation.windows import FixedWindow
-    from kad.verification import verify_block
 
     given: dict[str, Any] = {"drafter": "aligned", "greedy": greedy, "warp": None, "records": None}
     if "rule" in inspect.signature(policies.choose_policy).parameters:  # revisions up to ad55f7a

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 import kad
-from kad.hosts.transformers import CACHE
+from kad.engines.transformers.host import CACHE
 
 
 @torch.no_grad()

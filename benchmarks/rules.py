@@ -11,7 +11,7 @@ from functools import partial
 import torch
 
 from benchmarks.harness import alternate, medians, save
-from kad.composition import compose
+from kad.method.composition import compose
 from kad.rules import Rule, registry
 
 

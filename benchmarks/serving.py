@@ -23,7 +23,7 @@ from typing import Any
 
 from benchmarks.harness import medians, save
 from benchmarks.speculative import QUESTIONS
-from kad.sources import resolve_pair
+from kad.pair.sources import resolve_pair
 
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "0")
@@ -55,7 +55,7 @@ def _parse() -> argparse.Namespace:
 
 
 def _candidates(pair: str, windows: list[int]) -> dict[str, dict[str, Any]]:
-    from kad.config import KadConfig
+    from kad.pair.config import KadConfig
 
     models = KadConfig.from_pretrained(pair).model_sources()
     aligned = models["aligned"].model

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
+from kad.engines.transformers.loading import load_model
 from kad.errors import MissingExtraError
-from kad.loading import load_model, load_tokenizer
-from kad.sources import Source
+from kad.pair.model_files import load_tokenizer
+from kad.pair.sources import Source
 
 NOISE = 0.1
 

@@ -24,8 +24,8 @@ from transformers import AutoTokenizer
 import kad
 from benchmarks.harness import save
 from benchmarks.published import published
-from kad.hosts.transformers import CACHE
-from kad.speculation import SpeculationStatistics
+from kad.engines.transformers.host import CACHE
+from kad.method.speculation.statistics import SpeculationStatistics
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 QUESTIONS = (

@@ -25,8 +25,8 @@ from kad.engines.translated import LEAST, LEAST_BRANCH, Translated
 from kad.hosts import llama_cpp
 from kad.text.contexts import context_of
 from kad.text.streaming import Stream
-from kad.translation import Nodes, Reading, Translation
-from kad.translation.token_bytes import token_bytes
+from kad.tokens import Nodes, Reading, Translation
+from kad.tokens.token_bytes import token_bytes
 
 QUESTIONS = [
     f"What is the capital of {country}?"

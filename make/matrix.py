@@ -23,7 +23,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
-from kad.hosts.versions import TRANSFORMERS, release  # noqa: E402
+from kad.hosts import TRANSFORMERS, release  # noqa: E402
 
 RESULTS = ROOT / "docs" / "support" / "hosts.json"
 TEST_PACKAGES = ("pytest>=8", "pytest-xdist>=3.6", "scipy>=1.15")
@@ -157,7 +157,7 @@ def verdict(row: dict[str, Any]) -> str:
     if release(version) > release(TRANSFORMERS.newest):
         return (
             f"Transformers {version} is newer than the newest tested one ({TRANSFORMERS.newest}), and works: "
-            "say so in src/kad/hosts/versions.py."
+            "say so in src/kad/hosts.py."
         )
     return f"Transformers {version} ({row['name']}) works."
 

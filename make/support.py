@@ -9,7 +9,7 @@ writes the page. It runs no test: the gate does.
     python make/support.py vllm        # from tests/vllm, in vLLM's environment
     python make/support.py --check     # write nothing, fail where a file would change; tests do this
 
-The versions are those of kad.hosts.versions and of docs/support/hosts.json, which `make matrix` writes.
+The versions are those of kad.hosts and of docs/support/hosts.json, which `make matrix` writes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 
 import pytest
 
-from kad.hosts.versions import HOSTS
+from kad.hosts import HOSTS
 from kad.rules import package_of, parse_rule, registry
 
 ROOT = Path(__file__).resolve().parents[1]

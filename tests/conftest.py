@@ -28,7 +28,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import kad
 import needs
-from kad.rules import rule as rule_module
+from kad.method.rules import rule as rule_module
 
 # The tests are about the rules of kad, whatever packages with rules of their own are installed here.
 rule_module._PLUGINS._loaded = True

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 from transformers import EosTokenCriteria, LogitsProcessorList, StoppingCriteriaList
 
-from kad.composition import Composition, compose
-from kad.nobody import never_kept
+from kad.engines.transformers.speculative_inputs import stop_rule, warp_of
+from kad.method.composition import Composition, compose
+from kad.method.nobody import never_kept
+from kad.method.speculation.loop import SpeculativeLoop
+from kad.method.speculation.policies import choose_policy
+from kad.method.speculation.windows import FixedWindow
+from kad.method.verification import Verifier
 from kad.rules import Rule
-from kad.speculation.inputs import stop_rule, warp_of
-from kad.speculation.loop import SpeculativeLoop
-from kad.speculation.policies import choose_policy
-from kad.speculation.windows import FixedWindow
-from kad.verification import Verifier
 
 Sequences = dict[tuple[int, ...], float]
 PROMPT = (0, 1)

@@ -14,13 +14,13 @@ from torch import Tensor
 import kad
 from conftest import make_tokenizer
 from kad import tiny
-from kad.base_prompt import BasePrompt
 from kad.engines.own_prompt import OwnPrompt
 from kad.errors import KadError, UsageError
+from kad.pair.base_prompt import BasePrompt
 from kad.text.batch import generate_all
 from kad.text.contexts import Context, context_of
 from kad.text.score import score_tokens
-from kad.translation.stops import Stops
+from kad.tokens.stops import Stops
 
 Prompt = Callable[..., Tensor]
 GREEDY = kad.Sampling(temperature=0, max_new_tokens=10)
@@ -223,7 +223,7 @@ def stop_mask(tokenizer: Any, text: str, stops: Sequence[str]) -> Tensor:
 
 def test_stops_are_what_the_definition_says() -> None:
     tokenizer = tiny.pair().tokenizer
-    from kad.translation import TokenBytes
+    from kad.tokens import TokenBytes
 
     view, stops = TokenBytes.of(tokenizer, len(tokenizer)), ("\nAnn", "13.")
     for text in ("", "So it is", "First, 5 + 8 = 1", "So\n", "So\nA", "\n\nAn"):

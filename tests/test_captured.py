@@ -12,9 +12,9 @@ import torch
 
 import kad
 from conftest import make_close_pair, make_model, make_tokenizer
-from kad.engines.captured import Captures
+from kad.engines.transformers.captured import Captures
 from kad.errors import OptionError, UsageError
-from kad.speculation import SpeculationStatistics
+from kad.method.speculation.statistics import SpeculationStatistics
 from test_text import TableEngine
 from uniforms import FALSE_ALARM, p_value
 
@@ -74,7 +74,7 @@ def test_what_is_filled_in_is_forgotten(
     pair: kad.KadForCausalLM, prompt: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The text of the loop is another one if a shorter pass leaves its filling in the cache."""
-    from kad.engines.captured import Capture
+    from kad.engines.transformers.captured import Capture
 
     ids, truth = prompt(7), pair.generate(prompt(7), max_new_tokens=40, do_sample=False)[0].tolist()
     options: dict[str, Any] = {"num_draft_tokens": 4, "compile": "eager", "max_new_tokens": 40}

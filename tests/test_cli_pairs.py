@@ -16,8 +16,8 @@ import kad
 from conftest import make_model, make_tokenizer
 from kad import tiny
 from kad.cli.main import app
+from kad.method.rules import rule as rule_module
 from kad.rules import Dual, parse_rule, register, registry
-from kad.rules import rule as rule_module
 
 
 def call(*arguments: Any, code: int = 0, **env: str) -> Any:

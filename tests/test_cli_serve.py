@@ -69,7 +69,7 @@ def test_what_goes_to_vllm() -> None:
         "--max-model-len", "512", "--no-speculate", code=0,
     ).stdout  # fmt: skip
     words = shlex.split(line)
-    assert words[1:4] == ["-m", "kad.vllm.launch", "serve"]
+    assert words[1:4] == ["-m", "kad.engines.vllm.launch", "serve"]
     assert words[5:] == [
         "--served-model-name", "tiny", "--host", "127.0.0.1", "--port", "81", "--api-key", "k", "--max-model-len",
         "512",

@@ -12,15 +12,15 @@ from hypothesis import assume, given, settings
 
 import kad
 import oracle
-from kad.composition import (
+from kad.errors import LogitsError, RuleError, VocabularyError
+from kad.method.composition import (
     acceptance,
     compose,
     composed,
     deferred_mass,
     origin_shares,
 )
-from kad.errors import LogitsError, RuleError, VocabularyError
-from kad.nobody import never_kept
+from kad.method.nobody import never_kept
 from kad.rules import CascadeRule, Rule, ThresholdRule, registry
 from test_rules import CASCADES, THRESHOLDS, near_a_decision, pairs_of_rows, parameters, rows, rules_of
 
@@ -56,9 +56,9 @@ def test_mass_of_tokens_that_are_never_kept_is_deferred(
     name: str, vocab: int, temperature: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """p without these tokens sums to less than one. The rule reads it as it is, and what is missing goes to q*."""
-    monkeypatch.setattr("kad.distribution._LARGE", 64)
-    monkeypatch.setattr("kad.distribution._SMALLEST_BLOCK", 8)
-    monkeypatch.setattr("kad.distribution._LARGEST_BLOCK", 16)
+    monkeypatch.setattr("kad.method.distribution._LARGE", 64)
+    monkeypatch.setattr("kad.method.distribution._SMALLEST_BLOCK", 8)
+    monkeypatch.setattr("kad.method.distribution._LARGEST_BLOCK", 16)
     generator = torch.Generator().manual_seed(vocab)
     rule = registry()[name]()
     for _ in range(10):

@@ -13,10 +13,10 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 import kad
-from kad.composition import acceptance, compose, composed, deferred_mass, origin_shares
+from kad.method.composition import acceptance, compose, composed, deferred_mass, origin_shares
+from kad.method.speculation.randomness import TorchRandomness
+from kad.method.verification import Target, verify_block, verify_greedy, verify_tokens
 from kad.rules import CascadeRule, RowRules, Rule, registry
-from kad.speculation.randomness import TorchRandomness
-from kad.verification import Target, verify_block, verify_greedy, verify_tokens
 
 VOCAB = 4999
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import kad
-from kad.distribution import Distribution, columns_above, first_max
 from kad.errors import LogitsError
+from kad.method.distribution import Distribution, columns_above, first_max
 
 
 def rows_of(kind: str, vocab: int) -> torch.Tensor:

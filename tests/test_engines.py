@@ -10,18 +10,20 @@ import torch
 from safetensors.torch import save_file
 
 import kad
-from kad import pairs, tiny
-from kad.base_prompt import BasePrompt
-from kad.config import KadConfig
+from kad import tiny
 from kad.engines.files import engine_for, is_mlx
+from kad.engines.llama_cpp import host as llama_cpp
 from kad.engines.load import gguf_file
+from kad.engines.mlx import host as mlx
 from kad.engines.pair import Pair, compose_models
 from kad.engines.protocols import ComposedModel
-from kad.engines.transformers import TransformersModel
+from kad.engines.transformers.model import TransformersModel
 from kad.errors import MissingExtraError, OptionError, PairError, VocabularyError
-from kad.hosts import llama_cpp, mlx
-from kad.pairs import read_config
-from kad.sources import Source
+from kad.pair import folder as pairs
+from kad.pair.base_prompt import BasePrompt
+from kad.pair.config import KadConfig
+from kad.pair.folder import read_config
+from kad.pair.sources import Source
 
 PROMPT = "Ann has 5 pens. She buys 8 more. How many pens does she have now?"
 

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 import kad
-from kad.base_prompt import BasePrompt
 from kad.errors import UsageError
 from kad.evaluation.evaluate import Plan, evaluate
 from kad.evaluation.methods import parse_methods
 from kad.evaluation.results.settings import Settings
 from kad.evaluation.results.storage import Record, read_samples
 from kad.evaluation.tasks.task import load_tasks
-from kad.sources import Source
+from kad.pair.base_prompt import BasePrompt
+from kad.pair.sources import Source
 
 ASKED = BasePrompt.parse("Task: {question}\\nSolution: ")
 TINY = {"base": "tiny:big-base", "aligned": "tiny:small-aligned"}

@@ -13,7 +13,7 @@ from kad.evaluation.engines.text_engine import TextEngine
 from kad.evaluation.evaluate import Plan
 from kad.evaluation.methods import parse_method, parse_methods
 from kad.evaluation.options import RunOptions
-from kad.pairs import read_config
+from kad.pair.folder import read_config
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 from kad.errors import RuleError, UsageError
 from kad.evaluation.grid import make_grid
 from kad.evaluation.methods import execution_order, parse_method, parse_methods
-from kad.presets import PRESETS, preset
+from kad.pair.presets import PRESETS, preset
 
 
 @pytest.mark.parametrize(

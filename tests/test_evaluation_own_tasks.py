@@ -16,7 +16,7 @@ from kad.evaluation.evaluate import Plan, evaluate
 from kad.evaluation.methods import parse_methods
 from kad.evaluation.results.storage import read_samples
 from kad.evaluation.tasks.task import chat_renderer, load_tasks
-from kad.sources import Source
+from kad.pair.sources import Source
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "own_task"
 CHOICES = """

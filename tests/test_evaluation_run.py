@@ -22,7 +22,7 @@ from kad.evaluation import evaluate as evaluation
 from kad.evaluation.methods import parse_methods
 from kad.evaluation.results.fingerprint import fingerprint
 from kad.evaluation.results.storage import read_samples
-from kad.sources import Source
+from kad.pair.sources import Source
 from kad.text.batch import Noise
 
 
@@ -100,7 +100,7 @@ def test_diagnostics_equal_the_definition(folders: dict[str, Path], uninterrupte
     row = next(row for row in samples_of(uninterrupted) if row["method"].startswith("dual"))
     model = kad.KadForCausalLM.from_models(str(folders["base"]), str(folders["aligned"]), rule=row["method"])
     from kad.evaluation.tasks.task import chat_renderer, load_tasks
-    from kad.loading import load_tokenizer
+    from kad.pair.model_files import load_tokenizer
 
     tokenizer = load_tokenizer(Source.parse(str(folders["aligned"])))
     question = next(

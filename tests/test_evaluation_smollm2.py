@@ -17,7 +17,7 @@ from kad.evaluation.methods import parse_methods
 from kad.evaluation.results.report import build_report
 from kad.evaluation.results.storage import Record, read_samples
 from kad.evaluation.tasks.task import PAPER_TASKS
-from kad.sources import Source
+from kad.pair.sources import Source
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, needs.smollm2]
 

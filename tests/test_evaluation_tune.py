@@ -18,7 +18,7 @@ from kad.evaluation.evaluate import Plan
 from kad.evaluation.grid import Point, make_grid
 from kad.evaluation.speed import alternating, measure_speeds
 from kad.evaluation.tasks.task import load_tasks
-from kad.sources import Source
+from kad.pair.sources import Source
 
 POINTS = make_grid("dual", None, "0.2,0.4,0.6")
 SOURCES = {role: Source.parse(f"tiny:{name}") for role, name in (("base", "big-base"), ("aligned", "small-aligned"))}

@@ -16,10 +16,10 @@ import torch
 
 import kad
 from conftest import make_close_pair, make_model, make_tokenizer
-from kad.composition import acceptance, compose, deferred_mass, origin_shares, raise_if_bad
 from kad.errors import LogitsError
+from kad.method.composition import acceptance, compose, deferred_mass, origin_shares, raise_if_bad
+from kad.method.speculation.statistics import SpeculationStatistics
 from kad.rules import CascadeRule, RowRules, registry
-from kad.speculation import SpeculationStatistics
 from kad.text.batch import generate_all
 from uniforms import FALSE_ALARM, p_value
 

@@ -19,11 +19,12 @@ import torch
 from transformers import Cache, GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
 
 import kad
-from kad.engines.forward import run_part
+from kad import hosts
+from kad.engines.transformers import host as transformers
+from kad.engines.transformers.forward import run_part
 from kad.errors import HostError, UsageError
-from kad.hosts import lm_eval, needs, transformers, versions
-from kad.hosts.needs import Need, check, missing, moved
-from kad.hosts.versions import HOSTS, LM_EVAL, TRANSFORMERS, installed
+from kad.evaluation import host as lm_eval
+from kad.hosts import HOSTS, LM_EVAL, TRANSFORMERS, Need, check, installed, missing, moved
 
 NEEDED = [*transformers.NEEDS, *lm_eval.TASK_NEEDS, *lm_eval.MODEL_NEEDS]
 HOST_OF = {"transformers": TRANSFORMERS, "lm_eval": LM_EVAL}
@@ -108,7 +109,7 @@ def test_an_import_that_fails_is_one_sentence(statement: str, what: str) -> None
 
 
 def test_a_host_that_is_too_old_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(versions, "version", lambda package: "4.57.6")
+    monkeypatch.setattr(hosts, "version", lambda package: "4.57.6")
     with pytest.raises(HostError) as raised:
         check(TRANSFORMERS, ())
     assert str(raised.value) == (
@@ -124,9 +125,9 @@ def test_the_next_rename_of_the_cache_is_one_sentence(monkeypatch: pytest.Monkey
 
 
 def test_versions_are_compared_by_their_numbers() -> None:
-    assert versions.release("5.9.1") < versions.release("5.19.0") < versions.release("5.24.0.dev0")
-    assert versions.release("2.13.0+cpu") == versions.release("2.13.0")
-    assert all(versions.release(host.oldest) <= versions.release(host.newest) for host in HOSTS)
+    assert hosts.release("5.9.1") < hosts.release("5.19.0") < hosts.release("5.24.0.dev0")
+    assert hosts.release("2.13.0+cpu") == hosts.release("2.13.0")
+    assert all(hosts.release(host.oldest) <= hosts.release(host.newest) for host in HOSTS)
 
 
 # ------------------------------------------------------------------ both names of the cache
@@ -203,7 +204,7 @@ def test_every_model_gets_its_cache_under_its_own_name(kind: Any) -> None:
     assert torch.equal(run_part(kind(), torch.zeros(1, 3, dtype=torch.long), cache), cache)
 
 
-# ------------------------------------------------------------------ private names live in kad/hosts alone
+# ------------------------------------------------------------------ private names live in host.py alone
 
 
 def private_names() -> set[str]:
@@ -235,14 +236,15 @@ def test_only_the_host_modules_use_private_names_of_transformers() -> None:
     outside = {
         str(file.relative_to(SOURCES)): found
         for file in sorted(SOURCES.rglob("*.py"))
-        if file.parent.name not in ("hosts", "vllm") and (found := uses(file.read_text(encoding="utf-8"), private))
+        if file.name != "host.py"
+        and "vllm" not in file.parts
+        and (found := uses(file.read_text(encoding="utf-8"), private))
     }
     assert outside == {}
-    assert uses((SOURCES / "hosts" / "transformers.py").read_text(encoding="utf-8"), private)
+    assert uses((SOURCES / "engines" / "transformers" / "host.py").read_text(encoding="utf-8"), private)
 
 
 def test_hosts_are_named_once() -> None:
     assert len({host.package for host in HOSTS}) == len(HOSTS)
     assert TRANSFORMERS in HOSTS
     assert LM_EVAL in HOSTS
-    assert needs.require is versions.require

@@ -13,17 +13,17 @@ import sys
 import pytest
 import torch
 
-from kad import kernels
-from kad.composition import compose
 from kad.errors import LogitsError, VocabularyError
-from kad.kernels import bytes_moved, compose_rows, dispatch, usable
+from kad.method import kernels
+from kad.method.composition import compose
+from kad.method.kernels import bytes_moved, compose_rows, dispatch, usable
 from kad.rules import RowRules, parse_rule
 
 GPU = torch.cuda.is_available()
 pytest.importorskip("triton", reason="the kernel needs Triton")
 if not GPU:
     os.environ["TRITON_INTERPRET"] = "1"  # see conftest.py
-import kad.kernels.rows  # noqa: E402, F401
+import kad.method.kernels.rows  # noqa: E402, F401
 
 os.environ.pop("TRITON_INTERPRET", None)
 RULES = [
@@ -195,8 +195,8 @@ def test_bytes_are_within_the_aim() -> None:
 _COMPILE = """
 import itertools, json, triton
 from triton.backends.compiler import GPUTarget
-from kad.kernels.rows import log_pi_kernel
-from kad.kernels.dispatch import BLOCK, WARPS
+from kad.method.kernels.rows import log_pi_kernel
+from kad.method.kernels.dispatch import BLOCK, WARPS
 for capability, (dtype, bits) in itertools.product((80, 90), {"bf16": 16, "fp16": 20, "fp32": 32}.items()):
     types = {"out": "*fp32", "base": "*" + dtype, "aligned": "*" + dtype, "rules": "*fp32", "base_stride": "i32",
              "aligned_stride": "i32", "rules_stride": "i32", "vocab": "i32", "scale": "fp32", "BITS": "constexpr",

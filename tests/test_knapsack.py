@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kad import knapsack
 from kad.errors import UsageError
+from kad.method import knapsack
 from kad.rules import Dual, LinearProgram, Primal
 
 TOLERANCE = 1e-9

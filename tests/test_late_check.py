@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 import kad
-from kad import composition, late_check
+from kad.engines.transformers import late_check
 from kad.errors import LogitsError
+from kad.method import composition
 
 
 @pytest.fixture

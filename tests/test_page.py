@@ -20,9 +20,9 @@ import torch
 
 import needs
 from kad.cli.main import load_command
-from kad.composition import acceptance, deferred_mass, origin_shares
+from kad.method.composition import acceptance, deferred_mass, origin_shares
+from kad.method.rules.describe import family
 from kad.rules import parse_rule
-from kad.rules.describe import family
 from kad.tracing.page import trace_page
 from kad.tracing.schema import Trace
 from kad.tracing.tracer import SpeculationEvent, record

@@ -14,9 +14,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 import kad
 from conftest import VOCAB, make_model, make_tokenizer
-from kad.config import KadConfig
 from kad.errors import PairError, RuleError, VocabularyError
-from kad.sources import Source, resolve_model, resolve_pair
+from kad.pair.config import KadConfig
+from kad.pair.sources import Source, resolve_model, resolve_pair
 
 pytestmark = pytest.mark.core
 

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from kad.errors import RuleError
+from kad.method.rules import rule as rule_module
+from kad.method.rules.plugins import Plugins
 from kad.rules import registry
-from kad.rules import rule as rule_module
-from kad.rules.plugins import Plugins
 
 RULE = """
 from dataclasses import dataclass
@@ -93,7 +93,6 @@ def test_a_good_plugin_is_registered_with_its_package(site: Path) -> None:
         ("plugin_leaves", "raise SystemExit", "Share", "SystemExit"),
         ("plugin_lost", "", "Share", "AttributeError: module 'plugin_lost' has no attribute 'Share'"),
         ("plugin_clash", RULE.format(name="dual"), "Share", "RuleError: The rule name 'dual' is taken by Dual"),
-        ("plugin_old", RULE.format(name="never"), "Share", "RuleError: The rule name 'never' is taken by base_only"),
         ("plugin_no_rule", "Share = 3", "Share", "RuleError: A rule is a class derived from kad.rules.Rule, but got 3"),
         (
             "plugin_half",

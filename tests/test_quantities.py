@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kad.quantities import count_text, counted, size_text
+from kad.words import count_text, counted, size_text
 
 
 @pytest.mark.parametrize(("number", "text"), [(0, "0 tokens"), (1, "1 token"), (2, "2 tokens"), (2048, "2,048 tokens")])

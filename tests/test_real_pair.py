@@ -15,11 +15,11 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import needs
-from kad import real_pair
 from kad.cli import demo_real
 from kad.cli.main import app
 from kad.errors import MissingExtraError, PairError
 from kad.evaluation.tasks import extract
+from kad.tiny import real_pair
 
 FACTS = Path(extract.__file__).parent / "kad_facts.tsv"
 

@@ -106,7 +106,7 @@ OWN_RULE = '''
 from dataclasses import dataclass
 import torch
 import kad
-from kad.rules.threshold import probability
+from kad.method.rules.threshold import probability
 
 @kad.register
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def test_a_rule_of_a_module_is_found_again(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the current folder, in a pair, and for one call."""
-    from kad.rules import rule as rule_module
+    from kad.method.rules import rule as rule_module
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])

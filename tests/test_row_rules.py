@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kad
-from kad.composition import compose, composed, deferred_mass
 from kad.errors import RuleError
+from kad.method.composition import compose, composed, deferred_mass
 from kad.rules import RowRules, parse_rule, registry
 from test_rules import THRESHOLDS, rules_of
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 import kad
 import oracle
-from kad.distribution import Distribution
 from kad.errors import RuleError
+from kad.method.distribution import Distribution
+from kad.method.rules import rule as rule_module
 from kad.rules import CascadeRule, ThresholdRule, parse_rule, register, registry
-from kad.rules import rule as rule_module
 
 CASCADES = [name for name, cls in registry().items() if issubclass(cls, CascadeRule)]
 THRESHOLDS = [name for name, cls in registry().items() if issubclass(cls, ThresholdRule)]
@@ -195,6 +195,8 @@ def test_importing_the_rules_needs_torch_and_nothing_else() -> None:
     import subprocess
     import sys
 
-    code = "import sys, kad.composition; print([m for m in ('transformers', 'typer', 'rich') if m in sys.modules])"
+    code = (
+        "import sys, kad.method.composition; print([m for m in ('transformers', 'typer', 'rich') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

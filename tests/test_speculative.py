@@ -13,7 +13,7 @@ from transformers.generation.streamers import BaseStreamer
 import kad
 from conftest import make_model, make_tokenizer
 from kad.errors import UsageError
-from kad.speculation import SpeculationStatistics
+from kad.method.speculation.statistics import SpeculationStatistics
 
 pytestmark = pytest.mark.core
 

@@ -11,9 +11,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from kad.nobody import never_kept
+from kad.method.nobody import never_kept
+from kad.method.verification import Target, verify_block, verify_tokens
 from kad.rules import parse_rule, registry
-from kad.verification import Target, verify_block, verify_tokens
 from own_rules import Wanted
 from speculative_tables import TableScorer, exact_distribution, total_variation, true_distribution
 

@@ -11,8 +11,8 @@ from transformers.cache_utils import DynamicLayer
 
 import kad
 from conftest import make_model
-from kad.speculation import generate as speculation
-from kad.verification import Target, verify_block, verify_tokens
+from kad.engines.transformers import speculative as speculation
+from kad.method.verification import Target, verify_block, verify_tokens
 from uniforms import FALSE_ALARM, p_value
 
 PROMPT = "Mia has 24 apples. She buys 13 more. How many apples does she have now?"

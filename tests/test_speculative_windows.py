@@ -7,7 +7,7 @@ import random
 import pytest
 
 from kad.errors import UsageError
-from kad.speculation.windows import MAX_WINDOW, AutoWindow, FixedWindow, WindowSize, window_size
+from kad.method.speculation.windows import MAX_WINDOW, AutoWindow, FixedWindow, WindowSize, window_size
 
 # (cost of a draft, of a base forward of one token, of each further token in it)
 MACHINES = {"gpu": (0.1, 1.0, 0.0), "cpu": (0.33, 1.0, 0.12), "dear draft": (0.9, 1.0, 0.4)}

@@ -15,10 +15,10 @@ from transformers import GenerationConfig
 import kad
 import oracle
 from conftest import make_model, make_tokenizer
-from kad.composition import Composition
 from kad.engines.protocols import ComposedModel, Facts
 from kad.errors import UsageError
-from kad.in_force import InForce
+from kad.method.composition import Composition
+from kad.pair.in_force import InForce
 from kad.rules import parse_rule
 from kad.text.batch import Noise, generate_all, seeds_from
 from kad.text.sampling import processors

@@ -9,7 +9,7 @@ from recipes.tiny.measurements import mean_acceptance
 from recipes.tiny.table import accuracy_table, model_table
 
 from kad import tiny
-from kad.composition import acceptance
+from kad.method.composition import acceptance
 from kad.rules import registry
 from kad.tiny.measure import attempt
 

@@ -17,7 +17,6 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 import kad
 import oracle
 from conftest import CHAT_TEMPLATE, make_model, make_tokenizer
-from kad.composition import Composition
 from kad.engines.protocols import Facts
 from kad.engines.translated import Languages, Translated
 from kad.errors import RuleError, UsageError, VocabularyError
@@ -26,15 +25,16 @@ from kad.evaluation.engines.models import Models
 from kad.evaluation.engines.text_engine import TextEngine
 from kad.evaluation.methods import parse_method
 from kad.figures.probe import SURE, probe
-from kad.in_force import InForce
-from kad.loading import load_tokenizer
+from kad.method.composition import Composition
+from kad.pair.in_force import InForce
+from kad.pair.model_files import load_tokenizer
+from kad.pair.sources import Source
 from kad.rules import parse_rule
-from kad.sources import Source
 from kad.text.batch import generate_all
 from kad.text.contexts import context_of
 from kad.text.score import score_tokens
-from kad.translation import TokenBytes, Translation
-from kad.translation.token_bytes import whole_characters
+from kad.tokens import TokenBytes, Translation
+from kad.tokens.token_bytes import whole_characters
 from own_rules import Wanted
 from speculative_tables import PROMPT, Script, TableScorer, table_row, total_variation
 from test_rules import parameters

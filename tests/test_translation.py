@@ -13,8 +13,8 @@ from transformers import AutoTokenizer
 
 from kad import tiny
 from kad.errors import LogitsError, VocabularyError
-from kad.translation import Nodes, Reading, TokenBytes, Translation
-from kad.translation.token_bytes import whole_characters
+from kad.tokens import Nodes, Reading, TokenBytes, Translation
+from kad.tokens.token_bytes import whole_characters
 from translation_toys import SPLITS, TableModel, all_texts, brute_force, random_tokenizer
 
 PAIRS = [("none", "words"), ("words", "gpt2"), ("gpt2", "gpt2"), ("gpt2", "none")]

@@ -8,15 +8,15 @@ import math
 import pytest
 import torch
 
-from kad.composed import Composed
-from kad.composition import Composition, compose, deferred_mass
-from kad.distribution import Distribution, first_max
 from kad.errors import LogitsError
+from kad.method.composed import Composed
+from kad.method.composition import Composition, compose, deferred_mass
+from kad.method.distribution import Distribution, first_max
+from kad.method.speculation.decisions import Open
+from kad.method.speculation.policies import GreedyPolicy, Policy, SampledPolicy
+from kad.method.speculation.randomness import TorchRandomness
+from kad.method.verification import Target, running_product, verify_block, verify_greedy, verify_tokens
 from kad.rules import ThresholdRule, parse_rule
-from kad.speculation.decisions import Open
-from kad.speculation.policies import GreedyPolicy, Policy, SampledPolicy
-from kad.speculation.randomness import TorchRandomness
-from kad.verification import Target, running_product, verify_block, verify_greedy, verify_tokens
 
 THRESHOLD_RULES = [
     "dual:threshold=0.05", "dual:threshold=0.4", "primal", "primal:budget=0.5", "nudging:threshold=0.2",

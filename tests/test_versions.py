@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from kad import hosts
 from kad.cli.main import app
-from kad.hosts import versions
-from kad.hosts.versions import HOSTS, TRANSFORMERS, Host, installed, release
+from kad.hosts import HOSTS, TRANSFORMERS, Host, installed, release
 
 ROOT = Path(__file__).parent.parent
 
@@ -111,4 +111,4 @@ def test_it_is_about_the_installation_and_not_about_a_pair() -> None:
 
 def test_an_upper_bound_stands_only_where_a_version_is_known_to_break() -> None:
     assert [host.package for host in HOSTS if host.below] == []
-    assert versions.Host("x", "X", "1.0", "1.5", below="2.0").requirement == "x>=1.0,<2.0"
+    assert hosts.Host("x", "X", "1.0", "1.5", below="2.0").requirement == "x>=1.0,<2.0"

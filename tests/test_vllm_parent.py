@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-# The server's main module is that of `python -m kad.vllm.launch`; the engine is a process that only sleeps.
+# The server's main module is that of `python -m kad.engines.vllm.launch`; the engine is a process that only sleeps.
 SERVER = """
 import importlib.util, multiprocessing, sys, time
-sys.modules["__main__"].__spec__ = importlib.util.find_spec("kad.vllm.launch")
+sys.modules["__main__"].__spec__ = importlib.util.find_spec("kad.engines.vllm.launch")
 engine = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(120,), name="EngineCore")
 engine.start()
 print(engine.pid, flush=True)

@@ -19,13 +19,13 @@ from transformers import PreTrainedTokenizerFast
 import kad
 import needs
 from conftest import VOCAB, make_model
-from kad.composition import Composition, compose, composed
-from kad.config import KadConfig
 from kad.errors import VocabularyError
-from kad.nobody import never_kept
+from kad.method.composition import Composition, compose, composed
+from kad.method.nobody import never_kept
+from kad.pair.config import KadConfig
 from kad.rules import CascadeRule, registry
 from kad.text.score import score_tokens
-from kad.vocabulary import TokenMap, common_size, foreign_ids
+from kad.tokens.vocabulary import TokenMap, common_size, foreign_ids
 
 PAD = 2
 DOUBLE = torch.float64

@@ -12,7 +12,7 @@ import pytest
 import kad
 from kad.engines.protocols import Ask, DraftCounts, Emission, Generates
 from kad.errors import OptionError, UsageError
-from kad.in_force import InForce
+from kad.pair.in_force import InForce
 from kad.text.batch import generate_all
 from kad.text.streaming import Stream
 from test_text import GREEDY, PROMPT, TableEngine

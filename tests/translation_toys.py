@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
-from kad.translation.token_bytes import TokenBytes, byte_alphabet, whole_characters
+from kad.tokens.token_bytes import TokenBytes, byte_alphabet, whole_characters
 
 _BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 SPLITS = {

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kad import tiny
-from kad.modeling import KadForCausalLM
+from kad.engines.transformers.modeling import KadForCausalLM
 from kad.rules import Rule
 from kad.text.score import score_tokens
 from kad.tiny.measure import Attempt, attempt

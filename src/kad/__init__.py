@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kad import rules, tiny
-    from kad.composition import Composition, acceptance, compose, deferred_mass, origin_shares
-    from kad.config import KadConfig
     from kad.engines.load import load
+    from kad.engines.transformers.loading import loading_bars
+    from kad.engines.transformers.modeling import KadForCausalLM
+    from kad.engines.transformers.speculative import speculative
     from kad.errors import KadError
-    from kad.loading import loading_bars
-    from kad.modeling import KadForCausalLM
-    from kad.rules import parse_rule, register
-    from kad.speculation import speculative
+    from kad.method.composition import Composition, acceptance, compose, deferred_mass, origin_shares
+    from kad.method.rules import parse_rule, register
+    from kad.pair.config import KadConfig
     from kad.text.answer import Answer
     from kad.text.conversation import Conversation
     from kad.text.generate import generate, stream
@@ -33,25 +33,25 @@ __version__ = "0.2.0.dev0"
 # Public name -> module that holds it; an empty attribute means the module itself.
 _PUBLIC = {
     "Answer": "kad.text.answer",
-    "Composition": "kad.composition",
+    "Composition": "kad.method.composition",
     "Conversation": "kad.text.conversation",
-    "KadConfig": "kad.config",
+    "KadConfig": "kad.pair.config",
     "KadError": "kad.errors",
-    "KadForCausalLM": "kad.modeling",
+    "KadForCausalLM": "kad.engines.transformers.modeling",
     "Perplexity": "kad.text.perplexity",
     "Sampling": "kad.text.sampling",
-    "acceptance": "kad.composition",
-    "compose": "kad.composition",
-    "deferred_mass": "kad.composition",
+    "acceptance": "kad.method.composition",
+    "compose": "kad.method.composition",
+    "deferred_mass": "kad.method.composition",
     "generate": "kad.text.generate",
     "load": "kad.engines.load",
-    "loading_bars": "kad.loading",
-    "origin_shares": "kad.composition",
+    "loading_bars": "kad.engines.transformers.loading",
+    "origin_shares": "kad.method.composition",
     "parse_rule": "kad.rules",
     "perplexity": "kad.text.perplexity",
     "register": "kad.rules",
     "score": "kad.text.score",
-    "speculative": "kad.speculation",
+    "speculative": "kad.engines.transformers.speculative",
     "stream": "kad.text.generate",
     "trace": "kad.tracing.ask",
 }

@@ -53,8 +53,8 @@ def test_a_pair_of_files_is_packed_shown_and_asked(
 
 
 def test_info_counts_the_memory_as_llama_cpp_does(files: Files) -> None:
-    from kad.engines.gguf_header import read_header
-    from kad.engines.llama_cpp import LlamaCppModel
+    from kad.engines.llama_cpp.header import read_header
+    from kad.engines.llama_cpp.model import LlamaCppModel
 
     for kind in ("f32", "Q8_0"):
         header, facts = read_header(files(BASE, kind)), LlamaCppModel(files(BASE, kind)).facts

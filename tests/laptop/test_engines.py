@@ -24,9 +24,9 @@ from kad.evaluation.engines.engine import Request
 from kad.evaluation.engines.models import Models
 from kad.evaluation.engines.text_engine import TextEngine
 from kad.evaluation.methods import parse_method
-from kad.loading import load_tokenizer
+from kad.pair.model_files import load_tokenizer
+from kad.pair.sources import Source
 from kad.rules import registry
-from kad.sources import Source
 from speculative_tables import Script, total_variation
 
 PROMPTS = [
@@ -308,7 +308,7 @@ def test_every_outcome_of_the_loop_over_llama_cpp(small: Any, rule: str, monkeyp
 
 def test_a_cache_that_is_not_rolled_back_is_seen(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The proof fails where llama.cpp's cache keeps a rejected draft."""
-    from kad.engines.llama_cpp import LlamaCppScorer
+    from kad.engines.llama_cpp.model import LlamaCppScorer
 
     def forgetful(self: LlamaCppScorer, length: int) -> None:
         if length >= self.processed:

@@ -15,11 +15,12 @@ import kad
 from conftest import ALIGNED, BASE, EXACT
 from kad import tiny
 from kad.engines.pair import Pair
+from kad.engines.transformers.loading import load_model
 from kad.errors import UsageError
-from kad.loading import load_model, load_tokenizer
-from kad.sources import Source
+from kad.pair.model_files import load_tokenizer
+from kad.pair.sources import Source
 from kad.text.contexts import context_of
-from kad.vocabulary import OWN
+from kad.tokens.vocabulary import OWN
 
 GREEDY = kad.Sampling(temperature=0, max_new_tokens=16)
 QUESTION = "Ann has 5 pens. She buys 18 more. How many pens does she have?"
@@ -75,7 +76,7 @@ def test_a_converted_tokenizer_is_kept(base: Path, pairs: Any, tmp_path: Path, m
         tokenizer.__dict__.pop("backend_tokenizer", None)
         return tokenizer.backend_tokenizer.encode(PROMPTS[1]).ids
 
-    monkeypatch.setattr("kad.engines.gguf_tokenizer.load_tokenizer", convert)
+    monkeypatch.setattr("kad.engines.llama_cpp.tokenizer.load_tokenizer", convert)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     expected = truth.encode(PROMPTS[1]).ids
     assert [encoded(), encoded()] == [expected, expected]

@@ -9,7 +9,7 @@ from benchmarks import smollm2
 
 import kad
 import needs
-from kad.loading import load_tokenizer
+from kad.pair.model_files import load_tokenizer
 
 pytestmark = [pytest.mark.slow, needs.smollm2]
 

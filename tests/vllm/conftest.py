@@ -21,7 +21,7 @@ from models import make_family
 from safetensors.torch import load_file, save_file
 
 from kad import KadForCausalLM
-from kad.sources import resolve_pair
+from kad.pair.sources import resolve_pair
 
 Engine = Callable[..., dict[str, Any]]
 POISON = 7

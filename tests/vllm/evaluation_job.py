@@ -11,8 +11,8 @@ from kad.errors import UsageError
 from kad.evaluation.engines.engine import Request
 from kad.evaluation.engines.vllm_engine import VllmEngine
 from kad.evaluation.methods import parse_method
-from kad.pairs import read_config
-from kad.sources import Source
+from kad.pair.folder import read_config
+from kad.pair.sources import Source
 
 ARGUMENTS = {"enforce_eager": True, "max_model_len": 512, "max_num_seqs": 16}
 QUESTIONS = 3

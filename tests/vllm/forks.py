@@ -20,7 +20,7 @@ from unittest.mock import patch
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     [
-        "kad.vllm.model",
+        "kad.engines.vllm.plugin.model",
         "vllm.entrypoints.llm",
         "vllm.model_executor.models.llama",
         "vllm.v1.engine.core",

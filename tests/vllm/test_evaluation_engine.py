@@ -13,8 +13,8 @@ from kad.evaluation.engines.engine import Request
 from kad.evaluation.engines.models import Models
 from kad.evaluation.engines.text_engine import TextEngine
 from kad.evaluation.methods import parse_method
-from kad.pairs import read_config
-from kad.sources import Source
+from kad.pair.folder import read_config
+from kad.pair.sources import Source
 
 METHODS = (
     "oracle=tiny:big-aligned",

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from kad.sources import resolve_model
+from kad.pair.sources import resolve_model
 
 RULES = [None, "base_only", "aligned_only", "dual:threshold=0.02", "primal", "implicit_reward"]
 

@@ -74,7 +74,7 @@ def samples(
     for task, text in TASKS.items():
         (folder / f"{task}.yaml").write_text(f"task: {task}" + COMMON.format(rows=rows, system=SYSTEM_PROMPT) + text)
     arguments = f"pretrained={tiny},dtype=float32,enforce_eager=True,max_model_len=512"
-    command = ["-m", "kad.vllm.launch", "lm_eval", "run", "--model", "vllm", "--model_args", arguments]
+    command = ["-m", "kad.engines.vllm.launch", "lm_eval", "run", "--model", "vllm", "--model_args", arguments]
     command += ["--include_path", folder, "--tasks", ",".join(TASKS), "--apply_chat_template", "--batch_size", "auto"]
     done = subprocess.run(
         [sys.executable, *map(str, command), "--output_path", str(folder / "out"), "--log_samples"],

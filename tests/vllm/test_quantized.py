@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import kad
-from kad.sources import resolve_model
+from kad.pair.sources import resolve_model
 from test_distribution import TOLERANCE
 
 RULES = ["dual:threshold=0.4", "primal:budget=0.5", "aligned_only", "base_only"]

@@ -13,12 +13,11 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.exceptions import VLLMValidationError
 from vllm.triton_utils import HAS_TRITON
 
+from kad.engines.vllm.host import FIRST_RUNNER, PLUGIN, SECOND_RUNNER
+from kad.engines.vllm.plugin.requests import _parse
 from kad.errors import HostError, KadError
-from kad.hosts.needs import Need, check
-from kad.hosts.versions import VLLM
-from kad.hosts.vllm import FIRST_RUNNER, PLUGIN, SECOND_RUNNER
+from kad.hosts import VLLM, Need, check
 from kad.rules import registry
-from kad.vllm.requests import _parse
 from vllm import SamplingParams, envs
 
 NGRAM = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3}
@@ -100,8 +99,8 @@ def test_the_pairs_dtype_is_the_engines(random_pair: Path) -> None:
 
 @pytest.mark.parametrize("option", ["gguf_file", "subfolder"])
 def test_loading_options_that_only_transformers_has(random_pair: Path, option: str) -> None:
-    from kad.sources import Source
-    from kad.vllm.config import part_model_config
+    from kad.engines.vllm.plugin.config import part_model_config
+    from kad.pair.sources import Source
 
     with pytest.raises(KadError, match=f"vLLM cannot load .* with {option}"):
         part_model_config(configure(random_pair).model_config, Source("x/y", kwargs={option: "z"}))

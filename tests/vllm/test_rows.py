@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kad.composition import Composition, compose, composed
+from kad.engines.vllm.plugin.rows import StepRules, bad_tokens
+from kad.method.composition import Composition, compose, composed
 from kad.rules import Rule, parse_rule, registry
-from kad.vllm.rows import StepRules, bad_tokens
 
 DEFAULT = parse_rule("dual")
 
@@ -118,8 +118,8 @@ def test_the_deferred_mass_of_each_rule_is_counted() -> None:
     """By rule, of real steps only, without products and rows of NaN; rules beyond the last label share one."""
     from prometheus_client import REGISTRY
 
-    from kad.composition import deferred_mass
-    from kad.vllm.metrics import MOST_RULES, OTHERS, DeferredMass
+    from kad.engines.vllm.plugin.metrics import MOST_RULES, OTHERS, DeferredMass
+    from kad.method.composition import deferred_mass
 
     rules, logits = StepRules(DEFAULT, 4096, torch.float32, "cpu", DeferredMass("cpu")), rows_of(200)
     wanted = [parse_rule(name) for name in ("dual:threshold=0.2", "implicit_reward", "mixture", "dual:threshold=0.2")]

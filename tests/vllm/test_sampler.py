@@ -10,7 +10,7 @@ import torch
 from vllm.platforms import current_platform
 from vllm.v1.sample import rejection_sampler
 
-from kad.vllm import runner
+from kad.engines.vllm.plugin import runner
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="about vLLM's CPU build")
 ROWS, VOCAB = 20_000, 6

@@ -16,7 +16,7 @@ from vllm.entrypoints.cli.serve import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from kad.cli.main import app
-from kad.sources import resolve_model, resolve_pair
+from kad.pair.sources import resolve_model, resolve_pair
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 
@@ -52,7 +52,7 @@ def speculation(command: list[str]) -> Any:
 
 def test_the_aligned_model_drafts_unless_told_otherwise(run: Any) -> None:
     command = planned(run, "tiny", "--port", "8111", "-tp", "2", "--draft-tokens", "7")
-    assert command[1:5] == ["-m", "kad.vllm.launch", "serve", resolve_pair("tiny")]
+    assert command[1:5] == ["-m", "kad.engines.vllm.launch", "serve", resolve_pair("tiny")]
     assert command[command.index("--served-model-name") + 1] == "tiny"
     assert command[-4:] == ["--port", "8111", "-tp", "2"]
     assert speculation(command) == {

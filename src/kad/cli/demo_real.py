@@ -48,7 +48,7 @@ def show(console: Console, messages: Console, as_json: bool) -> None:
     Raises:
         MissingExtraError: the extra `real-pair` is not installed.
     """
-    from kad import real_pair
+    from kad.tiny import real_pair
 
     loading.quiet_transformers()
     folders = real_pair.folders(messages.print)
@@ -101,8 +101,8 @@ def _explain(console: Console, rule: str) -> None:
 
 def _base_alone(pair: Any, folder: Any) -> list[Shown]:
     """The base model in its own tokens, until a stop of its prompt."""
-    from kad.loading import load_tokenizer
-    from kad.sources import Source
+    from kad.pair.model_files import load_tokenizer
+    from kad.pair.sources import Source
     from kad.text.prompts import messages as said
 
     tokenizer, prompt = load_tokenizer(Source(str(folder))), pair.base_prompt

@@ -12,8 +12,8 @@ from rich.table import Table
 
 from kad.cli import origins, stdio
 from kad.cli.wrapping import Wrapper
-from kad.quantities import counted
 from kad.text.prompts import context_length, decode
+from kad.words import counted
 
 if TYPE_CHECKING:
     from kad.engines.load import Loaded

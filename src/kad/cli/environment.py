@@ -12,8 +12,7 @@ from rich.text import Text
 
 from kad import __version__
 from kad.errors import KadError
-from kad.hosts import needs
-from kad.hosts.versions import HOSTS, TRANSFORMERS, Host, installed, release
+from kad.hosts import HOSTS, TRANSFORMERS, Host, check, installed, release
 
 # Packages that decide how models run and are no hosts of kad.
 _OTHERS = ("tokenizers", "huggingface-hub", "safetensors", "numpy", "rich", "filelock")
@@ -96,7 +95,7 @@ def _devices() -> list[str]:
 
 
 def _plugins() -> list[str]:
-    from kad.rules import package_of, registry, skipped_plugins
+    from kad.method.rules import package_of, registry, skipped_plugins
 
     own = [f"{name} from {package_of(rule)}" for name, rule in registry().items() if package_of(rule) != "kad"]
     return own + [f"{plugin.plugin} of {plugin.package} skipped: {plugin.reason}" for plugin in skipped_plugins()]
@@ -105,9 +104,9 @@ def _plugins() -> list[str]:
 def _problem() -> str | None:
     """Why kad cannot work with the installed Transformers, in one sentence; None where it can."""
     try:
-        from kad.hosts.transformers import NEEDS
+        from kad.engines.transformers.host import NEEDS
 
-        needs.check(TRANSFORMERS, NEEDS)
+        check(TRANSFORMERS, NEEDS)
     except KadError as error:
         return str(error)
     return None

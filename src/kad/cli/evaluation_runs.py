@@ -13,13 +13,13 @@ from kad.evaluation.options import RunOptions, TaskOptions
 from kad.options import Option
 
 if TYPE_CHECKING:
-    from kad.base_prompt import BasePrompt
-    from kad.composition import Composition
     from kad.evaluation.evaluate import Plan
     from kad.evaluation.methods import Method
     from kad.evaluation.results.report import Report
     from kad.evaluation.results.settings import Settings
-    from kad.sources import Source
+    from kad.method.composition import Composition
+    from kad.pair.base_prompt import BasePrompt
+    from kad.pair.sources import Source
 
 Baseline = Annotated[
     str | None, Option("The method that the others are compared with.", "METHOD", shown="aligned, else the first")
@@ -64,11 +64,11 @@ def make_plan(models: ModelOptions, tasks: TaskOptions, run: RunOptions, methods
 
 def pair_models(models: ModelOptions) -> tuple[dict[str, Source], Composition, BasePrompt | None]:
     """The models by role, how they are composed, and how the base model is asked, of what the options name."""
-    from kad.base_prompt import BasePrompt
-    from kad.composition import Composition
-    from kad.config import KadConfig
-    from kad.pairs import read_config
-    from kad.sources import Source
+    from kad.method.composition import Composition
+    from kad.pair.base_prompt import BasePrompt
+    from kad.pair.config import KadConfig
+    from kad.pair.folder import read_config
+    from kad.pair.sources import Source
 
     if models.base is not None or models.aligned is not None:
         models.check_sources()

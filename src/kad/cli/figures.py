@@ -70,7 +70,7 @@ def _oracle(name: str | None, model: Any) -> Any:
     """The big aligned model, loaded like the models of the pair."""
     if name is None:
         return None
-    from kad.loading import load_model
-    from kad.sources import Source, resolve_model
+    from kad.engines.transformers.loading import load_model
+    from kad.pair.sources import Source, resolve_model
 
     return load_model(Source.parse(resolve_model(name))).to(model.base.device)

@@ -16,11 +16,11 @@ from kad.cli.flatten import Only
 from kad.cli.stdio import WRONG_INPUT
 from kad.errors import PairError, UsageError, VocabularyError
 from kad.options import Option
-from kad.quantities import count_text, counted, size_text
+from kad.words import count_text, counted, size_text
 
 if TYPE_CHECKING:
-    from kad.config import KadConfig
-    from kad.sources import Source
+    from kad.pair.config import KadConfig
+    from kad.pair.sources import Source
 
 EXAMPLES = (
     "kad info tiny",
@@ -125,9 +125,9 @@ def _show(found: dict[str, Any], render: Callable[[dict[str, Any]], Table], as_j
 
 
 def _configuration(models: options.ModelOptions) -> KadConfig:
-    from kad.config import KadConfig
-    from kad.pairs import read_config
-    from kad.sources import Source
+    from kad.pair.config import KadConfig
+    from kad.pair.folder import read_config
+    from kad.pair.sources import Source
 
     if models.pair is not None:
         return read_config(models.pair)
@@ -138,7 +138,7 @@ def _configuration(models: options.ModelOptions) -> KadConfig:
 def _describe(source: Source) -> Description:
     """One model from its files, as its engine runs it."""
     from kad.engines.files import engine_for
-    from kad.engines.gguf_header import read_header
+    from kad.engines.llama_cpp.header import read_header
 
     engine = engine_for(source)
     if engine == "llama_cpp" and source.gguf_path is not None:
@@ -162,7 +162,7 @@ def _describe(source: Source) -> Description:
 
 
 def _mlx_dtype(source: Source) -> str | None:
-    from kad.loading import load_config
+    from kad.pair.model_files import load_config
 
     quantization = getattr(load_config(source), "quantization", None)
     return f"{quantization['bits']} bits" if quantization else None
@@ -172,7 +172,7 @@ def _describe_configuration(source: Source) -> Description:
     """One model from its configuration. Counted on torch's meta device, which allocates nothing."""
     import torch
 
-    from kad.loading import load_config
+    from kad.pair.model_files import load_config
 
     config = load_config(source)
     text = config.get_text_config()
@@ -223,7 +223,7 @@ def _cache_numbers(text: Any) -> int:
 
 
 def _vocabulary(sources: dict[str, Source], models: dict[str, Description]) -> dict[str, Any]:
-    from kad.pairs import check_vocabularies
+    from kad.pair.folder import check_vocabularies
 
     sizes = {role: model.vocabulary for role, model in models.items()}
     try:

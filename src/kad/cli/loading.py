@@ -13,7 +13,7 @@ from kad.engines.load import load
 if TYPE_CHECKING:
     from kad.cli.options import ModelOptions
     from kad.engines.load import Loaded
-    from kad.rules import Rule
+    from kad.method.rules import Rule
 
 
 def load_model(options: ModelOptions) -> Loaded:
@@ -76,7 +76,7 @@ def quiet_transformers() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging
 
-    from kad.loading import loading_bars
+    from kad.engines.transformers.loading import loading_bars
 
     logging.set_verbosity_error()
     loading_bars(False)
@@ -92,6 +92,6 @@ def check_rule(rule: str | None) -> Rule | None:
     """
     if rule is None:
         return None
-    from kad.rules import parse_rule
+    from kad.method.rules import parse_rule
 
     return parse_rule(rule)

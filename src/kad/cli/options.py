@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 import typer
 
-from kad.base_prompt import BasePrompt
 from kad.engines.load import DTYPES, ENGINES, check_sources
 from kad.errors import KadError, UsageError
 from kad.options import Option, check_fields
-from kad.sources import resolve_pair
+from kad.pair.base_prompt import BasePrompt
+from kad.pair.sources import resolve_pair
 
 if TYPE_CHECKING:
     from kad.engines.load import Loaded
-    from kad.modeling import KadForCausalLM
+    from kad.engines.transformers.modeling import KadForCausalLM
 
 Model = str | None
 Json = Annotated[bool, Option("Print one JSON object, and nothing else, on standard output.", name="--json")]

@@ -10,7 +10,7 @@ from rich.text import Text
 from kad.errors import UsageError
 
 if TYPE_CHECKING:
-    from kad.composition import Composition
+    from kad.method.composition import Composition
 
 # Blue and orange differ for every kind of color vision. These two are equally bright, and readable on black and white.
 BASE_COLOR, ALIGNED_COLOR = (47, 134, 214), (201, 106, 0)
@@ -22,7 +22,7 @@ def require(composition: Composition) -> None:
     Raises:
         UsageError: a product rule, whose tokens do not come from one model or the other.
     """
-    from kad.rules import CascadeRule
+    from kad.method.rules import CascadeRule
 
     if not isinstance(composition.rule, CascadeRule):
         raise UsageError(

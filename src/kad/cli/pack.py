@@ -18,8 +18,8 @@ from kad.errors import UsageError
 from kad.options import Option
 
 if TYPE_CHECKING:
-    from kad.config import KadConfig
-    from kad.sources import Source
+    from kad.pair.config import KadConfig
+    from kad.pair.sources import Source
 
 EXAMPLES = (
     "kad pack --base Qwen/Qwen3-14B-Base --aligned Qwen/Qwen3-1.7B -o qwen3-pair",
@@ -85,7 +85,7 @@ def command(
         raise UsageError(f"kad pack needs {', '.join(name for name, value in needed.items() if value is None)}.")
     loading.check_rule(models.rule)
     loading.quiet_transformers()
-    from kad import pairs
+    from kad.pair import folder as pairs
 
     own = {"base": of_base, "aligned": of_aligned, "reference": of_reference}
     sources = {}
@@ -108,7 +108,7 @@ def command(
 
 
 def _source(name: str, dtype: str | None, trust_remote_code: bool, load: LoadOptions) -> Source:
-    from kad.sources import Source
+    from kad.pair.sources import Source
 
     common: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
     if trust_remote_code:

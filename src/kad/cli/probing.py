@@ -12,7 +12,7 @@ from rich.text import Text
 
 from kad.cli import stdio
 from kad.cli.options import ModelOptions
-from kad.quantities import counted
+from kad.words import counted
 
 if TYPE_CHECKING:
     from kad.evaluation.tasks.task import Task

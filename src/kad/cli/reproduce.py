@@ -39,7 +39,7 @@ def command(
 
     First it says what it downloads and how much memory it needs. A stopped run continues with the same command.
     """
-    from kad.presets import preset
+    from kad.pair.presets import preset
 
     chosen = preset(name)
     for line in describe(name):
@@ -64,7 +64,7 @@ def command(
 
 def describe(name: str) -> list[str]:
     """What a preset downloads, how much memory it needs, and what it runs, line by line."""
-    from kad.presets import preset
+    from kad.pair.presets import preset
 
     chosen = preset(name)
     total = sum(model.gigabytes() for model in chosen.models)

@@ -33,8 +33,8 @@ def command(
     At every position, a rule decides which tokens of the base model p are kept. The mass of the other tokens goes to
     the aligned model q*. Write a rule as NAME or NAME:PARAMETER=VALUE, for example dual:threshold=0.4.
     """
-    from kad.rules import parse_rule, registry, skipped_plugins
-    from kad.rules.describe import describe
+    from kad.method.rules import parse_rule, registry, skipped_plugins
+    from kad.method.rules.describe import describe
 
     if name is not None:
         found = describe(type(parse_rule(name)))

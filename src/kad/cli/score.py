@@ -10,7 +10,7 @@ import typer
 from kad.cli import options, stdio
 from kad.cli.prompts import read_prompt
 from kad.options import Option
-from kad.quantities import counted
+from kad.words import counted
 
 EXAMPLES = (
     "kad score article.txt",

@@ -21,7 +21,7 @@ from kad.options import Option, options_of
 from kad.server.options import Listening
 
 if TYPE_CHECKING:
-    from kad.config import KadConfig
+    from kad.pair.config import KadConfig
 
 CONTEXT_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 EXAMPLES = (
@@ -156,10 +156,10 @@ def _serve_with_vllm(
 def _command_line(
     pair: str, speculate: bool, draft_tokens: int | None, repeatable: bool, extra: Sequence[str]
 ) -> list[str]:
-    from kad.sources import resolve_pair
+    from kad.pair.sources import resolve_pair
 
     config = _checked(pair)
-    arguments = [sys.executable, "-m", "kad.vllm.launch", "serve", resolve_pair(pair)]
+    arguments = [sys.executable, "-m", "kad.engines.vllm.launch", "serve", resolve_pair(pair)]
     if _value_of(extra, "--served-model-name") is None:
         arguments += ["--served-model-name", pair]
     own_speculation = any(
@@ -187,7 +187,7 @@ def _checked(pair: str) -> KadConfig:
     """The pair's configuration, after checking that its models speak the same tokens."""
     from transformers import AutoConfig
 
-    from kad.pairs import check_vocabularies, read_config
+    from kad.pair.folder import check_vocabularies, read_config
 
     config = read_config(pair)
     sources = config.model_sources()
@@ -219,7 +219,7 @@ def _speculation(config: KadConfig, draft_tokens: int, repeatable: bool, ranks: 
 
 
 def _check_vllm() -> None:
-    from kad.hosts.vllm import check_installed
+    from kad.engines.vllm.host import check_installed
 
     check_installed()
     plugins = os.environ.get("VLLM_PLUGINS")

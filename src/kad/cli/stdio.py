@@ -17,7 +17,7 @@ from rich.console import Console
 from kad.errors import UsageError
 
 if TYPE_CHECKING:
-    from kad.sources import Source
+    from kad.pair.sources import Source
 
 
 WRONG_INPUT = 2

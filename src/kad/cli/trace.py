@@ -11,9 +11,9 @@ from kad.cli import loading, options, stdio
 from kad.cli.prompts import read_prompt
 from kad.errors import UsageError
 from kad.options import Option
-from kad.quantities import counted
 from kad.text.drafting import DraftTokens
 from kad.text.sampling import Sampling
+from kad.words import counted
 
 if TYPE_CHECKING:
     from kad.tracing.schema import Trace

@@ -15,7 +15,7 @@ from kad.cli.sweep import DEVELOPMENT, Grid, Parameter, RuleToSweep, Speculative
 from kad.errors import KadError, UsageError
 from kad.evaluation.options import RunOptions, TaskOptions
 from kad.options import Option
-from kad.quantities import counted
+from kad.words import counted
 
 if TYPE_CHECKING:
     from kad.evaluation.choice import Choice

@@ -12,7 +12,7 @@ from kad.engines.protocols import Model
 
 
 class Alone:
-    """A batch of one, with the methods of `kad.engines.lockstep.Lockstep`.
+    """A batch of one, with the methods of `kad.engines.transformers.lockstep.Lockstep`.
 
     Args:
         model: a single model.

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
-from kad.composition import Composition
-from kad.engines.protocols import Facts, Scorer
+from kad.engines.protocols import Facts
+from kad.method.composition import Composition
+from kad.method.scorer import Scorer
 
 if TYPE_CHECKING:
-    from kad.composition import RuleLike
+    from kad.method.composition import RuleLike
 
 _RULE = "base_only"
 
@@ -81,13 +82,13 @@ class _Uniform:
         self._logits, self.processed = torch.zeros(rows, device=device), 0
 
     def advance(self, ids: Tensor, keep: int) -> Tensor:
-        """See `kad.engines.protocols.Scorer`."""
+        """See `kad.method.scorer.Scorer`."""
         self.processed += len(ids)
         return self._logits.expand(keep, -1)
 
     def rollback(self, length: int) -> None:
-        """See `kad.engines.protocols.Scorer`."""
+        """See `kad.method.scorer.Scorer`."""
         self.processed = min(self.processed, length)
 
     def release(self) -> None:
-        """See `kad.engines.protocols.Scorer`."""
+        """See `kad.method.scorer.Scorer`."""

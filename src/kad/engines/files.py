@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kad.engines.llama_cpp import host as llama_cpp
+from kad.engines.mlx import host as mlx
 from kad.errors import OptionError, missing_extra
-from kad.hosts import llama_cpp, mlx
-from kad.sources import Source
+from kad.pair.sources import Source
 
 ENGINES = ("auto", "transformers", "llama_cpp", "mlx")
 

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
     from kad.engines.pair import Pair
     from kad.engines.protocols import Model
-    from kad.modeling import KadForCausalLM
-    from kad.rules import Rule
-    from kad.sources import Source
+    from kad.engines.transformers.modeling import KadForCausalLM
+    from kad.method.rules import Rule
+    from kad.pair.sources import Source
 
     Loaded = KadForCausalLM | Pair
 
@@ -58,10 +58,10 @@ def load(
             By default the models go where the pair says, else to the first accelerator, else to the CPU.
         trust_remote_code: run code that comes with the models.
         engine_options: how llama.cpp runs its models: "context", "gpu_layers", "threads", "flash_attention" and
-            "cache_type"; see `kad.engines.llama_cpp.LlamaCppOptions`. With vLLM, more arguments of `vllm.LLM`.
+            "cache_type"; see `kad.engines.llama_cpp.model.LlamaCppOptions`. With vLLM, more arguments of `vllm.LLM`.
 
     Returns:
-        A `KadForCausalLM` if Transformers runs all models, a `kad.engines.vllm_pair.VllmPair` if vLLM does, else a
+        A `KadForCausalLM` if Transformers runs all models, a `kad.engines.vllm.pair.VllmPair` if vLLM does, else a
         `kad.engines.pair.Pair`.
 
     Raises:
@@ -82,10 +82,10 @@ def load(
         loaded: Loaded = _load_in_vllm(pair, named, rule, deferral_temperature, refused, options)
         return loaded
     options = _loading_options(dtype, device, trust_remote_code)
-    from kad.config import KadConfig
-    from kad.pairs import read_config
-    from kad.rules import parse_rule
-    from kad.sources import Source
+    from kad.method.rules import parse_rule
+    from kad.pair.config import KadConfig
+    from kad.pair.folder import read_config
+    from kad.pair.sources import Source
 
     rule = None if rule is None else parse_rule(rule)
     composition: dict[str, Any] = {
@@ -113,7 +113,7 @@ def load(
         return compose_models(config, models, rule, deferral_temperature)
     if engine_options:
         raise OptionError("`engine_options` are for models that llama.cpp runs, and this pair has none.")
-    from kad.modeling import KadForCausalLM
+    from kad.engines.transformers.modeling import KadForCausalLM
 
     if base is not None and aligned is not None:
         model = KadForCausalLM.from_models(base, aligned, reference=reference, **given, **options)
@@ -131,8 +131,8 @@ def _load_in_vllm(
     refused: Mapping[str, Any],
     options: Mapping[str, Any],
 ) -> Any:
-    from kad.engines.vllm_pair import VllmPair
-    from kad.sources import Source
+    from kad.engines.vllm.pair import VllmPair
+    from kad.pair.sources import Source
 
     for name, value in refused.items():
         if value is not None:
@@ -162,21 +162,21 @@ def load_one(
         engine: what `engine_for` says.
         device: "cpu" keeps a model of llama.cpp or MLX away from the GPU.
         engine_options: see `load`.
-        **options: for models of Transformers, see `kad.sources.MODEL_KWARGS`.
+        **options: for models of Transformers, see `kad.pair.sources.MODEL_KWARGS`.
 
     Raises:
         PairError: the model cannot be loaded.
         OptionError: an unknown option of an engine.
     """
     if engine == "transformers":
-        from kad.engines.transformers import TransformersModel
+        from kad.engines.transformers.model import TransformersModel
 
         return TransformersModel(source, **options)
     if engine == "mlx":
-        from kad.engines.mlx import MlxModel
+        from kad.engines.mlx.model import MlxModel
 
         return MlxModel(source, device=device)
-    from kad.engines.llama_cpp import LlamaCppModel, LlamaCppOptions
+    from kad.engines.llama_cpp.model import LlamaCppModel, LlamaCppOptions
 
     given: dict[str, Any] = {"gpu_layers": 0} if device == "cpu" else {}
     given |= engine_options or {}
@@ -200,7 +200,7 @@ def gguf_file(source: Source) -> Path:
     name = source.kwargs["gguf_file"]
     if source.is_local:
         raise PairError(f"No GGUF file {name} in {source.model}.")
-    from kad.loading import download
+    from kad.pair.model_files import download
 
     return Path(download(source, name))
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from kad.engines.protocols import Scorer
-from kad.nobody import never_kept
+from kad.method.nobody import never_kept
+from kad.method.scorer import Scorer
 
 
 class OwnPrompt:
@@ -19,8 +19,8 @@ class OwnPrompt:
         prompt: the tokens of its own prompt, at least one.
         shared: the number of tokens of the callers' prompt, at least one.
         never: given the answer so far, the tokens (as bool, by id) that are never kept. The rows then have one more
-            entry, see `kad.nobody.never_kept`.
-        deferral_temperature: see `kad.nobody.never_kept`.
+            entry, see `kad.method.nobody.never_kept`.
+        deferral_temperature: see `kad.method.nobody.never_kept`.
     """
 
     def __init__(
@@ -44,11 +44,11 @@ class OwnPrompt:
 
     @property
     def reversible(self) -> bool:
-        """See `kad.engines.protocols.Scorer`."""
+        """See `kad.method.scorer.Scorer`."""
         return self.scorer.reversible
 
     def advance(self, ids: Tensor, keep: int) -> Tensor:
-        """See `kad.engines.protocols.Scorer`. In the place of what is left of the callers' prompt it reads its own."""
+        """See `kad.method.scorer.Scorer`. In the place of what is left of the callers' prompt it reads its own."""
         unread = self._prompt[self.scorer.processed :]
         new = ids[max(self._shared - self.processed, 0) :] if unread else ids
         own = torch.cat((torch.tensor(unread, dtype=ids.dtype, device=ids.device), new))
@@ -61,13 +61,13 @@ class OwnPrompt:
         return never_kept(rows, never.to(rows.device), self._temperature)
 
     def rollback(self, length: int) -> None:
-        """See `kad.engines.protocols.Scorer`."""
+        """See `kad.method.scorer.Scorer`."""
         kept = max(length - self._shared, 0)
         self.scorer.rollback(len(self._prompt) + kept - (length < self._shared))
         del self._answer[kept:]
 
     def release(self) -> None:
-        """See `kad.engines.protocols.Scorer`."""
+        """See `kad.method.scorer.Scorer`."""
         self.scorer.release()
 
     def has_read(self, ids: Sequence[int]) -> list[int]:

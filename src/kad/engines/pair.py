@@ -8,21 +8,20 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import GenerationConfig
 
-from kad import pairs
-from kad.agreement import agree
-from kad.composition import Composition
-from kad.config import KadConfig
-from kad.engines.protocols import Facts, Model, Scorer
+from kad.engines.protocols import Facts, Model
 from kad.errors import PairError
-from kad.in_force import InForce
-from kad.loading import load_generation_config, tokenizer_of
-from kad.sources import Source
-from kad.vocabulary import OWN, Common
+from kad.method.composition import Composition
+from kad.method.scorer import Scorer
+from kad.pair.config import KadConfig
+from kad.pair.folder import generation_config, write
+from kad.pair.in_force import InForce
+from kad.pair.model_files import tokenizer_of
+from kad.tokens.agreement import agree
+from kad.tokens.vocabulary import OWN, Common
 
 if TYPE_CHECKING:
-    from kad.rules import Rule
+    from kad.method.rules import Rule
 
 
 class Pair(InForce):
@@ -49,9 +48,7 @@ class Pair(InForce):
         self.reference = self.parts.get("reference")
         self.config.set_vocabulary(vocabulary_of(self.parts))
         self.own_composition = Composition.of(config.rule, config.deferral_temperature)
-        own = load_generation_config(Source(config.name_or_path)) if config.name_or_path else None
-        chosen = own or self.parts["aligned"].generation_config
-        self.generation_config = GenerationConfig.from_dict(chosen.to_dict())
+        self.generation_config = generation_config(config, self.parts["aligned"].generation_config)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -80,8 +77,8 @@ class Pair(InForce):
         return model.scorer(size, self.device, rollback=rollback)
 
     def save_pretrained(self, folder: Any) -> None:
-        """Write the pair's folder; see `kad.pairs.write`."""
-        pairs.write(folder, self.config, self.tokenizer, self.generation_config)
+        """Write the pair's folder; see `kad.pair.folder.write`."""
+        write(folder, self.config, self.tokenizer, self.generation_config)
 
 
 def compose_models(

@@ -7,35 +7,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from kad.errors import UsageError
+from kad.method.scorer import Scorer
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
     from transformers import GenerationConfig
 
-    from kad.base_prompt import BasePrompt
-    from kad.composition import Composition
-
-
-class Scorer(Protocol):
-    """One model with its cache. It reads tokens, returns logits, and can drop tokens again."""
-
-    @property
-    def processed(self) -> int:
-        """How many tokens its cache holds."""
-
-    @property
-    def reversible(self) -> bool:
-        """Whether it can go back to any earlier length. If not, it can still drop the drafts of one window."""
-
-    def advance(self, ids: Tensor, keep: int) -> Tensor:
-        """Read ids (n,), which follow the `processed` ones. Returns logits (keep, vocab) at the last `keep` ids."""
-
-    def rollback(self, length: int) -> None:
-        """Keep only the first `length` tokens. A `length` that is not reached yet changes nothing."""
-
-    def release(self) -> None:
-        """Called at the end of a generation. Puts the cache back into its ordinary state."""
+    from kad.method.composition import Composition
+    from kad.pair.base_prompt import BasePrompt
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kad.engines.protocols import Scorer
-from kad.rules.rule import EXCLUDED
-from kad.translation import Nodes, Reading, TokenBytes, Translation
-from kad.translation.token_bytes import whole_characters
+from kad.method.rules.rule import EXCLUDED
+from kad.method.scorer import Scorer
+from kad.tokens import Nodes, Reading, TokenBytes, Translation
+from kad.tokens.token_bytes import whole_characters
 
 # Tokens of the base model below this probability are not looked at one by one. Part of the definition of the rows.
 LEAST = 0.002
@@ -75,7 +75,7 @@ class Translated:
 
     @property
     def reversible(self) -> bool:
-        """See `kad.engines.protocols.Scorer`."""
+        """See `kad.method.scorer.Scorer`."""
         return self.scorer.reversible
 
     @property
@@ -84,7 +84,7 @@ class Translated:
         return 0 if self._translation is None else self._translation[0].forwards
 
     def advance(self, ids: Tensor, keep: int) -> Tensor:
-        """See `kad.engines.protocols.Scorer`."""
+        """See `kad.method.scorer.Scorer`."""
         self._answer += ids[max(self._shared - self._read, 0) :].tolist()
         self._read += len(ids)
         ends = range(len(self._answer) - keep + 1, len(self._answer) + 1)
@@ -96,12 +96,12 @@ class Translated:
         return torch.stack([self._row(translation.read(self._answer[:end])) for end in ends]).to(ids.device)
 
     def rollback(self, length: int) -> None:
-        """See `kad.engines.protocols.Scorer`. The model itself goes back when it reads other tokens."""
+        """See `kad.method.scorer.Scorer`. The model itself goes back when it reads other tokens."""
         self._read = min(self._read, length)
         del self._answer[max(length - self._shared, 0) :]
 
     def release(self) -> None:
-        """See `kad.engines.protocols.Scorer`."""
+        """See `kad.method.scorer.Scorer`."""
         self.scorer.release()
 
     def has_read(self, ids: Sequence[int]) -> list[int]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from kad.base_prompt import BasePrompt
 from kad.engines.files import engines_of
 from kad.errors import UsageError
 from kad.evaluation.engines.engine import Engine
@@ -18,7 +17,8 @@ from kad.evaluation.results.settings import Settings, session
 from kad.evaluation.results.storage import RunDirectory
 from kad.evaluation.run import Progress, run
 from kad.evaluation.tasks.task import Task, load_tasks
-from kad.sources import Source
+from kad.pair.base_prompt import BasePrompt
+from kad.pair.sources import Source
 
 
 @dataclass(frozen=True, kw_only=True)

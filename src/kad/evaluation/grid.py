@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from kad.errors import UsageError
 from kad.evaluation.methods import Method, Speculation
-from kad.rules import Rule, parse_rule
+from kad.method.rules import Rule, parse_rule
 
 WINDOW = "num_draft_tokens"
 # A mistyped step should not start a thousand evaluations.

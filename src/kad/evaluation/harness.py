@@ -13,15 +13,15 @@ from functools import partial
 from typing import Any
 
 from kad.engines.load import first_device, is_usable
+from kad.engines.transformers.modeling import KadForCausalLM
+from kad.engines.transformers.speculative import speculative as decode_speculatively
 from kad.errors import UsageError
+from kad.evaluation import host
 from kad.evaluation.tasks.task import TASKS_FOLDER, chat_renderer
-from kad.hosts import lm_eval
-from kad.loading import load_tokenizer
-from kad.modeling import KadForCausalLM
-from kad.sources import Source
-from kad.speculation import speculative as decode_speculatively
+from kad.pair.model_files import load_tokenizer
+from kad.pair.sources import Source
 
-HFLM = lm_eval.model_class()
+HFLM = host.model_class()
 
 
 class KadLM(HFLM):  # type: ignore[misc, valid-type]
@@ -87,12 +87,12 @@ def main(arguments: list[str] | None = None) -> None:
     if (not given or given[0] == "run" or given[0].startswith("-")) and "--include_path" not in given:
         given += ["--include_path", str(TASKS_FOLDER)]
     sys.argv = ["lm-eval", *given]
-    lm_eval.command()()
+    host.command()()
 
 
 def register() -> None:
     """Make `--model kad` known to this process's lm-eval; harmless where the entry point has done so."""
-    registry = lm_eval.model_registry()
+    registry = host.model_registry()
     if "kad" not in registry:
         registry.register("kad", target="kad.evaluation.harness:KadLM")
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 from kad.errors import RuleError, UsageError
-from kad.presets import PUBLISHED_WINDOW
-from kad.rules import Rule, parse_rule
+from kad.method.rules import Rule, parse_rule
+from kad.pair.presets import PUBLISHED_WINDOW
 
 ALONE = ("base", "aligned", "reference")
 

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from kad.figures.answers import Question, answer
 from kad.figures.approximation import Approximation, approximation, concatenate
-from kad.knapsack import TOLERANCE, Exact
-from kad.quantities import counted
-from kad.rules import Dual, LinearProgram, Primal, Rule
+from kad.method.knapsack import TOLERANCE, Exact
+from kad.method.rules import Dual, LinearProgram, Primal, Rule
 from kad.text.score import logits_of
+from kad.words import counted
 
 if TYPE_CHECKING:
-    from kad.modeling import KadForCausalLM
+    from kad.engines.transformers.modeling import KadForCausalLM
     from kad.text.answer import Answer
 
 _CONFIDENCE = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0 + 1e-9)

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kad.rules import Rule
+from kad.method.rules import Rule
 from kad.text.answer import Answer
 from kad.text.batch import generate_all, seeds_from
 from kad.text.sampling import Sampling
 
 if TYPE_CHECKING:
-    from kad.modeling import KadForCausalLM
+    from kad.engines.transformers.modeling import KadForCausalLM
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kad import knapsack
-from kad.composition import compose
-from kad.knapsack import Exact
-from kad.rules import CascadeRule, Dual, LinearProgram, Primal
+from kad.method import knapsack
+from kad.method.composition import compose
+from kad.method.knapsack import Exact
+from kad.method.rules import CascadeRule, Dual, LinearProgram, Primal
 
 LAMBDAS = tuple(round(0.02 * step, 2) for step in range(1, 51))
 """The thresholds at which the entropy difference is taken."""

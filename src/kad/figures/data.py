@@ -16,14 +16,14 @@ from torch import Tensor
 from kad.errors import UsageError
 from kad.figures.answers import Answers, Question, answer
 from kad.figures.approximation import LAMBDAS, Approximation, approximation, concatenate, entropy_difference
-from kad.quantities import counted
-from kad.rules import Dual, ImplicitReward, Nudging, Primal, Rule, parse_rule
+from kad.method.rules import Dual, ImplicitReward, Nudging, Primal, Rule, parse_rule
 from kad.text.score import logits_of, score_tokens
 from kad.tracing.schema import Position
 from kad.tracing.tracer import trace_tokens
+from kad.words import counted
 
 if TYPE_CHECKING:
-    from kad.modeling import KadForCausalLM
+    from kad.engines.transformers.modeling import KadForCausalLM
     from kad.text.answer import Answer
 
 RULES = ("base_only", "aligned_only", "nudging", "primal", "dual", "confidence_bet")

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from kad.composition import acceptance, deferred_mass
 from kad.engines.protocols import check_scorers
-from kad.rules import CascadeRule
+from kad.method.composition import acceptance, deferred_mass
+from kad.method.rules import CascadeRule
 from kad.text.contexts import Context
 from kad.text.generate import generate
 from kad.text.prompts import decode

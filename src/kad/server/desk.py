@@ -15,9 +15,10 @@ from typing import Any, TypeVar
 
 import torch
 
-from kad.composition import Composition
 from kad.engines.base_alone import BaseAlone
-from kad.engines.protocols import ComposedModel, Scorer, roles_of
+from kad.engines.protocols import ComposedModel, roles_of
+from kad.method.composition import Composition
+from kad.method.scorer import Scorer
 from kad.server.errors import Busy
 from kad.text.answer import Answer, Piece
 from kad.text.contexts import Context

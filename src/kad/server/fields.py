@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from kad.base_prompt import BUILT_IN, SAME
-from kad.composition import Composition
 from kad.engines.protocols import ComposedModel
+from kad.method.composition import Composition
+from kad.pair.base_prompt import BUILT_IN, SAME
 from kad.server.desk import Job
 from kad.server.errors import Refusal
 from kad.text.contexts import Context, context_of

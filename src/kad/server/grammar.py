@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kad.errors import UsageError, missing_extra
-from kad.translation.token_bytes import TokenBytes
+from kad.tokens.token_bytes import TokenBytes
 
 _LONGEST_MESSAGE = 300
 

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kad.composition import Composition, compose
 from kad.errors import VocabularyError
+from kad.method.composition import Composition, compose
 from kad.server.desk import Desk, Job, Run
 from kad.server.errors import Refusal
 from kad.text.contexts import Context
 from kad.text.prompts import decode
 from kad.text.streaming import Note
-from kad.translation.token_bytes import TokenBytes
+from kad.tokens.token_bytes import TokenBytes
 
 LOWEST = -9999.0
 """How OpenAI writes the log-probability of what cannot be."""

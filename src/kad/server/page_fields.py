@@ -24,8 +24,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from kad.composition import Composition
 from kad.engines.protocols import ComposedModel
+from kad.method.composition import Composition
 from kad.server.fields import MOST_STOPS, MOST_TOKENS, Composing, Drawing, Messages, Token
 
 ALONE = {"base": "base_only", "aligned": "aligned_only"}

@@ -14,10 +14,10 @@ from fastapi.responses import HTMLResponse
 from torch import Tensor
 
 import kad
-from kad.composition import Composition
 from kad.engines.protocols import ComposedModel
-from kad.rules import registry
-from kad.rules.describe import describe, family
+from kad.method.composition import Composition
+from kad.method.rules import registry
+from kad.method.rules.describe import describe, family
 from kad.server.desk import Desk, Job, Run
 from kad.server.events import EventStream, event, unless_gone
 from kad.server.fields import checked_ids, plain

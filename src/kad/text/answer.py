@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kad.speculation.loop import Event
-from kad.speculation.statistics import SpeculationStatistics
+from kad.method.speculation.loop import Event
+from kad.method.speculation.statistics import SpeculationStatistics
 from kad.text.contexts import Context
 from kad.text.drafting import Drafting
 

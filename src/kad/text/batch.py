@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kad.engines.alone import Alone
-from kad.engines.lockstep import Lockstep
 from kad.engines.protocols import ComposedModel, Generates, Model
+from kad.engines.transformers.lockstep import Lockstep
 from kad.text.answer import Answer
 from kad.text.contexts import Context
 from kad.text.drafting import Drafting

@@ -7,20 +7,21 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
-from kad.base_prompt import BUILT_IN, SAME, BasePrompt
 from kad.engines.own_prompt import OwnPrompt
-from kad.engines.protocols import ComposedModel, Scorer
+from kad.engines.protocols import ComposedModel
 from kad.engines.translated import Languages, Translated
 from kad.errors import OptionError, RuleError, UsageError
-from kad.rules import CascadeRule
+from kad.method.rules import CascadeRule
+from kad.method.scorer import Scorer
+from kad.pair.base_prompt import BUILT_IN, SAME, BasePrompt
 from kad.text.prompts import Message, Prompt, decode, encode, encode_plain, messages
-from kad.translation.stops import Stops
-from kad.translation.token_bytes import token_bytes
+from kad.tokens.stops import Stops
+from kad.tokens.token_bytes import token_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kad.composition import Composition
+    from kad.method.composition import Composition
 
 AnyBasePrompt = str | Mapping[str, Any] | BasePrompt | Sequence[int]
 """What `base_prompt` may be: see `BasePrompt.parse`, or the base model's own token ids."""

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 from kad.engines.protocols import roles_of
 from kad.errors import OptionError, UsageError
+from kad.method.speculation.windows import AUTO, default_draft_tokens
 from kad.options import Option
-from kad.speculation.windows import AUTO, default_draft_tokens
 
 if TYPE_CHECKING:
-    from kad.composition import Composition
     from kad.engines.protocols import ComposedModel
+    from kad.method.composition import Composition
 
 MAX_DRAFT_TOKENS = 64
 PAYS_BELOW = 0.5

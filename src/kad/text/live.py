@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
-from kad.speculation.statistics import SpeculationStatistics
+from kad.method.speculation.statistics import SpeculationStatistics
 from kad.text.answer import Answer, Piece
 from kad.text.contexts import Context
 from kad.text.drafting import Drafting

@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from kad.composition import acceptance, compose, composed, deferred_mass, origin_shares
 from kad.engines.protocols import check_scorers, roles_of
 from kad.errors import UsageError
-from kad.rules import CascadeRule, ThresholdRule
+from kad.method.composition import acceptance, compose, composed, deferred_mass, origin_shares
+from kad.method.rules import CascadeRule, ThresholdRule
 from kad.text.contexts import AnyBasePrompt, Context, check_tokens, context_of
 from kad.text.prompts import Prompt, text_ids
 
 if TYPE_CHECKING:
-    from kad.composition import Composition
-    from kad.engines.protocols import ComposedModel, Scorer
+    from kad.engines.protocols import ComposedModel
+    from kad.method.composition import Composition
+    from kad.method.scorer import Scorer
 
 LOGITS_AT_ONCE = 8_000_000
 """Logits of one model that exist at once: 32 MB in float32."""

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from kad.composition import compose
 from kad.engines.protocols import roles_of
+from kad.method.composition import compose
 from kad.text.answer import Answer
 from kad.text.contexts import Context
 
 if TYPE_CHECKING:
-    from kad.composition import Composition
     from kad.engines.protocols import ComposedModel
+    from kad.method.composition import Composition
 
 
 @torch.no_grad()

@@ -15,28 +15,29 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList
 
-from kad.composition import composed
-from kad.engines.protocols import Capturing, ComposedModel, Scorer, roles_of
+from kad.engines.protocols import Capturing, ComposedModel, roles_of
+from kad.engines.transformers.speculative_inputs import warp_of
 from kad.errors import OptionError
-from kad.rules import CascadeRule
-from kad.speculation.inputs import warp_of
-from kad.speculation.loop import Emitted, SpeculativeLoop
-from kad.speculation.policies import choose_policy
-from kad.speculation.randomness import TorchRandomness
-from kad.speculation.statistics import SpeculationStatistics
-from kad.speculation.windows import window_size
+from kad.method.composition import composed
+from kad.method.rules import CascadeRule
+from kad.method.scorer import Scorer
+from kad.method.speculation.loop import Emitted, SpeculativeLoop
+from kad.method.speculation.policies import choose_policy
+from kad.method.speculation.randomness import TorchRandomness
+from kad.method.speculation.statistics import SpeculationStatistics
+from kad.method.speculation.windows import window_size
+from kad.method.verification import verify_block
 from kad.text import drafting
 from kad.text.answer import Piece
 from kad.text.contexts import Context
 from kad.text.live import LiveAnswer
 from kad.text.prompts import Detokenizer, room
 from kad.text.sampling import Sampling, end_tokens, processors
-from kad.verification import verify_block
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
 
-    from kad.composition import Composition
+    from kad.method.composition import Composition
 
 
 Mask = Callable[[Tensor, Tensor], Tensor]
@@ -232,7 +233,7 @@ class _Stop:
         self._deadline = time.perf_counter() + (config.max_time or math.inf)
 
     def __call__(self, committed: Tensor, new: list[int]) -> tuple[int, bool]:
-        """See `kad.speculation.loop.StopRule`."""
+        """See `kad.method.speculation.loop.StopRule`."""
         for count, token in enumerate(new, start=1):
             self._found = self._reason_to_end(token)
             if self._found is not None:

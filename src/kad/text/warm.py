@@ -14,8 +14,8 @@ from kad.engines.translated import Translated
 from kad.text.contexts import Context
 
 if TYPE_CHECKING:
-    from kad.engines.protocols import Scorer
-    from kad.speculation.loop import SpeculativeLoop
+    from kad.method.scorer import Scorer
+    from kad.method.speculation.loop import SpeculativeLoop
 
 
 @dataclass(frozen=True)

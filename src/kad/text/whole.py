@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from kad.engines.protocols import Ask, DraftCounts, Generates
 from kad.errors import OptionError
-from kad.speculation.statistics import SpeculationStatistics
-from kad.speculation.windows import AUTO
+from kad.method.speculation.statistics import SpeculationStatistics
+from kad.method.speculation.windows import AUTO
 from kad.text import drafting
 from kad.text.answer import Answer, Piece
 from kad.text.contexts import Context
@@ -24,7 +24,7 @@ from kad.text.sampling import Sampling, end_tokens
 if TYPE_CHECKING:
     from transformers import GenerationConfig
 
-    from kad.composition import Composition
+    from kad.method.composition import Composition
 
 
 class WholeStream(LiveAnswer):

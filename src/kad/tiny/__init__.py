@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kad.errors import PairError
-from kad.sources import TINY_MODELS as MODELS
+from kad.pair.sources import TINY_MODELS as MODELS
 from kad.tiny.problems import SYSTEM_PROMPT, Equation, Problem, Split, boxed, is_kept_out, problems
 
 if TYPE_CHECKING:
-    from kad.modeling import KadForCausalLM
-    from kad.rules import Rule
+    from kad.engines.transformers.modeling import KadForCausalLM
+    from kad.method.rules import Rule
 
 __all__ = [
     "MODELS", "SYSTEM_PROMPT", "Equation", "Problem", "Split", "boxed", "is_kept_out", "pair", "path", "problems",
@@ -41,7 +41,7 @@ def pair(*, rule: Rule | str | None = None) -> KadForCausalLM:
     Args:
         rule: a rule or its text; by default the pair's own, `dual:threshold=0.4`.
     """
-    from kad.modeling import KadForCausalLM
+    from kad.engines.transformers.modeling import KadForCausalLM
 
     options = {} if rule is None else {"rule": rule}
     model: KadForCausalLM = KadForCausalLM.from_pretrained(path("pair"), **options)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from kad.base_prompt import BasePrompt
 from kad.engines.protocols import check_scorers
+from kad.pair.base_prompt import BasePrompt
 from kad.text.answer import Answer, Piece
 from kad.text.contexts import AnyBasePrompt, context_of
 from kad.text.generate import stream

@@ -9,8 +9,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from kad.quantities import counted
 from kad.tracing.schema import Candidate, Position, Trace
+from kad.words import counted
 
 # Blue and orange of equal brightness, readable on black and on white. Deferred tokens are also underlined.
 BASE, ALIGNED = (47, 134, 214), (201, 106, 0)

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 import kad
-from kad.composition import Composition, RuleLike, composed, raise_if_bad
 from kad.engines.protocols import ComposedModel, roles_of
 from kad.errors import UsageError
-from kad.rules import CascadeRule, ThresholdRule
-from kad.rules.describe import family
-from kad.sources import resolve_pair
+from kad.method.composition import Composition, RuleLike, composed, raise_if_bad
+from kad.method.rules import CascadeRule, ThresholdRule
+from kad.method.rules.describe import family
+from kad.pair.sources import resolve_pair
 from kad.text.contexts import Context
 from kad.text.prompts import decode, pieces
 from kad.text.score import logits_of

@@ -9,20 +9,21 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from kad.base_prompt import BUILT_IN, BasePrompt
-from kad.config import KadConfig
 from kad.engines.files import engines_of
 from kad.engines.load import load_one
 from kad.engines.pair import Pair, vocabulary_of
 from kad.engines.protocols import Model
+from kad.engines.transformers.loading import Part, load_model, shared_vocabulary
+from kad.engines.transformers.modeling import KadForCausalLM
 from kad.errors import OptionError, UsageError
 from kad.evaluation.methods import Method
-from kad.loading import load_config, load_generation_config, load_model, load_tokenizer, shared_tokenizer
-from kad.modeling import KadForCausalLM
-from kad.pairs import Part, check_vocabularies, shared_vocabulary
-from kad.sources import Source
+from kad.pair.base_prompt import BUILT_IN, BasePrompt
+from kad.pair.config import KadConfig
+from kad.pair.folder import check_vocabularies
+from kad.pair.model_files import load_config, load_generation_config, load_tokenizer, shared_tokenizer
+from kad.pair.sources import Source
 from kad.text.sampling import end_tokens
-from kad.vocabulary import OWN
+from kad.tokens.vocabulary import OWN
 
 _ROLES = ("base", "aligned", "reference")
 
@@ -67,7 +68,7 @@ class Models:
     Args:
         sources: where the models are, by role.
         deferral_temperature: of the compositions.
-        options: how to load every model (dtype, device_map, ...), see `kad.sources.MODEL_KWARGS`.
+        options: how to load every model (dtype, device_map, ...), see `kad.pair.sources.MODEL_KWARGS`.
         device: where to put models that were loaded without a device map.
         base_prompt: how the base model is asked. None: as the aligned model, or by `qa` if it has a tokenizer of
             its own.

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kad.composition import compose
 from kad.engines.pair import Pair
+from kad.engines.transformers.modeling import KadForCausalLM
 from kad.errors import UsageError
 from kad.evaluation.engines.engine import Completion, Request, sampling_of
 from kad.evaluation.engines.models import Models
 from kad.evaluation.methods import Method
 from kad.evaluation.tasks.task import Continuation, Renderer, chat_renderer
-from kad.modeling import KadForCausalLM
+from kad.method.composition import compose
 from kad.text.answer import Answer
 from kad.text.batch import generate_all
 from kad.text.contexts import Context, default_base_prompt, own_context

@@ -11,16 +11,16 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from kad.engines.vllm import VllmModel
-from kad.engines.vllm_pair import VllmPair
+from kad.engines.vllm.host import check_installed
+from kad.engines.vllm.model import VllmModel
+from kad.engines.vllm.pair import VllmPair
 from kad.errors import UsageError
 from kad.evaluation.engines.engine import Completion, Request, sampling_of
 from kad.evaluation.engines.models import settings_of, speaker
 from kad.evaluation.methods import Method
 from kad.evaluation.tasks.task import Continuation, Renderer, chat_renderer
-from kad.hosts.vllm import check_installed
-from kad.loading import load_tokenizer
-from kad.sources import Source
+from kad.pair.model_files import load_tokenizer
+from kad.pair.sources import Source
 from kad.text.batch import generate_all
 from kad.text.prompts import text_ids
 

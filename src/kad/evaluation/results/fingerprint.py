@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from kad.sources import Source
+from kad.pair.sources import Source
 
 _MEGABYTE = 1 << 20
 

@@ -169,7 +169,7 @@ def read_settings(path: Path) -> Record:
     """
     file = path / "settings.json"
     try:
-        settings: Record = dict(json.loads(file.read_text("utf-8")))
+        settings: Record = {**json.loads(file.read_text("utf-8"))}
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(
             f"{path} is no run directory: it has no settings.json. Give the --out of a kad eval."

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kad.errors import KadError, UsageError
+from kad.evaluation.host import fill_template, read_task_file
 from kad.evaluation.tasks.rows import Row, read_rows
-from kad.hosts.lm_eval import fill_template, read_task_file
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from kad.errors import KadError, UsageError
+from kad.evaluation.host import marks, task_manager
 from kad.evaluation.tasks import definition, own
-from kad.hosts.lm_eval import marks, task_manager
 from kad.text.prompts import render
 
 TASKS_FOLDER = Path(__file__).parent

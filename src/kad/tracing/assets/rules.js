@@ -1,4 +1,4 @@
-// What a threshold rule would have done at a recorded position. The rules are those of kad/rules/threshold.py.
+// What a threshold rule would have done at a recorded position. The rules are those of kad/method/rules/threshold.py.
 
 // Each rule: its parameter, the slider's range, and tau from the head of p (falling), its largest entry and q*'s.
 kad.rules = {

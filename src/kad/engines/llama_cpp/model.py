@@ -1,0 +1,285 @@
+"""The engine of llama.cpp: GGUF files, through the low-level functions of llama-cpp-python.
+
+A scorer is one context of llama.cpp with one sequence. Logits are computed only at the positions that are asked for.
+A context that is not used any more goes back to its model, which gives it to the next scorer.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from kad.engines.llama_cpp.host import CACHE_TYPES, forget_messages, library, reason
+from kad.engines.llama_cpp.tokenizer import GgufTokenizer
+from kad.engines.protocols import Facts
+from kad.errors import OptionError, PairError, UsageError
+from kad.method.scorer import Scorer
+from kad.options import Option, check_fields
+from kad.tokens.vocabulary import trim
+from kad.words import counted
+
+CONTEXT = 4096
+"""The positions of a context, if the caller does not say and the model supports as many."""
+_BATCH = 512  # tokens that llama.cpp reads at once
+_ROWS = 64  # rows of logits that it keeps at once: 39 MB with 152,000 tokens
+
+
+@dataclass(frozen=True)
+class LlamaCppOptions:
+    """How llama.cpp runs a model.
+
+    Raises:
+        UsageError: a value out of its range.
+    """
+
+    context: Annotated[int | None, Option("Positions of a text, prompt included.", allowed=">= 1")] = None
+    gpu_layers: Annotated[int | None, Option("Layers on the GPU, if llama.cpp was built for one.", allowed=">= 0")] = (
+        None
+    )
+    threads: Annotated[int | None, Option("Threads of the processor.", allowed=">= 1")] = None
+    flash_attention: Annotated[bool | None, Option("Whether to use flash attention.")] = None
+    cache_type: Annotated[str | None, Option("Numbers of the key-value cache.", allowed=tuple(CACHE_TYPES))] = None
+
+    def __post_init__(self) -> None:
+        for name, kind in {"context": int, "gpu_layers": int, "threads": int, "flash_attention": bool}.items():
+            value = getattr(self, name)
+            if value is not None and type(value) is not kind:
+                words = "a whole number" if kind is int else "true or false"
+                raise OptionError(f"The option {name} of llama.cpp must be {words}, but is {value!r}.")
+        check_fields(self)
+
+
+class LlamaCppModel:
+    """One GGUF file that llama.cpp runs; see `kad.engines.protocols.Model`.
+
+    Args:
+        path: the file.
+        options: how to run it.
+
+    Raises:
+        PairError: llama.cpp cannot load the file; the message has its reason.
+        MissingExtraError: llama-cpp-python is not installed.
+    """
+
+    def __init__(self, path: Path, options: LlamaCppOptions | None = None) -> None:
+        self.path, self.options = path, options or LlamaCppOptions()
+        self._lib = library()
+        self._weights = _Weights(self._lib, path, self.options)
+        self._model = self._weights.pointer
+        self.tokenizer = GgufTokenizer(
+            self._lib,
+            self._lib.llama_model_get_vocab(self._model),
+            _template(self._lib, self._model),
+            path,
+            owner=self._weights,
+        )
+        self.vocab_size = len(self.tokenizer)
+        self._trained_for = int(self._lib.llama_model_n_ctx_train(self._model))
+        self.context_length = min(self.options.context or CONTEXT, self._trained_for)
+
+    @property
+    def rolls_back(self) -> bool:
+        """Whether its cache can drop any tokens. The state of a recurrent layer cannot."""
+        return not (self._lib.llama_model_is_recurrent(self._model) or self._lib.llama_model_is_hybrid(self._model))
+
+    @cached_property
+    def facts(self) -> Facts:
+        """See `kad.engines.protocols.Model`. `context_length` is that of the contexts that are made."""
+        words = ctypes.create_string_buffer(128)
+        self._lib.llama_model_desc(self._model, words, len(words))
+        return Facts(
+            parameters=int(self._lib.llama_model_n_params(self._model)),
+            context_length=self.context_length,
+            engine="llama_cpp",
+            weight_bytes=int(self._lib.llama_model_size(self._model)),
+            weights=words.value.decode(errors="replace").split(" ", 2)[-1].removeprefix("(guessed) "),
+            grows=self.context_length < self._trained_for,
+        )
+
+    @cached_property
+    def generation_config(self) -> GenerationConfig:
+        """The tokens that end a text, as the file names them. A GGUF file has no other settings."""
+        return GenerationConfig(
+            bos_token_id=self.tokenizer.bos_token_id,
+            eos_token_id=self.tokenizer.end_token_ids or None,
+            pad_token_id=self.tokenizer.pad_token_id,
+        )
+
+    def scorer(self, vocab_size: int, device: torch.device, *, rollback: bool = True) -> Scorer:
+        """See `kad.engines.protocols.Model`."""
+        if rollback and not self.rolls_back:
+            raise UsageError(
+                f"Speculation must take rejected drafts back, and the recurrent layers of {self.path.name} cannot do "
+                "that. Decode without speculation."
+            )
+        return LlamaCppScorer(self, vocab_size, device)
+
+    def take_context(self) -> Any:
+        """An empty context of llama.cpp."""
+        if self._weights.contexts:
+            context = self._weights.contexts.pop()
+            self._lib.llama_memory_clear(self._lib.llama_get_memory(context), False)
+            return context
+        forget_messages()
+        context = self._lib.llama_init_from_model(self._model, self._context_params())
+        if not context:
+            raise UsageError(
+                f"llama.cpp cannot make a context of {counted(self.context_length, 'position')} for {self.path.name}: "
+                f"{reason()}. Try a smaller `context`, or another `cache_type`."
+            )
+        return context
+
+    def give_back(self, context: Any) -> None:
+        """Keep a context for the next scorer."""
+        self._weights.contexts.append(context)
+
+    def _context_params(self) -> Any:
+        params, options = self._lib.llama_context_default_params(), self.options
+        params.n_ctx = self.context_length
+        params.n_batch = params.n_ubatch = min(_BATCH, self.context_length)
+        params.n_outputs_max = min(_ROWS, self.context_length)
+        params.n_threads = params.n_threads_batch = options.threads or torch.get_num_threads()
+        params.swa_full = True  # layers with a sliding window keep everything, so that they can go back
+        if options.flash_attention is not None:
+            params.flash_attn_type = int(options.flash_attention)
+        if options.cache_type is not None:
+            params.type_k = params.type_v = CACHE_TYPES[options.cache_type]
+        return params
+
+
+class _Weights:
+    """A loaded file and its unused contexts. It is freed when neither the model nor the tokenizer needs it."""
+
+    def __init__(self, lib: Any, path: Path, options: LlamaCppOptions) -> None:
+        self.pointer = _load(lib, path, options)
+        self.contexts: list[Any] = []
+        weakref.finalize(self, _free, lib, self.pointer, self.contexts)
+
+
+class LlamaCppScorer:
+    """A model with one context; see `kad.method.scorer.Scorer`."""
+
+    def __init__(self, model: LlamaCppModel, vocab_size: int, device: torch.device) -> None:
+        self.processed = 0
+        self._model, self._lib, self._vocab, self._device = model, library(), vocab_size, device
+        self._context = model.take_context()
+        self._memory = self._lib.llama_get_memory(self._context)
+        weakref.finalize(self, model.give_back, self._context)
+        self._batch = _Batch(self._lib, min(_BATCH, model.context_length))
+
+    @property
+    def reversible(self) -> bool:
+        """See `kad.method.scorer.Scorer`."""
+        return self._model.rolls_back
+
+    def advance(self, ids: Tensor, keep: int) -> Tensor:
+        """Read ids (n,). Returns logits (keep, vocab) at the last `keep` ids.
+
+        Raises:
+            UsageError: the context is full, or llama.cpp fails.
+        """
+        tokens = ids.tolist()
+        if self.processed + len(tokens) > self._model.context_length:
+            raise UsageError(
+                f"The text has {counted(self.processed + len(tokens), 'token')}; the context of "
+                f"{self._model.path.name} holds {self._model.context_length}. Raise the option `context` of its engine."
+            )
+        rows = torch.empty(keep, self._model.vocab_size)
+        first, start = len(tokens) - keep, 0
+        while start < len(tokens):
+            wanted = max(start, first)
+            end = min(start + self._batch.size, wanted + _ROWS, len(tokens))
+            self._batch.fill(tokens[start:end], self.processed, wanted - start)
+            self._decode(end - start)
+            if end > wanted:
+                rows[wanted - first : end - first] = self._logits(end - wanted)
+            start = end
+        return trim(rows, self._vocab).to(self._device)
+
+    def rollback(self, length: int) -> None:
+        """Keep only the first `length` tokens."""
+        if length >= self.processed:
+            return
+        if not self._lib.llama_memory_seq_rm(self._memory, 0, length, -1):
+            raise UsageError(
+                f"{self._model.path.name} cannot drop tokens that it has read. Decode without speculation."
+            )
+        self.processed = length
+
+    def release(self) -> None:
+        """A context has no state to put back."""
+
+    def _decode(self, count: int) -> None:
+        forget_messages()
+        code = self._lib.llama_decode(self._context, self._batch.raw)
+        if code != 0:
+            raise UsageError(f"llama.cpp cannot read more of the text (code {code}): {reason()}.")
+        self.processed += count
+
+    def _logits(self, count: int) -> Tensor:
+        """A view of llama.cpp's own rows. They are written over when it reads on."""
+        pointer = self._lib.llama_get_logits(self._context)
+        return torch.from_numpy(np.ctypeslib.as_array(pointer, (count, self._model.vocab_size)))
+
+
+class _Batch:
+    """Room for the tokens that llama.cpp reads at once."""
+
+    def __init__(self, lib: Any, size: int) -> None:
+        self.size, self.raw = size, lib.llama_batch_init(size, 0, 1)
+        weakref.finalize(self, lib.llama_batch_free, self.raw)
+        self._tokens, self._places, self._wanted = (
+            np.ctypeslib.as_array(field, (size,)) for field in (self.raw.token, self.raw.pos, self.raw.logits)
+        )
+        for index in range(size):
+            self.raw.n_seq_id[index] = 1
+            self.raw.seq_id[index][0] = 0
+
+    def fill(self, tokens: list[int], place: int, wanted: int) -> None:
+        """Tokens that begin at position `place`. The logits of those from index `wanted` on are asked for."""
+        count = len(tokens)
+        self.raw.n_tokens = count
+        self._tokens[:count] = tokens
+        self._places[:count] = np.arange(place, place + count)
+        self._wanted[:count] = np.arange(count) >= wanted
+
+
+def _load(lib: Any, path: Path, options: LlamaCppOptions) -> Any:
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise PairError(f"Cannot read {path}: {error.strerror}.") from error
+    if magic != b"GGUF":
+        raise PairError(f"{path} is no GGUF file: it does not begin with GGUF.")
+    params = lib.llama_model_default_params()
+    if options.gpu_layers is not None:
+        params.n_gpu_layers = options.gpu_layers
+    forget_messages()
+    model = lib.llama_model_load_from_file(str(path).encode(), params)
+    if not model:
+        raise PairError(f"llama.cpp cannot load {path}: {reason()}. Get the file again, or take another.")
+    if lib.llama_model_has_encoder(model) or not lib.llama_model_has_decoder(model):
+        lib.llama_model_free(model)
+        raise PairError(f"{path} is no causal language model: it has an encoder. kad composes decoders.")
+    return model
+
+
+def _template(lib: Any, model: Any) -> str | None:
+    found = lib.llama_model_chat_template(model, None)
+    return None if found is None else found.decode()
+
+
+def _free(lib: Any, model: Any, contexts: list[Any]) -> None:
+    for context in contexts:
+        lib.llama_free(context)
+    lib.llama_model_free(model)

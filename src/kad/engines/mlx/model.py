@@ -1,0 +1,161 @@
+"""The engine of MLX: folders that mlx-lm loads, on Apple silicon or on the CPU of Linux."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from kad.engines.mlx.host import library
+from kad.engines.protocols import Facts
+from kad.errors import PairError, UsageError
+from kad.method.scorer import Scorer
+from kad.pair.model_files import first_line, load_config, load_generation_config, load_tokenizer
+from kad.pair.sources import Source
+from kad.tokens.vocabulary import trim
+
+
+class MlxModel:
+    """One model that MLX runs; see `kad.engines.protocols.Model`.
+
+    Args:
+        source: its folder, or its hub id.
+        device: "cpu" keeps it away from the GPU.
+
+    Raises:
+        PairError: mlx-lm cannot load the folder; the message has its reason.
+        MissingExtraError: mlx-lm is not installed.
+    """
+
+    def __init__(self, source: Source, device: str | None = None) -> None:
+        self.source = source
+        self._lib = library()
+        import mlx.core as mx
+
+        if device == "cpu":
+            mx.set_default_device(mx.cpu)
+        folder = Path(source.model) if source.is_local else _snapshot(source)
+        try:
+            self.model, self._config = self._lib.utils.load_model(folder / source.kwargs.get("subfolder", ""))
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise PairError(f"MLX cannot load {source.model}: {first_line(error)}") from error
+        self.vocab_size = int(self.logits(torch.zeros(1, dtype=torch.long), self.new_cache(), 1).shape[-1])
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """See `kad.engines.protocols.Model`."""
+        return load_tokenizer(self.source)
+
+    @cached_property
+    def facts(self) -> Facts:
+        """See `kad.engines.protocols.Model`."""
+        from mlx.utils import tree_flatten
+
+        text = self._config.get("text_config", self._config)
+        quantization = text.get("quantization") or self._config.get("quantization")
+        weights = [array for _, array in tree_flatten(self.model.parameters())]
+        return Facts(
+            parameters=_parameters(self.model),
+            context_length=text.get("max_position_embeddings"),
+            engine="mlx",
+            weight_bytes=sum(array.nbytes for array in weights),
+            weights=f"{quantization['bits']} bits" if quantization else str(weights[0].dtype).removeprefix("mlx.core."),
+        )
+
+    @cached_property
+    def generation_config(self) -> GenerationConfig:
+        """See `kad.engines.protocols.Model`."""
+        return load_generation_config(self.source) or GenerationConfig.from_model_config(load_config(self.source))
+
+    def scorer(self, vocab_size: int, device: torch.device, *, rollback: bool = True) -> Scorer:
+        """See `kad.engines.protocols.Model`."""
+        made = MlxScorer(self, vocab_size, device)
+        if rollback and not made.reversible:
+            raise UsageError(
+                f"Speculation must take rejected drafts back, and the cache of {self.source.model} forgets (layers "
+                "with a sliding window or a recurrent state). Decode without speculation."
+            )
+        return made
+
+    def new_cache(self) -> list[Any]:
+        """An empty cache."""
+        cache: list[Any] = self._lib.models.cache.make_prompt_cache(self.model)
+        return cache
+
+    def logits(self, ids: Tensor, cache: list[Any], keep: int) -> Tensor:
+        """Read ids (n,). Returns logits (keep, rows) in float32."""
+        import mlx.core as mx
+
+        rows = self.model(mx.array(ids.tolist())[None], cache=cache)[0, -keep:].astype(mx.float32)
+        return torch.from_numpy(np.array(rows))
+
+
+class MlxScorer:
+    """A model with its cache; see `kad.method.scorer.Scorer`."""
+
+    def __init__(self, model: MlxModel, vocab_size: int, device: torch.device) -> None:
+        self.processed = 0
+        self._model, self._vocab, self._device = model, vocab_size, device
+        self._cache = model.new_cache()
+        self._caches = library().models.cache
+
+    @property
+    def reversible(self) -> bool:
+        """See `kad.method.scorer.Scorer`."""
+        return all(type(layer) is self._caches.KVCache for layer in self._cache)
+
+    def advance(self, ids: Tensor, keep: int) -> Tensor:
+        """Read ids (n,). Returns logits (keep, vocab) at the last `keep` ids."""
+        logits = self._model.logits(ids, self._cache, keep)
+        self.processed += ids.shape[0]
+        return trim(logits, self._vocab).to(self._device)
+
+    def rollback(self, length: int) -> None:
+        """Keep only the first `length` tokens."""
+        if length >= self.processed:
+            return
+        if not self.reversible:
+            raise UsageError(
+                f"The cache of {self._model.source.model} cannot drop tokens that it has read. "
+                "Decode without speculation."
+            )
+        self._caches.trim_prompt_cache(self._cache, self.processed - length)
+        self.processed = length
+
+    def release(self) -> None:
+        """A cache has no state to put back."""
+
+
+def _parameters(model: Any) -> int:
+    """The number of weights. Quantized ones are packed into words of 32 bits."""
+    count = 0
+    for _, module in model.named_modules():
+        bits = getattr(module, "bits", None)
+        for name, array in _own(module):
+            if not bits:
+                count += array.size
+            elif name == "weight":
+                count += array.size * 32 // bits
+    return count
+
+
+def _own(module: Any) -> list[tuple[str, Any]]:
+    """The arrays that a module holds itself."""
+    import mlx.core as mx
+
+    return [(name, value) for name, value in module.items() if isinstance(value, mx.array)]
+
+
+def _snapshot(source: Source) -> Path:
+    from huggingface_hub import snapshot_download
+
+    place = {key: source.kwargs[key] for key in ("cache_dir", "local_files_only", "token") if key in source.kwargs}
+    try:
+        return Path(snapshot_download(source.model, revision=source.revision, **place))
+    except (OSError, ValueError) as error:
+        raise PairError(f"Cannot get {source.model}: {first_line(error)}") from error

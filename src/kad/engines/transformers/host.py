@@ -1,0 +1,226 @@
+"""Transformers: the names that its documentation does not promise, and its two names for a cache.
+
+Transformers 5.24 renamed `past_key_values` to `cache` everywhere. kad takes both names from its users and gives
+Transformers the one that it knows, which is `CACHE`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
+from typing import Any
+
+from kad.errors import UsageError
+from kad.hosts import TRANSFORMERS, Need, check, moved
+
+try:
+    from transformers import Cache, GenerationMixin, StaticLayer
+    from transformers.generation.streamers import BaseStreamer
+    from transformers.generation.utils import GenerateDecoderOnlyOutput
+    from transformers.modeling_outputs import CausalLMOutputWithPast
+    from transformers.quantizers import AutoQuantizationConfig
+    from transformers.utils.chat_template_utils import render_jinja_template
+except ImportError as error:
+    raise moved(TRANSFORMERS, error) from error
+
+__all__ = [
+    "CACHE",
+    "CACHE_NAMES",
+    "AutoQuantizationConfig",
+    "BaseStreamer",
+    "CausalLMOutputWithPast",
+    "ComposedGeneration",
+    "GenerateDecoderOnlyOutput",
+    "cache_name",
+    "cache_of",
+    "forget",
+    "one_cache_name",
+    "record_past",
+    "render_jinja_template",
+    "unforgetting",
+]
+
+NEEDS = (
+    Need(
+        "transformers:GenerationMixin._extract_generation_mode_kwargs",
+        "gives streamer, tokenizer and assistant to a callable `custom_generate`; Transformers drops them",
+        "nothing, once Transformers passes them along",
+        ("custom_generate", "kwargs", "synced_gpus", "assistant_model", "streamer"),
+    ),
+    Need(
+        "transformers:GenerationMixin._prepare_cache_for_generation",
+        "lets every model of a pair make its own cache, as generate's options ask for it",
+        "building the caches from the public classes (DynamicCache, StaticCache, QuantizedCache)",
+        ("generation_config", "model_kwargs"),
+    ),
+    Need(
+        "transformers:GenerationMixin._sample",
+        "Transformers compares its parameters with those of `custom_generate`",
+        "a documented list of what a `custom_generate` callable is given",
+        ("input_ids", "logits_processor", "stopping_criteria", "generation_config", "synced_gpus", "streamer"),
+    ),
+    Need(
+        "transformers:GenerationMixin.prepare_inputs_for_generation",
+        "the inputs of one step, of which the pair's forward takes those that it knows",
+        "it is the documented hook",
+        ("input_ids",),
+    ),
+    *(
+        Need(
+            f"transformers:Cache.{name}",
+            "all models' caches as one: it acts on `layers`, which KadCache makes of the parts",
+            "acting on each part",
+        )
+        for name in ("crop", "get_seq_length", "reorder_cache", "reset", "activate_past_recording")
+    ),
+    Need(
+        "transformers.cache_utils:DynamicSlidingWindowLayer.activate_past_recording",
+        "a layer keeps what it would drop, until the drafts are judged",
+        "Cache.activate_past_recording, if it can be switched off again",
+    ),
+    Need(
+        "transformers:DynamicLayer.crop",
+        "takes rejected drafts out of the cache",
+        "it is the documented way",
+        ("tokens_to_remove",),
+    ),
+    Need(
+        "transformers.utils.chat_template_utils:render_jinja_template",
+        "fills in the chat template that a GGUF file carries",
+        "a sandbox of jinja2 with the functions that chat templates use",
+        ("conversations", "chat_template", "add_generation_prompt"),
+    ),
+)
+
+# The names of the cache among a model's arguments and outputs: since 5.24, until 5.23, and Mamba's until 5.23.
+CACHE_NAMES = ("cache", "past_key_values", "cache_params")
+
+
+def cache_name(known: Iterable[str]) -> str | None:
+    """The name of the cache among these names. None if there is none."""
+    known = set(known)
+    return next((name for name in CACHE_NAMES if name in known), None)
+
+
+def _cache_name_of_outputs() -> str:
+    name = cache_name(field.name for field in fields(CausalLMOutputWithPast))
+    if name is None:
+        raise moved(TRANSFORMERS, f"a cache named {' or '.join(CACHE_NAMES[:2])} in CausalLMOutputWithPast")
+    return name
+
+
+check(TRANSFORMERS, NEEDS)
+
+CACHE = _cache_name_of_outputs()
+"""The installed Transformers' name of the cache, in `forward`, in `generate` and in their outputs."""
+
+
+def cache_of(output: Any) -> Any:
+    """The cache in the output of a model or of `generate`."""
+    return getattr(output, CACHE)
+
+
+def one_cache_name(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The same options, the cache under the name `CACHE`.
+
+    Raises:
+        UsageError: the cache is given under two names.
+    """
+    given = [name for name in CACHE_NAMES[:2] if options.get(name) is not None]
+    if len(given) > 1:
+        raise UsageError(f"A cache was given twice, as {' and as '.join(given)}. Give it once, as {CACHE}.")
+    renamed = {key: value for key, value in options.items() if key not in CACHE_NAMES[:2]}
+    return renamed | {CACHE: options[given[0]]} if given else renamed
+
+
+# Kinds of layers from which tokens can be taken back. Quantized layers inherit `crop` but keep most of their states out
+# of its reach; recurrent states have no past.
+_CROPPABLE = frozenset({"DynamicLayer", "DynamicSlidingWindowLayer", "DynamicIndexedLayer", "DummyLayer"})
+
+
+def unforgetting(cache: Cache) -> list[str]:
+    """The kinds of layers that cannot drop tokens. Empty if the cache can roll back.
+
+    All layers must be dynamic, or all must be plain static ones.
+    """
+    kinds = {type(layer).__name__ for layer in cache.layers}
+    stuck = sorted(kinds - _CROPPABLE - {"StaticLayer"})
+    return sorted(kinds) if not stuck and "StaticLayer" in kinds and len(kinds) > 1 else stuck
+
+
+def record_past(cache: Cache, on: bool) -> bool:
+    """Switch on or off that layers keep states that they would drop. Returns whether there are such layers.
+
+    Sliding-window and convolution layers drop states that they no longer need. If they are told to wait for a crop,
+    they need one after every window, even a crop by zero tokens.
+    """
+    layers = [layer for layer in cache.layers if hasattr(layer, "record_past")]
+    for layer in layers:
+        if on:
+            layer.activate_past_recording()
+        else:
+            layer.record_past = False
+    return bool(layers)
+
+
+def forget(cache: Cache, count: int) -> None:
+    """Take the last `count` tokens out of a cache."""
+    static = [layer for layer in cache.layers if type(layer) is StaticLayer]
+    if static and not hasattr(StaticLayer, "crop"):  # it has one since 5.24
+        for layer in static:
+            if layer.is_initialized:  # what lies past the length is masked by causality until it is written over
+                layer.cumulative_length.sub_(count)
+    else:
+        cache.crop(-count)
+
+
+class ComposedGeneration(GenerationMixin):
+    """Transformers' `generate` for a model made of several models, each with a cache of its own."""
+
+    # Which attention implementations may be asked for; each model checks for itself whether it has it.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def take_cache(self, cache: Any) -> Any:
+        """The cache that a user gave to `generate`, checked."""
+        raise NotImplementedError
+
+    def join_caches(self, make: Callable[[Any], Any]) -> Any:
+        """One cache of the caches that `make(model)` gives for each model."""
+        raise NotImplementedError
+
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
+        """One cache for each model, made by the model itself (dynamic, static, offloaded or quantized)."""
+
+        def make(model: Any) -> Any:
+            own: dict[str, Any] = {}
+            model._prepare_cache_for_generation(generation_config, own, *args, **kwargs)
+            cache = next((value for value in own.values() if isinstance(value, Cache)), None)
+            if cache is None:
+                raise UsageError(f"{type(model).__name__} has no key-value cache. Generate with use_cache=False.")
+            return cache
+
+        if model_kwargs.get(CACHE) is not None:
+            model_kwargs[CACHE] = self.take_cache(model_kwargs[CACHE])
+            super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        elif generation_config.use_cache is not False:
+            model_kwargs[CACHE] = self.join_caches(make)
+
+    def _extract_generation_mode_kwargs(
+        self, custom_generate: Any, kwargs: dict[str, Any], synced_gpus: Any, assistant_model: Any, streamer: Any
+    ) -> dict[str, Any]:
+        """As in Transformers, which drops streamer and tokenizer (for stop strings) where `custom_generate` is a
+        callable: a callable that takes them gets them."""
+        given = {"streamer": streamer, "tokenizer": kwargs.get("tokenizer"), "assistant_model": assistant_model}
+        options: dict[str, Any] = super()._extract_generation_mode_kwargs(
+            custom_generate, kwargs, synced_gpus, assistant_model, streamer
+        )
+        if callable(custom_generate):
+            known = inspect.signature(custom_generate).parameters
+            options |= {key: value for key, value in given.items() if value is not None and key in known}
+        return options

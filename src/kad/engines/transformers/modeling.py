@@ -1,0 +1,311 @@
+"""`KadForCausalLM`: the composed distribution pi as a Transformers causal language model whose logits are log pi."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+from transformers import AutoModelForCausalLM, DynamicCache, GenerationMixin, PreTrainedModel
+
+from kad.engines.transformers.cache import KadCache
+from kad.engines.transformers.forward import check_one_tokenizer, loss_of, own_inputs, own_step, prompt_length, run_part
+from kad.engines.transformers.host import CACHE, CausalLMOutputWithPast, ComposedGeneration, one_cache_name
+from kad.engines.transformers.late_check import LateCheck
+from kad.engines.transformers.loading import load_parts, shared_vocabulary
+from kad.engines.transformers.model import TransformersEngine
+from kad.errors import PairError, UsageError
+from kad.method.composition import Composition, compose, raise_if_bad
+from kad.method.nobody import never_kept
+from kad.method.rules import Rule
+from kad.pair.config import KadConfig
+from kad.pair.folder import generation_config, load_config, write
+from kad.pair.in_force import InForce
+from kad.pair.model_files import load_tokenizer
+from kad.tokens.vocabulary import trim
+
+
+class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrainedModel, GenerationMixin):
+    """A base model and a small aligned one, composed token by token.
+
+    Its logits are log pi (float32, normalized). So temperature, warpers, penalties and beam search act on the composed
+    model as on any other model. Build it with `from_models` or `from_pretrained`.
+
+    Attributes:
+        base: the base model.
+        aligned: the aligned model.
+        reference: the reference model, or None if the pair has none.
+        rule: the rule in force. `generate(..., rule=...)` replaces it for one call.
+    """
+
+    config_class = KadConfig
+    main_input_name = "input_ids"
+
+    def __init__(
+        self,
+        config: KadConfig,
+        base: PreTrainedModel,
+        aligned: PreTrainedModel,
+        reference: PreTrainedModel | None = None,
+    ) -> None:
+        super().__init__(config)
+        self.base = base
+        self.aligned = aligned
+        self.reference = reference
+        self.own_composition = Composition.of(config.rule, config.deferral_temperature)
+        self._late_check = LateCheck()
+        self.eval()
+
+    # ------------------------------------------------------------------ construction
+
+    @classmethod
+    def from_models(
+        cls,
+        base: str | PreTrainedModel,
+        aligned: str | PreTrainedModel,
+        *,
+        reference: str | PreTrainedModel | None = None,
+        rule: str | Mapping[str, Any] | Rule = "dual:threshold=0.4",
+        deferral_temperature: float = 1.0,
+        base_prompt: Any = None,
+        base_kwargs: Mapping[str, Any] | None = None,
+        aligned_kwargs: Mapping[str, Any] | None = None,
+        reference_kwargs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> KadForCausalLM:
+        """Compose models given as paths, hub ids ("id" or "id@revision"), "tiny:<name>", or loaded models.
+
+        Args:
+            base: the big base model p.
+            aligned: the small aligned model q*. Tokenizer, chat template and end-of-sequence tokens come from it.
+            reference: the small reference model q, for product rules.
+            rule: a rule, its string or its dict.
+            deferral_temperature: the models' logits are divided by it before composing.
+            base_prompt: how the base model is asked, see `kad.generate`. None: as the aligned model.
+            base_kwargs: how to load the base model (`kad.pair.sources.MODEL_KWARGS`). The pair keeps these options,
+                except `token` and `trust_remote_code`.
+            aligned_kwargs: the same for the aligned model.
+            reference_kwargs: the same for the reference model.
+            **kwargs: the same for all models.
+
+        Raises:
+            PairError: a model cannot be found or loaded.
+            VocabularyError: the models' tokens differ.
+            RuleError: a bad rule, or a rule that needs the reference model without it.
+        """
+        parts = load_parts(
+            {"base": base, "aligned": aligned, "reference": reference},
+            {"base": base_kwargs, "aligned": aligned_kwargs, "reference": reference_kwargs},
+            kwargs,
+        )
+        config = KadConfig(
+            **{role: part.source.to_dict() for role, part in parts.items() if part.source is not None},
+            rule=rule,
+            deferral_temperature=deferral_temperature,
+            base_prompt=base_prompt,
+            **asdict(shared_vocabulary(parts)),
+        )
+        model = cls(config, **{role: part.model for role, part in parts.items()})
+        model.generation_config = generation_config(config, parts["aligned"].model.generation_config)
+        return model
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a pair: a folder, a hub id, or "tiny".
+
+        Args:
+            pretrained_model_name_or_path: where the pair is.
+            **kwargs: `rule`, `deferral_temperature` and `base_prompt` replace the pair's. `revision`, `token`,
+                `cache_dir` and similar options say how to find the pair. The loading options of
+                `kad.pair.sources.MODEL_KWARGS` go to every model.
+
+        Raises:
+            PairError: no such pair, an unknown option, or a model that cannot be loaded.
+        """
+        config, options = load_config(pretrained_model_name_or_path, kwargs)
+        parts = load_parts(config.model_sources(), {}, options)
+        if config.vocab_size is None:
+            config.set_vocabulary(shared_vocabulary(parts))
+        model = cls(config, **{role: part.model for role, part in parts.items()})
+        model.generation_config = generation_config(config, parts["aligned"].model.generation_config)
+        return model
+
+    def save_pretrained(self, save_directory: Any, *, tokenizer: Any = None, **kwargs: Any) -> None:
+        """Write the pair as a folder of a few KB: configuration, the aligned model's tokenizer, no weights.
+
+        Args:
+            save_directory: the folder, made if needed.
+            tokenizer: the tokenizer to store with it. The default is the aligned model's.
+
+        Raises:
+            PairError: a model was given as an object without a path, or an option is not known.
+        """
+        unknown = sorted(set(kwargs) - {"safe_serialization", "is_main_process", "push_to_hub"})
+        if unknown or kwargs.get("push_to_hub"):
+            raise PairError(f"save_pretrained of a pair takes a folder and a tokenizer, not {', '.join(kwargs)}.")
+        unnamed = [role for role in self.parts if getattr(self.config, role) is None]
+        if unnamed:
+            raise PairError(
+                f"The {' and '.join(unnamed)} model was given as an object without a path. A pair names its models: "
+                "save them first and give their folders or hub ids to from_models."
+            )
+        chosen = load_tokenizer(self.config.model_sources()["aligned"]) if tokenizer is None else tokenizer
+        write(save_directory, self.config, chosen, self.generation_config)
+
+    # ------------------------------------------------------------------ running
+
+    @property
+    def parts(self) -> dict[str, PreTrainedModel]:
+        """The models by role."""
+        parts = {"base": self.base, "aligned": self.aligned}
+        return parts if self.reference is None else parts | {"reference": self.reference}
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: KadCache | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        return_dict: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        *,
+        past_key_values: KadCache | None = None,
+        base_input_ids: Tensor | None = None,
+        base_attention_mask: Tensor | None = None,
+        never_kept_tokens: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
+        """Run the models and compose their logits.
+
+        Args:
+            input_ids: (batch, positions).
+            attention_mask: (batch, past + positions), 0 for padding.
+            position_ids: (batch, positions).
+            cache: a `KadCache`, or None; the name of Transformers from 5.24 on.
+            past_key_values: the same under its earlier name.
+            use_cache: whether to return (and fill) a cache.
+            logits_to_keep: compose only the last n positions, or those of an index tensor; 0 means all.
+            return_dict: False asks for a tuple.
+            output_attentions: must be false. A composition has none of its own.
+            output_hidden_states: must be false, likewise.
+            base_input_ids: (batch, base positions), all that the base model reads in the place of all of the other
+                models' tokens: its own prompt and the same answer. Then `logits_to_keep` is needed.
+            base_attention_mask: (batch, base positions), 0 for padding. None: there is no padding.
+            never_kept_tokens: (batch, kept positions, vocab), bool: the tokens whose base mass is always deferred.
+            labels: (batch, positions), mostly `input_ids`, to be predicted from the positions before; -100 is left out.
+
+        Returns:
+            `logits`: (batch, kept positions, vocab), log pi in float32; `loss`, with `labels`: their mean -log pi; and
+            the cache, as Transformers names it.
+
+        Raises:
+            UsageError: arguments that have no meaning for a composition.
+            LogitsError: a row that is no distribution. On a GPU it comes with the next pass, or as `generate` ends.
+        """
+        check_one_tokenizer(self.base_tokenizer)
+        if input_ids is None:
+            raise UsageError("A composed model takes input_ids; the models' embeddings differ, so no inputs_embeds.")
+        if output_attentions or output_hidden_states:
+            raise UsageError("A composition has no attentions or hidden states of its own; ask model.base or .aligned.")
+        now = self.composition
+        given = one_cache_name({"cache": cache, "past_key_values": past_key_values}).get(CACHE)
+        cache = self._cache_for(given, now.rule) if given is not None or use_cache else None
+        logits = {}
+        for role in self._roles(now.rule, cache):
+            part = cache.parts[role] if cache is not None else None
+            ids, mask, positions = input_ids, attention_mask, position_ids
+            if role == "base" and base_input_ids is not None:
+                ids, mask, positions = own_inputs(base_input_ids, base_attention_mask, part, logits_to_keep)
+            row = run_part(
+                self.parts[role], ids, part,
+                attention_mask=mask, position_ids=positions, logits_to_keep=logits_to_keep,
+            )  # fmt: skip
+            logits[role] = trim(row, self.config.vocab_size).to(self.base.device)
+        if never_kept_tokens is not None:
+            now = replace(now, nobody=True)
+            logits["base"] = never_kept(logits["base"], never_kept_tokens, now.deferral_temperature)
+        log_pi = compose(now, *(rows := (logits["base"], logits["aligned"], logits.get("reference"))))
+        self._late_check.send(log_pi, partial(raise_if_bad, log_pi, now, *rows))
+        loss = None if labels is None else loss_of(log_pi, labels)
+        output = CausalLMOutputWithPast(loss=loss, logits=log_pi, **{CACHE: cache})
+        return output if return_dict is None or return_dict else output.to_tuple()
+
+    def make_cache(self, rule: Rule | None = None) -> KadCache:
+        """Empty dynamic caches for the models that `rule` needs. The default is the rule in force."""
+        roles = self._roles(rule or self.rule, None)
+        return KadCache(**{role: DynamicCache(config=self.parts[role].config) for role in roles})
+
+    def generate(
+        self,
+        *args: Any,
+        rule: str | Mapping[str, Any] | Rule | None = None,
+        deferral_temperature: float | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As in Transformers. `rule` and `deferral_temperature` replace the pair's for this call.
+
+        With `base_input_ids` (batch, positions) the base model reads a prompt of its own, and the same answer after it.
+        Batches are padded on the left, with `base_attention_mask`.
+        """
+        check_one_tokenizer(self.base_tokenizer)
+        if kwargs.get("base_input_ids") is not None:
+            kwargs["prompt_length"] = prompt_length(args, kwargs)
+        with self.using(rule, deferral_temperature):
+            self._late_check.drop()
+            output = super().generate(*args, **one_cache_name(kwargs))
+        self._late_check.raise_if_bad(wait=True)
+        return output
+
+    def prepare_inputs_for_generation(self, input_ids: Tensor, prompt_length: int = 0, **kwargs: Any) -> dict[str, Any]:
+        """As in Transformers, without what generation passes along for itself (the tokenizer of stop strings).
+
+        `prompt_length` is where the answer begins, beside a prompt of the base model's own.
+        """
+        inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
+        inputs |= own_step(input_ids[:, prompt_length:], kwargs)
+        return {name: value for name, value in inputs.items() if name in _FORWARD}
+
+    def _roles(self, rule: Rule, cache: KadCache | None) -> list[str]:
+        """The models to run. The reference runs only if the rule needs it, or if its cache must stay in step."""
+        follow = cache is not None and cache.reference is not None
+        return [role for role in self.parts if role != "reference" or rule.needs_reference or follow]
+
+    def _cache_for(self, cache: KadCache | None, rule: Rule) -> KadCache:
+        if cache is None:
+            return self.make_cache(rule)
+        if not isinstance(cache, KadCache):
+            raise UsageError(
+                f"A composed model's cache is a KadCache (one cache a model), but got {type(cache).__name__}. "
+                "Make one with model.make_cache(), or give none."
+            )
+        if rule.needs_reference and cache.reference is None:
+            raise UsageError(f"Rule {rule} needs the reference model, but this cache was made without it; start anew.")
+        return cache
+
+    def take_cache(self, cache: Any) -> KadCache:
+        """The cache that a user gave to `generate`, checked and marked as given."""
+        taken = self._cache_for(cache, self.rule)
+        taken.given = True
+        return taken
+
+    def join_caches(self, make: Callable[[PreTrainedModel], Any]) -> KadCache:
+        """The caches that `make` gives for the models that the rule in force needs, as one."""
+        return KadCache(**{role: make(self.parts[role]) for role in self._roles(self.rule, None)})
+
+    def get_input_embeddings(self) -> Any:
+        """The base model's input embeddings."""
+        return self.base.get_input_embeddings()
+
+    def get_output_embeddings(self) -> None:
+        """None: log pi is not a linear function of one hidden state."""
+
+
+_FORWARD = frozenset(inspect.signature(KadForCausalLM.forward).parameters) - {"self"}
+
+AutoModelForCausalLM.register(KadConfig, KadForCausalLM, exist_ok=True)

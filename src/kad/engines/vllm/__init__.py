@@ -1,0 +1,1 @@
+"""The engine of vLLM, and in `plugin` the pair inside vLLM."""

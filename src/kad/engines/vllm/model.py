@@ -1,0 +1,246 @@
+"""The vLLM engine: it runs whole generations, many at once, in vLLM's own loop.
+
+vLLM takes the rule with each request, so one engine serves all rules of a pair. The number of drafts belongs to the
+engine: another number starts it again. What vLLM itself does with a pair stands in `kad.engines.vllm.plugin`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
+from typing import Any
+
+from transformers import GenerationConfig
+
+from kad.engines.protocols import Ask, DraftCounts, Emission
+from kad.errors import LogitsError, UsageError, missing_extra
+from kad.pair.sources import Source
+
+# Settings of Transformers for which vLLM has nothing, with the values that ask for nothing.
+_WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
+    "begin_suppress_tokens": (),
+    "bad_words_ids": (),
+    "constraints": (),
+    "dola_layers": (),
+    "epsilon_cutoff": (0.0,),
+    "eta_cutoff": (0.0,),
+    "exponential_decay_length_penalty": (),
+    "forced_eos_token_id": (),
+    "guidance_scale": (1, 1.0),
+    "max_time": (),
+    "min_length": (0,),
+    "no_repeat_ngram_size": (0,),
+    "penalty_alpha": (),
+    "sequence_bias": (),
+    "suppress_tokens": (),
+    "top_h": (),
+    "typical_p": (1.0,),
+    "watermarking_config": (),
+}
+_REASONS = {"stop": "stop", "length": "length", "abort": "interrupted"}
+
+
+class VllmModel:
+    """A model that vLLM runs. Its engine starts at the first answer. See `kad.engines.protocols.Generates`.
+
+    Args:
+        place: the folder or hub id of the model, or of a pair.
+        tokenizer: the tokenizer of the answers.
+        generation_config: the settings of the answers, and the tokens that end them.
+        options: more arguments of `vllm.LLM`.
+        drafters: the models that can draft, by role.
+
+    Raises:
+        MissingExtraError: vLLM is not installed in this environment.
+    """
+
+    def __init__(
+        self,
+        place: str,
+        tokenizer: Any,
+        generation_config: GenerationConfig,
+        options: Mapping[str, Any] | None = None,
+        drafters: Mapping[str, Source] | None = None,
+    ) -> None:
+        self._llm_class, self._params_class, defaults = _vllm()
+        self.tokenizer, self.generation_config = tokenizer, generation_config
+        self._arguments = {**defaults, **(options or {}), "model": place}
+        self._drafters = dict(drafters or {})
+        self._llm: Any = None
+        self._drafts: tuple[int, str] = (0, "aligned")
+        self._counted = DraftCounts()
+        self._numbers = count()
+        self._arrived: dict[str, deque[Any]] = {}
+
+    @property
+    def draft_tokens(self) -> int:
+        """How many tokens the engine drafts at a time."""
+        return self._drafts[0]
+
+    @property
+    def context_length(self) -> int | None:
+        """The number of positions that the engine was asked to have. None leaves it to vLLM."""
+        limit: int | None = self._arguments.get("max_model_len")
+        return limit
+
+    def run(self, asks: Sequence[Ask], draft_tokens: int = 0, drafter: str = "aligned") -> Iterator[Emission]:
+        """See `kad.engines.protocols.Generates`. Other drafts, or another drafter, start the engine anew."""
+        engine = self._started(draft_tokens, drafter).llm_engine
+        names = {f"kad-{next(self._numbers)}": index for index in range(len(asks))}
+        try:
+            for name, index in names.items():
+                self._arrived[name] = deque()
+                self._add(engine, name, asks[index])
+            while names:
+                if not any(self._arrived[name] for name in names):
+                    self._step(engine)
+                for name, index in list(names.items()):
+                    while self._arrived[name]:
+                        emission = _emission(index, self._arrived[name].popleft())
+                        if emission.finish_reason is not None:
+                            del names[name]
+                        yield emission
+                    if name not in names:
+                        del self._arrived[name]
+        finally:
+            engine.abort_request([name for name in names if self._arrived.pop(name, None) is not None])
+
+    def draft_counts(self) -> DraftCounts:
+        """See `kad.engines.protocols.Generates`."""
+        if self._llm is None:
+            return self._counted
+        found: dict[str, Any] = {m.name: getattr(m, "value", getattr(m, "values", 0)) for m in self._llm.get_metrics()}
+        windows = int(found.get("vllm:spec_decode_num_drafts", 0))
+        # For each position, how many windows reached it: those that reached k and not k + 1 accepted k drafts.
+        reached = [windows, *map(int, found.get("vllm:spec_decode_num_accepted_tokens_per_pos", ())), 0]
+        lengths = Counter({k: reached[k] - reached[k + 1] for k in range(len(reached) - 1)})
+        drafted = int(found.get("vllm:spec_decode_num_draft_tokens", 0))
+        return DraftCounts(self._counted.drafted + drafted, lengths + Counter(self._counted.lengths))
+
+    def close(self) -> None:
+        """Stop the engine and free its memory. The next answer starts it again."""
+        if self._llm is not None:
+            self._counted = self.draft_counts()
+            self._llm.llm_engine.engine_core.shutdown()
+            self._llm = None
+
+    def _started(self, draft_tokens: int, drafter: str) -> Any:
+        wanted = (draft_tokens, drafter if draft_tokens else "aligned")
+        if self._llm is None or self._drafts != wanted:
+            if self._arrived:
+                raise UsageError(
+                    f"vLLM drafts {self.draft_tokens} tokens in the answers under way. Finish or stop them before you "
+                    f"ask for {draft_tokens}."
+                )
+            self.close()
+            self._llm, self._drafts = self._start(self._arguments | self._speculation(*wanted)), wanted
+        return self._llm
+
+    def _start(self, arguments: Mapping[str, Any]) -> Any:
+        try:
+            return self._llm_class(**arguments)
+        except (TypeError, ValueError, RuntimeError, OSError) as error:
+            raise UsageError(
+                f"vLLM does not start: {error}\nIf it lacks memory on a CPU: VLLM_CPU_KVCACHE_SPACE=2 in the "
+                "environment gives its KV cache 2 GiB and asks for no more."
+            ) from error
+
+    def _speculation(self, draft_tokens: int, drafter: str) -> dict[str, Any]:
+        if draft_tokens == 0:
+            return {}
+        source = self._drafters[drafter]
+        # Without "probabilistic", vLLM drafts greedily and accepts less.
+        how = {"num_speculative_tokens": draft_tokens, "method": "draft_model", "draft_sample_method": "probabilistic"}
+        return {"speculative_config": {**how, "model": source.model, "revision": source.revision}}
+
+    def _add(self, engine: Any, name: str, ask: Ask) -> None:
+        from vllm.exceptions import VLLMError
+
+        _check_settings(ask.config)
+        try:
+            engine.add_request(name, {"prompt_token_ids": list(ask.prompt_ids)}, self._params(ask))
+        except (VLLMError, ValueError) as error:
+            raise UsageError(f"vLLM refuses the request: {error}") from error
+
+    def _step(self, engine: Any) -> None:
+        for output in engine.step():
+            if output.request_id in self._arrived:
+                self._arrived[output.request_id].append(output)
+
+    def _params(self, ask: Ask) -> Any:
+        from vllm.sampling_params import RequestOutputKind
+
+        config = ask.config
+        sampled = bool(config.do_sample)
+        drawing: dict[str, Any] = {"temperature": 0.0}
+        if sampled:
+            drawing = {
+                "temperature": 1.0 if config.temperature is None else config.temperature,
+                "top_k": config.top_k or 0,
+                "top_p": config.top_p or 1.0,
+                "min_p": config.min_p or 0.0,
+                "seed": ask.seed,
+            }
+        return self._params_class(
+            **drawing,
+            max_tokens=config.max_new_tokens,
+            min_tokens=config.min_new_tokens or 0,
+            repetition_penalty=config.repetition_penalty or 1.0,
+            stop=list(config.stop_strings or ()),
+            include_stop_str_in_output=True,
+            stop_token_ids=list(ask.ends),
+            ignore_eos=True,
+            output_kind=RequestOutputKind.DELTA,
+            extra_args=None if ask.composition is None else {"rule": str(ask.composition.rule)},
+        )
+
+
+def _emission(index: int, output: Any) -> Emission:
+    (new,) = output.outputs
+    if new.finish_reason is None:
+        return Emission(index, list(new.token_ids))
+    if new.finish_reason not in _REASONS:
+        raise LogitsError("vLLM ended an answer with an error: a model's logits hold NaN, or no token is possible.")
+    reason = "stop_string" if isinstance(new.stop_reason, str) else _REASONS[new.finish_reason]
+    return Emission(index, list(new.token_ids), reason)
+
+
+def _check_settings(config: GenerationConfig) -> None:
+    """Refuse settings of the aligned model that vLLM cannot follow.
+
+    Raises:
+        UsageError: naming them.
+    """
+    asked = [name for name, none in _WITHOUT_EFFECT.items() if getattr(config, name, None) not in (None, *none)]
+    if asked:
+        raise UsageError(
+            f"The aligned model's settings ask for {', '.join(asked)}, which vLLM does not have. Use the Transformers "
+            "engine, or take it out of generation_config.json."
+        )
+
+
+def _vllm() -> tuple[Any, Any, dict[str, Any]]:
+    """vLLM's LLM and SamplingParams, and the arguments of every engine.
+
+    vLLM logs a lot to standard output, where the answer goes. Here it logs errors only, to standard error, unless its
+    own variables say otherwise. On a CPU the engine runs eagerly in this process: a process and compilation cost more
+    time than the answers of a small model.
+
+    Raises:
+        MissingExtraError: vLLM is not installed.
+    """
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    try:
+        from vllm.platforms import current_platform
+
+        from vllm import LLM, SamplingParams
+    except ImportError:
+        raise missing_extra("vllm", "vllm") from None
+    defaults = {"disable_log_stats": False, "use_tqdm_on_load": False}
+    if current_platform.is_cpu():
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        defaults["enforce_eager"] = True
+    return LLM, SamplingParams, defaults

@@ -1,0 +1,166 @@
+"""One formulation of pi for every device. Shapes are static and no value is read, so the host never waits for a GPU.
+
+Cascades: pi_v = k_v p_v + alpha q*_v with alpha = sum_v (1 - k_v) p_v. Products: pi_v ∝ exp(rule.combine(...)_v). A row
+that is not a distribution becomes NaN.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from kad.errors import LogitsError, RuleError
+from kad.method.distribution import Distribution, columns_above, refuse
+from kad.method.rules import CascadeRule, ProductRule, Rule, ThresholdRule
+from kad.method.rules.rule import EXCLUDED
+
+NAMES = ("base_logits", "aligned_logits", "reference_logits")
+
+
+# Below this deferred mass its logarithm is taken of log-probabilities, which do not underflow.
+_SMALL = 1e-30
+
+
+@dataclass(frozen=True, eq=False)
+class Composed:
+    """The distributions of the models at the same positions, and the rule that composes them.
+
+    Only `explain` reads values.
+
+    Attributes:
+        rule: the rule, or a rule for each row.
+        base: rows of p at the deferral temperature, (..., vocab).
+        aligned: rows of q*, the same.
+        reference: rows of q, if the rule needs them.
+        nobody: (..., 1), the log of the mass of p that belongs to no token and is always deferred. None if there is
+            none. `base` then sums to less than one.
+    """
+
+    rule: Rule
+    base: Distribution
+    aligned: Distribution
+    reference: Distribution | None = None
+    nobody: Tensor | None = None
+
+    def log_pi(self) -> Tensor:
+        """log pi (..., vocab), see `kad.compose`."""
+        return self.log_pi_and_alpha()[0]
+
+    def log_pi_and_alpha(self) -> tuple[Tensor, Tensor | None]:
+        """log pi (..., vocab), and the log of the deferred mass (..., 1), which is None for products."""
+        rule, log_aligned = self.rule, self.aligned.log_probs()
+        mended = self._mended(log_aligned)
+        if mended is not None:
+            return mended
+        log_p = self.base.log_probs()
+        if isinstance(rule, CascadeRule):
+            keep = self.keep()
+            if isinstance(rule, ThresholdRule):
+                kept = torch.add(log_p, keep - 1.0, alpha=-EXCLUDED)
+                deferred = torch.add(log_p, keep, alpha=EXCLUDED)
+            else:
+                kept = log_p + keep.log().clamp(min=EXCLUDED)
+                deferred = log_p + torch.log1p(-keep).clamp(min=EXCLUDED)
+            log_alpha = _log_sum(deferred)
+            if self.nobody is not None:
+                log_alpha = torch.logaddexp(log_alpha, self.nobody)
+            return torch.logaddexp(kept, log_aligned + log_alpha), log_alpha
+        if isinstance(rule, ProductRule):
+            weights = self.product()
+            lowest = torch.maximum(log_p, log_aligned) + (weights.amax(dim=-1, keepdim=True) + EXCLUDED)
+            return torch.where(weights == -torch.inf, lowest, weights).log_softmax(dim=-1), None
+        raise RuleError(f"{type(rule).__name__} must be derived from CascadeRule or ProductRule.")
+
+    def keep(self) -> Tensor:
+        """The keep probabilities of a cascade, (..., vocab). NaN where a user's rule leaves [0, 1].
+
+        Threshold rules compare a logit with a logit. The result is float, because CPUs are slow on booleans.
+        """
+        rule = self.rule
+        if isinstance(rule, ThresholdRule):
+            logits = self.base.logits.detach()
+            return torch.ge(logits, self._cutoff.detach().unsqueeze(-1), out=torch.empty_like(logits))
+        assert isinstance(rule, CascadeRule)
+        keep = rule.keep(self.base.log_probs(), self.aligned.log_probs())
+        return torch.where(keep == keep.clamp(0.0, 1.0), keep, torch.nan)
+
+    def cascade(self) -> tuple[Tensor, Tensor]:
+        """The two parts of pi = kept + alpha q*: k_v p_v (..., vocab), and alpha (...,), a sum of what is deferred."""
+        p = self.base.probs()
+        kept = self.keep() * p
+        return kept, (p - kept).sum(dim=-1) + self._nobody_mass()
+
+    def from_base(self, tokens: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The part of pi_v that comes from p, k_v p_v / pi_v, and alpha (...,). It is 0 where pi_v is 0. Cascades only.
+
+        Args:
+            tokens: (..., n), the parts of these tokens. None: of all, (..., vocab).
+        """
+        (kept, alpha), q = self.cascade(), self.aligned.probs()
+        if tokens is not None:
+            kept, q = kept.gather(-1, tokens), q.gather(-1, tokens)
+        pi = kept + alpha.unsqueeze(-1) * q
+        return torch.where(pi == 0, 0.0, kept / pi), alpha
+
+    def product(self) -> Tensor:
+        """The unnormalized log-weights of a product, (..., vocab)."""
+        assert isinstance(self.rule, ProductRule)
+        reference = None if self.reference is None else self.reference.log_probs()
+        return self.rule.combine(self.base.log_probs(), self.aligned.log_probs(), reference)
+
+    def explain(self) -> None:
+        """Raise the error for rows that became NaN. This reads every value."""
+        models = (self.base, self.aligned, self.reference)
+        for name, model in zip(NAMES, models, strict=True):
+            if model is not None:
+                refuse(name, model.logits)
+        rule = self.rule
+        if isinstance(rule, CascadeRule):
+            keep = rule.keep(self.base.log_probs(), self.aligned.log_probs())
+            if not bool(((keep >= 0.0) & (keep <= 1.0)).all()):
+                raise RuleError(
+                    f"The keep probabilities of rule {rule} must lie in [0, 1], but lie between {float(keep.min()):g} "
+                    f"and {float(keep.max()):g}: mend the rule's keep()."
+                )
+        if isinstance(rule, ProductRule):
+            refuse(f"the product of the models' probabilities under {rule}", self.product())
+        raise LogitsError(f"Rule {rule} makes NaN of these logits. Choose another rule or other parameters.")
+
+    def _nobody_mass(self) -> Tensor | float:
+        return 0.0 if self.nobody is None else self.nobody.exp().squeeze(-1)
+
+    @cached_property
+    def _cutoff(self) -> Tensor:
+        assert isinstance(self.rule, ThresholdRule)
+        return self.rule.cutoff(self.base, self.aligned)
+
+    def _mended(self, log_aligned: Tensor) -> tuple[Tensor, Tensor] | None:
+        """log pi and log alpha on a CPU, for rows (n, vocab) that keep few tokens: alpha q*, mended at these.
+
+        This is the only place where a CPU takes another path. Passes over whole rows are slow there.
+        """
+        logits = self.base.logits
+        if not isinstance(self.rule, ThresholdRule) or logits.ndim != 2:
+            return None
+        columns = columns_above(logits, self._cutoff)
+        if columns is None:
+            return None
+        p, kept = self.base.probs(), logits[:, columns] - self.base.log_z.unsqueeze(-1)
+        keep = (logits[:, columns] >= self._cutoff.unsqueeze(-1)).to(p.dtype)
+        outside = p.index_fill(1, columns, 0.0).sum(dim=-1) + self._nobody_mass()
+        alpha = outside + ((1.0 - keep) * p[:, columns]).sum(dim=-1)
+        if not bool((alpha > _SMALL).all()):
+            return None
+        log_alpha = alpha.log().unsqueeze(-1)
+        log_pi = log_aligned + log_alpha
+        if bool(log_pi.amin() < EXCLUDED):
+            log_pi = torch.maximum(log_pi, self.base.log_probs() + EXCLUDED)
+        return log_pi.index_copy_(1, columns, torch.logaddexp(kept + keep.log(), log_pi[:, columns])), log_alpha
+
+
+def _log_sum(log_x: Tensor) -> Tensor:
+    """logsumexp over the vocabulary, (..., 1): one fused pass, and at the largest entry nothing cancels."""
+    return log_x.amax(dim=-1, keepdim=True) - log_x.log_softmax(dim=-1).amax(dim=-1, keepdim=True)

@@ -1,0 +1,29 @@
+"""What the loop asks of a model: read tokens, answer with logits, forget. An engine gives one scorer for each model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Scorer(Protocol):
+    """One model with its cache. It reads tokens, returns logits, and can drop tokens again."""
+
+    @property
+    def processed(self) -> int:
+        """How many tokens its cache holds."""
+
+    @property
+    def reversible(self) -> bool:
+        """Whether it can go back to any earlier length. If not, it can still drop the drafts of one window."""
+
+    def advance(self, ids: Tensor, keep: int) -> Tensor:
+        """Read ids (n,), which follow the `processed` ones. Returns logits (keep, vocab) at the last `keep` ids."""
+
+    def rollback(self, length: int) -> None:
+        """Keep only the first `length` tokens. A `length` that is not reached yet changes nothing."""
+
+    def release(self) -> None:
+        """Called at the end of a generation. Puts the cache back into its ordinary state."""

@@ -1,0 +1,249 @@
+"""How the loop's three questions are answered: which token to draft, which drafts stand, what an open position gets.
+
+Two policies, sampling and greedy. They share an interface, so the loop never asks for a rule, a temperature or a
+processor. Everything stays on the device; a window is read in one vector, at the end of `judge`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kad.errors import LogitsError
+from kad.method.composed import Composed
+from kad.method.composition import Composition, composed, tempered, with_base
+from kad.method.distribution import Distribution, first_max, problem_of, raised, refuse
+from kad.method.rules import CascadeRule, ThresholdRule
+from kad.method.speculation.decisions import Draft, Open, Records, Rows, Settled, Verdict, Warp, read
+from kad.method.verification import Randomness, Target, Verifier, verify_greedy
+
+
+@dataclass(kw_only=True)
+class Policy(ABC):
+    """What greedy and sampling share: the target, pi where it must be composed, and the one transfer of a window.
+
+    A cascade that drafts from q* itself, without processors, needs no log pi. The kept tokens and alpha are enough.
+
+    Args:
+        composition: how the models are composed.
+        drafter: the role of the drafting model.
+        warp: the user's logits processors. They act on log pi, and also on the drafting model's log-probabilities. Any
+            draft is exact, and a draft that is more like pi is accepted more often.
+        records: stores the scores that `generate` returns.
+
+    Attributes:
+        defers: whether the token after a window of accepted drafts is decided without the drafting model.
+    """
+
+    composition: Composition
+    drafter: str
+    warp: Warp | None = None
+    records: Records | None = None
+    defers: bool = False
+
+    def __post_init__(self) -> None:
+        untouched = self.drafter == "aligned" and self.warp is None and self.records is None
+        rule = self.composition.rule
+        self._direct = isinstance(rule, CascadeRule) and untouched
+        # Where the cutoff does not read q*, p alone says what it keeps.
+        self._p_alone = isinstance(rule, ThresholdRule) and not rule.reads_aligned
+
+    def draft(self, logits: Tensor, length: int) -> Draft:
+        """Draft the token after a prefix of `length` from the drafting model's logits (vocab,)."""
+        scores = self._draft_scores(logits, length)
+        weights = self._weigh(scores)
+        return Draft(self._choose(scores, weights), logits, weights)
+
+    def judge(self, drafts: Sequence[Draft], rows: Rows, length: int, settled: Settled | None = None) -> Verdict:
+        """Verify W drafts after a prefix of `length`, given the other models' logits (W + 1, vocab).
+
+        Args:
+            drafts: the drafts. None at all only if the policy `defers`.
+            rows: the other models' logits.
+            length: the number of tokens before the drafts.
+            settled: the token before the drafts, if it was not read yet.
+
+        Raises:
+            LogitsError: a row of logits that is not a distribution.
+            RuleError: keep probabilities outside [0, 1].
+        """
+        window = len(drafts)
+        tokens = _stack([draft.token for draft in drafts], rows["base"][0, :0].long())
+        weights = _stack([draft.weights for draft in drafts], rows["base"][:0])
+        if self._direct:
+            target = self._direct_target(drafts, rows["base"][: window + self.defers], tokens, weights)
+            alpha = target.alpha
+        else:
+            log_pi, log_alpha = self._composed(rows, _logits(drafts)).log_pi_and_alpha()
+            scores = self._scores(log_pi, length)
+            target = Target(self._weigh(scores), 0.0 * log_pi.amax(dim=-1), weights, tokens)
+            known = log_alpha if self.drafter == "aligned" else None
+            alpha = tokens.new_zeros(0) if known is None else known.squeeze(-1).exp()
+        accepted, token, chance = self._decide(target)
+        first = [] if settled is None else [settled.flag, settled.token]
+        (stand,), (then,), chosen, chances, masses, *others = read(accepted, token, tokens, chance, alpha, *first)
+        count, reached = int(stand), min(int(stand) + 1, window)
+        verdict = Verdict(
+            settled=None if settled is None else settled.checked(*(number for (number,) in others)),
+            drafts=[int(x) for x in chosen],
+            accepted=count,
+            token=token,
+            follows=None if then == rows["base"].shape[-1] - self.composition.nobody else int(then),
+            chance=chances[:reached],
+            alpha=masses[:reached],
+        )
+        if any(x != x for x in (*chances, *masses[: count + 1])):
+            used = window + (self.defers and count == window)
+            seen = {role: logits[:used] for role, logits in rows.items()}
+            self._explain([draft.logits for draft in drafts], seen, length)
+        if self.records is not None:
+            kept = count + (verdict.follows is not None)
+            self.records.add(scores[:kept], log_pi[:kept])
+        return verdict
+
+    def open(self, rows: Rows) -> Open:
+        """The position after a window of accepted drafts, from the other models' logits (1, vocab) there."""
+        return Open(None if self.defers else rows)
+
+    def settle(self, position: Open, logits: Tensor, length: int) -> Settled:
+        """The token of an open position, from the drafting model's logits (vocab,) there."""
+        if position.rows is None:
+            draft = self.draft(logits, length)
+            return Settled(draft.token, draft.weights[:1], partial(self._explain, [logits], {}, length))
+        log_pi = self._composed(position.rows, logits.unsqueeze(0)).log_pi()
+        scores = self._scores(log_pi, length)
+        if self.records is not None:
+            self.records.add(scores, log_pi)
+        flag = log_pi[0, :1] + scores.amax(dim=-1)
+        token = self._choose(scores[0], self._weigh(scores[0]))
+        return Settled(token, flag, partial(self._explain, [logits], position.rows, length))
+
+    @abstractmethod
+    def _weigh(self, scores: Tensor) -> Tensor:
+        """What a token is chosen by, from scores (..., vocab)."""
+
+    @abstractmethod
+    def _choose(self, scores: Tensor, weights: Tensor) -> Tensor:
+        """A token () from scores (vocab,) and their weights."""
+
+    @abstractmethod
+    def _decide(self, target: Target) -> tuple[Tensor, Tensor, Tensor]:
+        """The number of accepted drafts (1,), the token () after them, and the acceptance probabilities (W,).
+
+        A position that stays open has the size of the vocabulary for its token. A bad row makes its probability NaN.
+        """
+
+    def _composed(self, rows: Rows, drafter: Tensor) -> Composed:
+        """The models at n positions, from the drafting model's logits (n, vocab) and at least n rows of the others."""
+        named = {role: logits[: len(drafter)] for role, logits in rows.items()} | {self.drafter: drafter}
+        return composed(self.composition, named["base"], named["aligned"], named.get("reference"))
+
+    def _scores(self, log_pi: Tensor, length: int) -> Tensor:
+        """The scores of rows (n, vocab) after the processors, for prefixes of `length`, `length` + 1, ..."""
+        if self.warp is None:
+            return log_pi
+        return torch.stack([self.warp(length + i, row) for i, row in enumerate(log_pi)])
+
+    def _draft_scores(self, logits: Tensor, length: int) -> Tensor:
+        """The drafting model's scores (vocab,): at the deferral temperature, and processed."""
+        scores = tempered(self.composition, raised(logits, f"the {self.drafter} model's logits"))
+        return scores if self.warp is None else self.warp(length, scores.log_softmax(dim=-1))
+
+    def _direct_target(self, drafts: Sequence[Draft], base_logits: Tensor, tokens: Tensor, weights: Tensor) -> Target:
+        """The target in probabilities, without log pi."""
+        logits = weights if self._p_alone else tempered(self.composition, raised(_logits(drafts)))
+        aligned = Distribution(logits, weights.amax(dim=-1).log(), probabilities=weights)
+        return Target(*with_base(self.composition, raised(base_logits), aligned).cascade(), weights, tokens)
+
+    def _explain(self, drafted: Sequence[Tensor], rows: Rows, length: int) -> None:
+        """Raise the error for rows that came out as NaN. This reads every value.
+
+        Args:
+            drafted: n rows (vocab,), the drafting model's logits.
+            rows: the other models' logits at the same positions, perhaps at one more. Empty if they had no part.
+            length: the length of the first prefix.
+        """
+        named = rows | ({self.drafter: torch.stack(list(drafted))} if drafted else {})
+        for role, logits in named.items():
+            refuse(f"the {role} model's logits", logits)
+        for i, row in enumerate(drafted):
+            refuse("the processed scores of the draft", self._draft_scores(row, length + i))
+        if rows and drafted:
+            models = self._composed(rows, named[self.drafter])
+            log_pi = models.log_pi()
+            if problem_of("pi", log_pi):
+                models.explain()
+            refuse("the processed scores of pi", self._scores(log_pi, length))
+        raise LogitsError("a window of drafts came out as NaN.")
+
+
+@dataclass(kw_only=True)
+class SampledPolicy(Policy):
+    """Drafts are drawn, and verified so that the emitted tokens follow pi.
+
+    Args:
+        verifier: verifies token by token, or the window as a block.
+        randomness: the source of all random decisions.
+    """
+
+    verifier: Verifier
+    randomness: Randomness
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.defers = self._direct and self._p_alone
+
+    def _weigh(self, scores: Tensor) -> Tensor:
+        return scores.softmax(dim=-1)
+
+    def _choose(self, scores: Tensor, weights: Tensor) -> Tensor:
+        return self.randomness.draw(weights)
+
+    def _decide(self, target: Target) -> tuple[Tensor, Tensor, Tensor]:
+        if target.drafts.shape[0] == 0:
+            accepted, scale = target.drafts.new_zeros(1), target.alpha
+        else:
+            accepted, scale = self.verifier(target, self.randomness)
+        token = self.randomness.draw(target.follow(accepted, scale))
+        return accepted, token, target.ratio.clamp(max=1.0)
+
+
+@dataclass(kw_only=True)
+class GreedyPolicy(Policy):
+    """Drafts are accepted as long as they are the first choice of pi, or of its scores after the processors."""
+
+    def _weigh(self, scores: Tensor) -> Tensor:
+        return scores.softmax(dim=-1) if self._direct else scores
+
+    def _choose(self, scores: Tensor, weights: Tensor) -> Tensor:
+        return first_max(scores)
+
+    def _decide(self, target: Target) -> tuple[Tensor, Tensor, Tensor]:
+        choice = first_max(target.pi if self._direct else target.kept)
+        accepted = verify_greedy(choice, target.drafts)
+        index = torch.cat((choice, choice.new_full((1,), target.kept.shape[-1]))).index_select(0, accepted)
+        # A row of NaN has a first choice too. Its flag travels with the acceptance probability.
+        flag = target.alpha + target.draft[:, 0] if self._direct else target.alpha
+        chance = torch.add((choice == target.drafts).to(flag.dtype), flag, alpha=0.0)
+        return accepted, index.squeeze(0), chance
+
+
+def choose_policy(*, greedy: bool, verifier: Verifier, randomness: Randomness, **shared: Any) -> Policy:
+    """The policy of one call. `shared` are the arguments of `Policy`."""
+    if greedy:
+        return GreedyPolicy(**shared)
+    return SampledPolicy(verifier=verifier, randomness=randomness, **shared)
+
+
+def _stack(parts: Sequence[Tensor], empty: Tensor) -> Tensor:
+    return torch.stack(list(parts)) if parts else empty
+
+
+def _logits(drafts: Sequence[Draft]) -> Tensor:
+    return torch.stack([draft.logits for draft in drafts])

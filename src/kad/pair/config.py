@@ -1,0 +1,130 @@
+"""`KadConfig`: what a pair folder's config.json holds. Plain values; a mistyped key is an error.
+
+Transformers and vLLM put keys of their own into any configuration, and new releases add more. So an unknown key is
+refused only if it looks like a mistyped key of kad.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from kad.errors import PairError
+from kad.method.rules import Rule, parse_rule
+from kad.pair.base_prompt import BasePrompt
+from kad.pair.sources import Source, resolve_pair
+from kad.tokens.vocabulary import Common
+
+# How similar a key must be to one of ours to count as mistyped: "rul", "Rule", "temperature".
+_MISTYPED = 0.7
+
+
+class KadConfig(PreTrainedConfig):
+    """A pair: which models, which rule.
+
+    Attributes:
+        base: where the base model is: {"model": id or path, "revision": ..., "kwargs": {...}}.
+        aligned: the same for the aligned model.
+        reference: the same for the reference model, or None.
+        rule: the rule as a string, see `kad.rules.parse_rule`.
+        deferral_temperature: the models' logits are divided by it before composing.
+        base_prompt: how the base model is asked, as `BasePrompt.to_dict()`. None: both models read one prompt.
+        vocab_size: the number of tokens that all models share. It is set when the models are known.
+        foreign_ids: special and reserved tokens that the models do not share, see `kad.tokens.vocabulary`. It is set
+            together with `vocab_size`.
+        base_tokenizer: "own" if the base model has another tokenizer, and is read through the aligned model's tokens.
+            It is set together with `vocab_size`, which is then that of the aligned model.
+
+    Raises:
+        PairError: a mistyped key, or a malformed entry for a model.
+        RuleError: a bad rule.
+        OptionError: a bad base prompt.
+    """
+
+    model_type: ClassVar[str] = "kad"
+
+    base: dict[str, Any] | None = None
+    aligned: dict[str, Any] | None = None
+    reference: dict[str, Any] | None = None
+    rule: str = "dual:threshold=0.4"
+    deferral_temperature: float = 1.0
+    base_prompt: dict[str, Any] | None = None
+    vocab_size: int | None = None
+    foreign_ids: list[int] | None = None
+    base_tokenizer: str | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        for key in sorted(kwargs):
+            own = _mistyped(key, KadConfig.__annotations__)
+            if own is not None:
+                raise PairError(f"Unknown key {key!r} in a pair's configuration. Did you mean {own!r}?")
+        for role in ("base", "aligned", "reference"):
+            value = getattr(self, role)
+            if value is not None:
+                setattr(self, role, Source.parse(value).to_dict())
+        rule = self.rule
+        self.rule = str(parse_rule(rule))
+        self.set_base_prompt(self.base_prompt)
+        super().__post_init__(**kwargs)
+
+    def set_vocabulary(self, common: Common) -> None:
+        """What the models' vocabularies have in common, once the models are known."""
+        for name, value in asdict(common).items():
+            setattr(self, name, value)
+
+    def set_base_prompt(self, given: Any) -> None:
+        """Ask the base model in another way, see `BasePrompt.parse`."""
+        prompt = BasePrompt.parse(given)
+        self.base_prompt = None if prompt is None else prompt.to_dict()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """As in Transformers. It also takes "tiny", the name of the embedded pair."""
+        place = resolve_pair(pretrained_model_name_or_path)
+        # AutoConfig passes the name along, this class's own from_pretrained would not; relative paths need it.
+        return super().from_pretrained(place, **{"name_or_path": place, **kwargs})
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder that the configuration came from, if any. Relative paths are relative to it."""
+        path = Path(self.name_or_path) if self.name_or_path else None
+        return path if path is not None and path.is_dir() else None
+
+    @property
+    def parsed_rule(self) -> Rule:
+        """The rule as an object."""
+        return parse_rule(self.rule)
+
+    def model_sources(self) -> dict[str, Source]:
+        """Where the models are, by role, with absolute paths. "reference" is there only if the pair has one.
+
+        Raises:
+            PairError: base or aligned is missing.
+        """
+        sources = {}
+        for role in ("base", "aligned", "reference"):
+            value = getattr(self, role)
+            if value is not None:
+                sources[role] = Source.parse(value).located(self.folder)
+            elif role != "reference":
+                raise PairError(
+                    f"The pair's configuration names no {role} model (key {role!r}). "
+                    "Add it, or write the pair anew with kad pack."
+                )
+        return sources
+
+
+def _mistyped(key: str, own: Iterable[str]) -> str | None:
+    """The key of ours that this one is probably meant to be; None for a key of the host."""
+    if hasattr(PreTrainedConfig, key):
+        return None
+    close = difflib.get_close_matches(key.lower().replace("-", "_"), own, n=1, cutoff=_MISTYPED)
+    return close[0] if close else None
+
+
+AutoConfig.register("kad", KadConfig, exist_ok=True)

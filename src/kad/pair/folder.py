@@ -1,0 +1,227 @@
+"""The folder of a pair: read its configuration, check that its models fit, write it."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from transformers import GenerationConfig
+
+from kad.errors import PairError, RuleError
+from kad.method.rules import Rule, parse_rule
+from kad.pair.config import KadConfig
+from kad.pair.model_files import load_config as load_model_config
+from kad.pair.model_files import load_generation_config, load_tokenizer, shared_tokenizer
+from kad.pair.sources import MODEL_KWARGS, Source, resolve_pair
+from kad.tokens.agreement import agree
+from kad.tokens.vocabulary import Common
+
+# How to find the pair itself, not its models.
+_PAIR_OPTIONS = frozenset({"cache_dir", "force_download", "local_files_only", "revision", "token"})
+# What the Auto classes pass along, and a pair does not use.
+_AUTO_OPTIONS = frozenset({"_commit_hash", "_from_auto", "adapter_kwargs", "code_revision", "low_cpu_mem_usage"})
+# What lies in a pair folder: the configurations, and whatever the tokenizer saves.
+PAIR_FILES = frozenset({
+    "added_tokens.json", "chat_template.jinja", "chat_template.json", "config.json", "generation_config.json",
+    "merges.txt", "special_tokens_map.json", "spiece.model", "tokenizer.json", "tokenizer.model",
+    "tokenizer_config.json", "vocab.json", "vocab.txt",
+})  # fmt: skip
+
+
+def load_config(pair: Any, kwargs: dict[str, Any]) -> tuple[KadConfig, dict[str, Any]]:
+    """The pair's configuration with the overrides in `kwargs` applied, and the options left for its models.
+
+    Raises:
+        PairError: no such pair, or an unknown option.
+    """
+    options = {key: value for key, value in kwargs.items() if key not in _AUTO_OPTIONS}
+    config = options.pop("config", None)
+    rule, temperature = options.pop("rule", None), options.pop("deferral_temperature", None)
+    prompt = options.pop("base_prompt", None)
+    place = {key: options.pop(key) for key in _PAIR_OPTIONS if key in options}
+    if "torch_dtype" in options:
+        options.setdefault("dtype", options.pop("torch_dtype"))
+    unknown = sorted(set(options) - MODEL_KWARGS)
+    if unknown:
+        known = sorted(MODEL_KWARGS | _PAIR_OPTIONS | {"base_prompt", "deferral_temperature", "rule"})
+        raise PairError(f"Unknown option {', '.join(map(repr, unknown))} for a pair. Allowed: {', '.join(known)}.")
+    if config is None:
+        config = read_config(pair, **place)
+    if rule is not None:
+        config.rule = str(parse_rule(rule))
+    if temperature is not None:
+        config.deferral_temperature = temperature
+    if prompt is not None:
+        config.set_base_prompt(prompt)
+    return config, options
+
+
+def read_config(pair: Any, **place: Any) -> KadConfig:
+    """The `KadConfig` of a pair.
+
+    Raises:
+        PairError: no such pair, or a model that is no pair.
+    """
+    try:
+        plain, _ = KadConfig.get_config_dict(resolve_pair(pair), **place)
+        config = KadConfig.from_pretrained(pair, **place) if plain.get("model_type") == "kad" else None
+    except AttributeError as error:
+        raise PairError(f"Cannot read the pair {pair}: its config.json is no JSON object.") from error
+    except OSError as error:
+        raise PairError(f"Cannot read the pair {pair}: {str(error).strip().splitlines()[0]}") from error
+    if config is None or config.base is None or config.aligned is None:
+        raise PairError(
+            f"{pair} is not a pair: its config.json names no base and aligned model. "
+            "Compose two models with --base and --aligned, or write a pair with kad pack."
+        )
+    found: KadConfig = config
+    return found
+
+
+def check_vocabularies(sizes: Mapping[str, int], sources: Mapping[str, Source | None]) -> Common:
+    """The vocabulary that all models share, after checking that their tokenizers agree.
+
+    Args:
+        sizes: output rows of each model, by role.
+        sources: where each model lies; one without a path (None) has no tokenizer to check, its ids are taken to
+            agree.
+
+    Raises:
+        VocabularyError: the token maps differ.
+    """
+    aligned = sources["aligned"]
+    tokenizers: dict[str, Any] = {}
+    for role, source in sources.items():
+        if role == "aligned" or source is None or aligned is None or source == aligned:
+            continue
+        try:
+            both = {role: shared_tokenizer(source), "aligned": shared_tokenizer(aligned)}
+        except PairError:
+            if source.is_local and aligned.is_local and not _has_tokenizer(source):
+                continue  # a folder of bare weights: nothing to compare
+            raise
+        tokenizers |= both
+    return agree(sizes, tokenizers)
+
+
+def generation_config(config: KadConfig, aligned: GenerationConfig) -> GenerationConfig:
+    """The generation settings of the pair, else a copy of the aligned model's. Their end tokens end the text."""
+    own = load_generation_config(Source(config.name_or_path)) if config.name_or_path else None
+    return own or GenerationConfig.from_dict(aligned.to_dict())
+
+
+def pack(
+    sources: Mapping[str, Source],
+    folder: Any,
+    *,
+    rule: str | Mapping[str, Any] | Rule,
+    deferral_temperature: float = 1.0,
+    base_prompt: Any = None,
+) -> KadConfig:
+    """Write a pair folder from the places of its models: reads configurations and tokenizers, loads no weights.
+
+    Args:
+        sources: "base" and "aligned", and "reference" if there is one.
+        folder: where to write; see `write`.
+        rule: the pair's rule.
+        deferral_temperature: see `KadConfig`.
+        base_prompt: how the base model is asked, see `BasePrompt.parse`.
+
+    Raises:
+        PairError: a model cannot be found, or the folder is taken.
+        VocabularyError: the models' tokens differ.
+        RuleError: a bad rule, or one that needs the reference model without it.
+    """
+    parsed, target = parse_rule(rule), Path(folder)
+    if target.is_dir() and any(target.iterdir()) and not is_pair(target):
+        raise PairError(f"{target} is a folder that is not a pair. Choose another one for the pair.")
+    if parsed.needs_reference and "reference" not in sources:
+        raise RuleError(f"Rule {parsed} needs the reference model. Give one: reference=... (--reference).")
+    configs = {role: load_model_config(source) for role, source in sources.items()}
+    sizes = {role: int(config.get_text_config().vocab_size) for role, config in configs.items()}
+    aligned = sources["aligned"]
+    settings = load_generation_config(aligned) or GenerationConfig.from_model_config(configs["aligned"])
+    return write(
+        target,
+        KadConfig(
+            **{role: source.to_dict() for role, source in sources.items()},
+            rule=str(parsed),
+            deferral_temperature=deferral_temperature,
+            base_prompt=base_prompt,
+            **asdict(check_vocabularies(sizes, sources)),
+        ),
+        load_tokenizer(aligned),
+        settings,
+    )
+
+
+def write(folder: Any, config: KadConfig, tokenizer: Any, settings: GenerationConfig) -> KadConfig:
+    """Write a pair folder, completely or not at all. Paths of models next to it or in it become relative.
+
+    An existing pair is overwritten. Other files in its folder stay.
+
+    Raises:
+        PairError: something that is not a pair would be overwritten.
+    """
+    _refuse_foreign(target := Path(folder))
+    written = KadConfig(
+        **{role: source.to_dict(relative_to=target) for role, source in config.model_sources().items()},
+        rule=config.rule,
+        deferral_temperature=config.deferral_temperature,
+        base_prompt=config.base_prompt,
+        vocab_size=config.vocab_size,
+        foreign_ids=config.foreign_ids,
+        base_tokenizer=config.base_tokenizer,
+        architectures=["KadForCausalLM"],
+    )
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
+            made = Path(scratch) / "pair"
+            made.mkdir()
+            for piece in (written, settings, tokenizer):
+                piece.save_pretrained(made)
+            _put_in_place(target, made)
+    except OSError as error:
+        raise PairError(f"Cannot write the pair {target}: {error.strerror or error}.") from error
+    return written
+
+
+def _put_in_place(target: Path, made: Path) -> None:
+    """Move the whole folder into place. If the folder exists, move file by file, the configuration last."""
+    if not target.exists():
+        made.rename(target)
+        return
+    names = sorted((file.name for file in made.iterdir()), key=lambda name: name == "config.json")
+    for stale in PAIR_FILES - set(names):
+        (target / stale).unlink(missing_ok=True)
+    for name in names:
+        (made / name).replace(target / name)
+
+
+def _refuse_foreign(target: Path) -> None:
+    if target.exists() and not target.is_dir():
+        raise PairError(f"{target} is a file; a pair is a folder. Choose another name.")
+    taken = sorted(name for name in PAIR_FILES if (target / name).exists())
+    if taken and not is_pair(target):
+        raise PairError(
+            f"{target} is not a pair, and its {taken[0]} would be written over. Choose another folder for the pair."
+        )
+
+
+def is_pair(folder: Path) -> bool:
+    """Whether a folder holds a pair's config.json."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return isinstance(config, dict) and config.get("model_type") == "kad"
+    except (OSError, ValueError):
+        return False
+
+
+def _has_tokenizer(source: Source) -> bool:
+    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+    return any((Path(source.model) / name).is_file() for name in names) or "gguf_file" in source.kwargs

@@ -1,0 +1,126 @@
+"""What lies beside the weights of a model: its configuration, its tokenizer, its generation settings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+from kad.errors import PairError
+from kad.pair.adapters import adapted
+from kad.pair.sources import Source
+
+# What a damaged file makes Transformers raise.
+TROUBLE = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, StrictDataclassError)
+_MOST_SHARED = 4
+# Options that say where a model is. Its tokenizer and settings are there too.
+_PLACE = ("cache_dir", "gguf_file", "local_files_only", "subfolder", "token", "trust_remote_code")
+
+
+def load_tokenizer(source: Source, config: Any = None) -> Any:
+    """The model's tokenizer. `config` is its configuration, where it has been read already.
+
+    Raises:
+        PairError: there is none, or it cannot be loaded.
+    """
+    underneath = adapted(source)
+    if underneath is not None and not (Path(source.model) / "tokenizer_config.json").is_file():
+        return load_tokenizer(underneath)
+    try:
+        return AutoTokenizer.from_pretrained(source.model, config=config, **_place(source))
+    except (*TROUBLE, ImportError) as error:
+        raise PairError(f"Cannot load the tokenizer of {source.model}: {reason_of(error)}") from error
+
+
+_SHARED: dict[str, Any] = {}
+
+
+def shared_tokenizer(source: Source) -> Any:
+    """As `load_tokenizer`, but loaded once. Reading a large one takes long. Nobody may change its settings."""
+    key = json.dumps(source.to_dict(), sort_keys=True, default=str)
+    if key not in _SHARED:
+        _SHARED[key] = load_tokenizer(source)
+        if len(_SHARED) > _MOST_SHARED:
+            del _SHARED[next(iter(_SHARED))]
+    return _SHARED[key]
+
+
+def tokenizer_of(config: Any) -> Any:
+    """The tokenizer of a pair, given its `KadConfig`: the pair's own, else the aligned model's.
+
+    Raises:
+        PairError: neither has one.
+    """
+    folder = config.folder
+    if folder is not None and (folder / "tokenizer_config.json").is_file():
+        return load_tokenizer(Source(str(folder)), config)
+    try:
+        return load_tokenizer(config.model_sources()["aligned"])
+    except PairError:
+        if folder is None and config.name_or_path:
+            return load_tokenizer(Source(config.name_or_path))
+        raise
+
+
+def load_config(source: Source) -> Any:
+    """The model's configuration, without its weights.
+
+    Raises:
+        PairError: there is none, or it cannot be read.
+    """
+    source = adapted(source) or source
+    try:
+        return AutoConfig.from_pretrained(source.model, **_place(source))
+    except (*TROUBLE, ImportError) as error:
+        raise PairError(f"Cannot read the configuration of {source.model}: {reason_of(error)}") from error
+
+
+def load_generation_config(source: Source) -> GenerationConfig | None:
+    """The model's generation settings. None if it has no file for them. An adapter may have its own."""
+    underneath = adapted(source)
+    if underneath is not None and not (Path(source.model) / "generation_config.json").is_file():
+        return load_generation_config(underneath)
+    place = {key: value for key, value in _place(source).items() if key not in ("gguf_file", "trust_remote_code")}
+    try:
+        return GenerationConfig.from_pretrained(source.model, **place)
+    except OSError:
+        return None
+
+
+def download(source: Source, file: str) -> str:
+    """The path of one file of a model on the hub, downloaded where it is not here yet.
+
+    Raises:
+        PairError: there is no such file, or the hub cannot be reached.
+    """
+    from transformers.utils import cached_file
+
+    place = {key: value for key, value in _place(source).items() if key not in ("gguf_file", "trust_remote_code")}
+    try:
+        return str(cached_file(source.model, file, **place))
+    except (OSError, ValueError) as error:
+        raise PairError(f"Cannot get {file} of {source.model}: {first_line(error)}") from error
+
+
+def _place(source: Source) -> dict[str, Any]:
+    place = {key: source.kwargs[key] for key in _PLACE if key in source.kwargs}
+    return place if source.revision is None else place | {"revision": source.revision}
+
+
+def reason_of(error: BaseException) -> str:
+    """Why Transformers cannot read a model, in one line."""
+    if "ignore_mismatched_sizes" in str(error):
+        return "its config.json describes weights of other sizes than it has."
+    if "instantiate the backend tokenizer" in str(error):
+        return "its folder has no tokenizer.json."
+    if isinstance(error, StrictDataclassError):
+        return " ".join(str(error).split())
+    return first_line(error)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, else the name of its class."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

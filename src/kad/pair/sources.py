@@ -1,0 +1,186 @@
+"""Where a model or a pair lives: hub ids (with a revision), paths, and the names of the embedded family."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kad.errors import PairError
+
+_GGUF = ".gguf"
+_TINY = Path(__file__).parents[1] / "tiny" / "weights"
+TINY_MODELS = ("big-base", "small-base", "small-aligned", "big-aligned")
+
+# What may be said about the loading of one model, kept in the pair as plain JSON values.
+MODEL_KWARGS = frozenset(
+    {
+        "attn_implementation",
+        "cache_dir",
+        "device_map",
+        "dtype",
+        "gguf_file",
+        "local_files_only",
+        "max_memory",
+        "offload_folder",
+        "quantization_config",
+        "subfolder",
+        "token",
+        "trust_remote_code",
+    }
+)
+# Permissions and secrets of the person who loads a model. A pair never carries them: it may come from somebody else.
+_PERSONAL = frozenset({"token", "trust_remote_code"})
+
+
+@dataclass(frozen=True)
+class Source:
+    """One model of a pair: a hub id or path, a revision for hub ids, and keyword arguments for loading it.
+
+    Raises:
+        PairError: an empty name or an unknown keyword argument.
+    """
+
+    model: str
+    revision: str | None = None
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, str) or not self.model:
+            raise PairError(f"A model is named by a hub id or a path, but got {self.model!r}.")
+        unknown = sorted(set(self.kwargs) - MODEL_KWARGS)
+        if unknown:
+            raise PairError(
+                f"Unknown loading option {', '.join(map(repr, unknown))} for {self.model}. "
+                f"Allowed: {', '.join(sorted(MODEL_KWARGS))}."
+            )
+
+    @classmethod
+    def parse(cls, source: str | Mapping[str, Any] | Source) -> Source:
+        """From "id", "id@revision", a path, a GGUF file, "tiny:<name>", or the dict that `to_dict` writes."""
+        if isinstance(source, Source):
+            return source
+        if isinstance(source, Mapping):
+            unknown = sorted(set(source) - {"model", "revision", "kwargs"})
+            if unknown or "model" not in source:
+                problem = f"has unknown keys {unknown}" if unknown else "lacks the key 'model'"
+                raise PairError(f"A model source {problem}. It takes: model, revision, kwargs.")
+            carried = sorted(_PERSONAL & (source.get("kwargs") or {}).keys())
+            if carried:
+                raise PairError(
+                    f"The pair carries {', '.join(carried)} for {source['model']}, which a pair may not. Remove it "
+                    "from the pair's config.json. If you trust this model, give it when you load the pair."
+                )
+            return cls(source["model"], source.get("revision"), dict(source.get("kwargs") or {}))
+        if os.fspath(source).endswith(_GGUF):
+            return cls(os.fspath(source)).located(None)
+        name, at, revision = os.fspath(source).partition("@")
+        if at and Path(name).is_dir() and not Path(source).exists():
+            raise PairError(
+                f"{name} is a folder, which has no revision; got {os.fspath(source)!r}. Leave out @{revision}."
+            )
+        return cls(resolve_model(name), revision) if at and not Path(source).exists() else cls(resolve_model(source))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the model is a folder on this machine."""
+        return Path(self.model).is_dir()
+
+    @property
+    def gguf_path(self) -> Path | None:
+        """The GGUF file of the weights, if it is a file on this machine."""
+        name = self.kwargs.get("gguf_file")
+        path = None if name is None else Path(self.model) / self.kwargs.get("subfolder", "") / name
+        return path if path is not None and path.is_file() else None
+
+    def to_dict(self, relative_to: Path | None = None) -> dict[str, Any]:
+        """Plain JSON. The embedded family keeps its names; a path beside or below `relative_to` becomes relative.
+
+        A GGUF file on this machine is named by its own path. A token and the permission to run remote code are left
+        out.
+        """
+        plain = asdict(self)
+        plain["kwargs"] = {key: value for key, value in self.kwargs.items() if key not in _PERSONAL}
+        if Path(self.model).parent == _TINY:
+            return plain | {"model": f"tiny:{Path(self.model).name}"}
+        if self.gguf_path is not None:
+            plain["model"] = str(self.gguf_path)
+            del plain["kwargs"]["gguf_file"]
+        if relative_to is not None and self.is_local:
+            path, pair = Path(plain["model"]).resolve(), relative_to.resolve()
+            if path.is_relative_to(pair.parent):
+                plain["model"] = os.path.relpath(path, pair)
+        return plain
+
+    def located(self, pair: Path | None) -> Source:
+        """The source with a path relative to the folder `pair` made absolute; hub ids stay.
+
+        Raises:
+            PairError: no such GGUF file.
+        """
+        if self.model.startswith("tiny:"):
+            return Source(resolve_model(self.model), self.revision, self.kwargs)
+        if self.model.endswith(_GGUF):
+            file = Path(self.model) if pair is None else pair / self.model
+            if not file.is_file():
+                raise PairError(f"No GGUF file at {file}. Give the path of a file, or a folder, or a hub id.")
+            return Source(str(file.parent.resolve()), self.revision, {**self.kwargs, "gguf_file": file.name})
+        if pair is None or not (pair / self.model).is_dir():
+            if _is_path(self.model) and not Path(self.model).is_dir():
+                looked = self.model if pair is None else os.path.normpath(pair / self.model)
+                raise PairError(
+                    f"The pair {pair or ''} names the model {self.model}, but there is no folder {looked}. Move the "
+                    "model there, or write the pair anew with kad pack."
+                )
+            return self
+        return Source(str((pair / self.model).resolve()), self.revision, self.kwargs)
+
+
+def resolve_model(source: str | os.PathLike[str]) -> str:
+    """A path or hub id that Transformers can load: names of the embedded family become folders, folders absolute.
+
+    Raises:
+        PairError: an unknown name of the embedded family, or what looks like a path and is no folder.
+    """
+    name = os.fspath(source)
+    if name.startswith("tiny:"):
+        return str(_tiny_folder(name))
+    if Path(name).is_dir():
+        return str(Path(name).resolve())
+    if _is_path(name):
+        raise PairError(f"No model folder at {name}. Give a folder, or a hub id like organization/name.")
+    return name
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name looks like a path and not like a hub id."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1
+
+
+def resolve_pair(source: str | os.PathLike[str]) -> str:
+    """A pair: "tiny" becomes the folder of the embedded pair; folders and hub ids stay.
+
+    Raises:
+        PairError: a single model of the embedded family, or what looks like a path and is no folder with a
+            config.json.
+    """
+    name = os.fspath(source)
+    if name == "tiny":
+        return str(_TINY / "pair")
+    if name.startswith("tiny:"):
+        _tiny_folder(name)
+        raise PairError(f"{name} is one model, not a pair. Give tiny, or both models by their names.")
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        raise PairError(f"{name} is no pair: it has no config.json. Write one with: kad pack -o {name} ...")
+    if not Path(name).is_dir() and _is_path(name):
+        raise PairError(f"No pair at {name}. Give a folder written by `kad pack`, a hub id, or tiny.")
+    return name
+
+
+def _tiny_folder(name: str) -> Path:
+    model = name.removeprefix("tiny:")
+    if model not in TINY_MODELS:
+        raise PairError(f"Unknown model {name!r}. Choose from: {', '.join(f'tiny:{m}' for m in TINY_MODELS)}.")
+    return _TINY / model

@@ -1,0 +1,219 @@
+"""p read through q*'s tokenizer: the probability that p's text goes on with one of q*'s tokens.
+
+With T the text that p writes and w the answer so far in q*'s tokens,
+
+    phat(v | w) = Pr[ enc_q(T) starts with w v ] / Pr[ enc_q(T) starts with w ]
+
+is a language model over q*'s tokens, so every rule holds with p replaced by phat. `Translation.read` computes a lower
+bound of it that is a function of w alone; what it leaves out is nobody's, and a rule defers it. See docs/method.md.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kad.tokens.nodes import Nodes, shared_length
+from kad.tokens.token_bytes import TokenBytes, whole_characters
+
+# The answer's last tokens, in which a boundary is forced where they are not what the tokenizer would make.
+_WINDOW = 24
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One row of phat.
+
+    Attributes:
+        p: the lower bound of phat by token of q*, where it is not 0.
+        rest: the mass that is nobody's: 1 - sum of `p`.
+    """
+
+    p: dict[int, float]
+    rest: float
+
+
+@dataclass(frozen=True)
+class _Branch:
+    """A way in which p may have written the answer so far and more."""
+
+    mass: float
+    ids: tuple[int, ...]
+    text: bytes
+    ended: bool
+
+    def __lt__(self, other: _Branch) -> bool:
+        """Largest mass first; equal masses by their tokens, so that the order depends on the answer alone."""
+        return (-self.mass, self.ids) < (-other.mass, other.ids)
+
+
+class Translation:
+    """The base model's next-token distribution in the aligned model's tokens.
+
+    Args:
+        nodes: the base model after its prompt.
+        aligned: the aligned model's tokenizer.
+        opened: bytes that p writes before the answer begins (the space after "Answer:" that p's first token takes in).
+        stops: texts by which p's own prompt format ends an answer ("\\nQuestion:"); there p's text ends.
+        least_branch: a branch of less than this share is not pursued; its mass is nobody's.
+        most_branches: no more than so many are pursued, the largest first.
+    """
+
+    def __init__(
+        self,
+        nodes: Nodes,
+        aligned: TokenBytes,
+        *,
+        opened: bytes = b"",
+        stops: Sequence[bytes] = (),
+        least_branch: float = 0.05,
+        most_branches: int = 32,
+    ) -> None:
+        self._nodes, self._base, self._aligned = nodes, nodes.tokens, aligned
+        self._opened, self._stops, self._least_branch = opened, tuple(stops), least_branch
+        self._most_branches = most_branches
+        self._begun = tuple(stop[:count] for stop in stops for count in range(1, len(stop)))
+
+    def read(self, answer: Sequence[int]) -> Reading:
+        """The row of phat after the answer so far, in q*'s tokens."""
+        answer = tuple(answer)
+        text = self._opened + self._aligned.bytes_of(answer)
+        found: dict[int, float] = defaultdict(float)
+        rest = 0.0
+        if whole_characters(text) == len(text):
+            tail = self._canonical_tail(answer)
+            start = len(text) - len(self._aligned.bytes_of(tail))
+            branches, rest = self._branches(text)
+            least = self._least_branch * (rest + sum(branch.mass for branch in branches))
+            open_branches: list[_Branch] = []
+            pursued = 0
+            while True:
+                for branch in branches:
+                    token = self._next_token(branch, tail, start, len(text))
+                    if token == -1 and not branch.ended and branch.mass >= least:
+                        heapq.heappush(open_branches, branch)
+                    elif token == -1:
+                        rest += branch.mass
+                    elif token is not None:
+                        found[token] += branch.mass
+                if not open_branches or pursued == self._most_branches:
+                    break
+                pursued += 1
+                branch = heapq.heappop(open_branches)
+                branches, left = self._grow(branch.ids, branch.text, branch.mass, text)
+                rest += left
+            rest += sum(branch.mass for branch in open_branches)
+        total = sum(found.values()) + rest
+        return (
+            Reading({token: mass / total for token, mass in found.items()}, rest / total)
+            if total > 0
+            else Reading({}, 1.0)
+        )
+
+    def _canonical_tail(self, answer: tuple[int, ...]) -> tuple[int, ...]:
+        """The longest of the answer's last tokens that are what the tokenizer makes of their text.
+
+        A sampled answer need not be canonical as a whole. The condition then is that p's text starts with the bytes
+        before the tail, and that the tokenizer makes the tail of what follows them.
+        """
+        for start in range(max(0, len(answer) - _WINDOW), len(answer)):
+            tail = answer[start:]
+            text = self._aligned.bytes_of(tail)
+            if whole_characters(text) == len(text) and self._aligned.encode(text) == tail:
+                return tail
+        return ()
+
+    def _branches(self, text: bytes) -> tuple[list[_Branch], float]:
+        """Every way in which a token of p can cross the end of `text`, and the mass of those left out.
+
+        For each cut of the text one head: the canonical tokens before the cut; then the tokens that begin with the
+        bytes behind it, and go on (for the cut at the end: all tokens).
+        """
+        heads = []
+        for cut in range(max(0, len(text) - self._base.longest + 1), len(text) + 1):
+            if whole_characters(text[:cut]) < cut or not self._base.is_extended(text[cut:]):
+                continue
+            head = self._base.encode(text[:cut])
+            if self._base.is_stepwise(head):
+                heads.append((head, text[:cut]))
+        whole = self._base.encode(text)
+        shared = min((shared_length(head, whole) for head, _ in heads), default=0)
+        # Those that p has passed on its way come first: they cost no forward, and tell how little the others matter.
+        heads.sort(key=lambda head: head[0] != whole[: len(head[0])])
+        branches: list[_Branch] = []
+        rest = total = 0.0
+        for head, before in heads:
+            mass, reached = self._mass(head, whole, shared, self._least_branch * total)
+            if not reached:
+                rest += mass
+                continue
+            grown, left = self._grow(head, before, mass, text)
+            branches += grown
+            rest += left
+            total += left + sum(branch.mass for branch in grown)
+        return branches, rest
+
+    def _mass(self, head: tuple[int, ...], whole: tuple[int, ...], shared: int, least: float) -> tuple[float, bool]:
+        """p(head | its first `shared` tokens), or a bound of it where it is too small to be worth a forward."""
+        mass = 1.0
+        for count in range(shared, len(head)):
+            if head[:count] != whole[:count] and mass < least:
+                return mass, False
+            mass *= self._nodes.at(head[:count]).p(head[count])
+        return mass, mass > 0.0 and mass >= least
+
+    def _grow(self, ids: tuple[int, ...], text: bytes, mass: float, answer: bytes) -> tuple[list[_Branch], float]:
+        """The branches after one more token of p, and the mass of the tokens that are not looked at one by one.
+
+        Where p's text has not yet reached the end of the answer, its next token must take in the rest, and go on.
+
+        Args:
+            ids, text, mass: where p is.
+            answer: the text that it must begin with.
+        """
+        node, missing = self._nodes.at(ids), answer[len(text) :]
+        inside = len(text) < len(answer)
+        likely = node.likely.items()
+        chosen = [(token, share) for token, share in likely if not inside or self._base.extends(token, missing)]
+        whole = node.p(self._base.extensions(missing)) if inside else 1.0
+        branches = [
+            self._cut_at_stop(mass * share, (*ids, token), text, self._base.pieces[token], len(answer))
+            for token, share in chosen
+        ]
+        return branches, mass * max(whole - sum(share for _, share in chosen), 0.0)
+
+    def _cut_at_stop(self, mass: float, ids: tuple[int, ...], text: bytes, piece: bytes | None, end: int) -> _Branch:
+        """The branch, ended where p's text ends: at a special token, or before a stop string that ends past the answer.
+
+        One that lies in the answer itself was q*'s to write, and p goes on reading.
+        """
+        if piece is None:
+            return _Branch(mass, ids, text, True)
+        longer = text + piece
+        first = max(len(text), end)
+        found = [
+            (place + len(s), place) for s in self._stops if (place := longer.find(s, max(first - len(s) + 1, 0))) >= 0
+        ]
+        # The first that is complete: p's reader stops there, whatever longer one has begun before it.
+        return _Branch(mass, ids, longer[: min(found)[1]], True) if found else _Branch(mass, ids, longer, False)
+
+    def _next_token(self, branch: _Branch, tail: tuple[int, ...], start: int, end: int) -> int | None:
+        """q*'s token after the answer on this branch; -1 while it is open (or the text ends), None where the branch
+        is not the answer at all: q*'s tokenizer makes other tokens of it."""
+        text = branch.text[start:]
+        if branch.ended and len(branch.text) < end:
+            return -1
+        if branch.ended:
+            known = self._aligned.encode(text[: whole_characters(text)])
+        elif branch.text.endswith(self._begun):
+            return -1
+        else:
+            known = self._aligned.settled(text, tail)
+        shared = min(len(known), len(tail))
+        if known[:shared] != tail[:shared]:
+            return None
+        if branch.ended and len(known) < len(tail):
+            return None
+        return known[len(tail)] if len(known) > len(tail) else -1

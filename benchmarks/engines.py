@@ -27,7 +27,8 @@ import kad
 from benchmarks import harness, smollm2
 from kad.engines.llama_cpp.host import library
 from kad.engines.llama_cpp.model import LlamaCppModel, _Batch
-from kad.engines.protocols import ComposedModel
+from kad.engines.load import Loaded
+from kad.engines.pair import pair_of
 
 QUESTIONS = ("Write a short poem about the sea.", "How do plants make sugar?")
 # One thread: its processor time is the wall time of a quiet machine, and on a busy machine it still means something.
@@ -71,9 +72,9 @@ def deeper(source: Path, file: Path, copies: int = COPIES) -> Path:
 
 
 @torch.no_grad()
-def bare(model: ComposedModel, repeats: int = 7, prefix: int = 40) -> dict[str, float]:
+def bare(model: Loaded, repeats: int = 7, prefix: int = 40) -> dict[str, float]:
     """The median seconds of the `PASSES` behind a prefix, in turn: as in decoding, no model is alone in the caches."""
-    scorers = model.scorers(("base", "aligned"))
+    scorers = pair_of(model).scorers(("base", "aligned"))
     ids = torch.randint(1000, 40_000, (prefix + DRAFTS + 1,), generator=torch.Generator().manual_seed(0))
     for scorer in scorers.values():
         scorer.advance(ids[:prefix], 1)
@@ -116,7 +117,7 @@ def several_texts(file: Path, repeats: int = 15, prefix: int = 40) -> dict[str, 
     return {f"milliseconds_{name}": 1000 * statistics.median(seconds) for name, seconds in found.items()}
 
 
-def decode(model: ComposedModel, question: str, drafts: int, tokens: int) -> tuple[float, int]:
+def decode(model: Loaded, question: str, drafts: int, tokens: int) -> tuple[float, int]:
     """Seconds and windows of an answer of exactly so many tokens."""
     how = kad.Sampling(temperature=0, max_new_tokens=tokens)
     started = CLOCK()
@@ -125,7 +126,7 @@ def decode(model: ComposedModel, question: str, drafts: int, tokens: int) -> tup
     return CLOCK() - started, tokens if answer.statistics is None else answer.statistics.windows
 
 
-def rates(model: ComposedModel, drafts: int, tokens: int) -> tuple[list[float], float]:
+def rates(model: Loaded, drafts: int, tokens: int) -> tuple[list[float], float]:
     """Tokens a second of each question, and tokens a window; both from the later tokens of the answers."""
     found, windows = [], 0
     few = DRAFTS + 1
@@ -136,7 +137,7 @@ def rates(model: ComposedModel, drafts: int, tokens: int) -> tuple[list[float], 
     return found, len(QUESTIONS) * (tokens - few) / windows
 
 
-def measure(models: dict[str, ComposedModel], tokens: int, rounds: int) -> dict[str, Any]:
+def measure(models: dict[str, Loaded], tokens: int, rounds: int) -> dict[str, Any]:
     """Everything about the engines, in turn."""
     found: dict[str, dict[str, list[float]]] = {name: {"plain": [], "drafts": []} for name in models}
     passes: dict[str, dict[str, list[float]]] = {name: {each: [] for each in PASSES} for name in models}
@@ -202,7 +203,7 @@ def main() -> None:
     harness.save("engines", result)
 
 
-def _load(base: str, aligned: str, engine: str) -> ComposedModel:
+def _load(base: str, aligned: str, engine: str) -> Loaded:
     model = kad.load(base=base, aligned=aligned, engine=engine, dtype="float32", device="cpu")
     model.generation_config.eos_token_id = None
     return model

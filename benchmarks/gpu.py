@@ -130,9 +130,9 @@ def ideal(model: kad.KadForCausalLM, ids: torch.Tensor, window: int, repeats: in
     roles, drafts = ("base", "aligned"), torch.zeros(window + 1, dtype=torch.long, device=ids.device)
     length = ids.shape[1]
     if backend:
-        scorers = model.captured_scorers(roles, "aligned", (window,), length + 64, backend)
+        scorers = model.pair.captured_scorers(roles, "aligned", (window,), length + 64, backend)
     else:
-        scorers = model.scorers(roles)
+        scorers = model.pair.scorers(roles)
     for scorer in scorers.values():
         scorer.advance(ids[0], 1)
 

@@ -21,9 +21,10 @@ import torch
 import kad
 from benchmarks.harness import save
 from kad import real_pair
+from kad.engines.pair import pair_of
 from kad.engines.translated import LEAST, LEAST_BRANCH, Translated
 from kad.hosts import llama_cpp
-from kad.text.contexts import context_of
+from kad.text.contexts import Asking
 from kad.text.streaming import Stream
 from kad.tokens import Nodes, Reading, Translation
 from kad.tokens.token_bytes import token_bytes
@@ -59,7 +60,7 @@ def medians(pairs: list[tuple[float, float]]) -> tuple[float, float]:
 
 def step_seconds(model: Any, role: str, length: int = 40, steps: int = 12) -> tuple[float, float]:
     """The median of one model's step behind `length` tokens, by both clocks."""
-    scorer = model.scorers([role])[role]
+    scorer = pair_of(model).scorers([role])[role]
     ids = torch.arange(5, 5 + length)
     scorer.advance(ids, 1)
     times = []
@@ -81,7 +82,7 @@ def answers(model: Any, questions: list[str], new_tokens: int) -> list[dict[str,
     for question in questions:
         steps = (step_seconds(model, role) for role in ("base", "aligned"))
         step = [sum(clock) for clock in zip(*steps, strict=True)]
-        stream = Stream(model, context_of(model, question), model.composition, how, 0)
+        stream = Stream(model, Asking(question).context(pair_of(model)), model.composition, how, 0)
         base = stream.loop.scorers["base"]
         assert isinstance(base, Translated)
         seconds, forwards, before, started = [], [], 0, None
@@ -112,13 +113,13 @@ def with_drafts(model: Any, questions: list[str], new_tokens: int) -> dict[str, 
 
 def compare(model: Any, given: list[dict[str, Any]], positions: int) -> dict[str, Any]:
     """The kept sets of the search beside those of a finer one, at the first `positions` positions."""
-    base, aligned = token_bytes(model.base_tokenizer), token_bytes(model.tokenizer)
+    base, aligned = token_bytes(pair_of(model).base_tokenizer), token_bytes(model.tokenizer)
     differ, rests, gaps, count = 0, [], [], 0
     for item in given:
-        context = context_of(model, item["question"])
+        context = Asking(item["question"]).context(pair_of(model))
         rows = []
         for least, branch, most in ((LEAST, LEAST_BRANCH, 32), (LEAST / 10, 0.01, 200)):
-            scorer = model.scorers(["base"])["base"]
+            scorer = pair_of(model).scorers(["base"])["base"]
             last = scorer.advance(torch.tensor(context.base_ids), 1)[0]
             nodes = Nodes(scorer, last, base, least)
             stops = [stop.encode() for stop in context.stops]

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from transformers import EosTokenCriteria, LogitsProcessorList, StoppingCriteriaList
 
-from kad.engines.transformers.speculative_inputs import stop_rule, warp_of
+from kad.engines.transformers.speculative import stop_rule
 from kad.method.composition import Composition, compose
 from kad.method.nobody import never_kept
+from kad.method.speculation.decisions import warp_of
 from kad.method.speculation.loop import SpeculativeLoop
 from kad.method.speculation.policies import choose_policy
 from kad.method.speculation.windows import FixedWindow

@@ -18,7 +18,7 @@ from kad.engines.own_prompt import OwnPrompt
 from kad.errors import KadError, UsageError
 from kad.pair.base_prompt import BasePrompt
 from kad.text.batch import generate_all
-from kad.text.contexts import Context, context_of
+from kad.text.contexts import Asking, Context
 from kad.text.score import score_tokens
 from kad.tokens.stops import Stops
 
@@ -238,7 +238,7 @@ def test_the_base_model_never_writes_a_stop(rule: str) -> None:
     model, question = tiny.pair(), "Ann has 5 pens. She buys 8 more. How many?"
     model.rule = rule
     form = BasePrompt("Ask: {question}\n", ("13", "\n"))
-    context = context_of(model, question, base_prompt=form)
+    context = Asking(question, base_prompt=form).context(model.pair)
     assert context.base_ids is not None
     expected: list[int] = []
     ends = model.generation_config.eos_token_id
@@ -307,7 +307,7 @@ def test_one_model_with_two_prompts_is_guided(folders: dict[str, Path]) -> None:
 def test_special_tokens_typed_by_a_user_stay_text() -> None:
     model = tiny.pair()
     special = model.tokenizer.all_special_tokens[0]
-    ids = context_of(model, f"Hi {special} there", base_prompt="{question}\n").base_ids or []
+    ids = Asking(f"Hi {special} there", base_prompt="{question}\n").context(model.pair).base_ids or []
     assert model.tokenizer.convert_tokens_to_ids(special) not in ids[1:]
     assert special in model.tokenizer.decode(ids)
 

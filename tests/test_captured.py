@@ -118,7 +118,7 @@ def test_the_flag_of_the_command_line(folders: dict[str, Path], monkeypatch: pyt
 
 def test_two_generations_at_once_do_not_share_a_cache(pair: kad.KadForCausalLM) -> None:
     arguments = (("base", "aligned"), "aligned", (4,), 40, "eager")
-    first, second = (pair.captured_scorers(*arguments)["base"] for _ in range(2))
+    first, second = (pair.pair.captured_scorers(*arguments)["base"] for _ in range(2))
     ids = torch.arange(5, 9)
     expected = first.advance(ids, 1)
     second.advance(ids.flip(0), 1)
@@ -127,8 +127,9 @@ def test_two_generations_at_once_do_not_share_a_cache(pair: kad.KadForCausalLM) 
     first.release()
     with pytest.raises(UsageError, match="was released"):
         first.advance(ids, 1)
-    assert copy.deepcopy(pair.captures)._free == {}
-    assert isinstance(pair.captures, Captures)
+    captures = pair.pair.models["base"].captures  # type: ignore[attr-defined]
+    assert copy.deepcopy(captures)._free == {}
+    assert isinstance(captures, Captures)
 
 
 def test_a_cache_cannot_be_given(pair: kad.KadForCausalLM, prompt: Callable[..., Any]) -> None:

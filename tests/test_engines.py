@@ -15,11 +15,11 @@ from kad.engines.files import engine_for, is_mlx
 from kad.engines.llama_cpp import host as llama_cpp
 from kad.engines.load import gguf_file
 from kad.engines.mlx import host as mlx
-from kad.engines.pair import Pair, compose_models
-from kad.engines.protocols import ComposedModel
+from kad.engines.pair import Pair
+from kad.engines.transformers.loading import load_model
 from kad.engines.transformers.model import TransformersModel
 from kad.errors import MissingExtraError, OptionError, PairError, VocabularyError
-from kad.pair import folder as pairs
+from kad.pair import resolve
 from kad.pair.base_prompt import BasePrompt
 from kad.pair.config import KadConfig
 from kad.pair.folder import read_config
@@ -31,13 +31,12 @@ PROMPT = "Ann has 5 pens. She buys 8 more. How many pens does she have now?"
 def transformers_pair(rule: str = "dual:threshold=0.4") -> Pair:
     sources = {"base": Source.parse("tiny:big-base"), "aligned": Source.parse("tiny:small-aligned")}
     config = KadConfig(**{role: source.to_dict() for role, source in sources.items()}, rule=rule)
-    return compose_models(config, {role: TransformersModel(source) for role, source in sources.items()})
+    return Pair(config, {role: TransformersModel(load_model(source), source) for role, source in sources.items()})
 
 
 @pytest.mark.parametrize("draft", [0, 3])
 def test_a_pair_of_single_models_is_the_composed_model(draft: int) -> None:
     ours, theirs = transformers_pair(), kad.load("tiny", device="cpu")
-    assert isinstance(ours, ComposedModel)
     greedy = kad.Sampling(temperature=0)
     answers = [kad.generate(m, PROMPT, sampling=greedy, num_draft_tokens=draft) for m in (ours, theirs)]
     assert answers[0].token_ids == answers[1].token_ids
@@ -58,7 +57,7 @@ def test_different_tokens_are_refused(folders: dict[str, Path]) -> None:
     sources = {"base": Source(str(folders["base"])), "aligned": Source.parse("tiny:small-aligned")}
     config = KadConfig(**{role: source.to_dict() for role, source in sources.items()})
     with pytest.raises(VocabularyError, match="different vocabularies"):
-        compose_models(config, {role: TransformersModel(source) for role, source in sources.items()})
+        Pair(config, {role: TransformersModel(load_model(source), source) for role, source in sources.items()})
 
 
 def test_a_gguf_file_is_named_by_its_path_and_relative_to_the_pair(tmp_path: Path) -> None:
@@ -123,7 +122,7 @@ def test_the_configuration_of_a_pair_is_read_once(monkeypatch: pytest.MonkeyPatc
         read.append(pair)
         return read_config(pair, **place)
 
-    monkeypatch.setattr(pairs, "read_config", counting)
+    monkeypatch.setattr(resolve, "read_config", counting)
     model = kad.load("tiny", rule="primal:budget=0.5", deferral_temperature=2.0, base_prompt="qa", device="cpu")
     assert read == ["tiny"]
     assert (str(model.rule), model.composition.deferral_temperature) == ("primal:budget=0.5", 2.0)

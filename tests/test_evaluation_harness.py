@@ -61,7 +61,7 @@ def test_greedy_generation_is_the_argmax_of_pi(lm: KadLM, folders: dict[str, Pat
 def test_speculation_takes_one_request_at_a_time(folders: dict[str, Path]) -> None:
     with pytest.raises(UsageError, match="one request at a time"):
         KadLM(base=str(folders["base"]), aligned=str(folders["aligned"]), speculative=True, batch_size=2)
-    with pytest.raises(UsageError, match="kad takes pair="):
+    with pytest.raises(UsageError, match="`base` needs `aligned` beside it"):
         KadLM(base=str(folders["base"]))
 
 

@@ -141,8 +141,7 @@ def test_options_are_scored_under_each_method(folders: dict[str, Path], tmp_path
 def test_the_harness_gives_the_same_log_likelihoods(folders: dict[str, Path]) -> None:
     from lm_eval.api.instance import Instance
 
-    from kad.evaluation.engines.models import Models
-    from kad.evaluation.engines.text_engine import TextEngine
+    from kad.evaluation.engine import Engine
     from kad.evaluation.harness import KadLM
 
     pairs = [("What is", " two"), ("A rather longer context ", "than that"), ("", "alone")]
@@ -151,7 +150,7 @@ def test_the_harness_gives_the_same_log_likelihoods(folders: dict[str, Path]) ->
     theirs = lm.loglikelihood(
         [Instance(request_type="loglikelihood", doc={}, arguments=one, idx=0, metadata=("t", 0, 1)) for one in pairs]
     )
-    engine = TextEngine(Models({role: Source.parse(place) for role, place in two.items()}))
+    engine = Engine({role: Source.parse(place) for role, place in two.items()})
     (method,) = parse_methods("dual:threshold=0.2")
     for (ours, greedy), (found, theirs_greedy) in zip(engine.log_likelihoods(method, pairs), theirs, strict=True):
         assert ours == pytest.approx(found, abs=1e-3)

@@ -133,7 +133,7 @@ def children() -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         [
-            "kad.evaluation.engines.text_engine",
+            "kad.evaluation.engine",
             "lm_eval.tasks",
             "datasets",
             "kad.tiny",

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from kad.cli.main import app
 from kad.errors import UsageError
 from kad.evaluation.choice import choose, refuse_test_splits, write_rule
-from kad.evaluation.engines.engine import Completion
+from kad.evaluation.engine import Completion
 from kad.evaluation.evaluate import Plan
 from kad.evaluation.grid import Point, make_grid
 from kad.evaluation.speed import alternating, measure_speeds

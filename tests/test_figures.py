@@ -15,6 +15,7 @@ import kad
 import oracle
 from conftest import make_model, make_tokenizer
 from kad.cli.main import app
+from kad.engines.transformers.model import TransformersModel
 from kad.errors import UsageError
 from kad.figures.answers import Question, answer
 from kad.figures.approximation import LAMBDAS, approximation, entropy_difference
@@ -32,7 +33,7 @@ def pair(models_: dict[str, Any]) -> kad.KadForCausalLM:
 
 @pytest.fixture(scope="module")
 def data(pair: kad.KadForCausalLM) -> dict[str, Any]:
-    return collect(pair, make_tokenizer(), QUESTIONS, oracle=make_model(9), settings=SETTINGS)
+    return collect(pair, make_tokenizer(), QUESTIONS, oracle=TransformersModel(make_model(9)), settings=SETTINGS)
 
 
 def rows_of(pair: kad.KadForCausalLM, rule: str) -> list[tuple[list[float], ...]]:

@@ -19,6 +19,7 @@ import pytest
 
 import kad
 import needs
+from kad.engines.pair import pair_of
 from kad.errors import UsageError
 from kad.text.prompts import encode
 from kad.text.sampling import Sampling
@@ -130,7 +131,7 @@ def open_page(browser: Any, address: str) -> Iterator[Callable[..., Player]]:
 def greedy(model: Any, rule: str | None = None, forced: tuple[int, ...] = ()) -> Any:
     """The greedy answer to the question, without drafts, after some tokens of it."""
     prompt_ids = [*encode(model.tokenizer, QUESTION), *forced]
-    return Stream(model, prompt_ids, model.composed_by(rule), Sampling(temperature=0), 0).finish()
+    return Stream(model, prompt_ids, pair_of(model).composed_by(rule), Sampling(temperature=0), 0).finish()
 
 
 def test_asks_and_colors_arrive(open_page: Any, tiny: kad.KadForCausalLM) -> None:
@@ -264,7 +265,7 @@ def test_drafts_are_shown_as_they_happen(open_page: Any, tiny: kad.KadForCausalL
     assert f"{rejected.count()} rejected" in said
     assert rejected.count() == player.page.locator(".token.corrected").count() > 0
     pieces = (
-        Stream(tiny, encode(tiny.tokenizer, QUESTION), tiny.composed_by("dual:threshold=0.01"), Sampling(), 4)
+        Stream(tiny, encode(tiny.tokenizer, QUESTION), tiny.pair.composed_by("dual:threshold=0.01"), Sampling(), 4)
         .finish()
         .pieces
     )

@@ -35,7 +35,7 @@ class Gated(TableEngine):
     """A pair whose answers wait at a gate, so that a test decides when each forward pass happens."""
 
     def __init__(self) -> None:
-        super().__init__("dual:threshold=0.4", vocab=95)
+        super().__init__("dual:threshold=0.4", vocab=96)
         self.gate = threading.Semaphore(0)
         self.begun: list[str] = []
         self.passes = 0

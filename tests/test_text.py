@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import defaultdict
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,10 +14,12 @@ from transformers import GenerationConfig
 import kad
 import oracle
 from conftest import make_model, make_tokenizer
-from kad.engines.protocols import ComposedModel, Facts
+from kad.engines.one_at_a_time import OneAtATime
+from kad.engines.pair import Pair
+from kad.engines.protocols import Facts
 from kad.errors import UsageError
 from kad.method.composition import Composition
-from kad.pair.in_force import InForce
+from kad.pair.config import KadConfig
 from kad.rules import parse_rule
 from kad.text.batch import Noise, generate_all, seeds_from
 from kad.text.sampling import processors
@@ -47,21 +48,24 @@ class Scorer(TableScorer):
         self.released = True
 
 
-class TableEngine(InForce):
+class TableModel(OneAtATime):
+    """One table model, as an engine gives it."""
+
+    def __init__(self, role: str, vocab: int, facts: Facts, eos: int | None) -> None:
+        self.role, self.vocab_size, self.facts, self.tokenizer = role, vocab, facts, make_tokenizer()
+        self.generation_config = GenerationConfig(eos_token_id=eos)
+
+    def scorer(self, vocab_size: int, device: torch.device, *, rollback: bool = True) -> Scorer:
+        return Scorer(self.role, vocab_size)
+
+
+class TableEngine(Pair):
     """A pair of table models: no Transformers model anywhere."""
 
-    base_tokenizer = None
-
     def __init__(self, rule: str, vocab: int, eos: int | None = None) -> None:
-        self.config, self.reference, self.vocab = SimpleNamespace(base_prompt=None, foreign_ids=None), None, vocab
-        self.own_composition = Composition.of(rule)
-        self.generation_config = GenerationConfig(eos_token_id=eos)
-        self.tokenizer = make_tokenizer()
-        self.device = torch.device("cpu")
-        self.facts = {"base": Facts(100, None), "aligned": Facts(10, 512)}
-
-    def scorers(self, roles: Any, *, rollback: bool = True) -> dict[str, Scorer]:
-        return {role: Scorer(role, self.vocab) for role in roles}
+        facts = {"base": Facts(100, None), "aligned": Facts(10, 512)}
+        models = {role: TableModel(role, vocab, fact, eos) for role, fact in facts.items()}
+        super().__init__(KadConfig(rule=rule, vocab_size=vocab), models)
 
 
 @pytest.mark.parametrize("drafts", [0, 2])
@@ -72,7 +76,6 @@ def test_the_distribution_is_pi_on_any_engine(
 ) -> None:
     """Every random outcome of `kad.stream` is enumerated, with the bookkeeping of origins on."""
     model, script = TableEngine(rule, vocab=3, eos=2), Script()
-    assert isinstance(model, ComposedModel)
     monkeypatch.setattr("kad.text.streaming.TorchRandomness", lambda seed: script)
     how = kad.Sampling(max_new_tokens=3, **({"temperature": 1.0} | sampling))
     found: dict[tuple[int, ...], float] = defaultdict(float)
@@ -82,6 +85,22 @@ def test_the_distribution_is_pi_on_any_engine(
     made = processors(how.apply(model.generation_config, None), len(PROMPT))
     truth = true_distribution(parse_rule(rule), vocab=3, new_tokens=3, eos=2, processors=made)
     assert total_variation(dict(found), truth) < 1e-6
+
+
+def test_one_model_is_a_pair_of_its_own_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every random outcome is enumerated; a rule that is asked for changes nothing; a score is that of the model."""
+    pair = TableEngine("dual:threshold=0.4", vocab=3, eos=2)
+    one, script, rule = Pair.one(pair.models["base"]), Script(), "aligned_only"
+    monkeypatch.setattr("kad.text.streaming.TorchRandomness", lambda seed: script)
+    how = kad.Sampling(max_new_tokens=3, temperature=1.0)
+    found: dict[tuple[int, ...], float] = defaultdict(float)
+    for _ in script.runs():
+        answer = kad.generate(one, PROMPT, sampling=how, rule=rule)
+        found[tuple(answer.token_ids)] += script.probability
+    assert total_variation(dict(found), true_distribution(parse_rule("base_only"), vocab=3, new_tokens=3, eos=2)) < 1e-6
+    text = [0, 1, 2]
+    theirs = kad.score(pair, PROMPT, text, rule="base_only").log_p
+    torch.testing.assert_close(kad.score(one, PROMPT, text, rule=rule).log_pi, theirs)
 
 
 @pytest.mark.parametrize("drafts", [0, 1, 3])
@@ -291,7 +310,7 @@ def test_the_composition_is_held_parsed_and_written_as_a_string(pair: kad.KadFor
     assert pair.composition is pair.composition
     pair.rule = "primal:budget=0.5"
     assert (pair.config.rule, pair.composition.rule) == ("primal:budget=0.5", parse_rule("primal:budget=0.5"))
-    pair.own_composition = Composition.of("dual", 2.0)
+    pair.pair.own_composition = Composition.of("dual", 2.0)
     assert (pair.config.rule, pair.config.deferral_temperature) == ("dual:threshold=0.4", 2.0)
     with pytest.raises(kad.KadError, match="needs the reference model"):
         kad.KadForCausalLM.from_models(pair.base, pair.aligned).rule = "implicit_reward"

@@ -9,6 +9,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import kad
 from kad import tiny
+from kad.engines.pair import Pair
+from kad.engines.transformers.model import TransformersModel
 from kad.text.score import score_tokens
 from kad.tiny.measure import attempt
 
@@ -73,8 +75,13 @@ def test_chat_markers_are_single_tokens_and_end_a_turn(tokenizer, models):
         assert end in models[name].generation_config.eos_token_id
 
 
+def one(model):
+    """A pair as it is, and a single model as one."""
+    return model if hasattr(model, "pair") else Pair.one(TransformersModel(model))
+
+
 def accuracy(model, tokenizer, n=60):
-    return sum(a.correct for a in attempt(model, tokenizer, tiny.problems("development", n), batch_size=n)) / n
+    return sum(a.correct for a in attempt(one(model), tokenizer, tiny.problems("development", n), batch_size=n)) / n
 
 
 def test_the_gaps_between_the_single_models(models, tokenizer):
@@ -126,7 +133,7 @@ def test_base_shares_lie_between_the_two_ends(pair, tokenizer):
 
 def test_batched_answers_are_those_of_one_at_a_time(models, tokenizer):
     asked = tiny.problems("development", 6)
-    together = attempt(models["small-aligned"], tokenizer, asked, batch_size=6)
-    alone = attempt(models["small-aligned"], tokenizer, asked, batch_size=1)
+    together = attempt(one(models["small-aligned"]), tokenizer, asked, batch_size=6)
+    alone = attempt(one(models["small-aligned"]), tokenizer, asked, batch_size=1)
     assert [a.text for a in together] == [a.text for a in alone]
     assert [a.prompt_ids for a in together] == [a.prompt_ids for a in alone]

@@ -17,21 +17,20 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 import kad
 import oracle
 from conftest import CHAT_TEMPLATE, make_model, make_tokenizer
+from kad.engines.pair import Pair
 from kad.engines.protocols import Facts
 from kad.engines.translated import Languages, Translated
 from kad.errors import RuleError, UsageError, VocabularyError
-from kad.evaluation.engines.engine import Request
-from kad.evaluation.engines.models import Models
-from kad.evaluation.engines.text_engine import TextEngine
+from kad.evaluation.engine import Engine, Request
 from kad.evaluation.methods import parse_method
 from kad.figures.probe import SURE, probe
 from kad.method.composition import Composition
-from kad.pair.in_force import InForce
+from kad.pair.config import KadConfig
 from kad.pair.model_files import load_tokenizer
 from kad.pair.sources import Source
 from kad.rules import parse_rule
 from kad.text.batch import generate_all
-from kad.text.contexts import context_of
+from kad.text.contexts import Asking
 from kad.text.score import score_tokens
 from kad.tokens import TokenBytes, Translation
 from kad.tokens.token_bytes import whole_characters
@@ -69,15 +68,15 @@ class Aligned(TableScorer):
         """Nothing to do."""
 
 
-class Toys(InForce):
+class Toys(Pair):
     """A pair of table models with random tokenizers of their own."""
 
-    base_tokenizer, reference, device = SimpleNamespace(), None, torch.device("cpu")
+    device, roles = torch.device("cpu"), ("base", "aligned")  # type: ignore[assignment]
 
     def __init__(self, rule: str, seed: int, splits: tuple[str, str], longest: int = 4) -> None:
         base, aligned = random_tokenizer(seed, b"a ", 3, splits[0]), random_tokenizer(seed + 50, b"a ", 2, splits[1])
         self.model, self.vocab = Base(base, seed, longest), len(aligned.pieces)
-        self.config = SimpleNamespace(base_prompt=None, vocab_size=self.vocab, foreign_ids=None)
+        self.config = KadConfig(vocab_size=self.vocab)
         self.tokenizer = SimpleNamespace(bytes=aligned, decode=lambda ids, **_: aligned.bytes_of(ids).decode())
         self.base_tokenizer = SimpleNamespace(bytes=base)
         self.own_composition = Composition.of(rule)
@@ -255,13 +254,13 @@ def test_a_pair_with_two_tokenizers_says_so(where: dict[str, str], caplog: pytes
 
 def test_an_evaluation_asks_the_base_model_alone_in_its_own_tokens(where: dict[str, str]) -> None:
     """Where nobody says how, it is asked by "qa", and never in the aligned model's tokens."""
-    engine = TextEngine(Models({role: Source.parse(place) for role, place in where.items()}))
+    engine = Engine({role: Source.parse(place) for role, place in where.items()})
     method, asked = parse_method("base"), "Question: What is it?\nAnswer:"
     assert engine.renderer(method)([{"role": "user", "content": "What is it?"}]) == asked
     (found,) = engine.generate(method, [Request(asked, 0, 8, 0.0)])
     tokenizer = load_tokenizer(Source.parse(where["base"]))
     ids = tokenizer(asked, return_tensors="pt").input_ids
-    wanted = engine.models.part("base").generate(ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :]
+    wanted = engine.model("base").model.generate(ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :]
     assert found.text == tokenizer.decode(wanted, skip_special_tokens=True)
 
 
@@ -361,7 +360,7 @@ def test_a_conversation_and_a_batch(pair: kad.KadForCausalLM) -> None:
         said.append({"role": "user", "content": question})
         assert answer.token_ids == kad.generate(pair, said, sampling=GREEDY).token_ids
         said.append({"role": "assistant", "content": answer.text})
-    contexts = [context_of(pair, question) for question in ("What is it?", "The dog ran")]
+    contexts = [Asking(question).context(pair) for question in ("What is it?", "The dog ran")]
     together = generate_all(pair, pair.tokenizer, contexts, sampling=GREEDY)
     alone = [kad.generate(pair, question, sampling=GREEDY).token_ids for question in ("What is it?", "The dog ran")]
     assert [answer.token_ids for answer in together] == alone
@@ -375,7 +374,7 @@ def test_a_pair_folder_keeps_it(pair: kad.KadForCausalLM, tmp_path: Path) -> Non
 
 
 def test_without_a_chat_template_both_models_read_one_text(pair: kad.KadForCausalLM) -> None:
-    context = context_of(pair, "The cat sat", raw=True)
+    context = Asking("The cat sat", raw=True).context(pair)
     assert pair.base_tokenizer.decode(context.base_ids) == pair.tokenizer.decode(context.ids) == "The cat sat"
 
 

@@ -10,28 +10,30 @@ from typing import Any
 import pytest
 
 import kad
-from kad.engines.protocols import Ask, DraftCounts, Emission, Generates
+from kad.engines.pair import Pair
+from kad.engines.protocols import Ask, DraftCounts, Emission
+from kad.engines.vllm.pair import VllmPair
 from kad.errors import OptionError, UsageError
-from kad.pair.in_force import InForce
 from kad.text.batch import generate_all
 from kad.text.streaming import Stream
 from test_text import GREEDY, PROMPT, TableEngine
 
 
-class WholeEngine(InForce):
+class WholeEngine(Pair):
     """It answers by a table engine inside, three tokens at a time and all requests in turns, as vLLM would."""
 
-    base_tokenizer = None
-
     def __init__(self, rule: str = "dual:threshold=0.4", context: int | None = None) -> None:
-        inner = TableEngine(rule, vocab=5, eos=2)
-        self.inner, self.config, self.reference = inner, inner.config, None
-        self.own_composition = inner.own_composition
-        self.generation_config, self.tokenizer = inner.generation_config, inner.tokenizer
-        self.draft_tokens, self.context_length = 0, context
+        self.inner = TableEngine(rule, vocab=5, eos=2)
+        super().__init__(self.inner.config, self.inner.models)
+        self.generation_config = self.inner.generation_config
+        self.whole = self  # type: ignore[assignment]
+        self.draft_tokens, self.limit = 0, context
         self.counted, self.ended = DraftCounts(), 0
 
-    def run(self, asks: Sequence[Ask], draft_tokens: int = 0, drafter: str = "aligned") -> Iterator[Emission]:
+    context_length = property(lambda self: self.limit)  # type: ignore[assignment]
+    needs_logits = VllmPair.needs_logits
+
+    def batch(self, asks: Sequence[Ask], draft_tokens: int = 0, drafter: str = "aligned") -> Iterator[Emission]:
         self.draft_tokens = draft_tokens
         streams = {index: self._stream(ask, draft_tokens) for index, ask in enumerate(asks)}
         try:
@@ -66,8 +68,8 @@ SAMPLED = kad.Sampling(max_new_tokens=20, temperature=1.0, top_k=0, seed=5)
 @pytest.mark.parametrize("how", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_an_answer_is_that_of_the_engine(how: kad.Sampling) -> None:
     model = WholeEngine()
-    assert isinstance(model, Generates)
-    assert not isinstance(model.inner, Generates)
+    assert model.whole is not None
+    assert model.inner.whole is None
     expected = kad.generate(model.inner, PROMPT, sampling=how, num_draft_tokens=0)
     answer = kad.generate(model, PROMPT, sampling=how)
     assert (answer.token_ids, answer.text) == (expected.token_ids, expected.text)

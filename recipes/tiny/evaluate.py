@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
+from kad.engines.pair import Pair
+from kad.engines.transformers.model import TransformersModel
 from kad.tiny.measure import Attempt, attempt
 from kad.tiny.problems import problems
 from recipes.tiny.pretrain import load_tokenizer
@@ -31,7 +33,7 @@ def evaluate(folder: Path, n: int) -> None:
     tokenizer = load_tokenizer()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     for sampled in (False, True):
-        answers = attempt(model, tokenizer, problems("development", n), sampled=sampled)
+        answers = attempt(Pair.one(TransformersModel(model)), tokenizer, problems("development", n), sampled=sampled)
         print(folder.name, "sampled" if sampled else "greedy", halves(answers), flush=True)
     for wrong in [a for a in answers if not a.correct][:4]:
         print("   ", wrong.problem.chain, "|", wrong.text.replace("\n", "\\n"))

@@ -23,6 +23,10 @@ class PairError(KadError):
     """A pair folder, a configuration or the place of a model that cannot be used."""
 
 
+class MissingTokenizerError(PairError):
+    """A folder of bare weights, or a model given as an object: it has no tokenizer."""
+
+
 class UsageError(KadError):
     """An option, or a combination of options, that cannot be carried out."""
 

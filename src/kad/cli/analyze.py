@@ -54,7 +54,7 @@ def command(
     from kad.method.rules import Primal, parse_rule
 
     others = [parse_rule(rule) for rule in compare]
-    model = models.load_in_transformers()
+    model = models.load()
     tokenizer = model.tokenizer
     asked = questions.load(tokenizer)
     how: dict[str, Any] = {

@@ -37,8 +37,7 @@ class Chat:
     @property
     def model(self) -> Loaded:
         """The composed model."""
-        model: Loaded = self.conversation.model  # type: ignore[assignment]
-        return model
+        return self.conversation.model
 
     def describe(self) -> str:
         """The models and the rule, in one line."""

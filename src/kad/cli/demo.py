@@ -90,22 +90,23 @@ def command(
 def _measure(n: int, messages: Console, console: Console | None) -> Findings:
     with messages.status("Loading the tiny family ..."):
         import torch
-        from transformers import AutoModelForCausalLM
         from transformers.utils import logging
 
-        from kad import tiny
+        from kad.engines.load import load_one
+        from kad.engines.pair import Pair
+        from kad.pair.sources import Source
 
         logging.disable_progress_bar()
         # For models this small, several threads are slower than one.
         torch.set_num_threads(1)
         pair = tiny.pair()
         tokenizer = pair.tokenizer
-        bound = AutoModelForCausalLM.from_pretrained(tiny.path("big-aligned"))
+        bound = load_one(Source.parse("tiny:big-aligned"), "transformers")
     findings = Findings(str(pair.rule))
     _answer_shown(findings, pair, tokenizer)
     if console is not None:
         _print_shown(console, findings)
-    models = {BASE: pair.base, ALIGNED: pair.aligned, COMPOSED: pair, BOUND: bound}
+    models = {BASE: _one(pair, "base"), ALIGNED: _one(pair, "aligned"), COMPOSED: pair, BOUND: Pair.one(bound)}
     _count_correct(findings, models, tokenizer, n, messages)
     return findings
 
@@ -119,8 +120,8 @@ def _answer_shown(findings: Findings, pair: KadForCausalLM, tokenizer: Any) -> N
     written, seconds = 0, 0.0
     for problem in asked:
         answers = {
-            BASE: attempt(pair.base, tokenizer, [problem])[0],
-            ALIGNED: attempt(pair.aligned, tokenizer, [problem])[0],
+            BASE: attempt(_one(pair, "base"), tokenizer, [problem])[0],
+            ALIGNED: attempt(_one(pair, "aligned"), tokenizer, [problem])[0],
         }
         started = time.perf_counter()
         answers[COMPOSED] = attempt(pair, tokenizer, [problem])[0]
@@ -128,6 +129,13 @@ def _answer_shown(findings: Findings, pair: KadForCausalLM, tokenizer: Any) -> N
         written += len(answers[COMPOSED].token_ids) + 1  # and the end of the turn
         findings.shown.append(Shown(answers, _base_shares(pair, answers[COMPOSED])))
     findings.tokens_per_second = written / seconds
+
+
+def _one(pair: KadForCausalLM, role: str) -> Pair:
+    """One model of the pair by itself."""
+    from kad.engines.pair import Pair
+
+    return Pair.one(pair.pair.models[role])
 
 
 def _base_shares(pair: KadForCausalLM, answer: Attempt) -> list[float]:

@@ -12,7 +12,8 @@ from rich.table import Table
 
 from kad.cli import origins, stdio
 from kad.cli.wrapping import Wrapper
-from kad.text.prompts import context_length, decode
+from kad.engines.pair import pair_of
+from kad.text.prompts import decode
 from kad.words import counted
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def show_statistics(model: Loaded, answer: Answer) -> None:
 
 def statistics_rows(model: Loaded, answer: Answer) -> list[tuple[str, str]]:
     """Name and value of every figure."""
-    context = context_length(model)
+    context = pair_of(model).context_length
     total = len(answer.prompt_ids) + len(answer.token_ids)
     of_context = f", {total:,} of {context:,} positions" if context else ""
     rows = [

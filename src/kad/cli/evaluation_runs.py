@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -66,25 +67,18 @@ def pair_models(models: ModelOptions) -> tuple[dict[str, Source], Composition, B
     """The models by role, how they are composed, and how the base model is asked, of what the options name."""
     from kad.method.composition import Composition
     from kad.pair.base_prompt import BasePrompt
-    from kad.pair.config import KadConfig
-    from kad.pair.folder import read_config
     from kad.pair.sources import Source
 
-    if models.base is not None or models.aligned is not None:
-        models.check_sources()
-        named = {role: getattr(models, role) for role in ("base", "aligned", "reference")}
-        sources = {role: Source.parse(name) for role, name in named.items() if name is not None}
-        config = KadConfig()
-    else:
-        config = read_config(models.pair or "tiny")
-        sources = config.model_sources()
-        if config.name_or_path:
-            sources["pair"] = Source(config.name_or_path)
-        if models.reference is not None:
-            sources["reference"] = Source.parse(models.reference)
-    composition = Composition.of(models.rule or config.rule, models.deferral_temperature or config.deferral_temperature)
-    asked = config.base_prompt if models.base_prompt is None else models.base_prompt
-    return sources, composition, BasePrompt.parse(asked)
+    # A pair may get a reference model for one run.
+    reference = None if models.base is not None or models.aligned is not None else models.reference
+    config = replace(models, reference=None if reference is not None else models.reference).resolve()
+    sources = config.model_sources()
+    if reference is not None:
+        sources["reference"] = Source.parse(reference)
+    if config.name_or_path:
+        sources["pair"] = Source(config.name_or_path)
+    composition = Composition(config.parsed_rule, config.deferral_temperature)
+    return sources, composition, BasePrompt.parse(config.base_prompt)
 
 
 def execute(plan: Plan, out: Path) -> Settings:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,10 @@ from kad.cli.flatten import Without
 from kad.cli.options import Json, ModelOptions
 from kad.cli.questions import Questions
 from kad.options import Option
+
+if TYPE_CHECKING:
+    from kad.engines.load import Loaded
+    from kad.engines.protocols import Model
 
 EXAMPLES = (
     "kad figures -o figures",
@@ -41,7 +45,7 @@ def command(
 
     stdio.check_folder(out)
     require_pyplot()  # a missing matplotlib is worth knowing before the models run
-    model = models.load_in_transformers()
+    model = models.load()
     tokenizer = model.tokenizer
     asked = questions.load(tokenizer)
 
@@ -66,11 +70,14 @@ def command(
             typer.echo(path)
 
 
-def _oracle(name: str | None, model: Any) -> Any:
-    """The big aligned model, loaded like the models of the pair."""
+def _oracle(name: str | None, model: Loaded) -> Model | None:
+    """The big aligned model, run by the engine that its files are made for."""
     if name is None:
         return None
-    from kad.engines.transformers.loading import load_model
-    from kad.pair.sources import Source, resolve_model
+    from kad.engines.files import engine_for
+    from kad.engines.load import load_one
+    from kad.engines.pair import pair_of
+    from kad.pair.sources import Source
 
-    return load_model(Source.parse(resolve_model(name))).to(model.base.device)
+    source = Source.parse(name)
+    return load_one(source, engine_for(source), device=str(pair_of(model).device))

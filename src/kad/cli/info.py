@@ -19,7 +19,6 @@ from kad.options import Option
 from kad.words import count_text, counted, size_text
 
 if TYPE_CHECKING:
-    from kad.pair.config import KadConfig
     from kad.pair.sources import Source
 
 EXAMPLES = (
@@ -95,7 +94,7 @@ def command(
     if named.pair is None and named.base is None:
         raise UsageError("kad info needs a pair (a folder, a hub id or tiny), or --base and --aligned.")
     loading.quiet_transformers()
-    config = _configuration(named)
+    config = named.resolve()
     sources = config.model_sources()
     models = {role: _describe(source) for role, source in sources.items()}
     vocabulary = _vocabulary(sources, models)
@@ -122,17 +121,6 @@ def _show(found: dict[str, Any], render: Callable[[dict[str, Any]], Table], as_j
         stdio.print_json(found)
     else:
         stdio.stdout().print(render(found))
-
-
-def _configuration(models: options.ModelOptions) -> KadConfig:
-    from kad.pair.config import KadConfig
-    from kad.pair.folder import read_config
-    from kad.pair.sources import Source
-
-    if models.pair is not None:
-        return read_config(models.pair)
-    named = {role: getattr(models, role) for role in ("base", "aligned", "reference")}
-    return KadConfig(**{role: Source.parse(name).to_dict() for role, name in named.items() if name is not None})
 
 
 def _describe(source: Source) -> Description:
@@ -223,11 +211,11 @@ def _cache_numbers(text: Any) -> int:
 
 
 def _vocabulary(sources: dict[str, Source], models: dict[str, Description]) -> dict[str, Any]:
-    from kad.pair.folder import check_vocabularies
+    from kad.pair.folder import vocabulary_in_files
 
     sizes = {role: model.vocabulary for role, model in models.items()}
     try:
-        common = check_vocabularies(sizes, sources)
+        common = vocabulary_in_files(sources, sizes)
         shared = {"match": True, "size": common.vocab_size, "foreign": len(common.foreign_ids)}
         return {**shared, "rows": sizes, "problem": None}
     except VocabularyError as error:

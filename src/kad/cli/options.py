@@ -11,19 +11,19 @@ import sys
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from kad.engines.load import DTYPES, ENGINES, check_sources
+from kad.engines.load import DTYPES, ENGINES
 from kad.errors import KadError, UsageError
 from kad.options import Option, check_fields
 from kad.pair.base_prompt import BasePrompt
-from kad.pair.sources import resolve_pair
+from kad.pair.sources import check_sources, resolve_pair
 
 if TYPE_CHECKING:
     from kad.engines.load import Loaded
-    from kad.engines.transformers.modeling import KadForCausalLM
+    from kad.pair.config import KadConfig
 
 Model = str | None
 Json = Annotated[bool, Option("Print one JSON object, and nothing else, on standard output.", name="--json")]
@@ -197,13 +197,17 @@ class ModelOptions:
         """
         check_sources(self.pair, self.base, self.aligned, self.reference)
 
+    def resolve(self) -> KadConfig:
+        """The configuration of the pair that the options name; see `kad.pair.resolve.resolve`."""
+        from kad.pair.resolve import resolve
+
+        return resolve(
+            self.pair, base=self.base, aligned=self.aligned, reference=self.reference, rule=self.rule,
+            deferral_temperature=self.deferral_temperature, base_prompt=self.base_prompt,
+        )  # fmt: skip
+
     def load(self) -> Loaded:
         """The composed model; see `kad.cli.loading.load_model`."""
         from kad.cli import loading
 
         return loading.load_model(self)
-
-    def load_in_transformers(self) -> KadForCausalLM:
-        """The composed model, run by Transformers, for commands that need all models as modules of torch."""
-        model: Any = replace(self, engine="transformers").load()
-        return cast("KadForCausalLM", model)

@@ -156,9 +156,12 @@ def _serve_with_vllm(
 def _command_line(
     pair: str, speculate: bool, draft_tokens: int | None, repeatable: bool, extra: Sequence[str]
 ) -> list[str]:
+    from kad.pair.folder import vocabulary_in_files
+    from kad.pair.resolve import resolve
     from kad.pair.sources import resolve_pair
 
-    config = _checked(pair)
+    config = resolve(pair)
+    vocabulary_in_files(config.model_sources())
     arguments = [sys.executable, "-m", "kad.engines.vllm.launch", "serve", resolve_pair(pair)]
     if _value_of(extra, "--served-model-name") is None:
         arguments += ["--served-model-name", pair]
@@ -181,22 +184,6 @@ def _command_line(
         draft = _speculation(config, draft_tokens or DRAFT_TOKENS, repeatable, ranks)
         arguments += ["--speculative-config", json.dumps(draft)]
     return [*arguments, *extra]
-
-
-def _checked(pair: str) -> KadConfig:
-    """The pair's configuration, after checking that its models speak the same tokens."""
-    from transformers import AutoConfig
-
-    from kad.pair.folder import check_vocabularies, read_config
-
-    config = read_config(pair)
-    sources = config.model_sources()
-    sizes = {
-        role: AutoConfig.from_pretrained(source.model, revision=source.revision).get_text_config().vocab_size
-        for role, source in sources.items()
-    }
-    check_vocabularies(sizes, sources)
-    return config
 
 
 def _speculation(config: KadConfig, draft_tokens: int, repeatable: bool, ranks: str | None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from kad.engines.files import ENGINES, engines_of
 from kad.errors import OptionError, PairError, UsageError
+from kad.pair.sources import check_sources
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     Loaded = KadForCausalLM | Pair
 
-__all__ = ["DTYPES", "ENGINES", "check_dtype", "check_sources", "first_device", "is_usable", "load", "load_one"]
+__all__ = ["DTYPES", "ENGINES", "check_dtype", "first_device", "is_usable", "load", "load_one"]
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _SHARDING = ("auto", "balanced", "balanced_low_0", "sequential")
 
@@ -61,8 +62,7 @@ def load(
             "cache_type"; see `kad.engines.llama_cpp.model.LlamaCppOptions`. With vLLM, more arguments of `vllm.LLM`.
 
     Returns:
-        A `KadForCausalLM` if Transformers runs all models, a `kad.engines.vllm.pair.VllmPair` if vLLM does, else a
-        `kad.engines.pair.Pair`.
+        A `KadForCausalLM` if Transformers runs all models, else a `kad.engines.pair.Pair`.
 
     Raises:
         UsageError: options that contradict each other, or an unknown engine, dtype or device.
@@ -72,79 +72,70 @@ def load(
     Example:
         >>> model = kad.load("my-pair", rule="primal:budget=0.8", device="cuda")
     """
-    check_sources(pair, base, aligned, reference)
     if engine not in (*ENGINES, "vllm"):
         raise OptionError(f"Unknown `engine` {engine!r}. Choose from: {', '.join(ENGINES)}, vllm.")
+    check_sources(pair, base, aligned, reference)
+    check_dtype(dtype)
+    options = _loading_options(dtype, device, trust_remote_code) if engine != "vllm" else {}
+    from kad.pair.resolve import resolve
+
+    config = resolve(
+        pair, base=base, aligned=aligned, reference=reference, rule=rule, deferral_temperature=deferral_temperature,
+        base_prompt=None if engine == "vllm" else base_prompt,
+    )  # fmt: skip
     if engine == "vllm":
-        named = {"base": base, "aligned": aligned, "reference": reference}
-        refused = {"device": device, "base_prompt": base_prompt}
-        options = {"trust_remote_code": trust_remote_code, "dtype": dtype, **(engine_options or {})}
-        loaded: Loaded = _load_in_vllm(pair, named, rule, deferral_temperature, refused, options)
-        return loaded
-    options = _loading_options(dtype, device, trust_remote_code)
-    from kad.method.rules import parse_rule
-    from kad.pair.config import KadConfig
-    from kad.pair.folder import read_config
-    from kad.pair.sources import Source
+        from kad.engines.vllm.pair import VllmPair
 
-    rule = None if rule is None else parse_rule(rule)
-    composition: dict[str, Any] = {
-        "rule": rule, "deferral_temperature": deferral_temperature, "base_prompt": base_prompt,
-    }  # fmt: skip
-    given = {key: value for key, value in composition.items() if value is not None}
-    named = {"base": base, "aligned": aligned, "reference": reference}
-    if base is not None and rule is not None and reference is None and rule.needs_reference:
-        raise OptionError(f"Rule {rule} needs the reference model. Give one with `reference`.")
-    if base is None:
-        config = read_config(pair or "tiny")
-    else:
-        config = KadConfig(**{role: Source.parse(name).to_dict() for role, name in named.items() if name is not None})
-    if base_prompt is not None:
-        config.set_base_prompt(base_prompt)
-    sources = config.model_sources()
-    engines = engines_of(sources, engine)
-    if set(engines.values()) != {"transformers"}:
-        from kad.engines.pair import compose_models
-
-        models = {
-            role: load_one(source, engines[role], device=device, engine_options=engine_options, **options)
-            for role, source in sources.items()
-        }
-        return compose_models(config, models, rule, deferral_temperature)
-    if engine_options:
+        for name, value in {"device": device, "base_prompt": base_prompt}.items():
+            if value is not None:
+                raise OptionError(f"`engine` vllm takes no `{name}`, but got {value!r}. Leave it out.")
+        arguments = {"trust_remote_code": trust_remote_code, "dtype": dtype, **(engine_options or {})}
+        return VllmPair(config, {name: value for name, value in arguments.items() if value is not None})
+    engines = engines_of(config.model_sources(), engine)
+    if engine_options and "llama_cpp" not in engines.values():
         raise OptionError("`engine_options` are for models that llama.cpp runs, and this pair has none.")
+    from kad.engines.pair import Pair
+
+    models = load_models(config.model_sources(), engines, device=device, engine_options=engine_options, **options)
+    if set(engines.values()) != {"transformers"}:
+        config.vocab_size = None  # as these engines count rows
+        return Pair(config, models)
     from kad.engines.transformers.modeling import KadForCausalLM
 
-    if base is not None and aligned is not None:
-        model = KadForCausalLM.from_models(base, aligned, reference=reference, **given, **options)
-    else:
-        model = KadForCausalLM.from_pretrained(pair or "tiny", config=config, **given, **options)
-    _place(model, device)
-    return model
+    return KadForCausalLM.of(Pair(config, models))
 
 
-def _load_in_vllm(
-    pair: str | None,
-    named: Mapping[str, str | None],
-    rule: str | Mapping[str, Any] | Rule | None,
-    deferral_temperature: float | None,
-    refused: Mapping[str, Any],
-    options: Mapping[str, Any],
-) -> Any:
-    from kad.engines.vllm.pair import VllmPair
-    from kad.pair.sources import Source
+def load_models(
+    sources: Mapping[str, Source],
+    engines: Mapping[str, str],
+    *,
+    device: str | None = None,
+    engine_options: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> dict[str, Model]:
+    """Load the models of a pair, each by its engine, and what two roles share once.
 
-    for name, value in refused.items():
-        if value is not None:
-            raise OptionError(f"`engine` vllm takes no `{name}`, but got {value!r}. Leave it out.")
-    check_dtype(options["dtype"])
-    return VllmPair(
-        None if named["base"] is not None else pair or "tiny",
-        {role: Source.parse(name) for role, name in named.items() if name is not None},
-        rule=rule,
-        deferral_temperature=deferral_temperature,
-        options={name: value for name, value in options.items() if value is not None},
-    )
+    Args:
+        sources: where the models are, by role.
+        engines: what `engines_of` says.
+        device: see `load_one`.
+        engine_options: see `load`.
+        **options: see `load_one`.
+    """
+    ours = {role: source for role, source in sources.items() if engines[role] == "transformers"}
+    models: dict[str, Model] = {}
+    if ours:
+        from kad.engines.transformers.loading import load_models as load_in_transformers
+
+        models.update(load_in_transformers(ours, {}, options))
+        _place(models, ours, device)
+    for role, source in sources.items():
+        twin = next((other for other in models if sources[other] == source), None)
+        if role not in models:
+            models[role] = models[twin] if twin else load_one(
+                source, engines[role], device=device, engine_options=engine_options, **options
+            )  # fmt: skip
+    return {role: models[role] for role in sources}
 
 
 def load_one(
@@ -160,7 +151,7 @@ def load_one(
     Args:
         source: where the model is.
         engine: what `engine_for` says.
-        device: "cpu" keeps a model of llama.cpp or MLX away from the GPU.
+        device: where a model of Transformers goes; "cpu" keeps one of llama.cpp or MLX away from the GPU.
         engine_options: see `load`.
         **options: for models of Transformers, see `kad.pair.sources.MODEL_KWARGS`.
 
@@ -169,9 +160,7 @@ def load_one(
         OptionError: an unknown option of an engine.
     """
     if engine == "transformers":
-        from kad.engines.transformers.model import TransformersModel
-
-        return TransformersModel(source, **options)
+        return load_models({"aligned": source}, {"aligned": engine}, device=device, **options)["aligned"]
     if engine == "mlx":
         from kad.engines.mlx.model import MlxModel
 
@@ -205,23 +194,6 @@ def gguf_file(source: Source) -> Path:
     return Path(download(source, name))
 
 
-def check_sources(pair: str | None, base: str | None, aligned: str | None, reference: str | None) -> None:
-    """Either a pair, or base and aligned model.
-
-    Raises:
-        UsageError: both, or one of the two models without the other.
-    """
-    given = {"`base`": base, "`aligned`": aligned, "`reference`": reference}
-    named = [option for option, value in given.items() if value is not None]
-    if pair is not None and named:
-        raise OptionError(f"Give `pair` or {' '.join(named)}, not both.")
-    if named and (base is None or aligned is None):
-        missing = "`base`" if base is None else "`aligned`"
-        raise OptionError(
-            f"{' '.join(named)} needs {missing} beside it: a composition has a base and an aligned model."
-        )
-
-
 def check_dtype(dtype: str | None, option: str = "dtype") -> None:
     """Raise UsageError unless `dtype` is None or one of `DTYPES`."""
     if dtype is not None and dtype not in DTYPES:
@@ -248,7 +220,6 @@ def is_usable(device: str) -> bool:
 def _loading_options(dtype: str | None, device: str | None, trust_remote_code: bool) -> dict[str, Any]:
     options: dict[str, Any] = {}
     if dtype is not None:
-        check_dtype(dtype)
         options["dtype"] = dtype
     if device is not None:
         _check_device(device)
@@ -272,8 +243,8 @@ def _check_device(device: str) -> None:
         raise UsageError(f"Device {device!r} cannot be used here: {reason}") from error
 
 
-def _place(model: KadForCausalLM, device: str | None) -> None:
-    """Move the models to `device`. Without one: to the first accelerator, unless the pair says where they go."""
+def _place(models: Mapping[str, Any], sources: Mapping[str, Source], device: str | None) -> None:
+    """Move models of Transformers to `device`. Without one: to the first accelerator, unless they say where they go."""
     if device in _SHARDING:
         return
     chosen: Any = device
@@ -281,15 +252,14 @@ def _place(model: KadForCausalLM, device: str | None) -> None:
         import torch
 
         placed = any(
-            key in source.kwargs
-            for source in model.config.model_sources().values()
-            for key in ("device_map", "quantization_config")
+            key in source.kwargs for source in sources.values() for key in ("device_map", "quantization_config")
         )
         if placed or not torch.accelerator.is_available():
             return
         chosen = first_device()
     try:
-        model.to(chosen)
+        for model in models.values():
+            model.model.to(chosen)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         raise OptionError(f"The models cannot be moved to {chosen}: {reason}. Try `device` cpu or auto.") from error

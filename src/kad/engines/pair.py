@@ -1,102 +1,266 @@
-"""A pair whose models are run by any engines: each role has a model of its own engine."""
+"""`Pair`: models by role and the composition in force. It is what everything above the engines works with."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from transformers import GenerationConfig
 
-from kad.engines.protocols import Facts, Model
-from kad.errors import PairError
-from kad.method.composition import Composition
+from kad.engines.protocols import Facts, Model, WholeModel
+from kad.errors import MissingTokenizerError, RuleError
+from kad.method.composition import Composition, RuleLike
+from kad.method.rules import Rule
 from kad.method.scorer import Scorer
+from kad.pair.base_prompt import BasePrompt
 from kad.pair.config import KadConfig
 from kad.pair.folder import generation_config, write
-from kad.pair.in_force import InForce
 from kad.pair.model_files import tokenizer_of
 from kad.tokens.agreement import agree
 from kad.tokens.vocabulary import OWN, Common
 
-if TYPE_CHECKING:
-    from kad.method.rules import Rule
+# The compositions of the current calls in this context, by the id of the pair. Other pairs and threads see none.
+_CALLS: ContextVar[Mapping[int, Composition] | None] = ContextVar("kad_compositions_of_calls", default=None)
 
 
-class Pair(InForce):
-    """A base model and a small aligned one, run by engines. It implements `kad.engines.protocols.ComposedModel`.
+class Pair:
+    """A base model, a small aligned one, perhaps a reference model, each run by its engine, and how they are composed.
+
+    A single model is a pair, too: see `one`.
 
     Args:
-        config: the pair. Its `vocab_size` and `foreign_ids` are set here.
+        config: the pair. Its vocabulary is decided here if it is not known yet.
         models: the models by role.
 
     Attributes:
-        parts: the models by role.
-        device: the CPU, where the models' logits are composed.
-        rule: the rule in force.
+        models: the models by role.
+        whole: the engine that runs whole generations of this pair, or None: the models give scorers.
+        generation_config: the sampling settings, and the tokens that end a text.
 
     Raises:
         VocabularyError: the models' tokens differ.
         RuleError: the rule needs the reference model, and there is none.
     """
 
-    device = torch.device("cpu")
+    whole: WholeModel | None = None
 
     def __init__(self, config: KadConfig, models: Mapping[str, Model]) -> None:
-        self.config, self.parts = config, dict(models)
-        self.reference = self.parts.get("reference")
-        self.config.set_vocabulary(vocabulary_of(self.parts))
-        self.own_composition = Composition.of(config.rule, config.deferral_temperature)
-        self.generation_config = generation_config(config, self.parts["aligned"].generation_config)
+        self.config, self.models = config, dict(models)
+        if config.vocab_size is None:
+            config.set_vocabulary(vocabulary_of(self.models))
+        self.generation_config = generation_config(config, self.models["aligned"].generation_config)
+        self.own_composition = Composition.of(config.parsed_rule, config.deferral_temperature)
+
+    @classmethod
+    def one(cls, model: Model) -> Pair:
+        """A single model as a pair: pi is its own distribution, whatever rule is asked for."""
+        return _One(KadConfig(rule="base_only"), {"aligned": model})
+
+    def base_model(self) -> Pair:
+        """The base model as a pair of its own, in its own tokens, with the sampling settings of this pair."""
+        pair = Pair.one(self.models["base"])
+        ends = self.models["base"].generation_config.eos_token_id
+        pair.generation_config = GenerationConfig.from_dict(self.generation_config.to_dict())
+        pair.generation_config.eos_token_id = pair.tokenizer.eos_token_id if ends is None else ends
+        pair.generation_config.pad_token_id = pair.tokenizer.pad_token_id
+        return pair
+
+    # ------------------------------------------------------------------ what is known
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The aligned model's tokenizer. A pair's folder may have one of its own for models of Transformers."""
-        aligned = self.parts["aligned"]
-        return tokenizer_of(self.config) if aligned.facts.engine == "transformers" else aligned.tokenizer
+        """The aligned model's tokenizer, with its chat template; the pair's own where its folder has one.
 
-    @property
+        Raises:
+            PairError: there is none. Assign one if the models were given as objects.
+        """
+        aligned = self.models["aligned"]
+        own = aligned.facts.tokenizer_in_file or not self.config.name_or_path
+        return aligned.tokenizer if own else tokenizer_of(self.config)
+
+    @cached_property
     def base_tokenizer(self) -> Any:
-        """The base model's tokenizer, where it is another one. Else None."""
-        return self.parts["base"].tokenizer if self.config.base_tokenizer == OWN else None
+        """The base model's tokenizer, where it is another one. Else None. Assign it if the models were objects."""
+        return self.models["base"].tokenizer if self.config.base_tokenizer == OWN else None
+
+    @cached_property
+    def facts(self) -> dict[str, Facts]:
+        """What is known about each model, by role."""
+        return {role: model.facts for role, model in self.models.items()}
 
     @property
-    def facts(self) -> dict[str, Facts]:
-        """See `kad.engines.protocols.ComposedModel`."""
-        return {role: model.facts for role, model in self.parts.items()}
+    def context_length(self) -> int | None:
+        """The number of positions that all models support. None if no model says."""
+        limits = (facts.context_length for facts in self.facts.values())
+        return min((limit for limit in limits if limit), default=None)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the logits."""
+        return self.models["base" if "base" in self.models else "aligned"].device
+
+    @property
+    def roles(self) -> Collection[str]:
+        """The roles for which the pair has a model."""
+        return self.models.keys()
+
+    @property
+    def is_one(self) -> bool:
+        """Whether it is a single model."""
+        return "base" not in self.roles
+
+    def roles_of(self, composition: Composition, drafter: str = "aligned") -> tuple[str, ...]:
+        """The models that must run: all, but the reference only if the rule needs it or if it drafts."""
+        needs_reference = composition.rule.needs_reference or drafter == "reference"
+        return tuple(role for role in ("base", "aligned") if role in self.roles) + ("reference",) * needs_reference
+
+    # ------------------------------------------------------------------ how it is composed
+
+    @property
+    def composition(self) -> Composition:
+        """The rule and deferral temperature in force: those of the current call, else the pair's own."""
+        return (_CALLS.get() or {}).get(id(self), self._own)
+
+    @property
+    def own_composition(self) -> Composition:
+        """The pair's own composition, which is in force outside of calls."""
+        return self._own
+
+    @own_composition.setter
+    def own_composition(self, composition: Composition) -> None:
+        self._own = self._checked(composition)
+        self.config.replace(composition.rule, composition.deferral_temperature)
+
+    @property
+    def rule(self) -> Rule:
+        """The rule in force."""
+        return self.composition.rule
+
+    @rule.setter
+    def rule(self, rule: RuleLike) -> None:
+        self.own_composition = (
+            rule if isinstance(rule, Composition) else Composition.of(rule, self._own.deferral_temperature)
+        )
+
+    @property
+    def base_prompt(self) -> BasePrompt | None:
+        """How the base model is asked. None: it reads the aligned model's prompt. Assign what `kad.generate` takes."""
+        return BasePrompt.parse(self.config.base_prompt)
+
+    @base_prompt.setter
+    def base_prompt(self, prompt: Any) -> None:
+        self.config.set_base_prompt(prompt)
+
+    def composed_by(self, rule: RuleLike | None = None, deferral_temperature: float | None = None) -> Composition:
+        """The composition in force with this rule and deferral temperature (None: leave as it is).
+
+        Raises:
+            RuleError: a bad rule or temperature, or a rule that needs the reference model without it.
+        """
+        now = self.composition
+        if not isinstance(rule, Composition):
+            rule = Composition.of(now.rule if rule is None else rule, now.deferral_temperature)
+        return self._checked(Composition.of(rule, deferral_temperature))
+
+    @contextmanager
+    def using(self, rule: RuleLike | None = None, deferral_temperature: float | None = None) -> Iterator[None]:
+        """Compose this pair by another rule within a block, in this thread only.
+
+        Arguments and errors are those of `composed_by`.
+        """
+        token = _CALLS.set({**(_CALLS.get() or {}), id(self): self.composed_by(rule, deferral_temperature)})
+        try:
+            yield
+        finally:
+            _CALLS.reset(token)
+
+    def _checked(self, composition: Composition) -> Composition:
+        if composition.rule.needs_reference and "reference" not in self.roles:
+            raise RuleError(
+                f"Rule {composition.rule} needs the reference model; the pair has none. Give one: reference=..."
+            )
+        return replace(composition, foreign=tuple(self.config.foreign_ids or ()))
+
+    # ------------------------------------------------------------------ running
 
     def scorers(self, roles: Collection[str], *, rollback: bool = True) -> dict[str, Scorer]:
-        """See `kad.engines.protocols.ComposedModel`."""
-        return {role: self.scorer_of(self.parts[role], rollback=rollback) for role in roles}
+        """New scorers, by role. With `rollback` False, models that cannot roll back are allowed (recurrent states).
+
+        Raises:
+            UsageError: `rollback`, and a model that cannot take rejected drafts back.
+        """
+        return {role: self.scorer_of(self.models[role], rollback=rollback) for role in roles}
 
     def scorer_of(self, model: Model, *, rollback: bool = True) -> Scorer:
         """A scorer for any model with the pair's vocabulary, or for a base model with its own."""
-        own = model is self.parts["base"] and self.config.base_tokenizer == OWN
-        size = model.vocab_size if own else int(self.config.vocab_size or 0)
-        return model.scorer(size, self.device, rollback=rollback)
+        return model.scorer(self._rows_of(model), self.device, rollback=rollback)
+
+    def captured_scorers(
+        self, roles: Collection[str], drafter: str, windows: Sequence[int], capacity: int, backend: Any
+    ) -> dict[str, Scorer]:
+        """New scorers with captured forward passes, by role.
+
+        The drafting model reads one token at a time, and two after a window of accepted drafts. The other models read
+        the drafts of a window and the token before them.
+
+        Args:
+            roles: the models.
+            drafter: the role of the drafting model.
+            windows: how many tokens may be drafted.
+            capacity: the most tokens of the text.
+            backend: True, or the name of a backend of torch.compile.
+
+        Raises:
+            UsageError: a model cannot be captured.
+        """
+        shapes = {role: (1, 2) if role == drafter else tuple(size + 1 for size in windows) for role in roles}
+        return {
+            role: self.models[role].captured(self._rows_of(self.models[role]), self.device, capacity, shape, backend)
+            for role, shape in shapes.items()
+        }
+
+    def needs_logits(self, what: str) -> None:
+        """Raise UsageError if `what`, which needs logits, is asked of a pair that gives none."""
 
     def save_pretrained(self, folder: Any) -> None:
         """Write the pair's folder; see `kad.pair.folder.write`."""
         write(folder, self.config, self.tokenizer, self.generation_config)
 
+    def _rows_of(self, model: Model) -> int:
+        own = self.config.base_tokenizer == OWN and model is self.models["base"]
+        return model.vocab_size if own else int(self.config.vocab_size or 0)
 
-def compose_models(
-    config: KadConfig,
-    models: Mapping[str, Model],
-    rule: str | Mapping[str, Any] | Rule | None = None,
-    deferral_temperature: float | None = None,
-) -> Pair:
-    """A pair of loaded models, with the rule and the deferral temperature replaced where they are given."""
-    chosen = Composition.of(config.rule if rule is None else rule, deferral_temperature or config.deferral_temperature)
-    config.rule, config.deferral_temperature = str(chosen.rule), chosen.deferral_temperature
-    return Pair(config, models)
+
+class _One(Pair):
+    """A single model as a pair, with the only rule that reads it alone."""
+
+    def composed_by(self, rule: RuleLike | None = None, deferral_temperature: float | None = None) -> Composition:
+        return Composition.of(self._own, deferral_temperature)
+
+
+def pair_of(model: Any) -> Pair:
+    """The pair in what `kad.load` gives: itself, or that of a `KadForCausalLM`."""
+    pair: Pair = getattr(model, "pair", model)
+    return pair
 
 
 def vocabulary_of(models: Mapping[str, Model]) -> Common:
-    """The vocabulary that all models share, after checking that their tokenizers agree."""
+    """The vocabulary that all models share, after checking that their tokenizers agree.
+
+    The ids of a model without a tokenizer (bare weights) are taken to agree.
+
+    Raises:
+        VocabularyError: the tokens differ.
+    """
     tokenizers: dict[str, Any] = {}
     for role, model in models.items():
-        with suppress(PairError):  # bare weights: nothing to compare
+        try:
             tokenizers[role] = model.tokenizer
+        except MissingTokenizerError:
+            continue
     return agree({role: model.vocab_size for role, model in models.items()}, tokenizers)

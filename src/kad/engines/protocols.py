@@ -1,20 +1,20 @@
-"""What an engine provides: for each model of a pair, a scorer that advances and rolls back; or whole generations."""
+"""What an engine provides: a `Model` that gives scorers, or a `WholeModel` that runs whole generations."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol
 
-from kad.errors import UsageError
+import torch
+
 from kad.method.scorer import Scorer
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
     from transformers import GenerationConfig
 
     from kad.method.composition import Composition
-    from kad.pair.base_prompt import BasePrompt
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Facts:
         weight_bytes: the memory of its weights. None if it is not known.
         weights: how its weights are stored, in words: "float32", "Q4_K - Medium", "4 bits".
         grows: whether the engine's option `context` can raise `context_length`.
+        tokenizer_in_file: whether the weights' file carries the tokenizer. It is then used, and not a pair's own.
     """
 
     parameters: int
@@ -36,6 +37,22 @@ class Facts:
     weight_bytes: int | None = None
     weights: str = ""
     grows: bool = False
+    tokenizer_in_file: bool = False
+
+
+class Batch(Protocol):
+    """One model at work on many prompts in step: each call reads one more token of each row.
+
+    Attributes:
+        ids: (batch, positions), the prompts, with padding on the left.
+        room: the number of positions after the prompts.
+    """
+
+    ids: Tensor
+    room: int
+
+    def advance(self, tokens: Tensor | None = None) -> Tensor:
+        """Read the prompts, or one token (batch,) of each row after them. Returns the logits (batch, vocab) there."""
 
 
 class Model(Protocol):
@@ -61,6 +78,10 @@ class Model(Protocol):
     def generation_config(self) -> GenerationConfig:
         """Its sampling settings, and the tokens that end a text."""
 
+    @property
+    def device(self) -> torch.device:
+        """Where its logits are made."""
+
     def scorer(self, vocab_size: int, device: torch.device, *, rollback: bool = True) -> Scorer:
         """A new scorer, whose logits have `vocab_size` entries and are on `device`.
 
@@ -68,71 +89,17 @@ class Model(Protocol):
             UsageError: `rollback`, and the model cannot take rejected drafts back.
         """
 
-
-@runtime_checkable
-class ComposedModel(Protocol):
-    """A loaded pair: a `kad.KadForCausalLM` if Transformers runs all models, else a `kad.engines.pair.Pair`.
-
-    Attributes:
-        generation_config: the aligned model's sampling settings, and the tokens that end a text.
-    """
-
-    generation_config: GenerationConfig
-
-    @property
-    def composition(self) -> Composition:
-        """The rule and the deferral temperature in force."""
-
-    def composed_by(self, rule: Any = None, deferral_temperature: float | None = None) -> Composition:
-        """The current composition with these parts replaced. It is checked against the models of the pair."""
-
-    @property
-    def base_prompt(self) -> BasePrompt | None:
-        """How the base model is asked. None: it reads the aligned model's prompt."""
-
-    @property
-    def tokenizer(self) -> Any:
-        """The tokenizer of the aligned model, with its chat template."""
-
-    @property
-    def base_tokenizer(self) -> Any:
-        """The base model's tokenizer, where it is another one. Else None."""
-
-    @property
-    def facts(self) -> Mapping[str, Facts]:
-        """What is known about each model, by role."""
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the logits."""
-
-    def scorers(self, roles: Collection[str], *, rollback: bool = True) -> dict[str, Scorer]:
-        """New scorers, by role. With `rollback` False, models that cannot roll back are allowed (recurrent states).
+    def captured(
+        self, vocab_size: int, device: torch.device, capacity: int, shapes: Sequence[int], backend: Any
+    ) -> Scorer:
+        """A new scorer whose forward passes are captured; see `Pair.captured_scorers`.
 
         Raises:
-            UsageError: `rollback`, and a model that cannot take rejected drafts back.
+            UsageError: the engine cannot do that.
         """
 
-
-@runtime_checkable
-class Capturing(Protocol):
-    """A pair whose forward passes can be captured."""
-
-    def captured_scorers(
-        self, roles: Collection[str], drafter: str, windows: Sequence[int], capacity: int, backend: bool | str
-    ) -> dict[str, Scorer]:
-        """New scorers with captured forwards, by role.
-
-        Args:
-            roles: the models.
-            drafter: the role of the drafting model.
-            windows: how many tokens may be drafted.
-            capacity: the most tokens of the text.
-            backend: True, or the name of a backend of torch.compile.
-
-        Raises:
-            UsageError: a model cannot be captured.
-        """
+    def in_step(self, prompts: list[list[int]], vocab_size: int, pad: int) -> Batch | None:
+        """The model at work on many prompts at once. None: this engine takes one at a time."""
 
 
 @dataclass(frozen=True)
@@ -182,21 +149,21 @@ class DraftCounts:
     lengths: Mapping[int, int] = field(default_factory=dict)
 
 
-@runtime_checkable
-class Generates(Protocol):
-    """A model or a pair whose engine runs whole generations itself, as vLLM does. It gives no scorers.
+class WholeModel(Protocol):
+    """A model whose engine runs whole generations itself, as vLLM does. It gives no scorers.
 
     Attributes:
-        generation_config: the settings of the answers.
         draft_tokens: how many tokens the engine drafts at a time.
-        context_length: the number of positions that all models support. None if none of them says.
+        context_length: the number of positions that the engine was asked to have. None leaves it to the engine.
     """
 
-    generation_config: GenerationConfig
-    draft_tokens: int
-    context_length: int | None
+    @property
+    def draft_tokens(self) -> int: ...
 
-    def run(self, asks: Sequence[Ask], draft_tokens: int = 0, drafter: str = "aligned") -> Iterator[Emission]:
+    @property
+    def context_length(self) -> int | None: ...
+
+    def batch(self, asks: Sequence[Ask], draft_tokens: int = 0, drafter: str = "aligned") -> Iterator[Emission]:
         """Generate answers, all at once. Tokens come as soon as they are there; to close the iterator ends the rest.
 
         Args:
@@ -212,16 +179,5 @@ class Generates(Protocol):
     def draft_counts(self) -> DraftCounts:
         """What speculation did since the model was made."""
 
-
-def check_scorers(model: Any, what: str) -> None:
-    """Raise UsageError if `what` is asked of a model that gives no scorers."""
-    if isinstance(model, Generates):
-        raise UsageError(
-            f"{what} needs the models' logits, and vLLM runs whole generations. Load the pair with another engine."
-        )
-
-
-def roles_of(composition: Composition, drafter: str = "aligned") -> tuple[str, ...]:
-    """The models that must run: base and aligned, and the reference if the rule needs it or if it drafts."""
-    needs_reference = composition.rule.needs_reference or drafter == "reference"
-    return ("base", "aligned", "reference") if needs_reference else ("base", "aligned")
+    def close(self) -> None:
+        """Stop the engine and free its memory. The next answer starts it again."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from kad.engines.files import engines_of
 from kad.errors import UsageError
-from kad.evaluation.engines.engine import Engine
+from kad.evaluation.engine import Engine
 from kad.evaluation.methods import Method
 from kad.evaluation.options import RunOptions, TaskOptions
 from kad.evaluation.results.fingerprint import fingerprint
@@ -112,11 +112,9 @@ def _silent(what: str, done: int) -> None:
     """No progress."""
 
 
-def _text_engine(plan: Plan) -> Engine:
-    from kad.evaluation.engines.models import Models
-    from kad.evaluation.engines.text_engine import TextEngine
-
-    models = Models(
+def make_engine(plan: Plan) -> Engine:
+    """What answers in a run."""
+    return Engine(
         plan.sources,
         deferral_temperature=plan.deferral_temperature,
         options=plan.load_options,
@@ -124,19 +122,5 @@ def _text_engine(plan: Plan) -> Engine:
         base_prompt=plan.base_prompt,
         engine=plan.engine,
         engine_options=plan.engine_options,
+        diagnostics=plan.diagnostics,
     )
-    return TextEngine(models, plan.diagnostics)
-
-
-def _vllm_engine(plan: Plan) -> Engine:
-    from kad.evaluation.engines.vllm_engine import VllmEngine
-
-    if plan.base_prompt is not None:
-        raise UsageError("vLLM gives all models one prompt: a base prompt needs another engine.")
-    dtype = plan.load_options.get("dtype", "auto")
-    return VllmEngine(plan.sources, plan.deferral_temperature, dtype, plan.engine_options)
-
-
-def make_engine(plan: Plan) -> Engine:
-    """What answers in a run."""
-    return _vllm_engine(plan) if plan.engine == "vllm" else _text_engine(plan)

@@ -12,13 +12,15 @@ import sys
 from functools import partial
 from typing import Any
 
-from kad.engines.load import first_device, is_usable
+from kad.engines.load import first_device, is_usable, load_models
+from kad.engines.pair import Pair
 from kad.engines.transformers.modeling import KadForCausalLM
 from kad.engines.transformers.speculative import speculative as decode_speculatively
 from kad.errors import UsageError
 from kad.evaluation import host
 from kad.evaluation.tasks.task import TASKS_FOLDER, chat_renderer
 from kad.pair.model_files import load_tokenizer
+from kad.pair.resolve import resolve
 from kad.pair.sources import Source
 
 HFLM = host.model_class()
@@ -52,12 +54,15 @@ class KadLM(HFLM):  # type: ignore[misc, valid-type]
         dtype: str | None = None,
         **kwargs: Any,
     ) -> None:
-        model = _load(
-            pair, base, aligned, reference, rule, deferral_temperature, {} if dtype is None else {"dtype": dtype}
+        config = resolve(
+            pair, base=base, aligned=aligned, reference=reference, rule=rule, deferral_temperature=deferral_temperature
         )
-        if device is not None:
-            # lm-eval's command names cuda where nothing is said; without one its own model goes elsewhere too.
-            model.to(device if is_usable(device) else first_device())
+        if device is not None and not is_usable(device):
+            device = first_device()  # lm-eval's command names cuda where nothing is said
+        options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
+        sources = config.model_sources()
+        models = load_models(sources, dict.fromkeys(sources, "transformers"), device=device, **options)
+        model = KadForCausalLM.of(Pair(config, models))
         folder = model.config.folder
         place = Source(str(folder)) if folder else model.config.model_sources()["aligned"]
         if speculative:
@@ -95,25 +100,6 @@ def register() -> None:
     registry = host.model_registry()
     if "kad" not in registry:
         registry.register("kad", target="kad.evaluation.harness:KadLM")
-
-
-def _load(
-    pair: str | None,
-    base: str | None,
-    aligned: str | None,
-    reference: str | None,
-    rule: str | None,
-    deferral_temperature: float | None,
-    options: dict[str, Any],
-) -> KadForCausalLM:
-    composition: dict[str, Any] = {"rule": rule, "deferral_temperature": deferral_temperature}
-    given = {key: value for key, value in composition.items() if value is not None}
-    if pair is not None and base is None and aligned is None:
-        model: KadForCausalLM = KadForCausalLM.from_pretrained(pair, **given, **options)
-        return model
-    if pair is None and base is not None and aligned is not None:
-        return KadForCausalLM.from_models(base, aligned, reference=reference, **given, **options)
-    raise UsageError(f"kad takes pair=..., or base=... and aligned=...; got {pair=}, {base=}, {aligned=}.")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from kad.evaluation.engines.engine import Completion, Engine, Request
+from kad.evaluation.engine import Completion, Engine, Request
 from kad.evaluation.methods import Method, execution_order
 from kad.evaluation.results.settings import Settings
 from kad.evaluation.results.storage import Record, RunDirectory, SampleKey

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from kad.errors import UsageError
-from kad.evaluation.engines.engine import Engine
+from kad.evaluation.engine import Engine
 from kad.evaluation.evaluate import Plan, make_engine
 from kad.evaluation.results.intervals import Means
 from kad.evaluation.results.settings import Settings

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from kad.engines.pair import pair_of
 from kad.figures.answers import Question, answer
 from kad.figures.approximation import Approximation, approximation, concatenate
 from kad.method.knapsack import TOLERANCE, Exact
@@ -17,14 +18,14 @@ from kad.text.score import logits_of
 from kad.words import counted
 
 if TYPE_CHECKING:
-    from kad.engines.transformers.modeling import KadForCausalLM
+    from kad.engines.load import Loaded
     from kad.text.answer import Answer
 
 _CONFIDENCE = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0 + 1e-9)
 
 
 def approximation_on(
-    model: KadForCausalLM,
+    model: Loaded,
     answers: Sequence[Answer],
     *,
     budget: float,
@@ -32,7 +33,7 @@ def approximation_on(
     progress: Callable[[int], object] = lambda done: None,
 ) -> Approximation:
     """The certificates at every position of some answers. `progress` is called with 1 after each answer."""
-    parts, temperature = [], model.composition.deferral_temperature
+    parts, temperature = [], pair_of(model).composition.deferral_temperature
     for item in answers:
         for chunk in logits_of(model, item.prompt_ids, item.token_ids, roles=("base", "aligned")):
             base, aligned = (chunk.logits[role].cpu() / temperature for role in ("base", "aligned"))
@@ -80,7 +81,7 @@ def summarize(rows: Approximation, *, budget: float, threshold: float) -> dict[s
 
 
 def accuracies(
-    model: KadForCausalLM,
+    model: Loaded,
     tokenizer: Any,
     questions: Sequence[Question],
     *,

@@ -12,7 +12,7 @@ from kad.text.batch import generate_all, seeds_from
 from kad.text.sampling import Sampling
 
 if TYPE_CHECKING:
-    from kad.engines.transformers.modeling import KadForCausalLM
+    from kad.engines.load import Loaded
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Answers:
 
 
 def answer(
-    model: KadForCausalLM,
+    model: Loaded,
     tokenizer: Any,
     questions: Sequence[Question],
     rule: Rule,

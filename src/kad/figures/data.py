@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from kad.engines.pair import pair_of
 from kad.errors import UsageError
 from kad.figures.answers import Answers, Question, answer
 from kad.figures.approximation import LAMBDAS, Approximation, approximation, concatenate, entropy_difference
@@ -23,7 +24,7 @@ from kad.tracing.tracer import trace_tokens
 from kad.words import counted
 
 if TYPE_CHECKING:
-    from kad.engines.transformers.modeling import KadForCausalLM
+    from kad.engines.load import Loaded
     from kad.text.answer import Answer
 
 RULES = ("base_only", "aligned_only", "nudging", "primal", "dual", "confidence_bet")
@@ -52,7 +53,7 @@ class Measured:
 
 
 def collect(
-    model: KadForCausalLM,
+    model: Loaded,
     tokenizer: Any,
     questions: Sequence[Question],
     *,
@@ -91,14 +92,14 @@ def collect(
     return dict(sorted(figures.items()))
 
 
-def rules_for(model: KadForCausalLM) -> list[Rule]:
+def rules_for(model: Loaded) -> list[Rule]:
     """The rules that figures compare, as far as the pair can run them."""
     rules = [parse_rule(name) for name in RULES]
-    return rules if model.reference is None else [*rules, ImplicitReward()]
+    return rules if "reference" not in pair_of(model).roles else [*rules, ImplicitReward()]
 
 
 def measure(
-    model: KadForCausalLM, tokenizer: Any, questions: Sequence[Question], rule: Rule, settings: FigureOptions
+    model: Loaded, tokenizer: Any, questions: Sequence[Question], rule: Rule, settings: FigureOptions
 ) -> Measured:
     """Answer the questions under `rule`, and score the answers with the pair's models."""
     answers = answer(
@@ -106,14 +107,14 @@ def measure(
     )
     alphas, betas = [], []
     for item in answers.answers:
-        found = score_tokens(model, item.prompt_ids, item.token_ids, model.composed_by(rule))
+        found = score_tokens(model, item.prompt_ids, item.token_ids, pair_of(model).composed_by(rule))
         betas.append(found.acceptance)
         if found.deferred_mass is not None:
             alphas.append(found.deferred_mass)
     return Measured(answers, alphas, betas)
 
 
-def distributions(model: KadForCausalLM, tokenizer: Any, answers: Answers) -> dict[str, Any]:
+def distributions(model: Loaded, tokenizer: Any, answers: Answers) -> dict[str, Any]:
     """Figure 1: p, q* and pi at a position of the first answer where p is unsure and q* prefers another token."""
     first = answers.answers[0]
     with model.using(answers.rule):
@@ -206,11 +207,11 @@ def _interest(position: Position) -> float:
 
 
 def _knapsacks(
-    model: KadForCausalLM, answers: Sequence[Answer], oracle: Any, settings: FigureOptions
+    model: Loaded, answers: Sequence[Answer], oracle: Any, settings: FigureOptions
 ) -> tuple[Approximation, list[tuple[Tensor, Tensor]]]:
-    parts, entropies, temperature = [], [], model.composition.deferral_temperature
+    parts, entropies, temperature = [], [], pair_of(model).composition.deferral_temperature
     for item in answers:
-        others = {} if oracle is None else {"oracle": model.scorer_of(oracle, rollback=False)}
+        others = {} if oracle is None else {"oracle": pair_of(model).scorer_of(oracle, rollback=False)}
         for chunk in logits_of(model, item.prompt_ids, item.token_ids, roles=("base", "aligned"), others=others):
             logits = {role: rows.cpu() / temperature for role, rows in chunk.logits.items()}
             base, aligned = logits["base"], logits["aligned"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from kad.engines.protocols import check_scorers
+from kad.engines.pair import pair_of
 from kad.method.composition import acceptance, deferred_mass
 from kad.method.rules import CascadeRule
 from kad.text.contexts import Context
@@ -113,7 +113,7 @@ def probe(
     Raises:
         UsageError: an engine that gives no logits.
     """
-    check_scorers(model, "kad info --probe")
+    pair_of(model).needs_logits("kad info --probe")
     alphas, betas, favorites, sure = [], [], [], []
     sampling = Sampling(max_new_tokens=max_new_tokens, temperature=0.0)
     for prompt in prompts:

@@ -43,7 +43,8 @@ class Composition:
     foreign: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "rule", parse_rule(self.rule))
+        if not isinstance(self.rule, Rule):
+            object.__setattr__(self, "rule", parse_rule(self.rule))
         given = self.deferral_temperature
         if isinstance(given, bool) or not isinstance(given, int | float) or not 0.0 < given < float("inf"):
             raise RuleError(f"deferral_temperature must be a positive number, but is {given!r}.")
@@ -192,6 +193,12 @@ def tempered(composition: Composition, logits: Tensor) -> Tensor:
     """Logits over the deferral temperature."""
     temperature = composition.deferral_temperature
     return logits if temperature == 1.0 else logits / temperature
+
+
+def models_of(rows: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The rows of base, aligned and reference model, as `compose` takes them. A single model is base and aligned."""
+    aligned = rows["aligned"]
+    return rows.get("base", aligned), aligned, rows.get("reference")
 
 
 def _cascade(rule: RuleLike, what: str) -> Composition:

@@ -20,6 +20,7 @@ from kad.pair.base_prompt import BasePrompt
 from kad.pair.sources import Source, resolve_pair
 from kad.tokens.vocabulary import Common
 
+ROLES = ("base", "aligned", "reference")
 # How similar a key must be to one of ours to count as mistyped: "rul", "Rule", "temperature".
 _MISTYPED = 0.7
 
@@ -63,14 +64,29 @@ class KadConfig(PreTrainedConfig):
             own = _mistyped(key, KadConfig.__annotations__)
             if own is not None:
                 raise PairError(f"Unknown key {key!r} in a pair's configuration. Did you mean {own!r}?")
-        for role in ("base", "aligned", "reference"):
-            value = getattr(self, role)
-            if value is not None:
-                setattr(self, role, Source.parse(value).to_dict())
-        rule = self.rule
-        self.rule = str(parse_rule(rule))
-        self.set_base_prompt(self.base_prompt)
+        # Parsed here and nowhere else. The fields hold what is written: plain values.
+        self._sources = {role: Source.parse(place) for role in ROLES if (place := getattr(self, role)) is not None}
+        for role, source in self._sources.items():
+            setattr(self, role, source.to_dict())
+        self._rule = parse_rule(self.rule)
+        self.replace(rule=self._rule, base_prompt=self.base_prompt)
         super().__post_init__(**kwargs)
+
+    def replace(
+        self, rule: Rule | None = None, deferral_temperature: float | None = None, base_prompt: Any = None
+    ) -> None:
+        """Put other values in the place of the pair's own. None leaves a value as it is."""
+        if rule is not None:
+            self._rule, self.rule = rule, str(rule)
+        if deferral_temperature is not None:
+            self.deferral_temperature = deferral_temperature
+        if base_prompt is not None:
+            self.set_base_prompt(base_prompt)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in Transformers: plain values."""
+        plain: dict[str, Any] = super().to_dict()
+        return {key: value for key, value in plain.items() if key not in ("_sources", "_rule")}
 
     def set_vocabulary(self, common: Common) -> None:
         """What the models' vocabularies have in common, once the models are known."""
@@ -98,7 +114,7 @@ class KadConfig(PreTrainedConfig):
     @property
     def parsed_rule(self) -> Rule:
         """The rule as an object."""
-        return parse_rule(self.rule)
+        return self._rule
 
     def model_sources(self) -> dict[str, Source]:
         """Where the models are, by role, with absolute paths. "reference" is there only if the pair has one.
@@ -106,17 +122,13 @@ class KadConfig(PreTrainedConfig):
         Raises:
             PairError: base or aligned is missing.
         """
-        sources = {}
-        for role in ("base", "aligned", "reference"):
-            value = getattr(self, role)
-            if value is not None:
-                sources[role] = Source.parse(value).located(self.folder)
-            elif role != "reference":
+        for role in ("base", "aligned"):
+            if role not in self._sources:
                 raise PairError(
                     f"The pair's configuration names no {role} model (key {role!r}). "
                     "Add it, or write the pair anew with kad pack."
                 )
-        return sources
+        return {role: source.located(self.folder) for role, source in self._sources.items()}
 
 
 def _mistyped(key: str, own: Iterable[str]) -> str | None:

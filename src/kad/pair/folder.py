@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from kad.errors import PairError, RuleError
+from kad.errors import MissingTokenizerError, PairError, RuleError
 from kad.method.rules import Rule, parse_rule
 from kad.pair.config import KadConfig
 from kad.pair.model_files import load_config as load_model_config
@@ -51,12 +51,7 @@ def load_config(pair: Any, kwargs: dict[str, Any]) -> tuple[KadConfig, dict[str,
         raise PairError(f"Unknown option {', '.join(map(repr, unknown))} for a pair. Allowed: {', '.join(known)}.")
     if config is None:
         config = read_config(pair, **place)
-    if rule is not None:
-        config.rule = str(parse_rule(rule))
-    if temperature is not None:
-        config.deferral_temperature = temperature
-    if prompt is not None:
-        config.set_base_prompt(prompt)
+    config.replace(None if rule is None else parse_rule(rule), temperature, prompt)
     return config, options
 
 
@@ -82,30 +77,25 @@ def read_config(pair: Any, **place: Any) -> KadConfig:
     return found
 
 
-def check_vocabularies(sizes: Mapping[str, int], sources: Mapping[str, Source | None]) -> Common:
-    """The vocabulary that all models share, after checking that their tokenizers agree.
+def vocabulary_in_files(sources: Mapping[str, Source], sizes: Mapping[str, int] | None = None) -> Common:
+    """The vocabulary that all models share, from their configurations and tokenizers. No weights are read.
 
     Args:
-        sizes: output rows of each model, by role.
-        sources: where each model lies; one without a path (None) has no tokenizer to check, its ids are taken to
-            agree.
+        sources: where the models are, by role. The ids of a folder without a tokenizer are taken to agree.
+        sizes: the output rows of each model, by role, where they are known already.
 
     Raises:
         VocabularyError: the token maps differ.
     """
-    aligned = sources["aligned"]
-    tokenizers: dict[str, Any] = {}
+    rows, tokenizers = dict(sizes or {}), {}
     for role, source in sources.items():
-        if role == "aligned" or source is None or aligned is None or source == aligned:
-            continue
+        if role not in rows:
+            rows[role] = int(load_model_config(source).get_text_config().vocab_size)
         try:
-            both = {role: shared_tokenizer(source), "aligned": shared_tokenizer(aligned)}
-        except PairError:
-            if source.is_local and aligned.is_local and not _has_tokenizer(source):
-                continue  # a folder of bare weights: nothing to compare
-            raise
-        tokenizers |= both
-    return agree(sizes, tokenizers)
+            tokenizers[role] = shared_tokenizer(source)
+        except MissingTokenizerError:
+            continue
+    return agree(rows, tokenizers)
 
 
 def generation_config(config: KadConfig, aligned: GenerationConfig) -> GenerationConfig:
@@ -141,18 +131,16 @@ def pack(
         raise PairError(f"{target} is a folder that is not a pair. Choose another one for the pair.")
     if parsed.needs_reference and "reference" not in sources:
         raise RuleError(f"Rule {parsed} needs the reference model. Give one: reference=... (--reference).")
-    configs = {role: load_model_config(source) for role, source in sources.items()}
-    sizes = {role: int(config.get_text_config().vocab_size) for role, config in configs.items()}
     aligned = sources["aligned"]
-    settings = load_generation_config(aligned) or GenerationConfig.from_model_config(configs["aligned"])
+    settings = load_generation_config(aligned) or GenerationConfig.from_model_config(load_model_config(aligned))
     return write(
         target,
         KadConfig(
-            **{role: source.to_dict() for role, source in sources.items()},
-            rule=str(parsed),
+            **sources,
+            rule=parsed,
             deferral_temperature=deferral_temperature,
             base_prompt=base_prompt,
-            **asdict(check_vocabularies(sizes, sources)),
+            **asdict(vocabulary_in_files(sources)),
         ),
         load_tokenizer(aligned),
         settings,
@@ -220,8 +208,3 @@ def is_pair(folder: Path) -> bool:
         return isinstance(config, dict) and config.get("model_type") == "kad"
     except (OSError, ValueError):
         return False
-
-
-def _has_tokenizer(source: Source) -> bool:
-    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
-    return any((Path(source.model) / name).is_file() for name in names) or "gguf_file" in source.kwargs

@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-from kad.errors import PairError
+from kad.errors import MissingTokenizerError, PairError
 from kad.pair.adapters import adapted
 from kad.pair.sources import Source
 
@@ -32,7 +32,8 @@ def load_tokenizer(source: Source, config: Any = None) -> Any:
     try:
         return AutoTokenizer.from_pretrained(source.model, config=config, **_place(source))
     except (*TROUBLE, ImportError) as error:
-        raise PairError(f"Cannot load the tokenizer of {source.model}: {reason_of(error)}") from error
+        kind = MissingTokenizerError if source.is_local and not _has_tokenizer(source) else PairError
+        raise kind(f"Cannot load the tokenizer of {source.model}: {reason_of(error)}") from error
 
 
 _SHARED: dict[str, Any] = {}
@@ -108,6 +109,11 @@ def download(source: Source, file: str) -> str:
 def _place(source: Source) -> dict[str, Any]:
     place = {key: source.kwargs[key] for key in _PLACE if key in source.kwargs}
     return place if source.revision is None else place | {"revision": source.revision}
+
+
+def _has_tokenizer(source: Source) -> bool:
+    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+    return any((Path(source.model) / name).is_file() for name in names) or "gguf_file" in source.kwargs
 
 
 def reason_of(error: BaseException) -> str:

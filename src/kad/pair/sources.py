@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kad.errors import PairError
+from kad.errors import OptionError, PairError
 
 _GGUF = ".gguf"
 _TINY = Path(__file__).parents[1] / "tiny" / "weights"
@@ -184,3 +184,20 @@ def _tiny_folder(name: str) -> Path:
     if model not in TINY_MODELS:
         raise PairError(f"Unknown model {name!r}. Choose from: {', '.join(f'tiny:{m}' for m in TINY_MODELS)}.")
     return _TINY / model
+
+
+def check_sources(pair: object, base: object, aligned: object, reference: object) -> None:
+    """Either a pair, or base and aligned model.
+
+    Raises:
+        UsageError: both, or one of the two models without the other.
+    """
+    given = {"`base`": base, "`aligned`": aligned, "`reference`": reference}
+    named = [option for option, value in given.items() if value is not None]
+    if pair is not None and named:
+        raise OptionError(f"Give `pair` or {' '.join(named)}, not both.")
+    if named and (base is None or aligned is None):
+        missing = "`base`" if base is None else "`aligned`"
+        raise OptionError(
+            f"{' '.join(named)} needs {missing} beside it: a composition has a base and an aligned model."
+        )

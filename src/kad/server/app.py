@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from kad import __version__
-from kad.engines.protocols import ComposedModel
 from kad.server import errors, openai_routes, page_routes
 from kad.server.desk import Desk
 from kad.server.guard import LOOPBACK, Guard
 
+if TYPE_CHECKING:
+    from kad.engines.load import Loaded
+
 
 def make_app(
-    model: ComposedModel,
+    model: Loaded,
     name: str,
     *,
     api_key: str | None = None,

@@ -11,12 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from kad.engines.base_alone import BaseAlone
-from kad.engines.protocols import ComposedModel, roles_of
+from kad.engines.pair import Pair, pair_of
 from kad.method.composition import Composition
 from kad.method.scorer import Scorer
 from kad.server.errors import Busy
@@ -25,6 +24,9 @@ from kad.text.contexts import Context
 from kad.text.sampling import Sampling, end_tokens
 from kad.text.streaming import Mask, Note, Stream
 from kad.text.warm import WarmScorers
+
+if TYPE_CHECKING:
+    from kad.engines.load import Loaded
 
 Result = TypeVar("Result")
 
@@ -104,8 +106,8 @@ class Desk:
         draft_tokens: how many tokens are drafted at a time where a job does not say; see `kad.generate`.
     """
 
-    def __init__(self, model: ComposedModel, most_requests: int = 64, draft_tokens: int | str | None = None) -> None:
-        self.model, self.most_requests, self._draft_tokens = model, most_requests, draft_tokens
+    def __init__(self, model: Loaded, most_requests: int = 64, draft_tokens: int | str | None = None) -> None:
+        self.model, self.most_requests, self._draft_tokens = pair_of(model), most_requests, draft_tokens
         self.requests = 0
         self._kept = WarmScorers(KEPT_ANSWERS)
         self._models = ThreadPoolExecutor(1, "kad-models")
@@ -113,11 +115,11 @@ class Desk:
         self._closed = False
 
     @cached_property
-    def base_alone(self) -> BaseAlone | None:
+    def base_alone(self) -> Pair | None:
         """The base model in its own tokens. None where the models share them: then the pair answers as `base_only`."""
-        return None if self.model.base_tokenizer is None else BaseAlone(self.model)
+        return None if self.model.base_tokenizer is None else self.model.base_model()
 
-    def model_of(self, job: Job) -> ComposedModel:
+    def model_of(self, job: Job) -> Pair:
         """What answers a job."""
         alone = self.base_alone if job.alone else None
         return self.model if alone is None else alone
@@ -192,7 +194,7 @@ class _KeptStream(Stream):
     reused_tokens = 0
     last_begun: Piece | None = None
 
-    def __init__(self, model: ComposedModel, job: Job, kept: WarmScorers) -> None:
+    def __init__(self, model: Pair, job: Job, kept: WarmScorers) -> None:
         self._model, self._job, self._kept = model, job, kept
         super().__init__(
             model, job.context, job.composition, job.sampling, job.num_draft_tokens, origins=False,
@@ -205,7 +207,7 @@ class _KeptStream(Stream):
         self._kept.keep(self.loop)
 
     def _take(self, context: Context) -> dict[str, Scorer]:
-        roles = roles_of(self._job.composition)
+        roles = self._model.roles_of(self._job.composition)
         # A base model with a prompt of its own reads what has begun anew: what it never keeps depends on it.
         scorers = self._kept.take(replace(context, ids=[*context.ids, *self.begun]), roles)
         self.reused_tokens = min((scorer.processed for scorer in scorers.values()), default=0)

@@ -7,12 +7,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from kad.engines.protocols import ComposedModel
+from kad.engines.pair import Pair
 from kad.method.composition import Composition
 from kad.pair.base_prompt import BUILT_IN, SAME
 from kad.server.desk import Job
 from kad.server.errors import Refusal
-from kad.text.contexts import Context, context_of
+from kad.text.contexts import Asking, Context
 from kad.text.drafting import MAX_DRAFT_TOKENS
 from kad.text.prompts import Prompt, room
 from kad.text.sampling import Sampling
@@ -106,7 +106,7 @@ class Drawing(Composing):
             **({} if self.temperature == 0 else limits),
         )
 
-    def composition(self, model: ComposedModel) -> Composition:
+    def composition(self, model: Pair) -> Composition:
         """The composition that is asked for.
 
         Raises:
@@ -114,17 +114,15 @@ class Drawing(Composing):
         """
         return model.composed_by(self.rule, self.deferral_temperature)
 
-    def context(
-        self, model: ComposedModel, prompt: Prompt, *, raw: bool = False, thinking: bool | None = None
-    ) -> Context:
+    def context(self, model: Pair, prompt: Prompt, *, raw: bool = False, thinking: bool | None = None) -> Context:
         """What the models read before the answer.
 
         Raises:
             UsageError: a prompt or a base prompt that this pair cannot take.
         """
-        return context_of(model, prompt, raw=raw, thinking=thinking, base_prompt=self.base_prompt)
+        return Asking(prompt, thinking=thinking, raw=raw, base_prompt=self.base_prompt).context(model)
 
-    def job(self, model: ComposedModel, context: Context, sampling: Sampling, **more: Any) -> Job:
+    def job(self, model: Pair, context: Context, sampling: Sampling, **more: Any) -> Job:
         """The answer to ask for at the desk; `more` are further fields of the job.
 
         Raises:
@@ -139,7 +137,7 @@ def plain(messages: Sequence[Message]) -> list[dict[str, str]]:
     return [message.plain() for message in messages]
 
 
-def checked_ids(model: ComposedModel, token_ids: Sequence[int], name: str) -> list[int]:
+def checked_ids(model: Pair, token_ids: Sequence[int], name: str) -> list[int]:
     """Token ids from a request.
 
     Raises:

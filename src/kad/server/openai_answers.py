@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kad.errors import VocabularyError
-from kad.method.composition import Composition, compose
+from kad.method.composition import Composition, compose, models_of
 from kad.server.desk import Desk, Job, Run
 from kad.server.errors import Refusal
 from kad.text.contexts import Context
@@ -73,7 +73,7 @@ def logprob_note(composition: Composition, top: int) -> Note:
     """Each token as a `TokenLogprob`, with the `top` most probable tokens."""
 
     def note(tokens: Sequence[int], rows: dict[str, Tensor]) -> list[TokenLogprob]:
-        log_pi = compose(composition, rows["base"], rows["aligned"], rows.get("reference")).clamp(LOWEST, 0.0).cpu()
+        log_pi = compose(composition, *models_of(rows)).clamp(LOWEST, 0.0).cpu()
         best = log_pi.topk(top, dim=-1)
         own = log_pi[torch.arange(len(tokens)), torch.tensor(tokens)].tolist()
         tops = [

@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from kad.engines.protocols import ComposedModel
+from kad.engines.pair import Pair
 from kad.method.composition import Composition
 from kad.server.fields import MOST_STOPS, MOST_TOKENS, Composing, Drawing, Messages, Token
 
@@ -82,7 +82,7 @@ class AnswerRequest(Drawing):
     stop: Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=MOST_STOPS)] = []
     thinking: bool | None = None
 
-    def composition(self, model: ComposedModel) -> Composition:
+    def composition(self, model: Pair) -> Composition:
         """The composition that is asked for; see `of`."""
         rule = ALONE.get(self.of, self.rule)
         return model.composed_by(rule, self.deferral_temperature)

@@ -14,8 +14,8 @@ from fastapi.responses import HTMLResponse
 from torch import Tensor
 
 import kad
-from kad.engines.protocols import ComposedModel
-from kad.method.composition import Composition
+from kad.engines.pair import Pair
+from kad.method.composition import Composition, models_of
 from kad.method.rules import registry
 from kad.method.rules.describe import describe, family
 from kad.server.desk import Desk, Job, Run
@@ -25,7 +25,7 @@ from kad.server.openai_answers import UntilStop
 from kad.server.page_fields import AnswerRequest, Done, ModelFacts, PieceEvent, Start, TraceRequest
 from kad.text.answer import Answer, Piece
 from kad.text.contexts import Context
-from kad.text.prompts import Detokenizer, context_length, decode
+from kad.text.prompts import Detokenizer, decode
 from kad.text.streaming import Note
 from kad.tracing.ask import how_generated, trace
 from kad.tracing.schema import SCHEMA, Position, Trace
@@ -73,7 +73,7 @@ def facts_of(desk: Desk, name: str) -> ModelFacts:
         models=origins(model, composition),
         parameters={role: facts.parameters for role, facts in model.facts.items()},
         engines={role: facts.engine for role, facts in model.facts.items()},
-        context_length=context_length(model),
+        context_length=model.context_length,
         rule=str(composition.rule),
         rule_values=composition.rule.to_dict(),
         deferral_temperature=composition.deferral_temperature,
@@ -111,7 +111,7 @@ def _note(composition: Composition) -> Note:
 
     def note(tokens: Sequence[int], rows: dict[str, Tensor]) -> list[Position]:
         logits = {role: part.cpu() for role, part in rows.items()}
-        return record(composition, torch.tensor(tokens), logits["base"], logits["aligned"], logits.get("reference"))
+        return record(composition, torch.tensor(tokens), *models_of(logits))
 
     return note
 
@@ -159,7 +159,7 @@ def _start(desk: Desk, job: Job, run: Run, of: str) -> Start:
     )
 
 
-def _done(model: ComposedModel, answer: Answer, job: Job, rest: str) -> Done:
+def _done(model: Pair, answer: Answer, job: Job, rest: str) -> Done:
     token_ids = [*job.begun, *answer.token_ids]
     text = decode(model.tokenizer, token_ids)
     if job.alone:  # a stop of its prompt is no part of what it says

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.types import ASGIApp
 
-    from kad.engines.protocols import ComposedModel
+    from kad.engines.load import Loaded
+
 
 _SECONDS_TO_END = 3
 _KEY_VARIABLE = "KAD_API_KEY"
@@ -73,7 +74,7 @@ def hosts_of(options: Listening) -> Collection[str] | None:
     return (*LOOPBACK, options.host or HOST) if is_loopback(options) else None
 
 
-def app_of(model: ComposedModel, name: str, options: Listening, *, draft_tokens: int | str | None = None) -> FastAPI:
+def app_of(model: Loaded, name: str, options: Listening, *, draft_tokens: int | str | None = None) -> FastAPI:
     """The application for a pair.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -9,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from kad.engines.alone import Alone
-from kad.engines.protocols import ComposedModel, Generates, Model
-from kad.engines.transformers.lockstep import Lockstep
+from kad.engines.pair import Pair, pair_of
+from kad.engines.protocols import Batch
+from kad.method.composition import compose, models_of, raise_if_bad
+from kad.method.nobody import never_kept
 from kad.text.answer import Answer
 from kad.text.contexts import Context
 from kad.text.drafting import Drafting
@@ -24,6 +25,8 @@ from kad.text.whole import answer_all, choose_drafts
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
+
+    from kad.engines.load import Loaded
 
 
 class Noise:
@@ -56,7 +59,7 @@ def seeds_from(seed: int, count: int) -> list[int]:
 
 
 def generate_all(
-    model: PreTrainedModel | ComposedModel | Generates | Model,
+    model: Loaded,
     tokenizer: Any,
     prompts: Sequence[Context | Sequence[int]],
     *,
@@ -74,7 +77,7 @@ def generate_all(
     answer follows the other: texts that accept different numbers of drafts cannot share a cache.
 
     Args:
-        model: a pair of any engine, or one causal language model of any engine.
+        model: a pair of any engine. One model is a pair, too: `Pair.one`.
         tokenizer: the tokenizer of the answers.
         prompts: token ids, see `kad.text.prompts.encode`; or what each model of a pair reads, see `context_of`, all
             with the same stops.
@@ -89,79 +92,110 @@ def generate_all(
     Raises:
         UsageError: settings that cannot be followed.
     """
-    config = (sampling or Sampling()).apply(model.generation_config, None)
+    pair = pair_of(model)
+    config = (sampling or Sampling()).apply(pair.generation_config, None)
     if ends is not None:
         config.eos_token_id = list(ends)
     if config.do_sample and seeds is None:
         raise ValueError("Sampled answers need one seed for each prompt.")
     if not config.do_sample:
         seeds = None
-    if isinstance(model, Generates):
-        drafts = choose_drafts(model, num_draft_tokens)
-        return answer_all(model, tokenizer, prompts, config, seeds, drafts=drafts, drafter=drafter, progress=progress)
-    # The positions of models with two tokenizers differ, so no batch holds them.
-    two_tokenizers = getattr(model, "base_tokenizer", None) is not None
-    one_model = not hasattr(model, "composition")
-    if num_draft_tokens or two_tokenizers or not (one_model or isinstance(model, PreTrainedModel)):
-        how = sampling or Sampling()
-        seeded = [how] * len(prompts) if seeds is None else [replace(how, seed=seed) for seed in seeds]
-        return [
-            _alone(model, prompt, one, num_draft_tokens or 0, drafter, progress)
-            for prompt, one in zip(prompts, seeded, strict=True)
-        ]
+    if pair.whole is not None:
+        drafts = choose_drafts(pair, num_draft_tokens)
+        return answer_all(pair, tokenizer, prompts, config, seeds, drafts=drafts, drafter=drafter, progress=progress)
+    own: Sequence[int | None] = [None] * len(prompts) if seeds is None else seeds
+    waiting = [(Context.of(prompt, pair), seed) for prompt, seed in zip(prompts, own, strict=True)]
     answers: list[Answer] = []
-    batch_size = batch_size if isinstance(model, PreTrainedModel) else 1
-    for start in range(0, len(prompts), batch_size):
-        some = [Context.of(prompt) for prompt in prompts[start : start + batch_size]]
-        seed = None if seeds is None else list(seeds[start : start + batch_size])
-        answers += _decode_together(model, tokenizer, some, config, seed)
+    while waiting:
+        some = waiting[:batch_size]
+        contexts, pad = [context for context, _ in some], _pad_token(tokenizer, config)
+        batches = None if num_draft_tokens else _in_step(pair, contexts, pad)
+        if batches is not None:
+            drawn = [seed for _, seed in some if seed is not None] or None
+            answers += _decode_in_step(pair, tokenizer, contexts, batches, config, drawn)
+        elif len(some) > 1:
+            batch_size = 1
+            continue
+        else:
+            how = replace(sampling or Sampling(), seed=some[0][1])
+            answers.append(
+                Stream(
+                    pair, contexts[0], pair.composition, how, num_draft_tokens or 0, drafter=drafter, origins=False,
+                    ends=ends,
+                ).finish()
+            )  # fmt: skip
+        waiting = waiting[len(some) :]
         progress(len(some))
     return answers
 
 
-def _alone(
-    model: Any,
-    prompt: Context | Sequence[int],
-    sampling: Sampling,
-    draft_tokens: int | str,
-    drafter: str,
-    progress: Callable[[int], object],
-) -> Answer:
-    _now(model.device)
-    stream = Stream(model, prompt, model.composition, sampling, draft_tokens, drafter=drafter, origins=False)
-    answer = stream.finish()
-    progress(1)
-    return answer
+def _in_step(pair: Pair, contexts: list[Context], pad: int) -> dict[str, Batch] | None:
+    """The models at work on these prompts at once, by role. None where an engine takes one at a time."""
+    roles = pair.roles_of(pair.composition)
+    if any(context.translated for context in contexts):
+        return None  # the positions of models with two tokenizers differ
+    prompts = {role: [context.read_by(role) for context in contexts] for role in roles}
+    batches = {role: pair.models[role].in_step(prompts[role], int(pair.config.vocab_size or 0), pad) for role in roles}
+    if pair.is_one and len(contexts) == 1 and batches["aligned"] is None:
+        return {"aligned": _OneRow(pair, contexts[0].ids)}
+    steps = {role: batch for role, batch in batches.items() if batch is not None}
+    return steps if len(steps) == len(roles) else None
+
+
+class _OneRow:
+    """A batch of one prompt for one model; see `kad.engines.protocols.Batch`."""
+
+    def __init__(self, pair: Pair, prompt: list[int]) -> None:
+        limit = pair.context_length
+        self.ids, self.room = torch.tensor([prompt]), sys.maxsize if limit is None else limit - len(prompt)
+        self._scorer = pair.scorers(["aligned"], rollback=False)["aligned"]
+
+    def advance(self, tokens: Tensor | None = None) -> Tensor:
+        """See `kad.engines.protocols.Batch`."""
+        return self._scorer.advance(self.ids[0] if tokens is None else tokens, 1)
 
 
 @torch.no_grad()
-def _decode_together(
-    model: PreTrainedModel | Model,
+def _decode_in_step(
+    pair: Pair,
     tokenizer: Any,
     prompts: list[Context],
+    batches: dict[str, Batch],
     config: GenerationConfig,
     seeds: list[int] | None,
 ) -> list[Answer]:
-    ends = end_tokens(config)
-    rows = _rows(model, tokenizer, prompts, pad=_pad_token(tokenizer, config, ends))
-    device = rows.ids.device
+    """The answers to some prompts, one token of each at a time."""
+    device, ends, pad = pair.device, end_tokens(config), _pad_token(tokenizer, config)
+    composition = prompts[0].composition(pair.composition)
+    never = prompts[0].never_kept(tokenizer, composition)
+    ids = batches["aligned"].ids.to(device)
+    width = ids.shape[1]
     started = _now(device)
     noise = None if seeds is None else Noise(seeds, device)
-    process = processors(config, rows.ids.shape[1], device)
+    process = processors(config, width, device)
     stopping = torch.tensor(ends or [-1], device=device)
     unfinished = torch.ones(len(prompts), dtype=torch.bool, device=device)
     stopped: dict[int, int] = {}
-    for _ in range(min(int(config.max_new_tokens), rows.room)):
-        scores = process(rows.ids, rows.next_logits())
+    chosen = None
+    room = min(batch.room for batch in batches.values())
+    for _ in range(min(int(config.max_new_tokens), room)):
+        rows = {role: batch.advance(chosen).to(device) for role, batch in batches.items()}
+        if never is not None:
+            masks = torch.stack([never(answer) for answer in ids[:, width:].tolist()])
+            rows["base"] = never_kept(rows["base"], masks.to(device), composition.deferral_temperature)
+        log_pi = compose(composition, *models_of(rows))
+        raise_if_bad(log_pi, composition, *models_of(rows))
+        scores = process(ids, log_pi)
         tokens = (scores if noise is None else noise.add(scores)).argmax(dim=-1)
-        rows.append(torch.where(unfinished, tokens, rows.pad))
+        chosen = torch.where(unfinished, tokens, pad)
+        ids = torch.cat((ids, chosen.unsqueeze(-1)), dim=-1)
         unfinished &= ~torch.isin(tokens, stopping)
-        for index in _saying(config.stop_strings, tokenizer, rows, unfinished):
-            unfinished[index], stopped[index] = False, rows.ids.shape[1] - rows.width
+        for index in _saying(config.stop_strings, tokenizer, ids, width, unfinished):
+            unfinished[index], stopped[index] = False, ids.shape[1] - width
         if not bool(unfinished.any()):
             break
     share = (_now(device) - started) / len(prompts)
-    written = rows.ids[:, rows.width :].tolist()
+    written = ids[:, width:].tolist()
     found = []
     for index, (prompt, row) in enumerate(zip(prompts, written, strict=True)):
         end = stopped.get(index) or next((place + 1 for place, token in enumerate(row) if token in ends), None)
@@ -182,31 +216,19 @@ def _decode_together(
     return found
 
 
-def _saying(stops: Sequence[str] | None, tokenizer: Any, rows: Lockstep | Alone, unfinished: Tensor) -> list[int]:
+def _saying(stops: Sequence[str] | None, tokenizer: Any, ids: Tensor, width: int, unfinished: Tensor) -> list[int]:
     """The unfinished rows whose last tokens contain one of these texts."""
     if not stops:
         return []
     longest = max(map(len, stops))  # a token that adds no character to a text is rare
-    first = max(rows.width, rows.ids.shape[1] - longest - 8)
+    first = max(width, ids.shape[1] - longest - 8)
     there = unfinished.nonzero().flatten().tolist()
-    texts = {index: decode(tokenizer, rows.ids[index, first:].tolist(), special=True) for index in there}
+    texts = {index: decode(tokenizer, ids[index, first:].tolist(), special=True) for index in there}
     return [index for index, text in texts.items() if any(stop in text for stop in stops)]
 
 
-def _rows(model: PreTrainedModel | Model, tokenizer: Any, prompts: list[Context], pad: int) -> Lockstep | Alone:
-    """The batch. A pair's base model reads prompts of its own where there are some."""
-    ids = [prompt.ids for prompt in prompts]
-    if not isinstance(model, PreTrainedModel):
-        return Alone(model, ids[0], pad)
-    composition: Any = getattr(model, "composition", None)
-    if composition is None or all(prompt.base_ids is None for prompt in prompts):
-        return Lockstep(model, ids, pad)
-    own = [prompt.ids if prompt.base_ids is None else prompt.base_ids for prompt in prompts]
-    return Lockstep(model, ids, pad, own, prompts[0].never_kept(tokenizer, composition))
-
-
-def _pad_token(tokenizer: Any, config: GenerationConfig, ends: Sequence[int]) -> int:
-    candidates = (tokenizer.pad_token_id, config.pad_token_id, *ends, 0)
+def _pad_token(tokenizer: Any, config: GenerationConfig) -> int:
+    candidates = (tokenizer.pad_token_id, config.pad_token_id, *end_tokens(config), 0)
     return next(int(token) for token in candidates if token is not None)
 
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
 from kad.engines.own_prompt import OwnPrompt
-from kad.engines.protocols import ComposedModel
+from kad.engines.pair import Pair
 from kad.engines.translated import Languages, Translated
 from kad.errors import OptionError, RuleError, UsageError
 from kad.method.rules import CascadeRule
@@ -46,7 +46,7 @@ class Context:
     opened: str = ""
 
     @classmethod
-    def of(cls, given: Context | Sequence[int], model: ComposedModel | None = None) -> Context:
+    def of(cls, given: Context | Sequence[int], pair: Pair | None = None) -> Context:
         """A context, or the one in which all models read these tokens.
 
         A base model with a tokenizer of its own reads their text.
@@ -54,19 +54,23 @@ class Context:
         Raises:
             UsageError: a token that the models do not have.
         """
-        if model is not None:
-            check_tokens(model, given.ids if isinstance(given, Context) else given)
+        if pair is not None:
+            check_tokens(pair, given.ids if isinstance(given, Context) else given)
         if isinstance(given, Context):
             return given
-        other = None if model is None else model.base_tokenizer
-        if model is None or other is None:
+        other = None if pair is None else pair.base_tokenizer
+        if pair is None or other is None:
             return cls(list(given))
-        return _translated(list(given), other, decode(model.tokenizer, given, special=True))
+        return _translated(list(given), other, decode(pair.tokenizer, given, special=True))
 
     @property
     def longest(self) -> int:
         """The number of tokens of the longer prompt."""
         return max(len(self.ids), len(self.base_ids or ()))
+
+    def read_by(self, role: str) -> list[int]:
+        """The tokens of the prompt that the model of a role reads."""
+        return self.base_ids if role == "base" and self.base_ids is not None else self.ids
 
     def composition(self, composition: Composition) -> Composition:
         """The composition of the rows that `scorers` gives: with mass that is never kept, if there can be some.
@@ -83,7 +87,7 @@ class Context:
 
     def scorers(
         self,
-        model: ComposedModel,
+        pair: Pair,
         composition: Composition,
         roles: Collection[str],
         *,
@@ -93,21 +97,21 @@ class Context:
         """Scorers by role, which all count in the tokens of `ids` and the answer.
 
         Args:
-            model: the pair.
+            pair: the pair.
             composition: how its rows are composed.
             roles: the models to run.
-            rollback: see `ComposedModel.scorers`.
+            rollback: see `Pair.scorers`.
             kept: scorers of the engine that have read a part of their prompts already. New ones by default.
         """
-        found = dict(kept or model.scorers(roles, rollback=rollback))
+        found = dict(kept or pair.scorers(roles, rollback=rollback))
         if self.translated:
             assert self.base_ids is not None
             found["base"] = Translated(
-                kept["base"] if kept else model.scorers(["base"])["base"],
-                self.base_ids, len(self.ids), self._languages(model), composition.deferral_temperature,
+                kept["base"] if kept else pair.scorers(["base"])["base"],
+                self.base_ids, len(self.ids), self._languages(pair), composition.deferral_temperature,
             )  # fmt: skip
         elif self.base_ids is not None:
-            never = self.never_kept(model.tokenizer, composition)
+            never = self.never_kept(pair.tokenizer, composition)
             found["base"] = OwnPrompt(
                 found["base"], self.base_ids, len(self.ids), never, composition.deferral_temperature
             )
@@ -118,9 +122,9 @@ class Context:
         stops = self._stops(composition)
         return _stops_of(tokenizer, stops).after if stops else None
 
-    def _languages(self, model: ComposedModel) -> Languages:
-        size, stops = int(cast("Any", model).config.vocab_size), tuple(stop.encode() for stop in self.stops)
-        base, aligned = token_bytes(model.base_tokenizer), token_bytes(model.tokenizer)
+    def _languages(self, pair: Pair) -> Languages:
+        size, stops = int(pair.config.vocab_size or 0), tuple(stop.encode() for stop in self.stops)
+        base, aligned = token_bytes(pair.base_tokenizer), token_bytes(pair.tokenizer)
         return Languages(base, aligned, size, self.opened.encode(), stops)
 
     def _stops(self, composition: Composition) -> tuple[bytes, ...]:
@@ -128,83 +132,87 @@ class Context:
         return tuple(stop.encode() for stop in self.stops) if isinstance(composition.rule, CascadeRule) else ()
 
 
-def context_of(
-    model: ComposedModel,
-    prompt: Prompt,
-    *,
-    system: str | None = None,
-    thinking: bool | None = None,
-    raw: bool = False,
-    base_prompt: AnyBasePrompt | None = None,
-) -> Context:
-    """What the models read before the answer to a prompt.
+@dataclass(frozen=True)
+class Asking:
+    """What a pair is asked, and in which form each model reads it.
 
-    Args:
-        model: the pair.
-        prompt: what the user says, messages, or token ids.
-        system, thinking, raw: see `kad.text.prompts.encode`.
-        base_prompt: the prompt of the base model. None: the pair's own, if it has one.
-
-    Raises:
-        UsageError: a base prompt that needs the text of the prompt, which has token ids only; a token that the models
-            do not have; or as `encode`.
+    Attributes:
+        prompt: what the user says, the messages of a conversation, or token ids.
+        system: a system message before the prompt.
+        thinking: for chat templates with a thinking switch. None leaves it to the template.
+        raw: use the text without the chat template.
+        base_prompt: how the base model is asked: "qa", "chat", "plain", "few-shot:FILE", a template with `{question}`
+            or `{messages}`, a file, token ids, or "same" (the aligned model's prompt). None: as the pair says.
     """
-    ids = encode(model.tokenizer, prompt, system=system, thinking=thinking, raw=raw)
-    check_tokens(model, ids)
-    if base_prompt is not None and not isinstance(base_prompt, str | Mapping | BasePrompt):
-        return Context(ids, list(base_prompt), translated=model.base_tokenizer is not None)
-    own = model.base_prompt if base_prompt is None else BasePrompt.parse(base_prompt)
-    only_ids = not isinstance(prompt, str) and all(isinstance(item, int) for item in prompt)
-    if base_prompt != SAME and not (raw or only_ids):
-        own = own or default_base_prompt(model)
-    if own is None:
-        return Context.of(ids, model)
-    if only_ids:
-        raise OptionError(
-            "The base model has a prompt of its own, which is made from a text or messages, but the prompt is token "
-            'ids. Give the text, or `base_prompt` as token ids, or `base_prompt="same"`.'
-        )
-    return own_context(model, ids, own, messages(cast("Any", prompt), system))
+
+    prompt: Prompt
+    system: str | None = None
+    thinking: bool | None = None
+    raw: bool = False
+    base_prompt: AnyBasePrompt | None = None
+
+    def context(self, pair: Pair) -> Context:
+        """What the models of a pair read before the answer.
+
+        Raises:
+            UsageError: a base prompt that needs the text of the prompt, which has token ids only; a token that the
+                models do not have; or as `kad.text.prompts.encode`.
+        """
+        prompt, base_prompt = self.prompt, self.base_prompt
+        ids = encode(pair.tokenizer, prompt, system=self.system, thinking=self.thinking, raw=self.raw)
+        check_tokens(pair, ids)
+        if base_prompt is not None and not isinstance(base_prompt, str | Mapping | BasePrompt):
+            return Context(ids, list(base_prompt), translated=pair.base_tokenizer is not None)
+        own = pair.base_prompt if base_prompt is None else BasePrompt.parse(base_prompt)
+        only_ids = not isinstance(prompt, str) and all(isinstance(item, int) for item in prompt)
+        if base_prompt != SAME and not (self.raw or only_ids):
+            own = own or default_base_prompt(pair)
+        if own is None:
+            return Context.of(ids, pair)
+        if only_ids:
+            raise OptionError(
+                "The base model has a prompt of its own, which is made from a text or messages, but the prompt is "
+                'token ids. Give the text, or `base_prompt` as token ids, or `base_prompt="same"`.'
+            )
+        return own_context(pair, ids, own, messages(cast("Any", prompt), self.system))
 
 
-def check_tokens(model: Any, ids: Sequence[int], where: str = "prompt") -> None:
+def check_tokens(pair: Pair, ids: Sequence[int], where: str = "prompt") -> None:
     """Refuse a token that one of a pair's models has no row for, such as the one of an image for a model of text.
 
     Raises:
         UsageError: there is one.
     """
-    size = getattr(getattr(model, "config", None), "vocab_size", None)
+    size = pair.config.vocab_size
     beyond = next((token for token in ids if size is not None and not 0 <= token < size), None)
     if beyond is not None:
-        known = 0 <= beyond < len(model.tokenizer)
-        name = f"{decode(model.tokenizer, [beyond], special=True)!r} ({beyond})" if known else str(beyond)
+        known = 0 <= beyond < len(pair.tokenizer)
+        name = f"{decode(pair.tokenizer, [beyond], special=True)!r} ({beyond})" if known else str(beyond)
         raise UsageError(
             f"The {where} has the token {name}, and one of the models does not: they share the tokens below {size}. "
             "Leave it out."
         )
 
 
-def default_base_prompt(model: ComposedModel) -> BasePrompt | None:
+def default_base_prompt(pair: Pair) -> BasePrompt | None:
     """How the base model is asked where nobody says: "qa" if it has a tokenizer of its own. Else None."""
-    return None if model.base_tokenizer is None else BUILT_IN["qa"]
+    return None if pair.base_tokenizer is None else BUILT_IN["qa"]
 
 
-def own_context(
-    model: ComposedModel, ids: Sequence[int], base_prompt: BasePrompt, conversation: Sequence[Message]
-) -> Context:
+def own_context(pair: Pair, ids: Sequence[int], base_prompt: BasePrompt, conversation: Sequence[Message]) -> Context:
     """What the models read where the base model is asked in a way of its own.
 
     Args:
-        model: the pair.
+        pair: the pair.
         ids: the tokens of the aligned model's prompt.
         base_prompt: how the base model is asked.
         conversation: what has been said, the question last.
     """
-    other = model.base_tokenizer
+    other = pair.base_tokenizer
     if other is not None:
         return _translated(list(ids), other, base_prompt.render(conversation), base_prompt.stops)
     text = base_prompt.line_break_for_space().render(conversation)
-    return Context(list(ids), encode_plain(model.tokenizer, text), base_prompt.stops)
+    return Context(list(ids), encode_plain(pair.tokenizer, text), base_prompt.stops)
 
 
 def _translated(ids: list[int], base_tokenizer: Any, text: str, stops: tuple[str, ...] = ()) -> Context:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from kad.engines.protocols import ComposedModel, check_scorers, roles_of
-from kad.text.contexts import AnyBasePrompt, Context, context_of
+from typing import TYPE_CHECKING
+
+from kad.engines.pair import pair_of
+from kad.text.contexts import AnyBasePrompt, Asking, Context
 from kad.text.prompts import messages
 from kad.text.sampling import Sampling
 from kad.text.streaming import Stream
 from kad.text.warm import WarmScorers
+
+if TYPE_CHECKING:
+    from kad.engines.load import Loaded
 
 
 class Conversation:
@@ -34,7 +39,7 @@ class Conversation:
 
     def __init__(
         self,
-        model: ComposedModel,
+        model: Loaded,
         *,
         system: str | None = None,
         thinking: bool | None = None,
@@ -43,8 +48,8 @@ class Conversation:
         num_draft_tokens: int | str | None = None,
         origins: bool = True,
     ) -> None:
-        check_scorers(model, "kad.Conversation")
-        self.model = model
+        self.model, self.pair = model, pair_of(model)
+        self.pair.needs_logits("kad.Conversation")
         self.system = system
         self.thinking = thinking
         self.base_prompt = base_prompt
@@ -64,8 +69,8 @@ class Conversation:
         """
         turns = [*self.turns, {"role": "user", "content": text}]
         said = messages(turns, self.system)
-        context = context_of(self.model, said, thinking=self.thinking, base_prompt=self.base_prompt)
-        return _Turn(self, turns, context)
+        asking = Asking(said, thinking=self.thinking, base_prompt=self.base_prompt)
+        return _Turn(self, turns, asking.context(self.pair))
 
     def clear(self) -> None:
         """Start a new conversation. The caches stay, and are used where the next prompt begins with the same tokens."""
@@ -86,14 +91,15 @@ class _Turn(Stream):
 
     def __init__(self, conversation: Conversation, turns: list[dict[str, str]], context: Context) -> None:
         self._conversation, self._turns = conversation, turns
-        composition = conversation.model.composition
+        pair = conversation.pair
+        composition = pair.composition
         super().__init__(
-            conversation.model,
+            pair,
             context,
             composition,
             conversation.sampling,
             conversation.num_draft_tokens,
-            take_scorers=lambda context: conversation.kept.take(context, roles_of(composition)),
+            take_scorers=lambda context: conversation.kept.take(context, pair.roles_of(composition)),
             origins=conversation.origins,
         )
 

@@ -6,13 +6,12 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from kad.engines.protocols import roles_of
 from kad.errors import OptionError, UsageError
 from kad.method.speculation.windows import AUTO, default_draft_tokens
 from kad.options import Option
 
 if TYPE_CHECKING:
-    from kad.engines.protocols import ComposedModel
+    from kad.engines.pair import Pair
     from kad.method.composition import Composition
 
 MAX_DRAFT_TOKENS = 64
@@ -66,13 +65,11 @@ DraftTokens = Annotated[
 ]
 
 
-def choose(
-    model: ComposedModel, composition: Composition, draft_tokens: int | str | None, *, sampled: bool
-) -> Drafting:
+def choose(pair: Pair, composition: Composition, draft_tokens: int | str | None, *, sampled: bool) -> Drafting:
     """What the caller asks for. Otherwise draft if the aligned model is much smaller than the base model.
 
     Args:
-        model: the pair.
+        pair: the pair.
         composition: how it will be composed.
         draft_tokens: a number, "auto", 0 for plain decoding, or None.
         sampled: whether tokens are drawn at random.
@@ -83,12 +80,14 @@ def choose(
     asked = check(draft_tokens)
     if asked is not None:
         return Drafting(asked, "as asked")
-    facts = model.facts
+    if pair.is_one:
+        return Drafting(0, "one model has nobody to draft for it")
+    facts = pair.facts
     cost = facts["aligned"].parameters / facts["base"].parameters
     if cost >= PAYS_BELOW:
         return Drafting(0, f"the aligned model is too large to draft: {cost:.0%} of the base model's parameters")
     try:
-        model.scorers(roles_of(composition))
+        pair.scorers(pair.roles_of(composition))
     except UsageError:
         return Drafting(0, "a model's cache cannot take rejected drafts back")
     return Drafting(default_draft_tokens(sampled), f"the aligned model has {cost:.1%} of the base model's parameters")

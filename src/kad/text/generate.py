@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kad.engines.protocols import ComposedModel, Generates
+from kad.engines.pair import pair_of
 from kad.errors import OptionError
 from kad.text.answer import Answer
-from kad.text.contexts import AnyBasePrompt, context_of
+from kad.text.contexts import AnyBasePrompt, Asking
 from kad.text.live import LiveAnswer
 from kad.text.prompts import Prompt
 from kad.text.sampling import Sampling
 from kad.text.streaming import Stream
 from kad.text.whole import WholeStream
 
+if TYPE_CHECKING:
+    from kad.engines.load import Loaded
+
 
 def generate(
-    model: ComposedModel,
+    model: Loaded,
     prompt: Prompt,
     *,
     system: str | None = None,
@@ -69,7 +72,7 @@ def generate(
 
 
 def stream(
-    model: ComposedModel,
+    model: Loaded,
     prompt: Prompt,
     *,
     system: str | None = None,
@@ -89,11 +92,12 @@ def stream(
         >>> for piece in kad.stream(model, "Ann has 5 pens. She buys 8 more. How many pens does she have now?"):
         ...     print(piece.text, piece.base_share, piece.event)
     """
-    context = context_of(model, prompt, system=system, thinking=thinking, raw=raw, base_prompt=base_prompt)
-    composition = model.composed_by(rule, deferral_temperature)
+    pair = pair_of(model)
+    context = Asking(prompt, system, thinking, raw, base_prompt).context(pair)
+    composition = pair.composed_by(rule, deferral_temperature)
     how = sampling or Sampling()
-    if isinstance(model, Generates):
+    if pair.whole is not None:
         if compile:
             raise OptionError("`compile` captures forward passes of Transformers. vLLM compiles by itself.")
-        return WholeStream(model, context, composition, how, num_draft_tokens)
-    return Stream(model, context, composition, how, num_draft_tokens, origins=origins, compile=compile)
+        return WholeStream(pair, context, composition, how, num_draft_tokens)
+    return Stream(pair, context, composition, how, num_draft_tokens, origins=origins, compile=compile)

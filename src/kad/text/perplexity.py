@@ -6,14 +6,15 @@ import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from kad.engines.pair import pair_of
 from kad.errors import OptionError, UsageError
-from kad.text.prompts import context_length, text_ids
+from kad.text.prompts import text_ids
 from kad.text.score import score_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from kad.engines.protocols import ComposedModel
+    from kad.engines.load import Loaded
 
 PART = 1024
 """Tokens that are read at once, where the models allow it."""
@@ -57,7 +58,7 @@ class Perplexity:
 
 
 def perplexity(
-    model: ComposedModel,
+    model: Loaded,
     text: str | Sequence[int],
     *,
     part_length: int | None = None,
@@ -83,19 +84,21 @@ def perplexity(
     Example:
         >>> kad.perplexity(model, "First, 5 + 8 = 13.").of("composed", "words")
     """
-    tokenizer = model.tokenizer
+    pair = pair_of(model)
+    pair.needs_logits("kad.perplexity")
+    tokenizer = pair.tokenizer
     ids = text_ids(tokenizer, text)
     if not ids:
         raise UsageError("The text is empty: the tokenizer makes no token of it.")
-    most = context_length(model) or PART
+    most = pair.context_length or PART
     size = min(PART, most) if part_length is None else part_length
     if not 1 <= size <= most:
         raise OptionError(f"`part_length` must be from 1 to the models' context of {most}, but is {size}.")
     start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     if start is None:
         raise UsageError("The tokenizer has no start token and no end token, so the first token has nothing before it.")
-    composition = model.composed_by(rule, deferral_temperature)
-    scores = [score_tokens(model, before, part, composition) for before, part in _parts([start, *ids], size)]
+    composition = pair.composed_by(rule, deferral_temperature)
+    scores = [score_tokens(pair, before, part, composition) for before, part in _parts([start, *ids], size)]
 
     def total(name: str) -> float:
         return float(sum(getattr(score, name).double().sum() for score in scores))

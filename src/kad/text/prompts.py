@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kad.engines.protocols import Generates
 from kad.errors import OptionError, UsageError
 
 if TYPE_CHECKING:
-    from kad.engines.protocols import ComposedModel
+    from kad.engines.pair import Pair
 
 Message = Mapping[str, str]
 Prompt = str | Sequence[Message] | Sequence[int]
@@ -107,24 +106,15 @@ def _not_empty(ids: Sequence[int]) -> list[int]:
     return list(ids)
 
 
-def context_length(model: ComposedModel) -> int | None:
-    """The number of positions that all models of the pair support. None if no model says."""
-    if isinstance(model, Generates):
-        return model.context_length
-    limits = (facts.context_length for facts in model.facts.values())
-    return min((limit for limit in limits if limit), default=None)
-
-
-def room(model: ComposedModel, prompt_tokens: int) -> int | None:
+def room(pair: Pair, prompt_tokens: int) -> int | None:
     """How many tokens fit after the prompt. None if no model sets a limit.
 
     Raises:
         UsageError: no token fits.
     """
-    context = context_length(model)
+    context = pair.context_length
     if context is not None and prompt_tokens >= context:
-        facts = [] if isinstance(model, Generates) else list(model.facts.values())
-        grows = any(each.grows for each in facts if each.context_length == context)
+        grows = any(each.grows for each in pair.facts.values() if each.context_length == context)
         raise UsageError(
             f"The prompt has {prompt_tokens} tokens; the models' context holds {context}, answer included. Shorten it, "
             f"or start a new conversation{', or raise the option `context` of its engine' if grows else ''}."

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from kad.engines.protocols import check_scorers, roles_of
+from kad.engines.pair import pair_of
 from kad.errors import UsageError
-from kad.method.composition import acceptance, compose, composed, deferred_mass, origin_shares
+from kad.method.composition import acceptance, compose, composed, deferred_mass, models_of, origin_shares
 from kad.method.rules import CascadeRule, ThresholdRule
-from kad.text.contexts import AnyBasePrompt, Context, check_tokens, context_of
+from kad.text.contexts import AnyBasePrompt, Asking, Context, check_tokens
 from kad.text.prompts import Prompt, text_ids
 
 if TYPE_CHECKING:
-    from kad.engines.protocols import ComposedModel
+    from kad.engines.load import Loaded
     from kad.method.composition import Composition
     from kad.method.scorer import Scorer
 
@@ -63,7 +63,7 @@ class Score:
 
 
 def score(
-    model: ComposedModel,
+    model: Loaded,
     prompt: Prompt,
     text: str | Sequence[int],
     *,
@@ -95,19 +95,21 @@ def score(
         >>> found = kad.score(model, "Ann has 5 pens. She buys 8 more. How many?", "First, 5 + 8 = 13.")
         >>> found.log_pi.sum(), found.deferred_mass.mean()
     """
-    check_scorers(model, "kad.score")
-    context = context_of(model, prompt, system=system, thinking=thinking, raw=raw, base_prompt=base_prompt)
-    composition = model.composed_by(rule, deferral_temperature)
-    return score_tokens(model, context, text_ids(model.tokenizer, text), composition)
+    pair = pair_of(model)
+    pair.needs_logits("kad.score")
+    context = Asking(prompt, system, thinking, raw, base_prompt).context(pair)
+    composition = pair.composed_by(rule, deferral_temperature)
+    return score_tokens(pair, context, text_ids(pair.tokenizer, text), composition)
 
 
 def score_tokens(
-    model: ComposedModel, prompt: Context | Sequence[int], token_ids: Sequence[int], composition: Composition
+    model: Loaded, prompt: Context | Sequence[int], token_ids: Sequence[int], composition: Composition
 ) -> Score:
     """As `score`, of token ids and under a composition."""
-    context = Context.of(prompt, model)
+    pair = pair_of(model)
+    context = Context.of(prompt, pair)
     composition = context.composition(composition)
-    chunks = logits_of(model, context, token_ids, composition=composition)
+    chunks = logits_of(pair, context, token_ids, composition=composition)
     rows = [_score_chunk(composition, chunk) for chunk in chunks]
     joined = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
     optional = {name: joined.pop(name, None) for name in ("base_share", "deferred_mass", "tau")}
@@ -116,7 +118,7 @@ def score_tokens(
 
 @torch.no_grad()
 def _score_chunk(composition: Composition, chunk: Chunk) -> dict[str, Tensor]:
-    rule, logits = composition.rule, (chunk.logits["base"], chunk.logits["aligned"], chunk.logits.get("reference"))
+    rule, logits = composition.rule, models_of(chunk.logits)
     rows = composed(composition, *logits)
     at = chunk.tokens.unsqueeze(-1)
 
@@ -138,7 +140,7 @@ def _score_chunk(composition: Composition, chunk: Chunk) -> dict[str, Tensor]:
 
 
 def logits_of(
-    model: ComposedModel,
+    model: Loaded,
     prompt: Context | Sequence[int],
     token_ids: Sequence[int],
     *,
@@ -159,14 +161,15 @@ def logits_of(
     Raises:
         UsageError: no token before the text, or none in it.
     """
-    context = Context.of(prompt, model)
+    pair = pair_of(model)
+    context = Context.of(prompt, pair)
     if not context.ids or not token_ids:
         raise UsageError("A score needs at least one token before the text and one in it.")
-    check_tokens(model, token_ids, "text")
-    composition = composition or model.composition
-    own = context.scorers(model, composition, roles or roles_of(composition), rollback=False)
+    check_tokens(pair, token_ids, "text")
+    composition = composition or pair.composition
+    own = context.scorers(pair, composition, roles or pair.roles_of(composition), rollback=False)
     scorers = {**own, **(others or {})}
-    ids = torch.tensor([*context.ids, *token_ids], device=model.device)
+    ids = torch.tensor([*context.ids, *token_ids], device=pair.device)
     first, last = len(context.ids) - 1, len(ids) - 1
     chunk, start, end = 1, 0, first + 1
     while start < last:
@@ -174,5 +177,5 @@ def logits_of(
         with torch.no_grad():
             logits = {role: scorer.advance(ids[start:end], end - begin).float() for role, scorer in scorers.items()}
         yield Chunk(ids[begin + 1 : end + 1], logits)
-        chunk = max(1, LOGITS_AT_ONCE // logits["base"].shape[-1])
+        chunk = max(1, LOGITS_AT_ONCE // logits["aligned"].shape[-1])
         start, end = end, min(end + chunk, last)

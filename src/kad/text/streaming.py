@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList
 
-from kad.engines.protocols import Capturing, ComposedModel, roles_of
-from kad.engines.transformers.speculative_inputs import warp_of
+from kad.engines.pair import Pair, pair_of
 from kad.errors import OptionError
 from kad.method.composition import composed
 from kad.method.rules import CascadeRule
 from kad.method.scorer import Scorer
+from kad.method.speculation.decisions import warp_of
 from kad.method.speculation.loop import Emitted, SpeculativeLoop
 from kad.method.speculation.policies import choose_policy
 from kad.method.speculation.randomness import TorchRandomness
@@ -37,6 +37,7 @@ from kad.text.sampling import Sampling, end_tokens, processors
 if TYPE_CHECKING:
     from transformers import GenerationConfig
 
+    from kad.engines.load import Loaded
     from kad.method.composition import Composition
 
 
@@ -61,6 +62,7 @@ class Stream(LiveAnswer):
         masks: functions of the ids (1, length) and of log pi (1, vocab), as Transformers' logits processors are. They
             act before the sampling options; a grammar is one.
         begun: the first tokens of the answer, if it goes on from there. They are no pieces.
+        ends: the tokens that end the answer. They replace those of the pair's settings.
         note: called with some new tokens and the logits (n, vocab) of each model there, by role. What it returns, one
             value a token, is in `Piece.note`.
 
@@ -70,7 +72,7 @@ class Stream(LiveAnswer):
 
     def __init__(
         self,
-        model: ComposedModel,
+        model: Loaded | Pair,
         prompt: Context | Sequence[int],
         composition: Composition,
         sampling: Sampling,
@@ -82,24 +84,28 @@ class Stream(LiveAnswer):
         compile: bool | str = False,
         masks: Sequence[Mask] = (),
         begun: Sequence[int] = (),
+        ends: Sequence[int] | None = None,
         note: Note | None = None,
     ) -> None:
         super().__init__()
-        self.context, self.begun = Context.of(prompt, model), list(begun)
-        space = room(model, self.context.longest + len(begun))
-        config = sampling.apply(model.generation_config, space)
+        pair = pair_of(model)
+        self.context, self.begun = Context.of(prompt, pair), list(begun)
+        space = room(pair, self.context.longest + len(begun))
+        config = sampling.apply(pair.generation_config, space)
+        if ends is not None:
+            config.eos_token_id = list(ends)
         self.prompt_ids = self.context.ids
-        self.drafting = drafting.choose(model, composition, num_draft_tokens, sampled=bool(config.do_sample))
+        self.drafting = drafting.choose(pair, composition, num_draft_tokens, sampled=bool(config.do_sample))
         self.seed = sampling.seeded().seed if config.do_sample else None
         self.temperature = (config.temperature or 1.0) if config.do_sample else None
         self.statistics = SpeculationStatistics()
-        self._tokenizer = model.tokenizer
+        self._tokenizer = pair.tokenizer
         self._composition, self._drafter = self.context.composition(composition), drafter
-        self._origins = origins and isinstance(composition.rule, CascadeRule)
+        self._origins = origins and isinstance(composition.rule, CascadeRule) and not pair.is_one
         self._masks, self._note = masks, note
         self._stop = _Stop(config, self._tokenizer, space)
         # Take the scorers last, when nothing can fail any more. Otherwise a wrong option would lose them.
-        self.loop = self._make_loop(model, config, take_scorers(self.context) if take_scorers else {}, compile)
+        self.loop = self._make_loop(pair, config, take_scorers(self.context) if take_scorers else {}, compile)
         self._started = time.perf_counter()
         self._run = self._pieces_of(self.loop)
 
@@ -122,30 +128,29 @@ class Stream(LiveAnswer):
         return self.loop.finished or self.loop.length == self.loop.ids.shape[0]
 
     def _make_loop(
-        self, model: ComposedModel, config: GenerationConfig, scorers: dict[str, Scorer], compile: bool | str
+        self, pair: Pair, config: GenerationConfig, scorers: dict[str, Scorer], compile: bool | str
     ) -> SpeculativeLoop:
         given = [*self.prompt_ids, *self.begun]
-        ids = torch.zeros(len(given) + int(config.max_new_tokens), dtype=torch.long, device=model.device)
+        ids = torch.zeros(len(given) + int(config.max_new_tokens), dtype=torch.long, device=pair.device)
         ids[: len(given)] = torch.tensor(given)
-        roles = roles_of(self._composition, self._drafter)
+        roles = pair.roles_of(self._composition, self._drafter)
         window = window_size(self.drafting.draft_tokens, few=bool(compile))
         if compile:
             if self.context.translated:
                 raise OptionError("A base model with a tokenizer of its own cannot be compiled. Leave `compile` out.")
-            if not isinstance(model, Capturing):
-                raise OptionError("Only models that Transformers runs can be compiled. Leave `compile` out.")
             longest = self.context.longest + len(ids) - len(self.prompt_ids)
-            scorers = model.captured_scorers(roles, self._drafter, window.sizes, longest, compile)
+            scorers = pair.captured_scorers(roles, self._drafter, window.sizes, longest, compile)
         return SpeculativeLoop(
             ids=ids,
             length=len(given),
             drafter=self._drafter,
             scorers=self.context.scorers(
-                model, self._composition, roles, rollback=self.drafting.speculates, kept=scorers
+                pair, self._composition, roles, rollback=self.drafting.speculates, kept=scorers
             ),
             policy=choose_policy(
                 composition=self._composition,
                 drafter=self._drafter,
+                alone=pair.is_one,
                 greedy=not config.do_sample,
                 verifier=verify_block,
                 randomness=TorchRandomness(self.seed),

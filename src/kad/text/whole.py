@@ -9,7 +9,8 @@ from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from kad.engines.protocols import Ask, DraftCounts, Generates
+from kad.engines.pair import Pair
+from kad.engines.protocols import Ask, DraftCounts, WholeModel
 from kad.errors import OptionError
 from kad.method.speculation.statistics import SpeculationStatistics
 from kad.method.speculation.windows import AUTO
@@ -35,7 +36,7 @@ class WholeStream(LiveAnswer):
 
     def __init__(
         self,
-        model: Any,
+        pair: Pair,
         prompt: Context | Sequence[int],
         composition: Composition,
         sampling: Sampling,
@@ -44,16 +45,17 @@ class WholeStream(LiveAnswer):
         super().__init__()
         self.context = _one_prompt(Context.of(prompt))
         self.prompt_ids = self.context.ids
-        space = room(model, len(self.prompt_ids))
-        config = sampling.apply(model.generation_config, space)
-        self.drafting = choose_drafts(model, num_draft_tokens)
+        space = room(pair, len(self.prompt_ids))
+        config = sampling.apply(pair.generation_config, space)
+        self.drafting = choose_drafts(pair, num_draft_tokens)
         self.seed = sampling.seeded().seed if config.do_sample else None
         self.temperature = _temperature(config)
         self.statistics = SpeculationStatistics()
-        self._tokenizer = model.tokenizer
+        self._tokenizer = pair.tokenizer
         self._full = "context" if config.max_new_tokens == space else "length"
         self._stopped, self._reason = False, "interrupted"
-        self._run = self._pieces_of(model, Ask(self.prompt_ids, config, end_tokens(config), self.seed, composition))
+        ask = Ask(self.prompt_ids, config, end_tokens(config), self.seed, composition)
+        self._run = self._pieces_of(_whole(pair), ask)
 
     def stop(self) -> None:
         """End the answer after the current piece."""
@@ -67,10 +69,10 @@ class WholeStream(LiveAnswer):
     def _finish_reason(self) -> str:
         return self._reason
 
-    def _pieces_of(self, model: Generates, ask: Ask) -> Iterator[Piece]:
+    def _pieces_of(self, model: WholeModel, ask: Ask) -> Iterator[Piece]:
         text, draft_tokens = Detokenizer(self._tokenizer), int(self.drafting.draft_tokens)
         before, started = model.draft_counts(), time.perf_counter()
-        with closing(model.run([ask], draft_tokens)) as emissions:  # type: ignore[type-var]
+        with closing(model.batch([ask], draft_tokens)) as emissions:  # type: ignore[type-var]
             for emission in emissions:
                 self._seconds = time.perf_counter() - started
                 if self._first_token is None:
@@ -88,7 +90,7 @@ class WholeStream(LiveAnswer):
 
 
 def answer_all(
-    model: Generates,
+    pair: Pair,
     tokenizer: Any,
     prompts: Sequence[Context | Sequence[int]],
     config: GenerationConfig,
@@ -102,7 +104,8 @@ def answer_all(
 
     The first answer has the counts of speculation of all.
     """
-    composition, ends = getattr(model, "composition", None), end_tokens(config)
+    model, ends = _whole(pair), end_tokens(config)
+    composition = None if pair.is_one else pair.composition
     contexts = [_one_prompt(Context.of(prompt)) for prompt in prompts]
     asks = [
         Ask(context.ids, config, ends, None if seeds is None else seeds[index], composition)
@@ -111,7 +114,7 @@ def answer_all(
     before, started = model.draft_counts(), time.perf_counter()
     tokens: list[list[int]] = [[] for _ in prompts]
     reasons = ["interrupted"] * len(prompts)
-    for emission in model.run(asks, int(drafts.draft_tokens), drafter):
+    for emission in model.batch(asks, int(drafts.draft_tokens), drafter):
         tokens[emission.index] += emission.token_ids
         if emission.finish_reason is not None:
             reasons[emission.index] = emission.finish_reason
@@ -136,7 +139,7 @@ def answer_all(
     ]
 
 
-def choose_drafts(model: Generates, num_draft_tokens: int | str | None) -> Drafting:
+def choose_drafts(pair: Pair, num_draft_tokens: int | str | None) -> Drafting:
     """As many drafts as the caller asks for, else as many as the engine has now.
 
     Raises:
@@ -146,8 +149,13 @@ def choose_drafts(model: Generates, num_draft_tokens: int | str | None) -> Draft
     if asked == AUTO:
         raise OptionError("vLLM drafts a fixed number of tokens: give `num_draft_tokens` a number, not auto.")
     if asked is None:
-        return Drafting(model.draft_tokens, "as the engine was started")
+        return Drafting(_whole(pair).draft_tokens, "as the engine was started")
     return Drafting(asked, "as asked")
+
+
+def _whole(pair: Pair) -> WholeModel:
+    assert pair.whole is not None
+    return pair.whole
 
 
 def _one_prompt(context: Context) -> Context:

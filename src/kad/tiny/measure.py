@@ -47,7 +47,7 @@ def attempt(
     answer.
 
     Args:
-        model: a pair under the composition in force, or a single model of Transformers.
+        model: a pair under the composition in force. One model is a pair, too: `Pair.one`.
         tokenizer: of the aligned model.
         problems: answered in batches of `batch_size`.
         sampled: draw tokens at temperature 1 instead of taking the most probable one.

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from kad.engines.protocols import check_scorers
+from kad.engines.pair import pair_of
 from kad.pair.base_prompt import BasePrompt
 from kad.text.answer import Answer, Piece
-from kad.text.contexts import AnyBasePrompt, context_of
+from kad.text.contexts import AnyBasePrompt, Asking
 from kad.text.generate import stream
 from kad.text.prompts import Prompt, text_ids
 from kad.text.sampling import Sampling
@@ -16,6 +16,7 @@ from kad.tracing.tracer import SpeculationEvent, public_name, trace_tokens
 
 if TYPE_CHECKING:
     from kad.engines.load import Loaded
+    from kad.engines.pair import Pair
     from kad.tracing.schema import Trace
 
 
@@ -54,34 +55,37 @@ def trace(
     Example:
         >>> kad.trace(model, "Ann has 5 pens. She buys 8 more. How many pens does she have now?").save("trace.html")
     """
-    check_scorers(model, "kad.trace")
-    asked = _asked(model, prompt, base_prompt, system=system, thinking=thinking, raw=raw)
-    with model.using(rule, deferral_temperature):
+    pair = pair_of(model)
+    pair.needs_logits("kad.trace")
+    asking = Asking(prompt, system, thinking, raw, base_prompt)
+    question = _question(pair, asking)
+    with pair.using(rule, deferral_temperature):
         if text is not None:
-            context = context_of(model, prompt, system=system, thinking=thinking, raw=raw, base_prompt=base_prompt)
-            made: dict[str, Any] = {"source": "given"} | asked
-            return trace_tokens(model, model.tokenizer, context, text_ids(model.tokenizer, text), generation=made)
+            generation: dict[str, Any] = {"source": "given"} | question
+            ids = text_ids(pair.tokenizer, text)
+            return trace_tokens(pair, pair.tokenizer, asking.context(pair), ids, generation=generation)
         answering = stream(
-            model, prompt, system=system, thinking=thinking, raw=raw, base_prompt=base_prompt, sampling=sampling,
+            pair, prompt, system=system, thinking=thinking, raw=raw, base_prompt=base_prompt, sampling=sampling,
             num_draft_tokens=num_draft_tokens, origins=False,
         )  # fmt: skip
         events = [_event(piece) for piece in answering]
         answer = answering.answer
         return trace_tokens(
-            model, model.tokenizer, answer.prompt, answer.token_ids,
-            events=events if answer.drafting.speculates else (), generation=how_generated(answer) | asked,
+            pair, pair.tokenizer, answer.prompt, answer.token_ids,
+            events=events if answer.drafting.speculates else (), generation=how_generated(answer) | question,
         )  # fmt: skip
 
 
-def _asked(model: Loaded, prompt: Prompt, base_prompt: AnyBasePrompt | None, **options: Any) -> dict[str, Any]:
-    """The question as it was given, so that the page can show the command that asks it again under another rule."""
-    if not isinstance(prompt, str):
+def _question(pair: Pair, asking: Asking) -> dict[str, Any]:
+    """The question as it was asked, so that the page can show the command that asks it again under another rule."""
+    if not isinstance(asking.prompt, str):
         return {}
-    given = {name: value for name, value in options.items() if value not in (None, False)}
-    own = BasePrompt.named(model.base_prompt if base_prompt is None else base_prompt)
-    given |= {"base_prompt": own} if own else {}
-    pair = public_name(getattr(model.config, "_name_or_path", ""))
-    return {"asked": {"prompt": prompt, **({"pair": pair} if pair else {}), **given}}
+    options = {name: getattr(asking, name) for name in ("system", "thinking", "raw")}
+    options = {name: value for name, value in options.items() if value not in (None, False)}
+    own = BasePrompt.named(pair.base_prompt if asking.base_prompt is None else asking.base_prompt)
+    options |= {"base_prompt": own} if own else {}
+    name = public_name(pair.config.name_or_path)
+    return {"asked": {"prompt": asking.prompt, **({"pair": name} if name else {}), **options}}
 
 
 def how_generated(answer: Answer) -> dict[str, Any]:

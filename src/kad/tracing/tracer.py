@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 import kad
-from kad.engines.protocols import ComposedModel, roles_of
+from kad.engines.pair import Pair, pair_of
 from kad.errors import UsageError
-from kad.method.composition import Composition, RuleLike, composed, raise_if_bad
+from kad.method.composition import Composition, RuleLike, composed, models_of, raise_if_bad
 from kad.method.rules import CascadeRule, ThresholdRule
 from kad.method.rules.describe import family
 from kad.pair.sources import resolve_pair
@@ -65,13 +65,14 @@ def trace_tokens(
     Raises:
         UsageError: an empty prompt or answer, or events of another length.
     """
-    context = Context.of(prompt, model)
+    pair = pair_of(model)
+    context = Context.of(prompt, pair)
     if not context.ids or not output_ids:
         raise UsageError("A trace needs at least one token before the answer and one in it.")
     if events and len(events) != len(output_ids):
         raise UsageError(f"{len(events)} events for {len(output_ids)} tokens: give one a token, or none.")
-    rule = model.rule
-    positions = list(_positions(model, context, output_ids))
+    rule = pair.rule
+    positions = list(_positions(pair, context, output_ids))
     texts = pieces(tokenizer, output_ids, context.ids, special=True)
     positions = [replace(position, text=text) for position, text in zip(positions, texts, strict=True)]
     if events:
@@ -80,12 +81,12 @@ def trace_tokens(
         rule=rule.to_dict(),
         rule_text=str(rule),
         family=family(type(rule)),
-        models=origins(model, model.composition),
+        models=origins(pair, pair.composition),
         generation=generation or {"source": "given"},
-        deferral_temperature=model.composition.deferral_temperature,
+        deferral_temperature=pair.composition.deferral_temperature,
         prompt=tokenizer.decode(context.ids),
         vocabulary={token: tokenizer.decode([token]) for token in sorted(mentioned(positions))},
-        base_prompt=own_prompt(model, context),
+        base_prompt=own_prompt(pair, context),
         positions=tuple(positions),
         kad_version=kad.__version__,
     )
@@ -148,10 +149,10 @@ def record(
     return positions
 
 
-def _positions(model: Loaded, context: Context, output_ids: Sequence[int]) -> Iterator[Position]:
-    composition = context.composition(model.composition)
-    for chunk in logits_of(model, context, output_ids, composition=composition, roles=tuple(model.parts)):
-        logits = (chunk.logits["base"], chunk.logits["aligned"], chunk.logits.get("reference"))
+def _positions(pair: Pair, context: Context, output_ids: Sequence[int]) -> Iterator[Position]:
+    composition = context.composition(pair.composition)
+    for chunk in logits_of(pair, context, output_ids, composition=composition, roles=tuple(pair.roles)):
+        logits = models_of(chunk.logits)
         yield from record(
             composition,
             chunk.tokens.cpu(),
@@ -207,21 +208,17 @@ def mentioned(positions: Sequence[Position]) -> set[int]:
     return rows | {token for token in own if token is not None}
 
 
-def own_prompt(model: ComposedModel, context: Context) -> str | None:
+def own_prompt(pair: Pair, context: Context) -> str | None:
     """The base model's own prompt, in the words of its own tokenizer if it has one. None if it has no such prompt."""
     if context.base_ids is None:
         return None
-    return decode(model.base_tokenizer or model.tokenizer, context.base_ids, special=True)
+    return decode(pair.base_tokenizer or pair.tokenizer, context.base_ids, special=True)
 
 
-def origins(model: ComposedModel, composition: Composition) -> dict[str, str]:
+def origins(pair: Pair, composition: Composition) -> dict[str, str]:
     """Where each model that this composition runs came from, by role; see `public_name`."""
-    return {role: _origin(model, role) for role in roles_of(composition)}
-
-
-def _origin(model: ComposedModel, role: str) -> str:
-    source = getattr(getattr(model, "config", None), role, None)
-    return public_name(str(source["model"])) if source else role
+    places = {role: getattr(pair.config, role) for role in pair.roles_of(composition)}
+    return {role: public_name(str(place["model"])) if place else role for role, place in places.items()}
 
 
 def public_name(place: str) -> str:

@@ -20,6 +20,7 @@ from transformers import GenerationConfig
 
 from kad.engines.llama_cpp.host import CACHE_TYPES, forget_messages, library, reason
 from kad.engines.llama_cpp.tokenizer import GgufTokenizer
+from kad.engines.one_at_a_time import OneAtATime
 from kad.engines.protocols import Facts
 from kad.errors import OptionError, PairError, UsageError
 from kad.method.scorer import Scorer
@@ -58,7 +59,7 @@ class LlamaCppOptions:
         check_fields(self)
 
 
-class LlamaCppModel:
+class LlamaCppModel(OneAtATime):
     """One GGUF file that llama.cpp runs; see `kad.engines.protocols.Model`.
 
     Args:
@@ -103,6 +104,7 @@ class LlamaCppModel:
             weight_bytes=int(self._lib.llama_model_size(self._model)),
             weights=words.value.decode(errors="replace").split(" ", 2)[-1].removeprefix("(guessed) "),
             grows=self.context_length < self._trained_for,
+            tokenizer_in_file=True,
         )
 
     @cached_property

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from kad.engines.mlx.host import library
+from kad.engines.one_at_a_time import OneAtATime
 from kad.engines.protocols import Facts
 from kad.errors import PairError, UsageError
 from kad.method.scorer import Scorer
@@ -20,7 +21,7 @@ from kad.pair.sources import Source
 from kad.tokens.vocabulary import trim
 
 
-class MlxModel:
+class MlxModel(OneAtATime):
     """One model that MLX runs; see `kad.engines.protocols.Model`.
 
     Args:

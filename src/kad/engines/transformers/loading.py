@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +10,11 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from kad.engines.transformers.host import AutoQuantizationConfig
+from kad.engines.transformers.model import TransformersModel
 from kad.errors import PairError, UsageError, missing_extra
 from kad.pair.adapters import adapted, inner_model, merged, share_weights
-from kad.pair.folder import check_vocabularies
 from kad.pair.model_files import TROUBLE, first_line, load_generation_config, reason_of
 from kad.pair.sources import MODEL_KWARGS, Source
-from kad.tokens.vocabulary import Common
-
-
-@dataclass(frozen=True)
-class Part:
-    """One loaded model and where it came from (None for an object without a path)."""
-
-    model: PreTrainedModel
-    source: Source | None
 
 
 def load_model(source: Source, **overrides: Any) -> PreTrainedModel:
@@ -80,48 +70,42 @@ def loading_bars(shown: bool) -> None:
     (logging.enable_progress_bar if shown else logging.disable_progress_bar)()
 
 
-def load_parts(
+def load_models(
     models: Mapping[str, Any], own: Mapping[str, Mapping[str, Any] | None], shared: Mapping[str, Any]
-) -> dict[str, Part]:
+) -> dict[str, TransformersModel]:
     """Load every model that is not loaded yet, by role, once. `own` options are kept in the pair, `shared` ones win.
 
     Raises:
         PairError: a model cannot be found or loaded.
         UsageError: one object in two roles, with an adapter at work in it.
     """
-    parts: dict[str, Part] = {}
+    loaded: dict[str, TransformersModel] = {}
     for role, model in models.items():
         if model is None:
             continue
         inner = inner_model(model)
         if inner is not model:
-            bare = [other for other, given in models.items() if given is inner]
+            bare = [other for other, object_ in models.items() if object_ is inner]
             if bare:
                 raise UsageError(
                     f"The {bare[0]} model is the object in which the adapter of the {role} model works, so it has the "
                     f"adapter too. Give the {bare[0]} model as a folder or a hub id."
                 )
             # Its own name is that of the model without the adapter.
-            parts[role] = Part(inner.eval(), None)
+            loaded[role] = TransformersModel(inner)
             continue
         if isinstance(model, PreTrainedModel):
             name = getattr(model, "name_or_path", "")
-            parts[role] = Part(model.eval(), Source.parse(name) if name else None)
+            loaded[role] = TransformersModel(model, Source.parse(name) if name else None)
             continue
         source = Source.parse(model)
         if own.get(role):
             source = Source(source.model, source.revision, {**source.kwargs, **(own[role] or {})})
-        loaded = next((part for part in parts.values() if part.source == source), None)
-        parts[role] = loaded or Part(load_model(source, **shared), source)
-    if any(part.source is not None and adapted(part.source) for part in parts.values()):
-        share_weights([part.model for part in parts.values()])
-    return parts
-
-
-def shared_vocabulary(parts: Mapping[str, Part]) -> Common:
-    """The vocabulary that all loaded models share; see `check_vocabularies`."""
-    sizes = {role: int(part.model.config.get_text_config().vocab_size) for role, part in parts.items()}
-    return check_vocabularies(sizes, {role: part.source for role, part in parts.items()})
+        twin = next((other for other in loaded.values() if other.source == source), None)
+        loaded[role] = twin or TransformersModel(load_model(source, **shared), source)
+    if any(model.source is not None and adapted(model.source) for model in loaded.values()):
+        share_weights([model.model for model in loaded.values()])
+    return loaded
 
 
 def _damaged_file(source: Source) -> str:

@@ -4,41 +4,42 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
 from torch import Tensor
-from transformers import AutoModelForCausalLM, DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig, GenerationMixin, PreTrainedModel
 
+from kad.engines.pair import Pair
+from kad.engines.protocols import Facts
 from kad.engines.transformers.cache import KadCache
 from kad.engines.transformers.forward import check_one_tokenizer, loss_of, own_inputs, own_step, prompt_length, run_part
 from kad.engines.transformers.host import CACHE, CausalLMOutputWithPast, ComposedGeneration, one_cache_name
 from kad.engines.transformers.late_check import LateCheck
-from kad.engines.transformers.loading import load_parts, shared_vocabulary
-from kad.engines.transformers.model import TransformersEngine
+from kad.engines.transformers.loading import load_models
+from kad.engines.transformers.model import TransformersModel
 from kad.errors import PairError, UsageError
-from kad.method.composition import Composition, compose, raise_if_bad
-from kad.method.nobody import never_kept
+from kad.method.composition import Composition, RuleLike, compose, raise_if_bad
 from kad.method.rules import Rule
+from kad.pair.base_prompt import BasePrompt
 from kad.pair.config import KadConfig
-from kad.pair.folder import generation_config, load_config, write
-from kad.pair.in_force import InForce
+from kad.pair.folder import load_config, write
 from kad.pair.model_files import load_tokenizer
 from kad.tokens.vocabulary import trim
 
 
-class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrainedModel, GenerationMixin):
-    """A base model and a small aligned one, composed token by token.
+class KadForCausalLM(ComposedGeneration, PreTrainedModel, GenerationMixin):
+    """The Transformers face of a `kad.engines.pair.Pair`: a base and a small aligned model, composed token by token.
 
     Its logits are log pi (float32, normalized). So temperature, warpers, penalties and beam search act on the composed
     model as on any other model. Build it with `from_models` or `from_pretrained`.
 
     Attributes:
+        pair: the models, the composition in force, the tokenizer.
         base: the base model.
         aligned: the aligned model.
         reference: the reference model, or None if the pair has none.
-        rule: the rule in force. `generate(..., rule=...)` replaces it for one call.
     """
 
     config_class = KadConfig
@@ -50,14 +51,21 @@ class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrained
         base: PreTrainedModel,
         aligned: PreTrainedModel,
         reference: PreTrainedModel | None = None,
+        *,
+        pair: Pair | None = None,
     ) -> None:
+        models = {"base": base, "aligned": aligned, "reference": reference}
+        self.pair = pair or Pair(config, {r: TransformersModel(m) for r, m in models.items() if m is not None})
         super().__init__(config)
-        self.base = base
-        self.aligned = aligned
-        self.reference = reference
-        self.own_composition = Composition.of(config.rule, config.deferral_temperature)
+        self.base, self.aligned, self.reference = base, aligned, reference
         self._late_check = LateCheck()
         self.eval()
+
+    @classmethod
+    def of(cls, pair: Pair) -> KadForCausalLM:
+        """The Transformers face of a pair whose models Transformers runs."""
+        models: Any = pair.models
+        return cls(pair.config, **{role: model.model for role, model in models.items()}, pair=pair)
 
     # ------------------------------------------------------------------ construction
 
@@ -96,21 +104,18 @@ class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrained
             VocabularyError: the models' tokens differ.
             RuleError: a bad rule, or a rule that needs the reference model without it.
         """
-        parts = load_parts(
+        models = load_models(
             {"base": base, "aligned": aligned, "reference": reference},
             {"base": base_kwargs, "aligned": aligned_kwargs, "reference": reference_kwargs},
             kwargs,
         )
         config = KadConfig(
-            **{role: part.source.to_dict() for role, part in parts.items() if part.source is not None},
+            **{role: model.source for role, model in models.items() if model.source is not None},
             rule=rule,
             deferral_temperature=deferral_temperature,
             base_prompt=base_prompt,
-            **asdict(shared_vocabulary(parts)),
         )
-        model = cls(config, **{role: part.model for role, part in parts.items()})
-        model.generation_config = generation_config(config, parts["aligned"].model.generation_config)
-        return model
+        return cls.of(Pair(config, models))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -126,12 +131,7 @@ class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrained
             PairError: no such pair, an unknown option, or a model that cannot be loaded.
         """
         config, options = load_config(pretrained_model_name_or_path, kwargs)
-        parts = load_parts(config.model_sources(), {}, options)
-        if config.vocab_size is None:
-            config.set_vocabulary(shared_vocabulary(parts))
-        model = cls(config, **{role: part.model for role, part in parts.items()})
-        model.generation_config = generation_config(config, parts["aligned"].model.generation_config)
-        return model
+        return cls.of(Pair(config, load_models(config.model_sources(), {}, options)))
 
     def save_pretrained(self, save_directory: Any, *, tokenizer: Any = None, **kwargs: Any) -> None:
         """Write the pair as a folder of a few KB: configuration, the aligned model's tokenizer, no weights.
@@ -154,6 +154,66 @@ class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrained
             )
         chosen = load_tokenizer(self.config.model_sources()["aligned"]) if tokenizer is None else tokenizer
         write(save_directory, self.config, chosen, self.generation_config)
+
+    # ------------------------------------------------------------------ the pair
+
+    @property
+    def generation_config(self) -> GenerationConfig:
+        """The pair's sampling settings, and the tokens that end a text."""
+        return self.pair.generation_config
+
+    @generation_config.setter
+    def generation_config(self, settings: GenerationConfig) -> None:
+        if hasattr(self, "base"):  # Transformers makes settings of its own before there are models
+            self.pair.generation_config = settings
+
+    @property
+    def tokenizer(self) -> Any:
+        """See `Pair.tokenizer`."""
+        return self.pair.tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Any) -> None:
+        self.pair.tokenizer = tokenizer
+
+    @property
+    def base_tokenizer(self) -> Any:
+        """See `Pair.base_tokenizer`."""
+        return self.pair.base_tokenizer
+
+    @property
+    def facts(self) -> dict[str, Facts]:
+        """See `Pair.facts`."""
+        return self.pair.facts
+
+    @property
+    def composition(self) -> Composition:
+        """The rule and deferral temperature in force. `generate(..., rule=...)` replaces them for one call."""
+        return self.pair.composition
+
+    @property
+    def rule(self) -> Rule:
+        """The rule in force. Assign another one to change the pair's own."""
+        return self.pair.rule
+
+    @rule.setter
+    def rule(self, rule: RuleLike) -> None:
+        self.pair.rule = rule
+
+    @property
+    def base_prompt(self) -> BasePrompt | None:
+        """See `Pair.base_prompt`."""
+        return self.pair.base_prompt
+
+    @base_prompt.setter
+    def base_prompt(self, prompt: Any) -> None:
+        self.pair.base_prompt = prompt
+
+    def using(
+        self, rule: RuleLike | None = None, deferral_temperature: float | None = None
+    ) -> AbstractContextManager[None]:
+        """See `Pair.using`."""
+        return self.pair.using(rule, deferral_temperature)
 
     # ------------------------------------------------------------------ running
 
@@ -178,7 +238,6 @@ class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrained
         past_key_values: KadCache | None = None,
         base_input_ids: Tensor | None = None,
         base_attention_mask: Tensor | None = None,
-        never_kept_tokens: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Run the models and compose their logits.
@@ -197,7 +256,6 @@ class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrained
             base_input_ids: (batch, base positions), all that the base model reads in the place of all of the other
                 models' tokens: its own prompt and the same answer. Then `logits_to_keep` is needed.
             base_attention_mask: (batch, base positions), 0 for padding. None: there is no padding.
-            never_kept_tokens: (batch, kept positions, vocab), bool: the tokens whose base mass is always deferred.
             labels: (batch, positions), mostly `input_ids`, to be predicted from the positions before; -100 is left out.
 
         Returns:
@@ -208,7 +266,7 @@ class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrained
             UsageError: arguments that have no meaning for a composition.
             LogitsError: a row that is no distribution. On a GPU it comes with the next pass, or as `generate` ends.
         """
-        check_one_tokenizer(self.base_tokenizer)
+        check_one_tokenizer(self.pair.base_tokenizer)
         if input_ids is None:
             raise UsageError("A composed model takes input_ids; the models' embeddings differ, so no inputs_embeds.")
         if output_attentions or output_hidden_states:
@@ -227,9 +285,6 @@ class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrained
                 attention_mask=mask, position_ids=positions, logits_to_keep=logits_to_keep,
             )  # fmt: skip
             logits[role] = trim(row, self.config.vocab_size).to(self.base.device)
-        if never_kept_tokens is not None:
-            now = replace(now, nobody=True)
-            logits["base"] = never_kept(logits["base"], never_kept_tokens, now.deferral_temperature)
         log_pi = compose(now, *(rows := (logits["base"], logits["aligned"], logits.get("reference"))))
         self._late_check.send(log_pi, partial(raise_if_bad, log_pi, now, *rows))
         loss = None if labels is None else loss_of(log_pi, labels)
@@ -253,7 +308,7 @@ class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrained
         With `base_input_ids` (batch, positions) the base model reads a prompt of its own, and the same answer after it.
         Batches are padded on the left, with `base_attention_mask`.
         """
-        check_one_tokenizer(self.base_tokenizer)
+        check_one_tokenizer(self.pair.base_tokenizer)
         if kwargs.get("base_input_ids") is not None:
             kwargs["prompt_length"] = prompt_length(args, kwargs)
         with self.using(rule, deferral_temperature):

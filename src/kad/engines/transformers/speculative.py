@@ -1,4 +1,4 @@
-"""`speculative`: the loop as a Transformers `custom_generate` callable."""
+"""`speculative`: the loop as a Transformers `custom_generate` callable, and what it makes of `generate`'s arguments."""
 
 from __future__ import annotations
 
@@ -8,24 +8,38 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers import (
+    DynamicCache,
+    EosTokenCriteria,
+    GenerationConfig,
+    LogitsProcessorList,
+    MaxLengthCriteria,
+    StoppingCriteriaList,
+)
 
 from kad.engines.own_prompt import OwnPrompt
-from kad.engines.transformers import speculative_inputs as inputs
 from kad.engines.transformers.cache import KadCache
 from kad.engines.transformers.host import CACHE, BaseStreamer, GenerateDecoderOnlyOutput
 from kad.engines.transformers.modeling import KadForCausalLM
 from kad.engines.transformers.scorer import CachedModel
 from kad.errors import UsageError
 from kad.method.scorer import Scorer
-from kad.method.speculation.decisions import Records
-from kad.method.speculation.loop import SpeculativeLoop
+from kad.method.speculation.decisions import Records, warp_of
+from kad.method.speculation.loop import SpeculativeLoop, StopRule
 from kad.method.speculation.policies import choose_policy
 from kad.method.speculation.randomness import TorchRandomness
 from kad.method.speculation.statistics import SpeculationStatistics
 from kad.method.speculation.windows import default_draft_tokens, window_size
 from kad.method.verification import Randomness, Verifier, verify_block, verify_tokens
 
+# What `generate` passes to every decoding method. This one reads it elsewhere, or does not need it.
+_KNOWN = frozenset(
+    {
+        "attention_mask", "position_ids", CACHE, "use_cache", "logits_to_keep", "cache_position",
+        "output_attentions", "output_hidden_states", "return_dict",
+        "base_input_ids", "base_attention_mask", "prompt_length",
+    }
+)  # fmt: skip
 VERIFIERS: dict[str, Verifier] = {"block": verify_block, "token": verify_tokens}
 
 
@@ -96,19 +110,19 @@ def speculative(
     ):
         if value not in allowed:
             raise UsageError(f"{name} must be one of {', '.join(allowed)}, but is {value!r}.")
-    inputs.check(model, input_ids, generation_config, model_kwargs)
+    _check(model, input_ids, generation_config, model_kwargs)
     start = perf_counter()
     criteria = stopping_criteria or StoppingCriteriaList()
-    padding = inputs.left_padding(input_ids, model_kwargs)
-    ids = inputs.room_for_new_tokens(input_ids, criteria, generation_config)
-    cache = inputs.cache_for(model, draft_model, model_kwargs.get(CACHE))
-    own = inputs.own_prompt(model_kwargs)
+    padding = _left_padding(input_ids, model_kwargs)
+    ids = _room_for_new_tokens(input_ids, criteria, generation_config)
+    cache = _cache_for(model, draft_model, model_kwargs.get(CACHE))
+    own = _own_prompt(model_kwargs)
     asked = default_draft_tokens(bool(generation_config.do_sample)) if num_draft_tokens is None else num_draft_tokens
     window = window_size(asked, few=bool(compile))
     if compile and cache.given:
         raise UsageError(f"compile=True makes caches of its own: leave {CACHE} out, or decode without compile.")
     scorers = (
-        model.captured_scorers(cache.parts, draft_model, window.sizes, len(ids) + len(own or ()), compile)
+        model.pair.captured_scorers(cache.parts, draft_model, window.sizes, len(ids) + len(own or ()), compile)
         if compile
         else _scorers(model, cache)
     )
@@ -126,11 +140,11 @@ def speculative(
             greedy=not generation_config.do_sample,
             verifier=VERIFIERS[verification],
             randomness=randomness or TorchRandomness(),
-            warp=inputs.warp_of(logits_processor, ids, padding),
+            warp=warp_of(logits_processor, ids, padding),
             records=records,
         ),
         window=window,
-        stop=inputs.stop_rule(criteria, ids, padding),
+        stop=stop_rule(criteria, ids, padding),
         statistics=SpeculationStatistics() if statistics is None else statistics,
     )
     try:
@@ -176,3 +190,115 @@ def _wants_records(config: GenerationConfig) -> bool:
 def _rows(rows: list[Tensor], count: int) -> tuple[Tensor, ...]:
     """The rows of the emitted tokens. Rows of tokens that a stop rule cut off are left out."""
     return tuple(rows[:count])
+
+
+def _check(
+    model: Any,
+    input_ids: Tensor,
+    config: GenerationConfig,
+    model_kwargs: dict[str, Any],
+) -> None:
+    """Refuse what the loop cannot do, before anything runs.
+
+    Raises:
+        UsageError: the loop cannot do this. The message says what to do instead.
+    """
+    if not isinstance(model, KadForCausalLM):
+        raise UsageError(
+            f"kad.speculative decodes a KadForCausalLM, but got {type(model).__name__}. For other models use "
+            "Transformers' assistant_model."
+        )
+    if input_ids.shape[0] != 1 or config.num_beams > 1:
+        raise UsageError(
+            f"kad.speculative decodes one sequence at a time, but got {input_ids.shape[0]} (num_beams: "
+            f"{config.num_beams}). "
+            "Rows accept different numbers of drafts, which one cache per model cannot hold. Call generate once per "
+            "prompt, decode the batch without speculation, or serve it with vLLM (docs/vllm.md)."
+        )
+    unknown = sorted(set(model_kwargs) - _KNOWN)
+    if unknown:
+        raise UsageError(f"kad.speculative takes no {', '.join(unknown)}. Leave it out.")
+    if model_kwargs.get("use_cache") is False:
+        raise UsageError("Speculation works on caches: leave use_cache=False out, or decode without speculation.")
+    if config.output_attentions or config.output_hidden_states:
+        raise UsageError("A composition has no attentions or hidden states of its own; ask model.base or .aligned.")
+
+
+def _own_prompt(model_kwargs: dict[str, Any]) -> list[int] | None:
+    """The base model's own prompt without padding. None if it reads the same as the others."""
+    ids, mask = model_kwargs.get("base_input_ids"), model_kwargs.get("base_attention_mask")
+    if ids is None:
+        return None
+    found: list[int] = ids[0, 0 if mask is None else int(mask[0].to(torch.long).argmax()) :].tolist()
+    return found
+
+
+def _left_padding(input_ids: Tensor, model_kwargs: dict[str, Any]) -> int:
+    """The number of padding tokens before the prompt. The models never see them.
+
+    Raises:
+        UsageError: padding in another place, or position ids that are not counted from the first token.
+    """
+    mask, positions = model_kwargs.get("attention_mask"), model_kwargs.get("position_ids")
+    padding = 0 if mask is None else int(mask[0].to(torch.long).argmax())
+    if mask is not None and not bool(mask[0, padding:].all()):
+        raise UsageError(
+            "Padding must stand before the prompt (tokenizer padding_side='left'). If the prompt itself contains the "
+            "padding token, pass attention_mask=torch.ones_like(input_ids)."
+        )
+    counted = torch.arange(input_ids.shape[1] - padding)
+    if positions is not None and not torch.equal(positions[0, -len(counted) :].cpu(), counted[-positions.shape[1] :]):
+        raise UsageError("kad.speculative counts positions from the first token; leave position_ids out.")
+    return padding
+
+
+def _cache_for(model: KadForCausalLM, draft_model: str, cache: KadCache | None) -> KadCache:
+    """The pair's cache, with a part for the reference model if it drafts.
+
+    Raises:
+        UsageError: there is no reference model to draft, or the cache was filled without it.
+    """
+    if draft_model == "reference" and model.reference is None:
+        raise UsageError("draft_model='reference' needs a pair with a reference model; this one has none.")
+    cache = model.make_cache() if cache is None else cache
+    if draft_model == "reference" and cache.reference is None:
+        if cache.get_seq_length() > 0:
+            raise UsageError("This cache was filled without the reference model, which is to draft. Give no cache.")
+        assert model.reference is not None
+        cache.reference = DynamicCache(config=model.reference.config)
+    return cache
+
+
+def _room_for_new_tokens(input_ids: Tensor, criteria: StoppingCriteriaList, config: GenerationConfig) -> Tensor:
+    """(capacity,), the prompt and room up to the smallest maximal length."""
+    limits = [c.max_length for c in criteria if isinstance(c, MaxLengthCriteria)]
+    capacity = min(limits, default=config.max_length or 0)
+    if capacity <= input_ids.shape[1]:
+        raise UsageError(
+            f"The prompt has {input_ids.shape[1]} tokens, and max_length is {capacity}: no room for a new one. "
+            "Raise max_new_tokens."
+        )
+    ids = input_ids.new_zeros(capacity)
+    ids[: input_ids.shape[1]] = input_ids[0]
+    return ids
+
+
+def stop_rule(criteria: StoppingCriteriaList, ids: Tensor, padding: int) -> StopRule:
+    """All stopping criteria, checked after every single token, as in plain decoding.
+
+    End-of-sequence tokens and the maximal length are looked up directly. The other criteria are called.
+    """
+    ends = {int(t) for c in criteria if type(c) is EosTokenCriteria for t in torch.as_tensor(c.eos_token_id).flatten()}
+    called = StoppingCriteriaList(c for c in criteria if type(c) not in (EosTokenCriteria, MaxLengthCriteria))
+
+    def stops(end: int, token: int) -> bool:
+        return token in ends or (bool(called) and bool(called(ids[:end].unsqueeze(0), None).all()))
+
+    def stop(committed: Tensor, new: list[int]) -> tuple[int, bool]:
+        start = padding + committed.shape[0] - len(new)
+        for count, token in enumerate(new, start=1):
+            if stops(start + count, token):
+                return count, True
+        return len(new), start + len(new) >= ids.shape[0]
+
+    return stop

@@ -43,12 +43,10 @@ _REASONS = {"stop": "stop", "length": "length", "abort": "interrupted"}
 
 
 class VllmModel:
-    """A model that vLLM runs. Its engine starts at the first answer. See `kad.engines.protocols.Generates`.
+    """A model that vLLM runs. Its engine starts at the first answer. See `kad.engines.protocols.WholeModel`.
 
     Args:
         place: the folder or hub id of the model, or of a pair.
-        tokenizer: the tokenizer of the answers.
-        generation_config: the settings of the answers, and the tokens that end them.
         options: more arguments of `vllm.LLM`.
         drafters: the models that can draft, by role.
 
@@ -59,13 +57,10 @@ class VllmModel:
     def __init__(
         self,
         place: str,
-        tokenizer: Any,
-        generation_config: GenerationConfig,
         options: Mapping[str, Any] | None = None,
         drafters: Mapping[str, Source] | None = None,
     ) -> None:
         self._llm_class, self._params_class, defaults = _vllm()
-        self.tokenizer, self.generation_config = tokenizer, generation_config
         self._arguments = {**defaults, **(options or {}), "model": place}
         self._drafters = dict(drafters or {})
         self._llm: Any = None
@@ -85,8 +80,8 @@ class VllmModel:
         limit: int | None = self._arguments.get("max_model_len")
         return limit
 
-    def run(self, asks: Sequence[Ask], draft_tokens: int = 0, drafter: str = "aligned") -> Iterator[Emission]:
-        """See `kad.engines.protocols.Generates`. Other drafts, or another drafter, start the engine anew."""
+    def batch(self, asks: Sequence[Ask], draft_tokens: int = 0, drafter: str = "aligned") -> Iterator[Emission]:
+        """See `kad.engines.protocols.WholeModel`. Other drafts, or another drafter, start the engine anew."""
         engine = self._started(draft_tokens, drafter).llm_engine
         names = {f"kad-{next(self._numbers)}": index for index in range(len(asks))}
         try:
@@ -108,7 +103,7 @@ class VllmModel:
             engine.abort_request([name for name in names if self._arrived.pop(name, None) is not None])
 
     def draft_counts(self) -> DraftCounts:
-        """See `kad.engines.protocols.Generates`."""
+        """See `kad.engines.protocols.WholeModel`."""
         if self._llm is None:
             return self._counted
         found: dict[str, Any] = {m.name: getattr(m, "value", getattr(m, "values", 0)) for m in self._llm.get_metrics()}

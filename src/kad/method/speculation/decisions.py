@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -108,3 +109,18 @@ class Records:
         """Record rows (n, vocab)."""
         self.scores += [row.unsqueeze(0) for row in scores]
         self.logits += [row.unsqueeze(0) for row in logits]
+
+
+def warp_of(processors: Any, ids: Tensor, padding: int) -> Warp | None:
+    """The processors as a function of the length of the prefix. None if there are none.
+
+    They see the ids that `generate` gave, with padding. They get a copy of the row, because some change it in place.
+    """
+    if not processors:
+        return None
+
+    def warp(length: int, log_probs: Tensor) -> Tensor:
+        scores: Tensor = processors(ids[: padding + length].unsqueeze(0), log_probs.unsqueeze(0).clone())
+        return scores[0]
+
+    return warp

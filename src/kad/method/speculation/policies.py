@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kad.errors import LogitsError
 from kad.method.composed import Composed
-from kad.method.composition import Composition, composed, tempered, with_base
+from kad.method.composition import Composition, composed, models_of, tempered, with_base
 from kad.method.distribution import Distribution, first_max, problem_of, raised, refuse
 from kad.method.rules import CascadeRule, ThresholdRule
 from kad.method.speculation.decisions import Draft, Open, Records, Rows, Settled, Verdict, Warp, read
@@ -36,6 +36,7 @@ class Policy(ABC):
         warp: the user's logits processors. They act on log pi, and also on the drafting model's log-probabilities. Any
             draft is exact, and a draft that is more like pi is accepted more often.
         records: stores the scores that `generate` returns.
+        alone: whether the drafting model is the only one, which is p and q* at once.
 
     Attributes:
         defers: whether the token after a window of accepted drafts is decided without the drafting model.
@@ -45,6 +46,7 @@ class Policy(ABC):
     drafter: str
     warp: Warp | None = None
     records: Records | None = None
+    alone: bool = False
     defers: bool = False
 
     def __post_init__(self) -> None:
@@ -142,7 +144,7 @@ class Policy(ABC):
     def _composed(self, rows: Rows, drafter: Tensor) -> Composed:
         """The models at n positions, from the drafting model's logits (n, vocab) and at least n rows of the others."""
         named = {role: logits[: len(drafter)] for role, logits in rows.items()} | {self.drafter: drafter}
-        return composed(self.composition, named["base"], named["aligned"], named.get("reference"))
+        return composed(self.composition, *models_of(named))
 
     def _scores(self, log_pi: Tensor, length: int) -> Tensor:
         """The scores of rows (n, vocab) after the processors, for prefixes of `length`, `length` + 1, ..."""
@@ -197,7 +199,7 @@ class SampledPolicy(Policy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.defers = self._direct and self._p_alone
+        self.defers = self._direct and self._p_alone and not self.alone
 
     def _weigh(self, scores: Tensor) -> Tensor:
         return scores.softmax(dim=-1)

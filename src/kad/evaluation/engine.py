@@ -1,0 +1,377 @@
+"""Who answers in an evaluation: prompts in, completions out, with any engine of `kad.engines`.
+
+Models are loaded when a method first needs them, and released when no later method does. A method is a pair: the pair
+of the run under a rule, or one of its models (or an oracle) by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import GenerationConfig
+
+from kad.engines.files import engines_of
+from kad.engines.load import load_one
+from kad.engines.pair import Pair, vocabulary_of
+from kad.errors import OptionError, UsageError
+from kad.evaluation.methods import Method
+from kad.evaluation.tasks.task import Continuation, Renderer, chat_renderer
+from kad.method.composition import compose, models_of
+from kad.pair.base_prompt import BUILT_IN, BasePrompt
+from kad.pair.config import ROLES, KadConfig
+from kad.pair.folder import vocabulary_in_files
+from kad.pair.model_files import load_generation_config, load_tokenizer
+from kad.pair.sources import Source
+from kad.text.batch import generate_all
+from kad.text.contexts import Context, default_base_prompt, own_context
+from kad.text.prompts import encode_plain
+from kad.text.sampling import Sampling, end_tokens
+from kad.text.score import logits_of, score_tokens
+from kad.tokens.vocabulary import OWN
+
+if TYPE_CHECKING:
+    from kad.engines.protocols import Model
+    from kad.text.answer import Answer
+
+
+@dataclass(frozen=True)
+class Request:
+    """One sample to draw. Each sample has its own seed, so its text does not depend on the batch."""
+
+    prompt: str
+    seed: int
+    max_new_tokens: int
+    temperature: float
+    until: tuple[str, ...] = ()
+    conversation: tuple[dict[str, str], ...] = ()
+
+    @property
+    def sampling(self) -> Sampling:
+        """Nothing but the temperature acts on log pi."""
+        head: dict[str, Any] = {"top_k": 0, "top_p": 1.0} if self.temperature > 0 else {}
+        return Sampling(
+            max_new_tokens=self.max_new_tokens, temperature=self.temperature, seed=self.seed, stop=self.until, **head
+        )
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sample drawn.
+
+    `seconds` is its share of the wall time, so that summed tokens over summed seconds is the throughput;
+    `finished` says that the model ended it, not the limit. `drafted`, `accepted` and `acceptance_lengths`
+    (accepted drafts -> windows) come from speculation, `deferred_mass` and `acceptance` are means
+    over the generated positions.
+    """
+
+    text: str
+    prompt_tokens: int
+    tokens: int
+    finished: bool
+    seconds: float
+    drafted: int | None = None
+    accepted: int | None = None
+    acceptance_lengths: dict[str, int] = field(default_factory=dict)
+    deferred_mass: float | None = None
+    acceptance: float | None = None
+
+    @classmethod
+    def of(cls, answer: Answer, *, deferred_mass: float | None = None, acceptance: float | None = None) -> Completion:
+        """The completion that an answer is, with what was measured along it."""
+        counts = answer.statistics
+        lengths = {} if counts is None else {str(length): count for length, count in sorted(counts.lengths.items())}
+        return cls(
+            text=answer.text,
+            prompt_tokens=len(answer.prompt_ids),
+            tokens=len(answer.token_ids),
+            finished=answer.finished,
+            seconds=answer.seconds,
+            drafted=None if counts is None else counts.drafted,
+            accepted=None if counts is None else counts.accepted,
+            acceptance_lengths=lengths,
+            deferred_mass=deferred_mass,
+            acceptance=acceptance,
+        )
+
+
+class Engine:
+    """Runs methods.
+
+    Args:
+        sources: where the models are, by role: base, aligned, reference, any oracle by its method's name, and "pair",
+            where the pair lies.
+        deferral_temperature: of the compositions.
+        options: how to load every model (dtype, device_map, ...), see `kad.pair.sources.MODEL_KWARGS`.
+        device: where to put models that were loaded without a device map.
+        base_prompt: how the base model is asked. None: as the aligned model, or by `qa` if it has a tokenizer of
+            its own.
+        engine: what runs the models, see `kad.load`.
+        engine_options: see `kad.load`.
+        diagnostics: whether to measure deferred mass and acceptance, in one forward pass more for each sample.
+
+    Raises:
+        OptionError: an engine that does not run one of the models, or options that none of them takes.
+        MissingExtraError: an engine that is not installed.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, Source],
+        *,
+        deferral_temperature: float = 1.0,
+        options: Mapping[str, Any] | None = None,
+        device: str = "cpu",
+        base_prompt: BasePrompt | None = None,
+        engine: str = "auto",
+        engine_options: Mapping[str, Any] | None = None,
+        diagnostics: bool = True,
+    ) -> None:
+        self.sources, self.base_prompt, self.diagnostics = dict(sources), base_prompt, diagnostics
+        self._deferral_temperature, self._device = deferral_temperature, device
+        self._options, self._engine_options = dict(options or {}), dict(engine_options or {})
+        self._whole = engine == "vllm"
+        self._engines = {} if self._whole else engines_of(sources, engine)
+        if self._whole:
+            _check_vllm(base_prompt)
+        elif engine_options and "llama_cpp" not in self._engines.values():
+            raise OptionError("`engine_options` are for models that llama.cpp or vLLM runs, and this run has none.")
+        self._models: dict[str, Model] = {}
+        self._tokenizers: dict[str, Any] = {}
+        self._pair: tuple[object, Pair] | None = None
+
+    def renderer(self, method: Method) -> Renderer:
+        """The chat template of the method's prompts. A base model alone may be asked in a way of its own."""
+        own = self._own_prompt(method)
+        if own is not None:
+            return lambda conversation: own.render(conversation).rstrip(" ")
+        return chat_renderer(self.tokenizer(method))
+
+    def batch_size(self, method: Method, wanted: int) -> int:
+        """How many requests the method takes at once, at most `wanted`.
+
+        Texts that accept different numbers of drafts cannot share a cache, and llama.cpp and MLX take one at a time.
+        """
+        many = method.speculation is None and set(self._engines.values()) <= {"transformers"}
+        return wanted if self._whole or many else 1
+
+    def generate(self, method: Method, requests: Sequence[Request]) -> list[Completion]:
+        """One completion for each request, in their order. All share `max_new_tokens` and `temperature`.
+
+        In vLLM the first one has the counts of speculation of all.
+        """
+        pair, tokenizer, own = self.pair(method), self.tokenizer(method), self._own_prompt(method)
+        if own is not None:
+            prompts = [Context(encode_plain(tokenizer, request.prompt)) for request in requests]
+            requests = [replace(request, until=(*request.until, *own.stops)) for request in requests]
+        else:
+            prompts = [self._context(pair, tokenizer, request) for request in requests]
+        way = method.speculation
+        with pair.using(method.rule):
+            answers = generate_all(
+                pair,
+                tokenizer,
+                prompts,
+                sampling=requests[0].sampling,
+                seeds=[request.seed for request in requests],
+                batch_size=len(requests),
+                num_draft_tokens=0 if way is None else way.num_draft_tokens,
+                drafter="aligned" if way is None else way.draft,
+            )
+            completions = [self._complete(pair, answer) for answer in answers]
+        return completions if own is None else [_before(completion, own.stops) for completion in completions]
+
+    def log_likelihoods(self, method: Method, continuations: Sequence[Continuation]) -> list[tuple[float, bool]]:
+        """For each continuation its log-probability after its context, and whether greedy decoding says just it."""
+        if self._whole:
+            raise UsageError("vLLM cannot score options by their log-likelihood. Use another engine.")
+        pair, tokenizer = self.pair(method), self.tokenizer(method)
+        with pair.using(method.rule):
+            return [_log_likelihood(pair, *_split(tokenizer, *one)) for one in continuations]
+
+    def release(self, keep: Collection[str]) -> None:
+        """Let go of every model whose role is not in `keep`. vLLM closes when no model is needed any more."""
+        if self._whole:
+            if not keep:
+                self._close()
+            return
+        self._pair = None
+        self._models = {role: model for role, model in self._models.items() if role in keep}
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def tokenizer(self, method: Method) -> Any:
+        """The tokenizer of the method's prompts; see `speaker`."""
+        role = speaker(method, self.sources, self._own_prompt(method))
+        if role == "pair" and self._engines.get("aligned") == "llama_cpp":
+            role = "aligned"  # a GGUF file has its own
+        if self._engines.get(role) == "llama_cpp":
+            return self.model(role).tokenizer
+        if role not in self._tokenizers:
+            self._tokenizers[role] = load_tokenizer(self._source(role))
+        return self._tokenizers[role]
+
+    def pair(self, method: Method) -> Pair:
+        """The pair that the method decodes with, its generation settings cleared of all but the ends of a text."""
+        key = method.needs if method.rule is not None and not self._whole else (method.rule is None and method.name)
+        if self._pair is None or self._pair[0] != key:
+            self._close()
+            self._pair = (key, self._whole_pair(method) if self._whole else self._made(method))
+        pair = self._pair[1]
+        pair.tokenizer = self.tokenizer(method)
+        pair.generation_config = settings_of(
+            method, self.sources, pair.tokenizer, self._own_prompt(method), self._stored_settings
+        )
+        return pair
+
+    def model(self, role: str) -> Model:
+        """One model, loaded if it is not yet."""
+        if role not in self._models:
+            source = self._source(role)
+            self._models[role] = load_one(
+                source, self._engines[role], device=self._device, engine_options=self._engine_options, **self._options
+            )
+        return self._models[role]
+
+    def _made(self, method: Method) -> Pair:
+        if method.rule is None:
+            return Pair.one(self.model(method.name))
+        config = KadConfig(rule=str(method.rule), deferral_temperature=self._deferral_temperature)
+        return Pair(config, {role: self.model(role) for role in ROLES if role in method.needs})
+
+    def _whole_pair(self, method: Method) -> Pair:
+        from kad.engines.vllm.pair import VllmOne, VllmPair
+
+        options = {"dtype": self._options.get("dtype", "auto"), **self._engine_options}
+        if method.rule is None:
+            place, speaks = self.sources[method.name], self.sources[speaker(method, self.sources)]
+            return VllmOne(place.model, {**options, "revision": place.revision, "tokenizer": speaks.model})
+        parts = {role: self.sources[role] for role in ROLES if role in self.sources}
+        # Its own rule is never used: every request brings one.
+        config = KadConfig(**parts, rule="base_only", deferral_temperature=self._deferral_temperature)
+        return VllmPair(config, options)
+
+    def _close(self) -> None:
+        """End the engine of vLLM, if one runs. One exists at a time."""
+        if self._pair is not None and self._pair[1].whole is not None:
+            self._pair[1].whole.close()
+        self._pair = None
+
+    def _source(self, role: str) -> Source:
+        if role not in self.sources:
+            raise UsageError(f"A method needs the {role} model, and none is given. Give one with --{role} MODEL.")
+        return self.sources[role]
+
+    def _own_prompt(self, method: Method) -> BasePrompt | None:
+        """How a base model alone is asked. None: as the aligned model, or the method is another one."""
+        if method.role != "base":
+            return None
+        return self.base_prompt or (BUILT_IN["qa"] if self._own_tokenizer else None)
+
+    @cached_property
+    def _own_tokenizer(self) -> bool:
+        """Whether the base model has another tokenizer than the aligned model."""
+        roles = ("base", "aligned")
+        if self._whole or not self.sources.keys() >= set(roles):
+            return False
+        if "llama_cpp" in (self._engines[role] for role in roles):
+            return vocabulary_of({role: self.model(role) for role in roles}).base_tokenizer == OWN
+        return vocabulary_in_files({role: self.sources[role] for role in roles}).base_tokenizer == OWN
+
+    def _stored_settings(self, role: str) -> GenerationConfig | None:
+        """The generation settings that come with a model."""
+        gguf = self._engines.get(role) == "llama_cpp"
+        return self.model(role).generation_config if gguf else load_generation_config(self._source(role))
+
+    def _context(self, pair: Pair, tokenizer: Any, request: Request) -> Context:
+        # The template has already written all special tokens.
+        ids = tokenizer(request.prompt, add_special_tokens=False).input_ids
+        if pair.is_one or self._whole:
+            return Context(ids)
+        own = self.base_prompt or default_base_prompt(pair)
+        return Context.of(ids, pair) if own is None else own_context(pair, ids, own, request.conversation)
+
+    def _complete(self, pair: Pair, answer: Answer) -> Completion:
+        if not self.diagnostics or pair.is_one or self._whole or not answer.token_ids:
+            return Completion.of(answer)
+        score = score_tokens(pair, answer.prompt, answer.token_ids, pair.composition)
+        deferred_mass = None if score.deferred_mass is None else float(score.deferred_mass.mean())
+        return Completion.of(answer, deferred_mass=deferred_mass, acceptance=float(score.acceptance.mean()))
+
+
+def speaker(method: Method, sources: Collection[str], base_prompt: BasePrompt | None = None) -> str:
+    """The role whose tokenizer, chat template and ends of a text the method uses.
+
+    An oracle uses its own, and so does a base model alone that is asked in a way of its own. Other methods use the
+    pair's, if there is a pair, else the aligned model's.
+    """
+    if method.role == "oracle":
+        return method.name
+    if method.role == "base" and base_prompt is not None:
+        return "base"
+    return "pair" if "pair" in sources else "aligned"
+
+
+def settings_of(
+    method: Method,
+    sources: Mapping[str, Source],
+    tokenizer: Any,
+    base_prompt: BasePrompt | None = None,
+    stored: Callable[[str], GenerationConfig | None] | None = None,
+) -> GenerationConfig:
+    """Ends of a text, and nothing else: top-p, penalties and the like of a model's file would not be the method's.
+
+    A base model alone also ends where the aligned model would: it sees the aligned model's chat. `stored` gives the
+    settings of a role; by default they are read from its files.
+    """
+    stored = stored or (lambda role: load_generation_config(sources[role]))
+    roles = {speaker(method, sources, base_prompt), *(method.needs if method.rule is None else ())}
+    ends = {tokenizer.eos_token_id}
+    for config in map(stored, roles):
+        ends.update(end_tokens(config) if config is not None else ())
+    eos = sorted(token for token in ends if token is not None)
+    return GenerationConfig(eos_token_id=eos, pad_token_id=tokenizer.pad_token_id)
+
+
+def _check_vllm(base_prompt: BasePrompt | None) -> None:
+    from kad.engines.vllm.host import check_installed
+
+    if base_prompt is not None:
+        raise UsageError("vLLM gives all models one prompt: a base prompt needs another engine.")
+    check_installed()
+
+
+def _split(tokenizer: Any, context: str, continuation: str) -> tuple[list[int], list[int]]:
+    """The token ids of both, where lm-eval puts the border: a space between them belongs to the continuation."""
+    bare = context.rstrip()
+    whole: list[int] = tokenizer(context + continuation, add_special_tokens=False).input_ids
+    before = len(tokenizer(bare, add_special_tokens=False).input_ids)
+    if before:
+        return whole[:before], whole[before:]
+    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    return [start], whole
+
+
+@torch.no_grad()
+def _log_likelihood(pair: Pair, context: list[int], continuation: list[int]) -> tuple[float, bool]:
+    """A pair is a language model whose logits are log pi."""
+    if not continuation:
+        raise UsageError("An option of a question has no token; each option needs some text.")
+    prompt = Context.of(context, pair)
+    composition = prompt.composition(pair.composition)
+    chunks = logits_of(pair, prompt, continuation, composition=composition)
+    log_pi = torch.cat([compose(composition, *models_of(chunk.logits)) for chunk in chunks])
+    at = torch.tensor(continuation, device=log_pi.device)
+    log_likelihood = log_pi.gather(-1, at.unsqueeze(-1)).double().sum()
+    return float(log_likelihood), bool((log_pi.argmax(dim=-1) == at).all())
+
+
+def _before(completion: Completion, stops: Sequence[str]) -> Completion:
+    """The completion without the stop that ended it, and what follows."""
+    text = completion.text
+    for stop in stops:
+        text = text.partition(stop)[0]
+    return replace(completion, text=text)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from kad.engines.files import ENGINES, engines_of
-from kad.errors import OptionError, PairError, UsageError
+from kad.errors import OptionError, PairError, UsageError, first_line
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -268,8 +268,7 @@ def _check_device(device: str) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UsageError(f"Device {device!r} cannot be used here: {reason}") from error
+        raise UsageError(f"Device {device!r} cannot be used here: {first_line(error)}") from error
 
 
 def _place(model: KadForCausalLM, device: str | None) -> None:
@@ -291,5 +290,6 @@ def _place(model: KadForCausalLM, device: str | None) -> None:
     try:
         model.to(chosen)
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise OptionError(f"The models cannot be moved to {chosen}: {reason}. Try `device` cpu or auto.") from error
+        raise OptionError(
+            f"The models cannot be moved to {chosen}: {first_line(error)}. Try `device` cpu or auto."
+        ) from error

@@ -11,10 +11,10 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from kad.engines.transformers.host import AutoQuantizationConfig
-from kad.errors import PairError, UsageError, missing_extra
+from kad.errors import PairError, UsageError, first_line, missing_extra
 from kad.pair.adapters import adapted, inner_model, merged, share_weights
 from kad.pair.folder import check_vocabularies
-from kad.pair.model_files import TROUBLE, first_line, load_generation_config, reason_of
+from kad.pair.model_files import TROUBLE, load_generation_config, reason_of
 from kad.pair.sources import MODEL_KWARGS, Source
 from kad.tokens.vocabulary import Common
 

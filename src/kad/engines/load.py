@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     Loaded = KadForCausalLM | Pair
 
-__all__ = ["DTYPES", "ENGINES", "check_dtype", "check_sources", "first_device", "is_usable", "load", "load_one"]
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _SHARDING = ("auto", "balanced", "balanced_low_0", "sequential")
 
@@ -73,8 +72,8 @@ def load(
         >>> model = kad.load("my-pair", rule="primal:budget=0.8", device="cuda")
     """
     check_sources(pair, base, aligned, reference)
-    if engine not in (*ENGINES, "vllm"):
-        raise OptionError(f"Unknown `engine` {engine!r}. Choose from: {', '.join(ENGINES)}, vllm.")
+    if engine not in ENGINES:
+        raise OptionError(f"Unknown `engine` {engine!r}. Choose from: {', '.join(ENGINES)}.")
     if engine == "vllm":
         named = {"base": base, "aligned": aligned, "reference": reference}
         refused = {"device": device, "base_prompt": base_prompt}

@@ -18,6 +18,7 @@ from kad.engines.transformers.late_check import LateCheck
 from kad.engines.transformers.loading import load_parts, shared_vocabulary
 from kad.engines.transformers.model import TransformersEngine
 from kad.errors import PairError, UsageError
+from kad.method import defaults
 from kad.method.composition import Composition, compose, raise_if_bad
 from kad.method.nobody import never_kept
 from kad.method.rules import Rule
@@ -68,7 +69,7 @@ class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrained
         aligned: str | PreTrainedModel,
         *,
         reference: str | PreTrainedModel | None = None,
-        rule: str | Mapping[str, Any] | Rule = "dual:threshold=0.4",
+        rule: str | Mapping[str, Any] | Rule = defaults.RULE,
         deferral_temperature: float = 1.0,
         base_prompt: Any = None,
         base_kwargs: Mapping[str, Any] | None = None,

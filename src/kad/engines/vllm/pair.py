@@ -11,6 +11,7 @@ from transformers import GenerationConfig
 
 from kad.engines.vllm.model import VllmModel
 from kad.errors import OptionError
+from kad.method import defaults
 from kad.method.composition import Composition, RuleLike
 from kad.pair.folder import pack, read_config
 from kad.pair.in_force import InForce
@@ -57,7 +58,7 @@ class VllmPair(InForce, VllmModel):
             pack(
                 sources or {},
                 place,
-                rule=self.config.rule if self.config is not None else "dual:threshold=0.4",
+                rule=self.config.rule if self.config is not None else defaults.RULE,
                 deferral_temperature=deferral_temperature or 1.0,
             )
             self.config = read_config(place)

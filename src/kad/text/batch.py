@@ -17,6 +17,7 @@ from kad.engines.transformers.lockstep import Lockstep
 from kad.text.answer import Answer
 from kad.text.contexts import Context
 from kad.text.drafting import Drafting
+from kad.text.ends import Ending
 from kad.text.prompts import decode
 from kad.text.sampling import Sampling, end_tokens, processors
 from kad.text.streaming import Stream
@@ -148,49 +149,36 @@ def _decode_together(
     started = _now(device)
     noise = None if seeds is None else Noise(seeds, device)
     process = processors(config, rows.ids.shape[1], device)
-    stopping = torch.tensor(ends or [-1], device=device)
-    unfinished = torch.ones(len(prompts), dtype=torch.bool, device=device)
-    stopped: dict[int, int] = {}
+    endings = [Ending(config, tokenizer, prompt.ids) for prompt in prompts]
+    answers: list[list[int]] = [[] for _ in prompts]
+    going = [True] * len(prompts)
     for _ in range(min(int(config.max_new_tokens), rows.room)):
         scores = process(rows.ids, rows.next_logits())
-        tokens = (scores if noise is None else noise.add(scores)).argmax(dim=-1)
-        rows.append(torch.where(unfinished, tokens, rows.pad))
-        unfinished &= ~torch.isin(tokens, stopping)
-        for index in _saying(config.stop_strings, tokenizer, rows, unfinished):
-            unfinished[index], stopped[index] = False, rows.ids.shape[1] - rows.width
-        if not bool(unfinished.any()):
+        best = (scores if noise is None else noise.add(scores)).argmax(dim=-1)
+        tokens = torch.where(torch.tensor(going, device=device), best, rows.pad)
+        rows.append(tokens)
+        for index, token in enumerate(tokens.tolist()):
+            if going[index]:
+                answers[index].append(token)
+                going[index] = not endings[index].push(token)
+        if not any(going):
             break
     share = (_now(device) - started) / len(prompts)
-    written = rows.ids[:, rows.width :].tolist()
-    found = []
-    for index, (prompt, row) in enumerate(zip(prompts, written, strict=True)):
-        end = stopped.get(index) or next((place + 1 for place, token in enumerate(row) if token in ends), None)
-        found.append(
-            Answer(
-                prompt_ids=prompt.ids,
-                context=prompt,
-                token_ids=row[:end],
-                text=decode(tokenizer, row[:end]),
-                finish_reason="length" if end is None else "stop_string" if index in stopped else "stop",
-                seconds=share,
-                first_token=share,
-                drafting=Drafting(0, "many prompts at once"),
-                temperature=(config.temperature or 1.0) if config.do_sample else None,
-                seed=None if seeds is None else seeds[index],
-            )
+    return [
+        Answer(
+            prompt_ids=prompt.ids,
+            context=prompt,
+            token_ids=token_ids,
+            text=decode(tokenizer, token_ids),
+            finish_reason=ending.reason,
+            seconds=share,
+            first_token=share,
+            drafting=Drafting(0, "many prompts at once"),
+            temperature=(config.temperature or 1.0) if config.do_sample else None,
+            seed=None if seeds is None else seeds[index],
         )
-    return found
-
-
-def _saying(stops: Sequence[str] | None, tokenizer: Any, rows: Lockstep | Alone, unfinished: Tensor) -> list[int]:
-    """The unfinished rows whose last tokens contain one of these texts."""
-    if not stops:
-        return []
-    longest = max(map(len, stops))  # a token that adds no character to a text is rare
-    first = max(rows.width, rows.ids.shape[1] - longest - 8)
-    there = unfinished.nonzero().flatten().tolist()
-    texts = {index: decode(tokenizer, rows.ids[index, first:].tolist(), special=True) for index in there}
-    return [index for index, text in texts.items() if any(stop in text for stop in stops)]
+        for index, (prompt, token_ids, ending) in enumerate(zip(prompts, answers, endings, strict=True))
+    ]
 
 
 def _rows(model: PreTrainedModel | Model, tokenizer: Any, prompts: list[Context], pad: int) -> Lockstep | Alone:

@@ -23,6 +23,7 @@ class LiveAnswer(Iterator[Piece]):
         temperature: the temperature of a sampled answer. None for a greedy one.
         seed: the seed of a sampled answer. None for a greedy one.
         statistics: the counts of speculation.
+        stopped: whether `stop` was called.
     """
 
     prompt_ids: list[int]
@@ -35,6 +36,7 @@ class LiveAnswer(Iterator[Piece]):
     _run: Iterator[Piece]
 
     def __init__(self) -> None:
+        self.stopped = False
         self._pieces: list[Piece] = []
         self._first_token: float | None = None
         self._seconds = 0.0
@@ -50,14 +52,9 @@ class LiveAnswer(Iterator[Piece]):
             pass
         return self.answer
 
-    @abstractmethod
     def stop(self) -> None:
         """End the answer after the current piece."""
-
-    @property
-    @abstractmethod
-    def stopped(self) -> bool:
-        """Whether `stop` was called."""
+        self.stopped = True
 
     @property
     def answer(self) -> Answer:

@@ -52,17 +52,8 @@ class WholeStream(LiveAnswer):
         self.statistics = SpeculationStatistics()
         self._tokenizer = model.tokenizer
         self._full = "context" if config.max_new_tokens == space else "length"
-        self._stopped, self._reason = False, "interrupted"
+        self._reason = "interrupted"
         self._run = self._pieces_of(model, Ask(self.prompt_ids, config, end_tokens(config), self.seed, composition))
-
-    def stop(self) -> None:
-        """End the answer after the current piece."""
-        self._stopped = True
-
-    @property
-    def stopped(self) -> bool:
-        """Whether `stop` was called."""
-        return self._stopped
 
     def _finish_reason(self) -> str:
         return self._reason
@@ -82,7 +73,7 @@ class WholeStream(LiveAnswer):
                     if index == len(pieces) and emission.finish_reason is not None:
                         self._reason = _reason(emission.finish_reason, self._full)
                     yield piece
-                    if self._stopped:
+                    if self.stopped:
                         return
         self.statistics = _statistics(before, model.draft_counts(), len(self._pieces), self._seconds)
 

@@ -21,6 +21,7 @@ from kad.method.composition import compose
 from kad.text.answer import Answer
 from kad.text.batch import generate_all
 from kad.text.contexts import Context, default_base_prompt, own_context
+from kad.text.ends import before_stop
 from kad.text.prompts import encode_plain
 from kad.text.score import logits_of, score_tokens
 
@@ -72,7 +73,8 @@ class TextEngine:
             drafter="aligned" if way is None else way.draft,
         )
         completions = [self._complete(model, answer) for answer in answers]
-        return completions if alone is None else [_before(completion, alone.stops) for completion in completions]
+        stops = () if alone is None else alone.stops
+        return [replace(completion, text=before_stop(completion.text, stops)) for completion in completions]
 
     def _context(self, model: Any, tokenizer: Any, request: Request) -> Context:
         # The template has already written all special tokens.
@@ -131,11 +133,3 @@ def _rows(model: Any, context: list[int], continuation: list[int]) -> Tensor:
     ids = torch.tensor([[*context, *continuation[:-1]]], device=model.device)
     rows: Tensor = model(ids, logits_to_keep=len(continuation)).logits[0]
     return rows
-
-
-def _before(completion: Completion, stops: Sequence[str]) -> Completion:
-    """The completion without the stop that ended it, and what follows."""
-    text = completion.text
-    for stop in stops:
-        text = text.partition(stop)[0]
-    return replace(completion, text=text)

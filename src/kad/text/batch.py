@@ -14,11 +14,10 @@ from transformers import PreTrainedModel
 from kad.engines.alone import Alone
 from kad.engines.protocols import ComposedModel, Generates, Model
 from kad.engines.transformers.lockstep import Lockstep
-from kad.text.answer import Answer
+from kad.text.answer import Answer, answers_at_once
 from kad.text.contexts import Context
 from kad.text.drafting import Drafting
 from kad.text.ends import Ending
-from kad.text.prompts import decode
 from kad.text.sampling import Sampling, end_tokens, processors
 from kad.text.streaming import Stream
 from kad.text.whole import answer_all, choose_drafts
@@ -163,22 +162,10 @@ def _decode_together(
                 going[index] = not endings[index].push(token)
         if not any(going):
             break
-    share = (_now(device) - started) / len(prompts)
-    return [
-        Answer(
-            prompt_ids=prompt.ids,
-            context=prompt,
-            token_ids=token_ids,
-            text=decode(tokenizer, token_ids),
-            finish_reason=ending.reason,
-            seconds=share,
-            first_token=share,
-            drafting=Drafting(0, "many prompts at once"),
-            temperature=(config.temperature or 1.0) if config.do_sample else None,
-            seed=None if seeds is None else seeds[index],
-        )
-        for index, (prompt, token_ids, ending) in enumerate(zip(prompts, answers, endings, strict=True))
-    ]
+    seconds = _now(device) - started
+    reasons = [ending.reason for ending in endings]
+    drafts = Drafting(0, "many prompts at once")
+    return answers_at_once(tokenizer, prompts, answers, reasons, seconds, drafts, config, seeds)
 
 
 def _rows(model: PreTrainedModel | Model, tokenizer: Any, prompts: list[Context], pad: int) -> Lockstep | Alone:

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from kad.method.speculation.statistics import SpeculationStatistics
 from kad.text.answer import Answer, Piece
 from kad.text.contexts import Context
 from kad.text.drafting import Drafting
-from kad.text.prompts import decode
+from kad.text.prompts import decode, room
+from kad.text.sampling import Sampling, temperature_of
+
+if TYPE_CHECKING:
+    from kad.engines.protocols import ComposedModel
 
 
 class LiveAnswer(Iterator[Piece]):
     """An iterator over the pieces of an answer. `answer` is the answer so far, and `stop` ends it early.
+
+    Args:
+        model: the pair.
+        context: what each model reads before the answer.
+        sampling: how tokens are drawn.
+        begun: the first tokens of the answer, if it goes on from there.
 
     Attributes:
         prompt_ids: the prompt's tokens.
@@ -26,17 +36,19 @@ class LiveAnswer(Iterator[Piece]):
         stopped: whether `stop` was called.
     """
 
-    prompt_ids: list[int]
-    context: Context
     drafting: Drafting
-    temperature: float | None
-    seed: int | None
-    statistics: SpeculationStatistics
-    _tokenizer: Any
     _run: Iterator[Piece]
 
-    def __init__(self) -> None:
+    def __init__(self, model: ComposedModel, context: Context, sampling: Sampling, begun: Sequence[int] = ()) -> None:
+        space = room(model, context.longest + len(begun))
+        self._config = sampling.apply(model.generation_config, space)
+        self.context, self.prompt_ids = context, context.ids
+        self.seed = sampling.seeded().seed if self._config.do_sample else None
+        self.temperature = temperature_of(self._config)
+        self.statistics = SpeculationStatistics()
         self.stopped = False
+        self._tokenizer = model.tokenizer
+        self._full = "context" if self._config.max_new_tokens == space else "length"
         self._pieces: list[Piece] = []
         self._first_token: float | None = None
         self._seconds = 0.0

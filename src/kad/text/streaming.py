@@ -23,7 +23,6 @@ from kad.method.scorer import Scorer
 from kad.method.speculation.loop import Emitted, SpeculativeLoop
 from kad.method.speculation.policies import choose_policy
 from kad.method.speculation.randomness import TorchRandomness
-from kad.method.speculation.statistics import SpeculationStatistics
 from kad.method.speculation.windows import window_size
 from kad.method.verification import verify_block
 from kad.text import drafting
@@ -31,12 +30,10 @@ from kad.text.answer import Piece
 from kad.text.contexts import Context
 from kad.text.ends import Ending
 from kad.text.live import LiveAnswer
-from kad.text.prompts import Detokenizer, room
+from kad.text.prompts import Detokenizer
 from kad.text.sampling import Sampling, processors
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig
-
     from kad.method.composition import Composition
 
 
@@ -84,23 +81,15 @@ class Stream(LiveAnswer):
         begun: Sequence[int] = (),
         note: Note | None = None,
     ) -> None:
-        super().__init__()
-        self.context, self.begun = Context.of(prompt, model), list(begun)
-        space = room(model, self.context.longest + len(begun))
-        config = sampling.apply(model.generation_config, space)
-        self.prompt_ids = self.context.ids
+        super().__init__(model, Context.of(prompt, model), sampling, begun)
+        config, self.begun = self._config, list(begun)
         self.drafting = drafting.choose(model, composition, num_draft_tokens, sampled=bool(config.do_sample))
-        self.seed = sampling.seeded().seed if config.do_sample else None
-        self.temperature = (config.temperature or 1.0) if config.do_sample else None
-        self.statistics = SpeculationStatistics()
-        self._tokenizer = model.tokenizer
         self._composition, self._drafter = self.context.composition(composition), drafter
         self._origins = origins and isinstance(composition.rule, CascadeRule)
         self._masks, self._note = masks, note
-        full = "context" if config.max_new_tokens == space else "length"
-        self._ending = Ending(config, self._tokenizer, [*self.prompt_ids, *begun], full)
+        self._ending = Ending(config, self._tokenizer, [*self.prompt_ids, *begun], self._full)
         # Take the scorers last, when nothing can fail any more. Otherwise a wrong option would lose them.
-        self.loop = self._make_loop(model, config, take_scorers(self.context) if take_scorers else {}, compile)
+        self.loop = self._make_loop(model, take_scorers(self.context) if take_scorers else {}, compile)
         self._started = time.perf_counter()
         self._run = self._pieces_of(self.loop)
 
@@ -113,9 +102,8 @@ class Stream(LiveAnswer):
         """Whether the loop has no more tokens."""
         return self.loop.finished or self.loop.length == self.loop.ids.shape[0]
 
-    def _make_loop(
-        self, model: ComposedModel, config: GenerationConfig, scorers: dict[str, Scorer], compile: bool | str
-    ) -> SpeculativeLoop:
+    def _make_loop(self, model: ComposedModel, scorers: dict[str, Scorer], compile: bool | str) -> SpeculativeLoop:
+        config = self._config
         given = [*self.prompt_ids, *self.begun]
         ids = torch.zeros(len(given) + int(config.max_new_tokens), dtype=torch.long, device=model.device)
         ids[: len(given)] = torch.tensor(given)

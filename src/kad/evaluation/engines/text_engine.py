@@ -22,7 +22,7 @@ from kad.text.answer import Answer
 from kad.text.batch import generate_all
 from kad.text.contexts import Context, default_base_prompt, own_context
 from kad.text.ends import before_stop
-from kad.text.prompts import encode_plain
+from kad.text.prompts import encode_plain, start_token
 from kad.text.score import logits_of, score_tokens
 
 COMPOSED = (KadForCausalLM, Pair)
@@ -104,8 +104,7 @@ def _split(tokenizer: Any, context: str, continuation: str) -> tuple[list[int], 
     before = len(tokenizer(kept, add_special_tokens=False).input_ids)
     if before:
         return whole[:before], whole[before:]
-    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    return [start], whole
+    return [start_token(tokenizer)], whole
 
 
 @torch.no_grad()

@@ -31,7 +31,6 @@ from openai.types import Completion, Model  # noqa: E402
 from openai.types.chat import ChatCompletion, ChatCompletionChunk  # noqa: E402
 
 from kad.server.grammar import Grammars  # noqa: E402
-from kad.server.openai_answers import UntilStop  # noqa: E402
 from kad.server.penalties import Penalties  # noqa: E402
 from server_runs import client, events, running  # noqa: E402
 
@@ -150,14 +149,6 @@ def test_the_stop_text_is_no_part_of_the_answer(
     else:
         text, reason = found.choices[0].message.content, found.choices[0].finish_reason
     assert (text, reason) == (wanted, "stop")
-
-
-def test_text_is_shown_as_soon_as_no_stop_can_begin() -> None:
-    shown = UntilStop(["abc", "bd"])
-    assert [shown.push(text) for text in ("xa", "b", "x", "ab", "d", "more")] == ["x", "", "abx", "", "a", ""]
-    assert shown.finish() == ""
-    kept = UntilStop(["abc"])
-    assert kept.push("zab") + kept.finish() == "zab"
 
 
 @pytest.mark.supports("kad's own server", "log-probabilities", rules=())

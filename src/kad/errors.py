@@ -46,6 +46,18 @@ class HostError(KadError):
     """A version of Transformers, lm-eval or vLLM that kad cannot work with."""
 
 
+def first_line(error: object) -> str:
+    """The first line of an error's message, else the name of its class."""
+    message = str(error).strip()
+    return message.splitlines()[0] if message else type(error).__name__
+
+
+def one_line(error: object) -> str:
+    """An error's class and its whole message, on one line."""
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
 def missing_extra(extra: str, package: str) -> MissingExtraError:
     """The error for a missing optional dependency. It names `package` and the command that installs `extra`."""
     return MissingExtraError(f'{package} is not installed. Install it with: pip install "kad-align[{extra}]"')

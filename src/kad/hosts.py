@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
-from kad.errors import HostError, missing_extra
+from kad.errors import HostError, missing_extra, one_line
 
 
 @dataclass(frozen=True)
@@ -207,4 +207,4 @@ def moved(host: Host, what: str | ImportError) -> HostError:
 def _first_cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    return one_line(error)

@@ -21,6 +21,7 @@ from kad.cli.options import Json
 from kad.options import Option
 
 if TYPE_CHECKING:
+    from kad.engines.pair import Pair
     from kad.engines.transformers.modeling import KadForCausalLM
     from kad.tiny.measure import Attempt
 
@@ -92,6 +93,7 @@ def _measure(n: int, messages: Console, console: Console | None) -> Findings:
         import torch
         from transformers.utils import logging
 
+        from kad import tiny
         from kad.engines.load import load_one
         from kad.engines.pair import Pair
         from kad.pair.sources import Source

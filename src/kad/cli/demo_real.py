@@ -103,15 +103,16 @@ def _base_alone(pair: Any, folder: Any) -> list[Shown]:
     """The base model in its own tokens, until a stop of its prompt."""
     from kad.pair.model_files import load_tokenizer
     from kad.pair.sources import Source
-    from kad.text.prompts import messages as said
+    from kad.text.ends import before_stop
+    from kad.text.prompts import messages
 
     tokenizer, prompt = load_tokenizer(Source(str(folder))), pair.base_prompt
-    prompts = [tokenizer(prompt.render(said(question)).rstrip(" ")).input_ids for question, _ in QUESTIONS]
+    prompts = [tokenizer(prompt.render(messages(question)).rstrip(" ")).input_ids for question, _ in QUESTIONS]
     answers = _greedy(pair.base, tokenizer, prompts)
     shown = []
     for (text, ended), (_, accepted) in zip(answers, QUESTIONS, strict=True):
-        ends = [place for stop in prompt.stops if (place := text.find(stop)) >= 0]
-        shown.append(_shown(text[: min(ends)] if ends else text, ended or bool(ends), accepted))
+        said = before_stop(text, prompt.stops)
+        shown.append(_shown(said, ended or said != text, accepted))
     return shown
 
 

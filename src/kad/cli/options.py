@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from kad.engines.load import DTYPES, ENGINES
+from kad.engines.files import SCORING_ENGINES
+from kad.engines.load import DTYPES
 from kad.errors import KadError, UsageError
 from kad.options import Option, check_fields
 from kad.pair.base_prompt import BasePrompt
@@ -143,7 +144,7 @@ class ModelOptions:
             "What runs the models: transformers, llama_cpp (GGUF files) or mlx (folders of MLX). auto follows the "
             "files of each model.",
             "ENGINE",
-            allowed=ENGINES,
+            allowed=SCORING_ENGINES,
         ),
     ] = "auto"
     engine_options: Annotated[

@@ -15,6 +15,7 @@ from kad.cli.flatten import Only, Prefix
 from kad.cli.options import Json, ModelOptions
 from kad.engines.load import DTYPES
 from kad.errors import UsageError
+from kad.method import defaults
 from kad.options import Option
 
 if TYPE_CHECKING:
@@ -30,8 +31,7 @@ EXAMPLES = (
 )
 
 
-_RULE = "dual:threshold=0.4"
-_MODELS = ModelOptions(rule=_RULE, deferral_temperature=1.0)
+_MODELS = ModelOptions(rule=defaults.RULE, deferral_temperature=1.0)
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def command(
         elif load.to_dict():
             raise UsageError(f"There are loading options for the {role} model, but no --{role}.")
     config = pairs.pack(
-        sources, out, rule=models.rule or _RULE, deferral_temperature=models.deferral_temperature or 1.0,
+        sources, out, rule=models.rule or defaults.RULE, deferral_temperature=models.deferral_temperature or 1.0,
         base_prompt=models.base_prompt,
     )  # fmt: skip
     for note in loading.doubts(sources):

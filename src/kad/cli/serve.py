@@ -15,8 +15,9 @@ import typer
 
 from kad.cli.flatten import Without
 from kad.cli.options import ModelOptions, Pair
-from kad.engines.load import ENGINES
+from kad.engines.files import ENGINES
 from kad.errors import UsageError
+from kad.method.defaults import FIXED_DRAFT_TOKENS
 from kad.options import Option, options_of
 from kad.server.options import Listening
 
@@ -30,9 +31,6 @@ EXAMPLES = (
     "kad serve ./pair --engine transformers --rule dual:threshold=0.6",
     "kad serve ./pair --no-speculate --dry-run",
 )
-_ENGINES = tuple(dict.fromkeys(("auto", "vllm", *ENGINES)))
-# Enough to pay on a pair whose aligned model costs a tenth of the base; docs/vllm.md says how to choose.
-DRAFT_TOKENS = 4
 # vLLM's own limit on drafted tokens per request and step.
 _MOST_DRAFT_TOKENS = 128
 
@@ -45,7 +43,7 @@ def command(
         str,
         Option(
             "What runs the models. vllm is for many requests at a time, the others for one person's machine.",
-            allowed=_ENGINES,
+            allowed=tuple(dict.fromkeys(("auto", "vllm", *ENGINES))),
             parse=lambda text: text.replace("-", "_"),
             shown="vllm where it is installed, else by the models' files",
         ),
@@ -53,7 +51,7 @@ def command(
     speculate: Annotated[bool, Option("Let the aligned model draft; exact either way.")] = True,
     draft_tokens: Annotated[
         int | None,
-        Option("Tokens drafted per step.", "N", allowed=f"[1, {_MOST_DRAFT_TOKENS}]", shown=str(DRAFT_TOKENS)),
+        Option("Tokens drafted per step.", "N", allowed=f"[1, {_MOST_DRAFT_TOKENS}]", shown=str(FIXED_DRAFT_TOKENS)),
     ] = None,
     repeatable: Annotated[
         bool,
@@ -181,7 +179,7 @@ def _command_line(
         raise UsageError("--no-speculate contradicts --draft-tokens and --speculative-config; choose one.")
     if speculate and not own_speculation:
         ranks = _value_of(extra, "--tensor-parallel-size", "-tp")
-        draft = _speculation(config, draft_tokens or DRAFT_TOKENS, repeatable, ranks)
+        draft = _speculation(config, draft_tokens or FIXED_DRAFT_TOKENS, repeatable, ranks)
         arguments += ["--speculative-config", json.dumps(draft)]
     return [*arguments, *extra]
 

@@ -12,7 +12,9 @@ from kad.engines.mlx import host as mlx
 from kad.errors import OptionError, missing_extra
 from kad.pair.sources import Source
 
-ENGINES = ("auto", "transformers", "llama_cpp", "mlx")
+SCORING_ENGINES = ("auto", "transformers", "llama_cpp", "mlx")
+"""What runs single models and gives their logits. "auto" follows the files."""
+ENGINES = (*SCORING_ENGINES, "vllm")
 
 
 def engine_for(source: Source, wanted: str = "auto") -> str:
@@ -23,14 +25,14 @@ def engine_for(source: Source, wanted: str = "auto") -> str:
 
     Args:
         source: where the model is.
-        wanted: one of `ENGINES`. "auto" follows the files.
+        wanted: one of `SCORING_ENGINES`. "auto" follows the files.
 
     Raises:
         OptionError: an unknown engine, or one that does not run this model.
         MissingExtraError: the engine that was asked for is not installed.
     """
-    if wanted not in ENGINES:
-        raise OptionError(f"Unknown `engine` {wanted!r}. Choose from: {', '.join(ENGINES)}.")
+    if wanted not in SCORING_ENGINES:
+        raise OptionError(f"Unknown `engine` {wanted!r}. Choose from: {', '.join(SCORING_ENGINES)}.")
     is_gguf = "gguf_file" in source.kwargs
     if wanted == "auto":
         if is_gguf:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from kad.engines.files import ENGINES, engines_of
-from kad.errors import OptionError, PairError, UsageError
+from kad.errors import OptionError, PairError, UsageError, first_line
 from kad.pair.sources import check_sources
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     Loaded = KadForCausalLM | Pair
 
-__all__ = ["DTYPES", "ENGINES", "check_dtype", "first_device", "is_usable", "load", "load_one"]
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _SHARDING = ("auto", "balanced", "balanced_low_0", "sequential")
 
@@ -72,8 +71,8 @@ def load(
     Example:
         >>> model = kad.load("my-pair", rule="primal:budget=0.8", device="cuda")
     """
-    if engine not in (*ENGINES, "vllm"):
-        raise OptionError(f"Unknown `engine` {engine!r}. Choose from: {', '.join(ENGINES)}, vllm.")
+    if engine not in ENGINES:
+        raise OptionError(f"Unknown `engine` {engine!r}. Choose from: {', '.join(ENGINES)}.")
     check_sources(pair, base, aligned, reference)
     check_dtype(dtype)
     options = _loading_options(dtype, device, trust_remote_code) if engine != "vllm" else {}
@@ -239,8 +238,7 @@ def _check_device(device: str) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UsageError(f"Device {device!r} cannot be used here: {reason}") from error
+        raise UsageError(f"Device {device!r} cannot be used here: {first_line(error)}") from error
 
 
 def _place(models: Mapping[str, Any], sources: Mapping[str, Source], device: str | None) -> None:
@@ -261,5 +259,6 @@ def _place(models: Mapping[str, Any], sources: Mapping[str, Source], device: str
         for model in models.values():
             model.model.to(chosen)
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise OptionError(f"The models cannot be moved to {chosen}: {reason}. Try `device` cpu or auto.") from error
+        raise OptionError(
+            f"The models cannot be moved to {chosen}: {first_line(error)}. Try `device` cpu or auto."
+        ) from error

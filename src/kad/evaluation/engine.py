@@ -28,7 +28,8 @@ from kad.pair.model_files import load_generation_config, load_tokenizer
 from kad.pair.sources import Source
 from kad.text.batch import generate_all
 from kad.text.contexts import Context, default_base_prompt, own_context
-from kad.text.prompts import encode_plain
+from kad.text.ends import before_stop
+from kad.text.prompts import encode_plain, start_token
 from kad.text.sampling import Sampling, end_tokens
 from kad.text.score import logits_of, score_tokens
 from kad.tokens.vocabulary import OWN
@@ -182,7 +183,8 @@ class Engine:
                 drafter="aligned" if way is None else way.draft,
             )
             completions = [self._complete(pair, answer) for answer in answers]
-        return completions if own is None else [_before(completion, own.stops) for completion in completions]
+        stops = () if own is None else own.stops
+        return [replace(completion, text=before_stop(completion.text, stops)) for completion in completions]
 
     def log_likelihoods(self, method: Method, continuations: Sequence[Continuation]) -> list[tuple[float, bool]]:
         """For each continuation its log-probability after its context, and whether greedy decoding says just it."""
@@ -351,8 +353,7 @@ def _split(tokenizer: Any, context: str, continuation: str) -> tuple[list[int], 
     before = len(tokenizer(bare, add_special_tokens=False).input_ids)
     if before:
         return whole[:before], whole[before:]
-    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    return [start], whole
+    return [start_token(tokenizer)], whole
 
 
 @torch.no_grad()
@@ -367,11 +368,3 @@ def _log_likelihood(pair: Pair, context: list[int], continuation: list[int]) -> 
     at = torch.tensor(continuation, device=log_pi.device)
     log_likelihood = log_pi.gather(-1, at.unsqueeze(-1)).double().sum()
     return float(log_likelihood), bool((log_pi.argmax(dim=-1) == at).all())
-
-
-def _before(completion: Completion, stops: Sequence[str]) -> Completion:
-    """The completion without the stop that ended it, and what follows."""
-    text = completion.text
-    for stop in stops:
-        text = text.partition(stop)[0]
-    return replace(completion, text=text)

@@ -7,8 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from kad.errors import missing_extra
-from kad.hosts import LM_EVAL, Need, check, installed
+from kad.hosts import LM_EVAL, Need, library
 
 TASK_NEEDS = (
     Need(
@@ -138,7 +137,5 @@ def command() -> Any:
 
 
 def _checked(module: str, needs: Iterable[Need]) -> Any:
-    if installed(LM_EVAL.package) is None:
-        raise missing_extra("eval", "lm-eval")
-    check(LM_EVAL, needs)
+    library(LM_EVAL, "lm_eval", needs)
     return import_module(module)

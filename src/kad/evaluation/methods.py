@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 from kad.errors import RuleError, UsageError
+from kad.method.defaults import PUBLISHED_DRAFT_TOKENS
 from kad.method.rules import Rule, parse_rule
-from kad.pair.presets import PUBLISHED_WINDOW
 
 ALONE = ("base", "aligned", "reference")
 
@@ -24,7 +24,7 @@ ALONE = ("base", "aligned", "reference")
 class Speculation:
     """How a rule is decoded speculatively; `num_draft_tokens` is a count or "auto"."""
 
-    num_draft_tokens: int | str = PUBLISHED_WINDOW
+    num_draft_tokens: int | str = PUBLISHED_DRAFT_TOKENS
     draft: str = "aligned"
 
     def __post_init__(self) -> None:

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
+from kad.engines.files import ENGINES
 from kad.errors import UsageError
 from kad.options import Option, check_fields
 
-ENGINES = ("auto", "transformers", "llama_cpp", "mlx", "vllm")
 _SET_BY_KAD = frozenset({"model", "tokenizer", "revision", "dtype", "speculative_config"})
 
 

@@ -59,7 +59,7 @@ class Composition:
             deferral_temperature: replaces that of `given`.
         """
         if not isinstance(given, Composition):
-            return cls(parse_rule(given), 1.0 if deferral_temperature is None else deferral_temperature)
+            return cls(given, 1.0 if deferral_temperature is None else deferral_temperature)  # type: ignore[arg-type]
         return given if deferral_temperature is None else replace(given, deferral_temperature=deferral_temperature)
 
 

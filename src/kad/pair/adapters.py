@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from kad.errors import PairError, UsageError, missing_extra
+from kad.errors import PairError, UsageError, first_line, missing_extra
 from kad.pair.sources import Source
 
 _FILE = "adapter_config.json"
@@ -65,8 +65,7 @@ def merged(model: Any, adapter: Source) -> Any:
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
             made = PeftModel.from_pretrained(model, adapter.model).merge_and_unload()
     except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
-        problem = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise PairError(f"Cannot merge the adapter {adapter.model}: {problem}") from error
+        raise PairError(f"Cannot merge the adapter {adapter.model}: {first_line(error)}") from error
     made.config._name_or_path = adapter.model
     return made
 

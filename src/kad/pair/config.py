@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from transformers import AutoConfig, PreTrainedConfig
 
 from kad.errors import PairError
+from kad.method import defaults
 from kad.method.rules import Rule, parse_rule
 from kad.pair.base_prompt import BasePrompt
 from kad.pair.sources import Source, resolve_pair
@@ -52,7 +53,7 @@ class KadConfig(PreTrainedConfig):
     base: dict[str, Any] | None = None
     aligned: dict[str, Any] | None = None
     reference: dict[str, Any] | None = None
-    rule: str = "dual:threshold=0.4"
+    rule: str = defaults.RULE
     deferral_temperature: float = 1.0
     base_prompt: dict[str, Any] | None = None
     vocab_size: int | None = None

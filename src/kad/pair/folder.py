@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from kad.errors import MissingTokenizerError, PairError, RuleError
+from kad.errors import MissingTokenizerError, PairError, RuleError, first_line
 from kad.method.rules import Rule, parse_rule
 from kad.pair.config import KadConfig
 from kad.pair.model_files import load_config as load_model_config
@@ -67,7 +67,7 @@ def read_config(pair: Any, **place: Any) -> KadConfig:
     except AttributeError as error:
         raise PairError(f"Cannot read the pair {pair}: its config.json is no JSON object.") from error
     except OSError as error:
-        raise PairError(f"Cannot read the pair {pair}: {str(error).strip().splitlines()[0]}") from error
+        raise PairError(f"Cannot read the pair {pair}: {first_line(error)}") from error
     if config is None or config.base is None or config.aligned is None:
         raise PairError(
             f"{pair} is not a pair: its config.json names no base and aligned model. "

@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-from kad.errors import MissingTokenizerError, PairError
+from kad.errors import MissingTokenizerError, PairError, first_line
 from kad.pair.adapters import adapted
 from kad.pair.sources import Source
 
@@ -125,8 +125,3 @@ def reason_of(error: BaseException) -> str:
     if isinstance(error, StrictDataclassError):
         return " ".join(str(error).split())
     return first_line(error)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, else the name of its class."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -9,12 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kad.errors import UsageError
+from kad.method.defaults import PUBLISHED_DRAFT_TOKENS
 
 GIGABYTE = 1e9
-
-
-PUBLISHED_WINDOW = 8
-"""How many tokens the published runs draft at a time; `kad eval` takes it where a method names no number."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ class Preset:
     dtype: str = "bfloat16"
     temperature: float = 1.0
     max_new_tokens: int = 1024
-    num_draft_tokens: int = PUBLISHED_WINDOW
+    num_draft_tokens: int = PUBLISHED_DRAFT_TOKENS
 
     @property
     def methods(self) -> tuple[str, ...]:

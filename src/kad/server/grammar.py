@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kad.errors import UsageError, missing_extra
+from kad.errors import UsageError, first_line, missing_extra
 from kad.tokens.token_bytes import TokenBytes
 
 _LONGEST_MESSAGE = 300
@@ -121,5 +121,5 @@ class _Tokens:
 
 
 def _short(error: object) -> str:
-    text = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
+    text = first_line(error or "no reason given")
     return text if len(text) <= _LONGEST_MESSAGE else f"{text[:_LONGEST_MESSAGE]}..."

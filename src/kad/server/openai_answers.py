@@ -15,6 +15,7 @@ from kad.method.composition import Composition, compose, models_of
 from kad.server.desk import Desk, Job, Run
 from kad.server.errors import Refusal
 from kad.text.contexts import Context
+from kad.text.ends import UntilStop
 from kad.text.prompts import decode
 from kad.text.streaming import Note
 from kad.tokens.token_bytes import TokenBytes
@@ -23,41 +24,6 @@ LOWEST = -9999.0
 """How OpenAI writes the log-probability of what cannot be."""
 
 _REASONS = {"stop": "stop", "stop_string": "stop", "length": "length", "context": "length"}
-
-
-class UntilStop:
-    """The text of an answer up to the first stop text, as far as it is sure that no stop has begun.
-
-    Args:
-        stops: the stop texts. They are no part of the text.
-    """
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = stops
-        self._held = ""
-        self._ended = False
-
-    def push(self, text: str) -> str:
-        """What can be shown after this much more text."""
-        if self._ended:
-            return ""
-        self._held += text
-        found = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
-        if found:
-            self._ended = True
-            return self._held[: min(found)]
-        sure = len(self._held) - max((_begun(stop, self._held) for stop in self._stops), default=0)
-        shown, self._held = self._held[:sure], self._held[sure:]
-        return shown
-
-    def finish(self) -> str:
-        """What was held back, if no stop came."""
-        return "" if self._ended else self._held
-
-
-def _begun(stop: str, text: str) -> int:
-    """How many characters at the end of `text` begin `stop`."""
-    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
 
 
 @dataclass(frozen=True)

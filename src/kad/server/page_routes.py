@@ -21,10 +21,10 @@ from kad.method.rules.describe import describe, family
 from kad.server.desk import Desk, Job, Run
 from kad.server.events import EventStream, event, unless_gone
 from kad.server.fields import checked_ids, plain
-from kad.server.openai_answers import UntilStop
 from kad.server.page_fields import AnswerRequest, Done, ModelFacts, PieceEvent, Start, TraceRequest
 from kad.text.answer import Answer, Piece
 from kad.text.contexts import Context
+from kad.text.ends import before_stop
 from kad.text.prompts import Detokenizer, decode
 from kad.text.streaming import Note
 from kad.tracing.ask import how_generated, trace
@@ -163,7 +163,7 @@ def _done(model: Pair, answer: Answer, job: Job, rest: str) -> Done:
     token_ids = [*job.begun, *answer.token_ids]
     text = decode(model.tokenizer, token_ids)
     if job.alone:  # a stop of its prompt is no part of what it says
-        text = UntilStop(job.sampling.stop).push(text)
+        text = before_stop(text, job.sampling.stop)
     # A continuation that ends the text is stopped before anything is drawn.
     reason = answer.finish_reason if answer.token_ids else "stop"
     return Done(

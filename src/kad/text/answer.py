@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kad.method.speculation.loop import Event
 from kad.method.speculation.statistics import SpeculationStatistics
 from kad.text.contexts import Context
 from kad.text.drafting import Drafting
+from kad.text.prompts import decode
+from kad.text.sampling import temperature_of
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,35 @@ class Answer:
     def deferred_mass(self) -> float | None:
         """The mean deferred mass. None if no token has one."""
         return _mean([piece.deferred_mass for piece in self.pieces])
+
+
+def answers_at_once(
+    tokenizer: Any,
+    contexts: Sequence[Context],
+    tokens: Sequence[list[int]],
+    reasons: Sequence[str],
+    seconds: float,
+    drafting: Drafting,
+    config: GenerationConfig,
+    seeds: Sequence[int] | None,
+) -> list[Answer]:
+    """Answers that came together, in `seconds`. Each has its share of the time."""
+    share = seconds / max(len(contexts), 1)
+    return [
+        Answer(
+            prompt_ids=context.ids,
+            context=context,
+            token_ids=tokens[index],
+            text=decode(tokenizer, tokens[index]),
+            finish_reason=reasons[index],
+            seconds=share,
+            first_token=share,
+            drafting=drafting,
+            temperature=temperature_of(config),
+            seed=None if seeds is None else seeds[index],
+        )
+        for index, context in enumerate(contexts)
+    ]
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

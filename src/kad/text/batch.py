@@ -15,10 +15,10 @@ from kad.engines.pair import Pair, pair_of
 from kad.engines.protocols import Batch
 from kad.method.composition import compose, models_of, raise_if_bad
 from kad.method.nobody import never_kept
-from kad.text.answer import Answer
+from kad.text.answer import Answer, answers_at_once
 from kad.text.contexts import Context
 from kad.text.drafting import Drafting
-from kad.text.prompts import decode
+from kad.text.ends import Ending
 from kad.text.sampling import Sampling, end_tokens, processors
 from kad.text.streaming import Stream
 from kad.text.whole import answer_all, choose_drafts
@@ -165,7 +165,7 @@ def _decode_in_step(
     seeds: list[int] | None,
 ) -> list[Answer]:
     """The answers to some prompts, one token of each at a time."""
-    device, ends, pad = pair.device, end_tokens(config), _pad_token(tokenizer, config)
+    device, pad = pair.device, _pad_token(tokenizer, config)
     composition = prompts[0].composition(pair.composition)
     never = prompts[0].never_kept(tokenizer, composition)
     ids = batches["aligned"].ids.to(device)
@@ -173,58 +173,32 @@ def _decode_in_step(
     started = _now(device)
     noise = None if seeds is None else Noise(seeds, device)
     process = processors(config, width, device)
-    stopping = torch.tensor(ends or [-1], device=device)
-    unfinished = torch.ones(len(prompts), dtype=torch.bool, device=device)
-    stopped: dict[int, int] = {}
-    chosen = None
+    endings = [Ending(config, tokenizer, prompt.ids) for prompt in prompts]
+    answers: list[list[int]] = [[] for _ in prompts]
+    going = [True] * len(prompts)
+    tokens = None
     room = min(batch.room for batch in batches.values())
     for _ in range(min(int(config.max_new_tokens), room)):
-        rows = {role: batch.advance(chosen).to(device) for role, batch in batches.items()}
+        rows = {role: batch.advance(tokens).to(device) for role, batch in batches.items()}
         if never is not None:
             masks = torch.stack([never(answer) for answer in ids[:, width:].tolist()])
             rows["base"] = never_kept(rows["base"], masks.to(device), composition.deferral_temperature)
         log_pi = compose(composition, *models_of(rows))
         raise_if_bad(log_pi, composition, *models_of(rows))
         scores = process(ids, log_pi)
-        tokens = (scores if noise is None else noise.add(scores)).argmax(dim=-1)
-        chosen = torch.where(unfinished, tokens, pad)
-        ids = torch.cat((ids, chosen.unsqueeze(-1)), dim=-1)
-        unfinished &= ~torch.isin(tokens, stopping)
-        for index in _saying(config.stop_strings, tokenizer, ids, width, unfinished):
-            unfinished[index], stopped[index] = False, ids.shape[1] - width
-        if not bool(unfinished.any()):
+        best = (scores if noise is None else noise.add(scores)).argmax(dim=-1)
+        tokens = torch.where(torch.tensor(going, device=device), best, pad)
+        ids = torch.cat((ids, tokens.unsqueeze(-1)), dim=-1)
+        for index, token in enumerate(tokens.tolist()):
+            if going[index]:
+                answers[index].append(token)
+                going[index] = not endings[index].push(token)
+        if not any(going):
             break
-    share = (_now(device) - started) / len(prompts)
-    written = ids[:, width:].tolist()
-    found = []
-    for index, (prompt, row) in enumerate(zip(prompts, written, strict=True)):
-        end = stopped.get(index) or next((place + 1 for place, token in enumerate(row) if token in ends), None)
-        found.append(
-            Answer(
-                prompt_ids=prompt.ids,
-                context=prompt,
-                token_ids=row[:end],
-                text=decode(tokenizer, row[:end]),
-                finish_reason="length" if end is None else "stop_string" if index in stopped else "stop",
-                seconds=share,
-                first_token=share,
-                drafting=Drafting(0, "many prompts at once"),
-                temperature=(config.temperature or 1.0) if config.do_sample else None,
-                seed=None if seeds is None else seeds[index],
-            )
-        )
-    return found
-
-
-def _saying(stops: Sequence[str] | None, tokenizer: Any, ids: Tensor, width: int, unfinished: Tensor) -> list[int]:
-    """The unfinished rows whose last tokens contain one of these texts."""
-    if not stops:
-        return []
-    longest = max(map(len, stops))  # a token that adds no character to a text is rare
-    first = max(width, ids.shape[1] - longest - 8)
-    there = unfinished.nonzero().flatten().tolist()
-    texts = {index: decode(tokenizer, ids[index, first:].tolist(), special=True) for index in there}
-    return [index for index, text in texts.items() if any(stop in text for stop in stops)]
+    seconds = _now(device) - started
+    reasons = [ending.reason for ending in endings]
+    drafts = Drafting(0, "many prompts at once")
+    return answers_at_once(tokenizer, prompts, answers, reasons, seconds, drafts, config, seeds)
 
 
 def _pad_token(tokenizer: Any, config: GenerationConfig) -> int:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from kad.errors import OptionError, UsageError
-from kad.method.speculation.windows import AUTO, default_draft_tokens
+from kad.method import defaults
+from kad.method.speculation.windows import AUTO
 from kad.options import Option
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ DraftTokens = Annotated[
         "Speculative decoding: the aligned model drafts N tokens at a time. auto measures and chooses N, so a seed "
         "does not repeat a sampled text. 0 is off. The text follows the same distribution.",
         "N|auto|0",
-        shown=f"where it should pay: {default_draft_tokens(False)}, or {default_draft_tokens(True)} when sampling",
+        shown=f"where it should pay: {defaults.draft_tokens(False)}, or {defaults.draft_tokens(True)} when sampling",
         parse=check,
     ),
 ]
@@ -90,4 +91,4 @@ def choose(pair: Pair, composition: Composition, draft_tokens: int | str | None,
         pair.scorers(pair.roles_of(composition))
     except UsageError:
         return Drafting(0, "a model's cache cannot take rejected drafts back")
-    return Drafting(default_draft_tokens(sampled), f"the aligned model has {cost:.1%} of the base model's parameters")
+    return Drafting(defaults.draft_tokens(sampled), f"the aligned model has {cost:.1%} of the base model's parameters")

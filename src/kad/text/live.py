@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from kad.method.speculation.statistics import SpeculationStatistics
 from kad.text.answer import Answer, Piece
 from kad.text.contexts import Context
 from kad.text.drafting import Drafting
-from kad.text.prompts import decode
+from kad.text.prompts import decode, room
+from kad.text.sampling import Sampling, temperature_of
+
+if TYPE_CHECKING:
+    from kad.engines.pair import Pair
 
 
 class LiveAnswer(Iterator[Piece]):
     """An iterator over the pieces of an answer. `answer` is the answer so far, and `stop` ends it early.
+
+    Args:
+        pair: the pair.
+        context: what each model reads before the answer.
+        sampling: how tokens are drawn.
+        begun: the first tokens of the answer, if it goes on from there.
+        ends: the tokens that end the answer. They replace those of the pair's settings.
 
     Attributes:
         prompt_ids: the prompt's tokens.
@@ -23,18 +34,31 @@ class LiveAnswer(Iterator[Piece]):
         temperature: the temperature of a sampled answer. None for a greedy one.
         seed: the seed of a sampled answer. None for a greedy one.
         statistics: the counts of speculation.
+        stopped: whether `stop` was called.
     """
 
-    prompt_ids: list[int]
-    context: Context
     drafting: Drafting
-    temperature: float | None
-    seed: int | None
-    statistics: SpeculationStatistics
-    _tokenizer: Any
     _run: Iterator[Piece]
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        pair: Pair,
+        context: Context,
+        sampling: Sampling,
+        begun: Sequence[int] = (),
+        ends: Sequence[int] | None = None,
+    ) -> None:
+        space = room(pair, context.longest + len(begun))
+        self._config = sampling.apply(pair.generation_config, space)
+        if ends is not None:
+            self._config.eos_token_id = list(ends)
+        self.context, self.prompt_ids = context, context.ids
+        self.seed = sampling.seeded().seed if self._config.do_sample else None
+        self.temperature = temperature_of(self._config)
+        self.statistics = SpeculationStatistics()
+        self.stopped = False
+        self._tokenizer = pair.tokenizer
+        self._full = "context" if self._config.max_new_tokens == space else "length"
         self._pieces: list[Piece] = []
         self._first_token: float | None = None
         self._seconds = 0.0
@@ -50,14 +74,9 @@ class LiveAnswer(Iterator[Piece]):
             pass
         return self.answer
 
-    @abstractmethod
     def stop(self) -> None:
         """End the answer after the current piece."""
-
-    @property
-    @abstractmethod
-    def stopped(self) -> bool:
-        """Whether `stop` was called."""
+        self.stopped = True
 
     @property
     def answer(self) -> Answer:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from kad.engines.pair import pair_of
 from kad.errors import OptionError, UsageError
-from kad.text.prompts import text_ids
+from kad.text.prompts import start_token, text_ids
 from kad.text.score import score_tokens
 
 if TYPE_CHECKING:
@@ -94,9 +94,7 @@ def perplexity(
     size = min(PART, most) if part_length is None else part_length
     if not 1 <= size <= most:
         raise OptionError(f"`part_length` must be from 1 to the models' context of {most}, but is {size}.")
-    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    if start is None:
-        raise UsageError("The tokenizer has no start token and no end token, so the first token has nothing before it.")
+    start = start_token(tokenizer)
     composition = pair.composed_by(rule, deferral_temperature)
     scores = [score_tokens(pair, before, part, composition) for before, part in _parts([start, *ids], size)]
 

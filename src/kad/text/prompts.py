@@ -106,6 +106,18 @@ def _not_empty(ids: Sequence[int]) -> list[int]:
     return list(ids)
 
 
+def start_token(tokenizer: Any) -> int:
+    """What stands before the first token of a text that follows nothing: the start token, else the end token.
+
+    Raises:
+        UsageError: there is neither.
+    """
+    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    if start is None:
+        raise UsageError("The tokenizer has no start token and no end token, so the first token has nothing before it.")
+    return int(start)
+
+
 def room(pair: Pair, prompt_tokens: int) -> int | None:
     """How many tokens fit after the prompt. None if no model sets a limit.
 

@@ -133,6 +133,11 @@ def end_tokens(config: GenerationConfig) -> list[int]:
     return list(tokens) if isinstance(tokens, list | tuple) else [int(tokens)]
 
 
+def temperature_of(config: GenerationConfig) -> float | None:
+    """The temperature of some generation settings. None if they draw nothing."""
+    return (config.temperature or 1.0) if config.do_sample else None
+
+
 # What these settings ask for is no function of log pi and of the text so far.
 _OTHER_DECODING = ("guidance_scale", "penalty_alpha", "dola_layers", "watermarking_config", "constraints")
 

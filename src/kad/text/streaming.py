@@ -5,7 +5,6 @@ Plain decoding is the same loop with windows of zero drafts.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -24,19 +23,17 @@ from kad.method.speculation.decisions import warp_of
 from kad.method.speculation.loop import Emitted, SpeculativeLoop
 from kad.method.speculation.policies import choose_policy
 from kad.method.speculation.randomness import TorchRandomness
-from kad.method.speculation.statistics import SpeculationStatistics
 from kad.method.speculation.windows import window_size
 from kad.method.verification import verify_block
 from kad.text import drafting
 from kad.text.answer import Piece
 from kad.text.contexts import Context
+from kad.text.ends import Ending
 from kad.text.live import LiveAnswer
-from kad.text.prompts import Detokenizer, room
-from kad.text.sampling import Sampling, end_tokens, processors
+from kad.text.prompts import Detokenizer
+from kad.text.sampling import Sampling, processors
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig
-
     from kad.engines.load import Loaded
     from kad.method.composition import Composition
 
@@ -87,49 +84,30 @@ class Stream(LiveAnswer):
         ends: Sequence[int] | None = None,
         note: Note | None = None,
     ) -> None:
-        super().__init__()
         pair = pair_of(model)
-        self.context, self.begun = Context.of(prompt, pair), list(begun)
-        space = room(pair, self.context.longest + len(begun))
-        config = sampling.apply(pair.generation_config, space)
-        if ends is not None:
-            config.eos_token_id = list(ends)
-        self.prompt_ids = self.context.ids
+        super().__init__(pair, Context.of(prompt, pair), sampling, begun, ends)
+        config, self.begun = self._config, list(begun)
         self.drafting = drafting.choose(pair, composition, num_draft_tokens, sampled=bool(config.do_sample))
-        self.seed = sampling.seeded().seed if config.do_sample else None
-        self.temperature = (config.temperature or 1.0) if config.do_sample else None
-        self.statistics = SpeculationStatistics()
-        self._tokenizer = pair.tokenizer
         self._composition, self._drafter = self.context.composition(composition), drafter
         self._origins = origins and isinstance(composition.rule, CascadeRule) and not pair.is_one
         self._masks, self._note = masks, note
-        self._stop = _Stop(config, self._tokenizer, space)
+        self._ending = Ending(config, self._tokenizer, [*self.prompt_ids, *begun], self._full)
         # Take the scorers last, when nothing can fail any more. Otherwise a wrong option would lose them.
-        self.loop = self._make_loop(pair, config, take_scorers(self.context) if take_scorers else {}, compile)
+        self.loop = self._make_loop(pair, take_scorers(self.context) if take_scorers else {}, compile)
         self._started = time.perf_counter()
         self._run = self._pieces_of(self.loop)
 
-    def stop(self) -> None:
-        """End the answer after the current piece."""
-        self._stop.interrupted = True
-
-    @property
-    def stopped(self) -> bool:
-        """Whether `stop` was called."""
-        return self._stop.interrupted
-
     def _finish_reason(self) -> str:
         taken = len(self.prompt_ids) + len(self.begun) + len(self._pieces) == self.loop.length
-        return self._stop.reason if taken and self._complete else "interrupted"
+        return self._ending.reason if taken and self._complete else "interrupted"
 
     @property
     def _complete(self) -> bool:
         """Whether the loop has no more tokens."""
         return self.loop.finished or self.loop.length == self.loop.ids.shape[0]
 
-    def _make_loop(
-        self, pair: Pair, config: GenerationConfig, scorers: dict[str, Scorer], compile: bool | str
-    ) -> SpeculativeLoop:
+    def _make_loop(self, pair: Pair, scorers: dict[str, Scorer], compile: bool | str) -> SpeculativeLoop:
+        config = self._config
         given = [*self.prompt_ids, *self.begun]
         ids = torch.zeros(len(given) + int(config.max_new_tokens), dtype=torch.long, device=pair.device)
         ids[: len(given)] = torch.tensor(given)
@@ -158,7 +136,7 @@ class Stream(LiveAnswer):
                 records=None,
             ),
             window=window,
-            stop=self._stop,
+            stop=self._ending,
             statistics=self.statistics,
             keep_rows=self._origins or self._note is not None,
         )
@@ -170,11 +148,11 @@ class Stream(LiveAnswer):
         text, emitted = Detokenizer(self._tokenizer), loop.run()
         self._started = time.perf_counter()
         try:
-            while not self._stop.interrupted and (items := self._next(emitted)) is not None:
+            while not self.stopped and (items := self._next(emitted)) is not None:
                 for index, piece in enumerate(self._as_pieces(items, text), start=1):
                     last = self._complete and index == len(items)
                     yield replace(piece, text=piece.text + text.finish()) if last else piece
-                    if self._stop.interrupted:
+                    if self.stopped:
                         break
             self.statistics.seconds_total = self._seconds
             self.ended()
@@ -222,44 +200,6 @@ class Stream(LiveAnswer):
         with torch.no_grad():
             share, mass = composed(self._composition, base, aligned).from_base(tokens)
             return share.squeeze(-1).tolist(), mass.tolist()
-
-
-class _Stop:
-    """The loop's stop rule: the end of the text, a stop string, an interruption."""
-
-    def __init__(self, config: GenerationConfig, tokenizer: Any, space: int | None) -> None:
-        self.interrupted = False
-        self._ends = frozenset(end_tokens(config))
-        self._strings = tuple(config.stop_strings or ())
-        self._text = Detokenizer(tokenizer, special=True)
-        self._tail = ""
-        self._found: str | None = None
-        self._full = "context" if config.max_new_tokens == space else "length"
-        self._deadline = time.perf_counter() + (config.max_time or math.inf)
-
-    def __call__(self, committed: Tensor, new: list[int]) -> tuple[int, bool]:
-        """See `kad.method.speculation.loop.StopRule`."""
-        for count, token in enumerate(new, start=1):
-            self._found = self._reason_to_end(token)
-            if self._found is not None:
-                return count, True
-        return len(new), time.perf_counter() > self._deadline
-
-    @property
-    def reason(self) -> str:
-        """Why the answer ended."""
-        return self._found or self._full
-
-    def _reason_to_end(self, token: int) -> str | None:
-        if token in self._ends:
-            return "stop"
-        if not self._strings:
-            return None
-        longest = max(map(len, self._strings))
-        piece = self._text.push(token)
-        self._tail = self._tail[-(longest - 1) :] if longest > 1 else ""
-        self._tail += piece
-        return "stop_string" if any(text in self._tail for text in self._strings) else None
 
 
 def _rows(items: list[Emitted]) -> dict[str, Tensor]:

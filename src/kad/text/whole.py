@@ -15,11 +15,11 @@ from kad.errors import OptionError
 from kad.method.speculation.statistics import SpeculationStatistics
 from kad.method.speculation.windows import AUTO
 from kad.text import drafting
-from kad.text.answer import Answer, Piece
+from kad.text.answer import Answer, Piece, answers_at_once
 from kad.text.contexts import Context
 from kad.text.drafting import Drafting
 from kad.text.live import LiveAnswer
-from kad.text.prompts import Detokenizer, decode, room
+from kad.text.prompts import Detokenizer
 from kad.text.sampling import Sampling, end_tokens
 
 if TYPE_CHECKING:
@@ -42,29 +42,12 @@ class WholeStream(LiveAnswer):
         sampling: Sampling,
         num_draft_tokens: int | str | None = None,
     ) -> None:
-        super().__init__()
-        self.context = _one_prompt(Context.of(prompt))
-        self.prompt_ids = self.context.ids
-        space = room(pair, len(self.prompt_ids))
-        config = sampling.apply(pair.generation_config, space)
+        super().__init__(pair, _one_prompt(Context.of(prompt)), sampling)
+        config = self._config
         self.drafting = choose_drafts(pair, num_draft_tokens)
-        self.seed = sampling.seeded().seed if config.do_sample else None
-        self.temperature = _temperature(config)
-        self.statistics = SpeculationStatistics()
-        self._tokenizer = pair.tokenizer
-        self._full = "context" if config.max_new_tokens == space else "length"
-        self._stopped, self._reason = False, "interrupted"
+        self._reason = "interrupted"
         ask = Ask(self.prompt_ids, config, end_tokens(config), self.seed, composition)
         self._run = self._pieces_of(_whole(pair), ask)
-
-    def stop(self) -> None:
-        """End the answer after the current piece."""
-        self._stopped = True
-
-    @property
-    def stopped(self) -> bool:
-        """Whether `stop` was called."""
-        return self._stopped
 
     def _finish_reason(self) -> str:
         return self._reason
@@ -84,7 +67,7 @@ class WholeStream(LiveAnswer):
                     if index == len(pieces) and emission.finish_reason is not None:
                         self._reason = _reason(emission.finish_reason, self._full)
                     yield piece
-                    if self._stopped:
+                    if self.stopped:
                         return
         self.statistics = _statistics(before, model.draft_counts(), len(self._pieces), self._seconds)
 
@@ -121,22 +104,10 @@ def answer_all(
             progress(1)
     seconds = time.perf_counter() - started
     counted = _statistics(before, model.draft_counts(), sum(map(len, tokens)), seconds)
-    return [
-        Answer(
-            prompt_ids=context.ids,
-            context=context,
-            token_ids=tokens[index],
-            text=decode(tokenizer, tokens[index]),
-            finish_reason=reasons[index],
-            seconds=seconds / len(prompts),
-            first_token=seconds / len(prompts),
-            drafting=drafts,
-            statistics=counted if drafts.speculates and index == 0 else None,
-            temperature=_temperature(config),
-            seed=None if seeds is None else seeds[index],
-        )
-        for index, context in enumerate(contexts)
-    ]
+    answers = answers_at_once(tokenizer, contexts, tokens, reasons, seconds, drafts, config, seeds)
+    if drafts.speculates and answers:
+        answers[0] = replace(answers[0], statistics=counted)
+    return answers
 
 
 def choose_drafts(pair: Pair, num_draft_tokens: int | str | None) -> Drafting:
@@ -175,10 +146,6 @@ def _statistics(before: DraftCounts, after: DraftCounts, tokens: int, seconds: f
     found.windows = found.lengths.total()
     found.accepted = sum(length * windows for length, windows in found.lengths.items())
     return found
-
-
-def _temperature(config: GenerationConfig) -> float | None:
-    return (config.temperature or 1.0) if config.do_sample else None
 
 
 def _reason(reason: str, full: str) -> str:

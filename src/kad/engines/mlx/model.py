@@ -14,9 +14,9 @@ from transformers import GenerationConfig
 from kad.engines.mlx.host import library
 from kad.engines.one_at_a_time import OneAtATime
 from kad.engines.protocols import Facts
-from kad.errors import PairError, UsageError
+from kad.errors import PairError, UsageError, first_line
 from kad.method.scorer import Scorer
-from kad.pair.model_files import first_line, load_config, load_generation_config, load_tokenizer
+from kad.pair.model_files import load_config, load_generation_config, load_tokenizer
 from kad.pair.sources import Source
 from kad.tokens.vocabulary import trim
 

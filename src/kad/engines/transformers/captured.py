@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, StaticCache
 
 from kad.engines.transformers.forward import cache_option
 from kad.engines.transformers.host import forget, unforgetting
-from kad.errors import UsageError
+from kad.errors import UsageError, first_line
 from kad.tokens.vocabulary import trim
 
 # The backend of torch.compile: True is PyTorch's own one.
@@ -99,9 +99,8 @@ class Capture:
                     self.reset()
                     self.read(token[:shape])
         except RuntimeError as error:
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise UsageError(
-                f"The forward pass of {type(self._model).__name__} cannot be compiled here: {reason} "
+                f"The forward pass of {type(self._model).__name__} cannot be compiled here: {first_line(error)} "
                 "Decode without compile."
             ) from error
         self.reset()

@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from kad.engines.transformers.host import AutoQuantizationConfig
 from kad.engines.transformers.model import TransformersModel
-from kad.errors import PairError, UsageError, missing_extra
+from kad.errors import PairError, UsageError, first_line, missing_extra
 from kad.pair.adapters import adapted, inner_model, merged, share_weights
-from kad.pair.model_files import TROUBLE, first_line, load_generation_config, reason_of
+from kad.pair.model_files import TROUBLE, load_generation_config, reason_of
 from kad.pair.sources import MODEL_KWARGS, Source
 
 
@@ -98,7 +98,7 @@ def load_models(
             name = getattr(model, "name_or_path", "")
             loaded[role] = TransformersModel(model, Source.parse(name) if name else None)
             continue
-        source = Source.parse(model)
+        source = model if isinstance(model, Source) else Source.parse(model)
         if own.get(role):
             source = Source(source.model, source.revision, {**source.kwargs, **(own[role] or {})})
         twin = next((other for other in loaded.values() if other.source == source), None)

@@ -20,6 +20,7 @@ from kad.engines.transformers.late_check import LateCheck
 from kad.engines.transformers.loading import load_models
 from kad.engines.transformers.model import TransformersModel
 from kad.errors import PairError, UsageError
+from kad.method import defaults
 from kad.method.composition import Composition, RuleLike, compose, raise_if_bad
 from kad.method.rules import Rule
 from kad.pair.base_prompt import BasePrompt
@@ -76,7 +77,7 @@ class KadForCausalLM(ComposedGeneration, PreTrainedModel, GenerationMixin):
         aligned: str | PreTrainedModel,
         *,
         reference: str | PreTrainedModel | None = None,
-        rule: str | Mapping[str, Any] | Rule = "dual:threshold=0.4",
+        rule: str | Mapping[str, Any] | Rule = defaults.RULE,
         deferral_temperature: float = 1.0,
         base_prompt: Any = None,
         base_kwargs: Mapping[str, Any] | None = None,

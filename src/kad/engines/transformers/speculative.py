@@ -23,13 +23,14 @@ from kad.engines.transformers.host import CACHE, BaseStreamer, GenerateDecoderOn
 from kad.engines.transformers.modeling import KadForCausalLM
 from kad.engines.transformers.scorer import CachedModel
 from kad.errors import UsageError
+from kad.method import defaults
 from kad.method.scorer import Scorer
 from kad.method.speculation.decisions import Records, warp_of
 from kad.method.speculation.loop import SpeculativeLoop, StopRule
 from kad.method.speculation.policies import choose_policy
 from kad.method.speculation.randomness import TorchRandomness
 from kad.method.speculation.statistics import SpeculationStatistics
-from kad.method.speculation.windows import default_draft_tokens, window_size
+from kad.method.speculation.windows import window_size
 from kad.method.verification import Randomness, Verifier, verify_block, verify_tokens
 
 # What `generate` passes to every decoding method. This one reads it elsewhere, or does not need it.
@@ -117,7 +118,7 @@ def speculative(
     ids = _room_for_new_tokens(input_ids, criteria, generation_config)
     cache = _cache_for(model, draft_model, model_kwargs.get(CACHE))
     own = _own_prompt(model_kwargs)
-    asked = default_draft_tokens(bool(generation_config.do_sample)) if num_draft_tokens is None else num_draft_tokens
+    asked = defaults.draft_tokens(bool(generation_config.do_sample)) if num_draft_tokens is None else num_draft_tokens
     window = window_size(asked, few=bool(compile))
     if compile and cache.given:
         raise UsageError(f"compile=True makes caches of its own: leave {CACHE} out, or decode without compile.")

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kad.errors import UsageError
+from kad.errors import UsageError, first_line
 from kad.evaluation.tasks.rows import Row, read_rows
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def load(
         return {split: datasets.load_dataset(path, name, split=split)}
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"Cannot load the data set {path} from the Hugging Face hub ({_first_line(error)}). "
+            f"Cannot load the data set {path} from the Hugging Face hub ({first_line(error)[:200]}). "
             f"For a local copy give --data-dir DIR with {file} in it."
         ) from error
 
@@ -183,7 +183,3 @@ def _converted(row: Row, index: int, convert: Callable[[Row], dict[str, str]]) -
         raise UsageError(f"{place} lacks the field {error.args[0]!r}. It has: {', '.join(there)}.") from error
     except (AttributeError, IndexError, TypeError, ValueError) as error:
         raise UsageError(f"{place} is no row of this task: {error}.") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -12,6 +12,7 @@ from typing import Any
 from kad.errors import KadError, UsageError
 from kad.evaluation.host import marks, task_manager
 from kad.evaluation.tasks import definition, own
+from kad.text.ends import before_stop
 from kad.text.prompts import render
 
 TASKS_FOLDER = Path(__file__).parent
@@ -153,9 +154,7 @@ class Task:
 
     def shortened(self, text: str) -> str:
         """An answer without what ends it (`TaskInfo.until`) and what follows."""
-        for stop in self.info.until:
-            text = text.partition(stop)[0]
-        return text
+        return before_stop(text, self.info.until)
 
     def _question(self, index: int, document: dict[str, Any], render: Renderer) -> Question:
         said: Messages = []

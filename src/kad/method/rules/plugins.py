@@ -17,6 +17,8 @@ from importlib.metadata import EntryPoint, entry_points
 from threading import RLock
 from typing import Any
 
+from kad.errors import one_line
+
 GROUP = "kad.rules"
 
 _LOG = logging.getLogger(__name__)
@@ -68,7 +70,7 @@ class Plugins:
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the code of others may raise anything
             self._rules.clear()
             self._rules.update(before)
-            skipped = SkippedPlugin(point.name, _package(point), _one_line(error))
+            skipped = SkippedPlugin(point.name, _package(point), one_line(error))
             self.skipped.append(skipped)
             _LOG.warning("Skipped the rule plugin %r of %s: %s", skipped.plugin, skipped.package, skipped.reason)
         else:
@@ -77,8 +79,3 @@ class Plugins:
 
 def _package(point: EntryPoint) -> str:
     return f"{point.dist.name} {point.dist.version}" if point.dist else "an unknown package"
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

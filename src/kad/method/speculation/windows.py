@@ -9,8 +9,6 @@ from typing import Protocol
 from kad.errors import UsageError
 
 AUTO = "auto"
-# The default window of a sampled text. It is near the best if most drafts are accepted.
-_SAMPLED = 4
 # Longest window that "auto" considers.
 MAX_WINDOW = 12
 # The windows among which "auto" chooses if each of them costs a captured forward pass.
@@ -167,12 +165,3 @@ def window_size(num_draft_tokens: int | str, *, few: bool = False) -> WindowSize
     if not is_int or int(num_draft_tokens) < 0:
         raise UsageError(f"num_draft_tokens must be a whole number >= 0 or 'auto', but is {num_draft_tokens!r}.")
     return FixedWindow(int(num_draft_tokens))
-
-
-def default_draft_tokens(sampled: bool) -> int | str:
-    """The default number of tokens to draft: "auto", or a fixed number for a sampled text.
-
-    "auto" depends on measured times. The ends of the windows decide which random numbers a token gets. So with "auto" a
-    seed would not repeat a sampled text.
-    """
-    return _SAMPLED if sampled else AUTO

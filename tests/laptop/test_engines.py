@@ -20,9 +20,7 @@ from conftest import ALIGNED, BASE, EXACT
 from kad import tiny
 from kad.engines.pair import Pair
 from kad.errors import UsageError
-from kad.evaluation.engines.engine import Request
-from kad.evaluation.engines.models import Models
-from kad.evaluation.engines.text_engine import TextEngine
+from kad.evaluation.engine import Engine, Request
 from kad.evaluation.methods import parse_method
 from kad.pair.model_files import load_tokenizer
 from kad.pair.sources import Source
@@ -353,14 +351,14 @@ def test_an_evaluation_is_that_of_transformers(name: str, kind: str, files: Call
     """What lm-eval is not needed for: prompts, greedy answers, their measures, log-likelihoods."""
     options: dict[str, Any] = {"engine_options": EXACT} if kind == "f32" else {}
     named = {"base": BASE, "aligned": ALIGNED}
-    ours = Models({role: Source.parse(str(files(model, kind))) for role, model in named.items()}, **options)
-    theirs = Models(
+    ours = Engine({role: Source.parse(str(files(model, kind))) for role, model in named.items()}, **options)
+    theirs = Engine(
         {role: Source.parse(f"tiny:{model}") for role, model in named.items()}, options={"dtype": "float32"}
     )
-    assert not ours.in_transformers
     method = parse_method(name)
+    assert (ours.batch_size(method, 2), theirs.batch_size(method, 2)) == (1, 1 if "@" in name else 2)
     found = []
-    for engine in (TextEngine(ours), TextEngine(theirs)):
+    for engine in (ours, theirs):
         prompt = engine.renderer(method)([{"role": "user", "content": PROMPTS[0]}])
         (answer,) = engine.generate(method, [Request(prompt, 0, 24, 0.0)])
         likelihoods = engine.log_likelihoods(method, [(prompt, "First, 5"), (prompt, " 13")])

@@ -14,12 +14,12 @@ from test_commands import kad as command
 import kad
 from conftest import ALIGNED, BASE, EXACT
 from kad import tiny
-from kad.engines.pair import Pair
+from kad.engines.pair import Pair, pair_of
 from kad.engines.transformers.loading import load_model
 from kad.errors import UsageError
 from kad.pair.model_files import load_tokenizer
 from kad.pair.sources import Source
-from kad.text.contexts import context_of
+from kad.text.contexts import Asking
 from kad.tokens.vocabulary import OWN
 
 GREEDY = kad.Sampling(temperature=0, max_new_tokens=16)
@@ -60,7 +60,8 @@ def test_the_base_model_reads_the_same_tokens(pairs: Any) -> None:
     with pytest.raises(UsageError, match="There is no token 99999 in"):
         ours.tokenizer.decode([5, 99999])
     for prompt in PROMPTS:
-        assert context_of(ours, prompt, base_prompt="qa") == context_of(theirs, prompt, base_prompt="qa")
+        asking = Asking(prompt, base_prompt="qa")
+        assert asking.context(pair_of(ours)) == asking.context(pair_of(theirs))
 
 
 def test_a_converted_tokenizer_is_kept(base: Path, pairs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

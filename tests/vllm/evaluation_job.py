@@ -8,8 +8,7 @@ from typing import Any
 
 from kad import tiny
 from kad.errors import UsageError
-from kad.evaluation.engines.engine import Request
-from kad.evaluation.engines.vllm_engine import VllmEngine
+from kad.evaluation.engine import Engine, Request
 from kad.evaluation.methods import parse_method
 from kad.pair.folder import read_config
 from kad.pair.sources import Source
@@ -24,7 +23,7 @@ def completions(names: Sequence[str]) -> dict[str, Any]:
     methods = [parse_method(name) for name in names]
     references = read_config("tiny").model_sources()
     references |= {m.name: Source.parse(m.oracle) for m in methods if m.oracle is not None}
-    engine = VllmEngine(references, dtype="float32", arguments=ARGUMENTS)
+    engine = Engine(references, options={"dtype": "float32"}, engine="vllm", engine_options=ARGUMENTS)
     found: dict[str, Any] = {}
     for method in methods:
         render = engine.renderer(method)

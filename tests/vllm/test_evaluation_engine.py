@@ -9,9 +9,7 @@ from evaluation_job import completions
 from forks import run_apart
 
 from kad import tiny
-from kad.evaluation.engines.engine import Request
-from kad.evaluation.engines.models import Models
-from kad.evaluation.engines.text_engine import TextEngine
+from kad.evaluation.engine import Engine, Request
 from kad.evaluation.methods import parse_method
 from kad.pair.folder import read_config
 from kad.pair.sources import Source
@@ -33,7 +31,7 @@ def drawn() -> Any:
 def test_greedy_texts_are_those_of_transformers(name: str, drawn: dict[str, list[dict[str, Any]]]) -> None:
     references = read_config("tiny").model_sources()
     references["oracle=tiny:big-aligned"] = Source.parse("tiny:big-aligned")
-    engine = TextEngine(Models(references, options={"dtype": "float32"}), diagnostics=False)
+    engine = Engine(references, options={"dtype": "float32"}, diagnostics=False)
     plain = parse_method(name.partition("@")[0])
     render = engine.renderer(plain)
     requests = [Request(render(problem.messages()), 0, 60, 0.0) for problem in tiny.problems("development", 3)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ class Alone:
 
     def next_logits(self) -> Tensor:
         """(1, vocab), the logits of the token that follows."""
-        return self._scorer.advance(self.ids[0, self._scorer.processed :], 1).float()
+        return cast("Tensor", self._scorer.advance(self.ids[0, self._scorer.processed :], 1)).float()
 
     def append(self, tokens: Tensor) -> None:
         """Add one token (1,)."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import replace
 from typing import Any
 
 from kad.errors import RuleError
@@ -88,4 +87,4 @@ class InForce:
             raise RuleError(
                 f"Rule {composition.rule} needs the reference model; the pair has none. Give one: reference=..."
             )
-        return replace(composition, foreign=tuple(self.config.foreign_ids or ()))
+        return composition

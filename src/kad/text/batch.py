@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -202,7 +202,8 @@ def _rows(model: PreTrainedModel | Model, tokenizer: Any, prompts: list[Context]
     if composition is None or all(prompt.base_ids is None for prompt in prompts):
         return Lockstep(model, ids, pad)
     own = [prompt.ids if prompt.base_ids is None else prompt.base_ids for prompt in prompts]
-    return Lockstep(model, ids, pad, own, prompts[0].never_kept(tokenizer, composition))
+    never_kept = prompts[0].never_kept(cast("Any", model), composition)
+    return Lockstep(model, ids, pad, own, None if never_kept is None else never_kept.after)
 
 
 def _pad_token(tokenizer: Any, config: GenerationConfig, ends: Sequence[int]) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from kad.engines.protocols import roles_of
-from kad.method.composition import compose
+from kad.method.composition import compose, in_order
 from kad.text.answer import Answer
 from kad.text.contexts import Context
 
@@ -29,7 +29,6 @@ def plain_step_seconds(model: ComposedModel, composition: Composition, answer: A
         return None
     ids = torch.tensor([*answer.prompt_ids, *answer.token_ids], device=model.device)[:-1]
     context = Context.of(answer.prompt, model)
-    composition = context.composition(composition)
     scorers = context.scorers(model, composition, roles_of(composition), rollback=False)
     for scorer in scorers.values():
         scorer.advance(ids[:-steps], 1)
@@ -37,6 +36,6 @@ def plain_step_seconds(model: ComposedModel, composition: Composition, answer: A
     for token in torch.split(ids[-steps:], 1):
         started = time.perf_counter()
         rows = {role: scorer.advance(token, 1) for role, scorer in scorers.items()}
-        compose(composition, rows["base"], rows["aligned"], rows.get("reference")).argmax().item()
+        compose(composition, *in_order(rows)).argmax().item()
         times.append(time.perf_counter() - started)
     return median(times)

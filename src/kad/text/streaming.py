@@ -18,7 +18,8 @@ from transformers import LogitsProcessorList
 from kad.engines.protocols import Capturing, ComposedModel, roles_of
 from kad.engines.transformers.speculative_inputs import warp_of
 from kad.errors import OptionError
-from kad.method.composition import composed
+from kad.method.composition import composed, in_order
+from kad.method.distribution import Rows, stacked
 from kad.method.rules import CascadeRule
 from kad.method.scorer import Scorer
 from kad.method.speculation.loop import Emitted, SpeculativeLoop
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
 
 Mask = Callable[[Tensor, Tensor], Tensor]
-Note = Callable[[Sequence[int], dict[str, Tensor]], Sequence[Any]]
+Note = Callable[[Sequence[int], dict[str, Rows]], Sequence[Any]]
 
 
 class Stream(LiveAnswer):
@@ -94,7 +95,8 @@ class Stream(LiveAnswer):
         self.temperature = (config.temperature or 1.0) if config.do_sample else None
         self.statistics = SpeculationStatistics()
         self._tokenizer = model.tokenizer
-        self._composition, self._drafter = self.context.composition(composition), drafter
+        self.context.check_rule(composition.rule)
+        self._composition, self._drafter = composition, drafter
         self._origins = origins and isinstance(composition.rule, CascadeRule)
         self._masks, self._note = masks, note
         self._stop = _Stop(config, self._tokenizer, space)
@@ -208,14 +210,13 @@ class Stream(LiveAnswer):
         ]
 
     def _shares(
-        self, items: list[Emitted], rows: dict[str, Tensor]
+        self, items: list[Emitted], rows: dict[str, Rows]
     ) -> tuple[Sequence[float | None], Sequence[float | None]]:
         if not self._origins:
             return [None] * len(items), [None] * len(items)
-        base, aligned = rows["base"], rows["aligned"]
-        tokens = torch.tensor([item.token for item in items], device=base.device).unsqueeze(-1)
+        tokens = torch.tensor([item.token for item in items], device=rows["base"].device).unsqueeze(-1)
         with torch.no_grad():
-            share, mass = composed(self._composition, base, aligned).from_base(tokens)
+            share, mass = composed(self._composition, *in_order(rows)).from_base(tokens)
             return share.squeeze(-1).tolist(), mass.tolist()
 
 
@@ -257,7 +258,8 @@ class _Stop:
         return "stop_string" if any(text in self._tail for text in self._strings) else None
 
 
-def _rows(items: list[Emitted]) -> dict[str, Tensor]:
+def _rows(items: list[Emitted]) -> dict[str, Rows]:
     """The models' logits (n, vocab) at the tokens, by role. Empty if the loop keeps none."""
     kept = [item.origin.rows for item in items if item.origin.rows is not None]
-    return {role: torch.stack([rows[role] for rows in kept]).float() for role in kept[0]} if kept else {}
+    roles = kept[0] if kept else ()
+    return {role: stacked([rows[role] for rows in kept]).to(torch.float32) for role in roles}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -18,13 +18,14 @@ from kad.engines.transformers.late_check import LateCheck
 from kad.engines.transformers.loading import load_parts, shared_vocabulary
 from kad.engines.transformers.model import TransformersEngine
 from kad.errors import PairError, UsageError
-from kad.method.composition import Composition, compose, raise_if_bad
-from kad.method.nobody import never_kept
+from kad.method.composition import Composition, compose, in_order, raise_if_bad
+from kad.method.distribution import Rows, move_to_rest
 from kad.method.rules import Rule
 from kad.pair.config import KadConfig
 from kad.pair.folder import generation_config, load_config, write
 from kad.pair.in_force import InForce
 from kad.pair.model_files import load_tokenizer
+from kad.tokens.never_kept import foreign_tokens
 from kad.tokens.vocabulary import trim
 
 
@@ -216,7 +217,7 @@ class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrained
         now = self.composition
         given = one_cache_name({"cache": cache, "past_key_values": past_key_values}).get(CACHE)
         cache = self._cache_for(given, now.rule) if given is not None or use_cache else None
-        logits = {}
+        logits: dict[str, Rows] = {}
         for role in self._roles(now.rule, cache):
             part = cache.parts[role] if cache is not None else None
             ids, mask, positions = input_ids, attention_mask, position_ids
@@ -227,11 +228,13 @@ class KadForCausalLM(InForce, TransformersEngine, ComposedGeneration, PreTrained
                 attention_mask=mask, position_ids=positions, logits_to_keep=logits_to_keep,
             )  # fmt: skip
             logits[role] = trim(row, self.config.vocab_size).to(self.base.device)
+        if self.config.foreign_ids:
+            foreign = foreign_tokens(self.config.foreign_ids, self.config.vocab_size, self.base.device)
+            logits["base"] = move_to_rest(logits["base"], foreign, now.deferral_temperature)
         if never_kept_tokens is not None:
-            now = replace(now, nobody=True)
-            logits["base"] = never_kept(logits["base"], never_kept_tokens, now.deferral_temperature)
-        log_pi = compose(now, *(rows := (logits["base"], logits["aligned"], logits.get("reference"))))
-        self._late_check.send(log_pi, partial(raise_if_bad, log_pi, now, *rows))
+            logits["base"] = move_to_rest(logits["base"], never_kept_tokens, now.deferral_temperature)
+        log_pi = compose(now, *in_order(logits))
+        self._late_check.send(log_pi, partial(raise_if_bad, log_pi, now, *in_order(logits)))
         loss = None if labels is None else loss_of(log_pi, labels)
         output = CausalLMOutputWithPast(loss=loss, logits=log_pi, **{CACHE: cache})
         return output if return_dict is None or return_dict else output.to_tuple()

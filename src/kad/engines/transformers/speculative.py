@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from kad.engines.own_prompt import OwnPrompt
+from kad.engines.restricted import Restricted
 from kad.engines.transformers import speculative_inputs as inputs
 from kad.engines.transformers.cache import KadCache
 from kad.engines.transformers.host import CACHE, BaseStreamer, GenerateDecoderOnlyOutput
@@ -18,13 +19,13 @@ from kad.engines.transformers.modeling import KadForCausalLM
 from kad.engines.transformers.scorer import CachedModel
 from kad.errors import UsageError
 from kad.method.scorer import Scorer
-from kad.method.speculation.decisions import Records
 from kad.method.speculation.loop import SpeculativeLoop
-from kad.method.speculation.policies import choose_policy
+from kad.method.speculation.policies import Records, choose_policy
 from kad.method.speculation.randomness import TorchRandomness
 from kad.method.speculation.statistics import SpeculationStatistics
 from kad.method.speculation.windows import default_draft_tokens, window_size
 from kad.method.verification import Randomness, Verifier, verify_block, verify_tokens
+from kad.tokens.never_kept import NeverKept
 
 VERIFIERS: dict[str, Verifier] = {"block": verify_block, "token": verify_tokens}
 
@@ -114,6 +115,10 @@ def speculative(
     )
     if own is not None:
         scorers["base"] = OwnPrompt(scorers["base"], own, input_ids.shape[1] - padding)
+    never_kept = NeverKept.of(model.config.foreign_ids, model.config.vocab_size, model.base.device)
+    if never_kept is not None:
+        temperature = model.composition.deferral_temperature
+        scorers["base"] = Restricted(scorers["base"], never_kept, input_ids.shape[1] - padding, temperature)
     records = Records() if _wants_records(generation_config) else None
     loop = SpeculativeLoop(
         ids=ids[padding:],

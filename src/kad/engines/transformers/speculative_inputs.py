@@ -19,8 +19,8 @@ from kad.engines.transformers.cache import KadCache
 from kad.engines.transformers.host import CACHE
 from kad.engines.transformers.modeling import KadForCausalLM
 from kad.errors import UsageError
-from kad.method.speculation.decisions import Warp
 from kad.method.speculation.loop import StopRule
+from kad.method.speculation.policies import Warp
 
 # What `generate` passes to every decoding method. This one reads it elsewhere, or does not need it.
 _KNOWN = frozenset(

@@ -17,7 +17,7 @@ from kad.evaluation.engines.engine import Completion, Request, sampling_of
 from kad.evaluation.engines.models import Models
 from kad.evaluation.methods import Method
 from kad.evaluation.tasks.task import Continuation, Renderer, chat_renderer
-from kad.method.composition import compose
+from kad.method.composition import compose, in_order
 from kad.text.answer import Answer
 from kad.text.batch import generate_all
 from kad.text.contexts import Context, default_base_prompt, own_context
@@ -120,10 +120,8 @@ def _rows(model: Any, context: list[int], continuation: list[int]) -> Tensor:
     """(tokens of the continuation, vocab), the logits for each of its tokens."""
     if isinstance(model, COMPOSED):
         prompt = Context.of(context, model)
-        composition = prompt.composition(model.composition)
-        chunks = logits_of(model, prompt, continuation, composition=composition)
-        logits = [chunk.logits for chunk in chunks]
-        return torch.cat([compose(composition, x["base"], x["aligned"], x.get("reference")) for x in logits])
+        chunks = logits_of(model, prompt, continuation)
+        return torch.cat([compose(model.composition, *in_order(chunk.logits)) for chunk in chunks])
     if not isinstance(model, PreTrainedModel):  # one model of another engine
         ids = torch.tensor([*context, *continuation[:-1]])
         found: Tensor = model.scorer(model.vocab_size, ids.device, rollback=False).advance(ids, len(continuation))

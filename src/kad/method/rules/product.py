@@ -9,7 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from kad.method.rules.rule import EXCLUDED, ProductRule, register
+from kad.method.distribution import EXCLUDED
+from kad.method.rules.rule import ProductRule, register
 from kad.method.rules.threshold import probability
 
 
@@ -97,7 +98,10 @@ def _signed_power(log_x: Tensor, exponent: float) -> Tensor:
 
 
 def _inverse_power(log_x: Tensor, exponent: float) -> Tensor:
-    """-exponent * log x. Where x = 0 the ratio is undefined, and the token is excluded (-inf)."""
+    """-exponent * log x. Where x = 0 the ratio is undefined, and the token is excluded (-inf).
+
+    The tokens that p never keeps count as zero: `move_to_rest` puts them at `EXCLUDED`.
+    """
     if exponent == 0:
         return torch.zeros_like(log_x)
-    return (-exponent * log_x).masked_fill(log_x == -torch.inf, -torch.inf)
+    return (-exponent * log_x).masked_fill(log_x < EXCLUDED / 2, -torch.inf)

@@ -10,9 +10,9 @@ import torch
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
 from kad.engines.protocols import Facts
+from kad.engines.transformers.cached_model import CachedModel
 from kad.engines.transformers.captured import Backend, CapturedModel, Captures
 from kad.engines.transformers.loading import load_model
-from kad.engines.transformers.scorer import CachedModel
 from kad.method.scorer import Scorer
 from kad.pair.model_files import load_tokenizer, shared_tokenizer, tokenizer_of
 from kad.pair.sources import Source

@@ -14,9 +14,9 @@ from kad.engines.own_prompt import OwnPrompt
 from kad.engines.restricted import Restricted
 from kad.engines.transformers import speculative_inputs as inputs
 from kad.engines.transformers.cache import KadCache
+from kad.engines.transformers.cached_model import CachedModel
 from kad.engines.transformers.host import CACHE, BaseStreamer, GenerateDecoderOnlyOutput
 from kad.engines.transformers.modeling import KadForCausalLM
-from kad.engines.transformers.scorer import CachedModel
 from kad.errors import UsageError
 from kad.method.scorer import Scorer
 from kad.method.speculation.loop import SpeculativeLoop

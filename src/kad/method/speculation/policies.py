@@ -259,7 +259,8 @@ class Policy(ABC):
 
     def _direct_target(self, drafts: Sequence[Draft], base_logits: Rows, tokens: Tensor, weights: Tensor) -> Target:
         """The target in probabilities, without log pi."""
-        check_shapes(base_logits[: len(drafts)], weights)
+        if drafts:
+            check_shapes(base_logits[: len(drafts)], weights)
         logits = weights if self._p_alone else tempered(self.composition, raised(_logits(drafts)))
         aligned = Distribution(logits, weights.amax(dim=-1).log(), probabilities=weights)
         base = Distribution.in_probabilities(tempered(self.composition, raised_rows(base_logits)))

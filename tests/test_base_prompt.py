@@ -22,8 +22,7 @@ from kad.pair.base_prompt import BasePrompt
 from kad.text.batch import generate_all
 from kad.text.contexts import Context, context_of
 from kad.text.score import score_tokens
-from kad.tokens.never_kept import NeverKept
-from kad.tokens.stops import Stops
+from kad.tokens.never_kept import NeverKept, Stops
 from speculative_tables import TableScorer
 
 Prompt = Callable[..., Tensor]

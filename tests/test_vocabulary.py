@@ -89,7 +89,7 @@ def test_tokens_kept_for_later_are_known_by_their_names(name: str, reserved: boo
 # ------------------------------------------------------------------ p never keeps a foreign token
 
 
-@pytest.mark.parametrize("name", [*registry(), "experts:base=-0.5,aligned=1.5"])
+@pytest.mark.parametrize("name", [*registry(), "experts:base=-0.5,aligned=1.5", "product:base=0"])
 @pytest.mark.parametrize("before", [False, True], ids=["rows", "rows with a rest"])
 def test_a_foreign_token_is_one_that_is_never_kept(name: str, before: bool) -> None:
     generator = torch.Generator().manual_seed(3)

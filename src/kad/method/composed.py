@@ -97,10 +97,12 @@ class Composed:
         return torch.where(pi == 0, 0.0, kept / pi), alpha
 
     def product(self) -> Tensor:
-        """The unnormalized log-weights of a product, (..., vocab)."""
+        """The unnormalized log-weights of a product, (..., vocab). -inf for tokens that p never keeps."""
         assert isinstance(self.rule, ProductRule)
-        reference = None if self.reference is None else self.reference.log_probs()
-        return self.rule.combine(self.base.log_probs(), self.aligned.log_probs(), reference)
+        log_p, reference = self.base.log_probs(), None if self.reference is None else self.reference.log_probs()
+        weights = self.rule.combine(log_p, self.aligned.log_probs(), reference)
+        # Whatever p's exponent is: with a negative one, the lowest p would win.
+        return weights if self.base.log_rest is None else weights.masked_fill(log_p < EXCLUDED / 2, -torch.inf)
 
     def _rest(self) -> Tensor | float:
         """(...,), the probability of the rest."""

@@ -99,14 +99,16 @@ def move_to_rest(rows: Rows, tokens: Tensor, deferral_temperature: float = 1.0) 
     Returns:
         (..., vocab), logits. The tokens stand 10,000 below their place: their probability is zero.
     """
-    vocab = rows.shape[-1]
-    log_p = (joined(raised_rows(rows)) / deferral_temperature).log_softmax(dim=-1)
-    # A rest that was there before is in the new one too.
-    moved = torch.nn.functional.pad(tokens, (0, log_p.shape[-1] - vocab), value=True)
-    rest = log_p.masked_fill(~moved, EXCLUDED).logsumexp(dim=-1, keepdim=True)
-    log_p = log_p[..., :vocab]
-    log_p = torch.where(tokens, log_p + EXCLUDED, log_p)
-    return RowsWithRest(deferral_temperature * log_p, deferral_temperature * rest)
+    rows = raised_rows(rows)
+    logits = rows if isinstance(rows, Tensor) else rows.logits
+    never = tokens.to(logits.dtype)
+    # The other tokens are lowered as far in the sum of the rest, where they then count for nothing.
+    warm = logits if deferral_temperature == 1.0 else logits / deferral_temperature
+    moved = torch.add(warm, 1.0 - never, alpha=EXCLUDED).logsumexp(dim=-1, keepdim=True)
+    if isinstance(rows, RowsWithRest):
+        moved = torch.logaddexp(moved, rows.rest / deferral_temperature)
+    lowered = torch.add(logits, never, alpha=deferral_temperature * EXCLUDED)
+    return RowsWithRest(lowered, deferral_temperature * moved)
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,8 +16,7 @@ from kad.method.rules import CascadeRule, Rule
 from kad.method.scorer import Scorer
 from kad.pair.base_prompt import BUILT_IN, SAME, BasePrompt
 from kad.text.prompts import Message, Prompt, decode, encode, encode_plain, messages
-from kad.tokens.never_kept import NeverKept
-from kad.tokens.stops import Stops
+from kad.tokens.never_kept import NeverKept, Stops
 from kad.tokens.token_bytes import token_bytes
 
 if TYPE_CHECKING:

@@ -98,10 +98,7 @@ def _signed_power(log_x: Tensor, exponent: float) -> Tensor:
 
 
 def _inverse_power(log_x: Tensor, exponent: float) -> Tensor:
-    """-exponent * log x. Where x = 0 the ratio is undefined, and the token is excluded (-inf).
-
-    The tokens that p never keeps count as zero: `move_to_rest` puts them at `EXCLUDED`.
-    """
+    """-exponent * log x. Where x = 0 the ratio is undefined, and the token is excluded (-inf)."""
     if exponent == 0:
         return torch.zeros_like(log_x)
-    return (-exponent * log_x).masked_fill(log_x < EXCLUDED / 2, -torch.inf)
+    return (-exponent * log_x).masked_fill(log_x == -torch.inf, -torch.inf)

@@ -13,10 +13,9 @@ from transformers import EosTokenCriteria, LogitsProcessorList, StoppingCriteria
 
 from kad.engines.transformers.speculative import stop_rule
 from kad.method.composition import Composition, compose
-from kad.method.nobody import never_kept
-from kad.method.speculation.decisions import warp_of
+from kad.method.distribution import Rows, move_to_rest
 from kad.method.speculation.loop import SpeculativeLoop
-from kad.method.speculation.policies import choose_policy
+from kad.method.speculation.policies import choose_policy, warp_of
 from kad.method.speculation.windows import FixedWindow
 from kad.method.verification import Verifier
 from kad.rules import Rule
@@ -113,7 +112,6 @@ def exact_distribution(
     deferral_temperature: float = 1.0,
     greedy: bool = False,
     scorer: type[TableScorer] = TableScorer,
-    nobody: bool = False,
 ) -> Sequences:
     """The distribution over continuations that the loop produces, by running it once for every random outcome."""
     roles = {"base", "aligned", drafter} | ({"reference"} if rule.needs_reference else set())
@@ -128,7 +126,7 @@ def exact_distribution(
             drafter=drafter,
             scorers={role: scorer(role, vocab) for role in roles},
             policy=choose_policy(
-                composition=Composition(rule, deferral_temperature, nobody),
+                composition=Composition(rule, deferral_temperature),
                 drafter=drafter,
                 greedy=greedy,
                 verifier=verifier,
@@ -159,12 +157,10 @@ def true_distribution(
     """The product of pi over every continuation of the prompt and `prefix`."""
 
     def pi(before: tuple[int, ...]) -> list[float]:
-        rows = [table_row(role, before, vocab).unsqueeze(0) for role in ROLES]
-        reference = rows[2] if rule.needs_reference else None
-        if never is not None:
-            rows[0] = never_kept(rows[0], never, deferral_temperature)
-        composition = Composition(rule, deferral_temperature, never is not None)
-        scores = compose(composition, rows[0], rows[1], reference)
+        base, aligned, reference = (table_row(role, before, vocab).unsqueeze(0) for role in ROLES)
+        p: Rows = base if never is None else move_to_rest(base, never, deferral_temperature)
+        composition = Composition(rule, deferral_temperature)
+        scores = compose(composition, p, aligned, reference if rule.needs_reference else None)
         if processors:
             scores = processors(torch.tensor([before]), scores)
         return torch.softmax(scores[0], dim=-1).tolist()

@@ -15,12 +15,15 @@ import kad
 from conftest import make_tokenizer
 from kad import tiny
 from kad.engines.own_prompt import OwnPrompt
+from kad.engines.restricted import Restricted
 from kad.errors import KadError, UsageError
+from kad.method.distribution import joined, move_to_rest
 from kad.pair.base_prompt import BasePrompt
 from kad.text.batch import generate_all
 from kad.text.contexts import Asking, Context
 from kad.text.score import score_tokens
-from kad.tokens.stops import Stops
+from kad.tokens.never_kept import NeverKept, Stops
+from speculative_tables import TableScorer
 
 Prompt = Callable[..., Tensor]
 GREEDY = kad.Sampling(temperature=0, max_new_tokens=10)
@@ -230,6 +233,28 @@ def test_stops_are_what_the_definition_says() -> None:
         ids = tokenizer(text, add_special_tokens=False).input_ids
         found = Stops(view, [stop.encode() for stop in stops]).after(ids)
         assert torch.equal(found, stop_mask(tokenizer, text, stops)), text
+
+
+def test_foreign_tokens_and_stops_are_never_kept_together() -> None:
+    tokenizer = tiny.pair().tokenizer
+    from kad.tokens import TokenBytes
+
+    view, size = TokenBytes.of(tokenizer, len(tokenizer)), len(tokenizer) + 2
+    never_kept = NeverKept.of([7, 9], size, torch.device("cpu"), Stops(view, [b"13."]))
+    assert never_kept is not None
+    prompt, answer = [5, 6], tokenizer("So it is 1", add_special_tokens=False).input_ids
+    restricted = Restricted(TableScorer("base", size), never_kept, 2, 1.3)
+    rows = restricted.advance(torch.tensor([*prompt, *answer]), 2)
+    restricted.rollback(len(prompt) + len(answer) - 1)
+    again = restricted.advance(torch.tensor(answer[-1:]), 1)
+    assert torch.equal(joined(again), joined(rows)[1:])
+    for row, end in enumerate((len(answer) - 1, len(answer))):
+        expected = torch.ones(size, dtype=torch.bool)  # what is past the tokenizer stands for no token
+        expected[:-2] = stop_mask(tokenizer, tokenizer.decode(answer[:end]), ("13.",))
+        expected[[7, 9]] = True
+        plain = TableScorer("base", size).advance(torch.tensor([*prompt, *answer[:end]]), 1)
+        torch.testing.assert_close(joined(rows[row]), joined(move_to_rest(plain[0], expected, 1.3)))
+    assert NeverKept.of([], size, torch.device("cpu")) is None
 
 
 @pytest.mark.parametrize("rule", ["dual:threshold=0.4", "base_only", "mixture:weight=0.7"])

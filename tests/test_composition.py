@@ -20,7 +20,7 @@ from kad.method.composition import (
     deferred_mass,
     origin_shares,
 )
-from kad.method.nobody import never_kept
+from kad.method.distribution import RowsWithRest, move_to_rest
 from kad.rules import CascadeRule, Rule, ThresholdRule, registry
 from test_rules import CASCADES, THRESHOLDS, near_a_decision, pairs_of_rows, parameters, rows, rules_of
 
@@ -74,12 +74,30 @@ def test_mass_of_tokens_that_are_never_kept_is_deferred(
         else:
             keep = oracle.KEEP[name](left, q.tolist(), *parameters(rule))
         kept = torch.tensor(keep, dtype=DOUBLE) * torch.tensor(left, dtype=DOUBLE)
-        composition = kad.Composition(rule, temperature, nobody=True)
-        rows = never_kept(base, never, temperature), aligned
+        composition = kad.Composition(rule, temperature)
+        rows = move_to_rest(base, never, temperature), aligned
         alpha = 1 - float(kept.sum())
         torch.testing.assert_close(compose(composition, *rows).exp(), kept + alpha * q, atol=1e-12, rtol=0)
         assert float(deferred_mass(composition, *rows)) == pytest.approx(alpha, abs=1e-12)
         assert float(origin_shares(composition, *rows)[0][never].sum()) == 0.0
+
+
+@pytest.mark.parametrize("vocab", [6, 192], ids=["rows", "lists"])
+@pytest.mark.parametrize("name", CASCADES)
+def test_a_rest_at_both_ends(name: str, vocab: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a rest, rows are as they were. Where p is all rest, pi is q*. A row does not depend on the others."""
+    monkeypatch.setattr("kad.method.distribution._LARGE", 64)
+    monkeypatch.setattr("kad.method.distribution._SMALLEST_BLOCK", 8)
+    base, aligned = torch.randn(2, 3, vocab, generator=torch.Generator().manual_seed(vocab), dtype=DOUBLE) * 4
+    rows = RowsWithRest(base, torch.full((3, 1), -torch.inf, dtype=DOUBLE))
+    for quantity in (compose, deferred_mass, acceptance):
+        torch.testing.assert_close(quantity(name, rows, aligned), quantity(name, base, aligned))
+    rows.logits[1], rows.rest[1] = -torch.inf, 0.0
+    log_pi = compose(name, rows, aligned)
+    torch.testing.assert_close(log_pi[1], aligned[1].log_softmax(-1))
+    torch.testing.assert_close(log_pi[2:], compose(name, rows[2:], aligned[2:]), rtol=1e-9, atol=1e-9)
+    assert deferred_mass(name, rows, aligned)[1] == pytest.approx(1.0)
+    assert not bool(origin_shares(name, rows, aligned)[0][1].any())
 
 
 @settings(max_examples=200, deadline=None)
@@ -269,6 +287,14 @@ def test_bad_input_gets_a_clear_error() -> None:
         compose(kad.rules.Dual(), good, bad)
     with pytest.raises(VocabularyError, match=r"must have one shape .*base_logits \(2, 5\), aligned_logits \(2, 6\)"):
         compose(kad.rules.Dual(), good, torch.zeros(2, 6))
+    with pytest.raises(VocabularyError, match=r"base_logits \(2, 6\), aligned_logits \(2, 5\)"):
+        compose(kad.rules.Dual(), torch.zeros(2, 6), good)  # one more token is no rest
+    with pytest.raises(LogitsError, match=r"The rest of base_logits must have the shape \(2, 1\).* has \(2, 5\)"):
+        compose(kad.rules.Dual(), RowsWithRest(good, good), good)
+    with pytest.raises(LogitsError, match=r"base_logits of shape .2, 5.: row 1 has NaN at its rest"):
+        compose(kad.rules.Dual(), RowsWithRest(good, bad[:, 3:4]), good)
+    with pytest.raises(LogitsError, match=r"aligned_logits must be a torch\.Tensor, but is .*RowsWithRest"):
+        compose(kad.rules.Dual(), good, RowsWithRest(good, good[:, :1]))  # type: ignore[arg-type]
     with pytest.raises(RuleError, match="Rule implicit_reward needs the reference model's logits"):
         compose(kad.rules.ImplicitReward(), good, good)
     with pytest.raises(RuleError, match="Only cascades have origin shares; implicit_reward is not one"):

@@ -23,7 +23,7 @@ GPU = torch.cuda.is_available()
 pytest.importorskip("triton", reason="the kernel needs Triton")
 if not GPU:
     os.environ["TRITON_INTERPRET"] = "1"  # see conftest.py
-import kad.method.kernels.rows  # noqa: E402, F401
+import kad.method.kernels.log_pi  # noqa: E402, F401
 
 os.environ.pop("TRITON_INTERPRET", None)
 RULES = [
@@ -195,7 +195,7 @@ def test_bytes_are_within_the_aim() -> None:
 _COMPILE = """
 import itertools, json, triton
 from triton.backends.compiler import GPUTarget
-from kad.method.kernels.rows import log_pi_kernel
+from kad.method.kernels.log_pi import log_pi_kernel
 from kad.method.kernels.dispatch import BLOCK, WARPS
 for capability, (dtype, bits) in itertools.product((80, 90), {"bf16": 16, "fp16": 20, "fp32": 32}.items()):
     types = {"out": "*fp32", "base": "*" + dtype, "aligned": "*" + dtype, "rules": "*fp32", "base_stride": "i32",

@@ -11,7 +11,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from kad.method.nobody import never_kept
+from kad.errors import VocabularyError
+from kad.method.composed import Composed
+from kad.method.distribution import Rows, move_to_rest
 from kad.method.verification import Target, verify_block, verify_tokens
 from kad.rules import parse_rule, registry
 from own_rules import Wanted
@@ -90,20 +92,20 @@ def test_deferral_temperature(rule: str) -> None:
 
 
 class NeverKeeps(TableScorer):
-    """A table model; the mass of the base model's second token belongs to nobody."""
+    """A table model; the base model never keeps its second token."""
 
     NEVER = torch.tensor([False, True, False])
 
-    def advance(self, ids: torch.Tensor, keep: int) -> torch.Tensor:
+    def advance(self, ids: torch.Tensor, keep: int) -> Rows:
         rows = super().advance(ids, keep)
-        return never_kept(rows, self.NEVER, 1.3) if self.role == "base" else rows
+        return move_to_rest(rows, self.NEVER, 1.3) if self.role == "base" else rows
 
 
 @pytest.mark.parametrize("window", [0, 2])
 @pytest.mark.parametrize("rule", ["dual:threshold=0.4", "confidence_bet:margin=0.0", "mixture:weight=0.4"])
-def test_mass_of_nobody_is_deferred(rule: str, window: int) -> None:
+def test_the_rest_is_deferred(rule: str, window: int) -> None:
     parsed, world = parse_rule(rule), {"vocab": 3, "new_tokens": 2, "deferral_temperature": 1.3}
-    found = exact_distribution(parsed, window=window, verifier=verify_block, scorer=NeverKeeps, nobody=True, **world)
+    found = exact_distribution(parsed, window=window, verifier=verify_block, scorer=NeverKeeps, **world)
     assert total_variation(found, true_distribution(parsed, never=NeverKeeps.NEVER, **world)) < 1e-9
 
 
@@ -127,6 +129,36 @@ def test_greedy_is_the_argmax_of_pi_at_every_step(rule: str) -> None:
 
 
 # ---------------------------------------------------------------- the proof must fail on a broken loop
+
+
+def without_its_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Composed, "_rest", lambda self: 0.0)
+
+
+def kept_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(NeverKeeps, "advance", TableScorer.advance)
+
+
+@pytest.mark.parametrize("broken", [without_its_rest, kept_all_the_same])
+@pytest.mark.parametrize("window", [0, 2])
+def test_a_rest_that_is_not_deferred_is_seen(broken, window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rule, world = parse_rule("dual:threshold=0.4"), {"vocab": 3, "new_tokens": 2, "deferral_temperature": 1.3}
+    truth = true_distribution(rule, never=NeverKeeps.NEVER, **world)
+    broken(monkeypatch)
+    found = exact_distribution(rule, window=window, verifier=verify_block, scorer=NeverKeeps, **world)
+    assert total_variation(found, truth) > 1e-3
+
+
+def test_rows_with_one_more_token_are_refused() -> None:
+    class Wider(TableScorer):
+        def __init__(self, role: str, vocab: int) -> None:
+            super().__init__(role, vocab + (role == "base"))
+
+    for window, rule in ((0, "confidence_bet"), (2, "dual"), (2, "mixture")):
+        with pytest.raises(VocabularyError, match=r"base_logits \(\d, 4\), aligned_logits \(\d, 3\)"):
+            exact_distribution(
+                parse_rule(rule), vocab=3, new_tokens=4, window=window, verifier=verify_block, scorer=Wider
+            )
 
 
 def discrepancy(**broken) -> float:

@@ -25,6 +25,7 @@ from kad.evaluation.engine import Engine, Request
 from kad.evaluation.methods import parse_method
 from kad.figures.probe import SURE, probe
 from kad.method.composition import Composition
+from kad.method.distribution import joined
 from kad.pair.config import KadConfig
 from kad.pair.model_files import load_tokenizer
 from kad.pair.sources import Source
@@ -163,7 +164,7 @@ def test_rows_at_a_deferral_temperature_are_those_of_a_sharper_model() -> None:
         scorer = Base(toys.model.tokens, 3, 4, sharpness)
         languages = Languages(toys.model.tokens, toys.tokenizer.bytes, toys.vocab)
         translated = Translated(scorer, toys.prompt, 1, languages, temperature)
-        rows.append(translated.advance(torch.tensor([0, 1]), 2) / temperature)
+        rows.append(joined(translated.advance(torch.tensor([0, 1]), 2)) / temperature)
     torch.testing.assert_close(*rows)
 
 

@@ -12,8 +12,7 @@ from kad.errors import LogitsError
 from kad.method.composed import Composed
 from kad.method.composition import Composition, compose, deferred_mass
 from kad.method.distribution import Distribution, first_max
-from kad.method.speculation.decisions import Open
-from kad.method.speculation.policies import GreedyPolicy, Policy, SampledPolicy
+from kad.method.speculation.policies import GreedyPolicy, Open, Policy, SampledPolicy
 from kad.method.speculation.randomness import TorchRandomness
 from kad.method.verification import Target, running_product, verify_block, verify_greedy, verify_tokens
 from kad.rules import ThresholdRule, parse_rule

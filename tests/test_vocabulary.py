@@ -7,6 +7,7 @@ import logging
 import shutil
 import subprocess
 import tarfile
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,17 @@ from transformers import PreTrainedTokenizerFast
 
 import kad
 import needs
-from conftest import VOCAB, make_model
+from conftest import VOCAB, make_model, make_tokenizer
 from kad.errors import VocabularyError
 from kad.method.composition import Composition, compose, composed
-from kad.method.nobody import never_kept
+from kad.method.distribution import move_to_rest
 from kad.pair.config import KadConfig
-from kad.rules import CascadeRule, registry
+from kad.rules import CascadeRule, parse_rule, registry
+from kad.text.batch import generate_all
 from kad.text.score import score_tokens
+from kad.tokens.never_kept import foreign_tokens
 from kad.tokens.vocabulary import TokenMap, common_size, foreign_ids
+from kad.tracing.tracer import trace_tokens
 
 PAD = 2
 DOUBLE = torch.float64
@@ -85,23 +89,25 @@ def test_tokens_kept_for_later_are_known_by_their_names(name: str, reserved: boo
 # ------------------------------------------------------------------ p never keeps a foreign token
 
 
-@pytest.mark.parametrize("name", registry())
-@pytest.mark.parametrize("nobody", [False, True])
-def test_a_foreign_token_is_one_that_is_never_kept(name: str, nobody: bool) -> None:
+@pytest.mark.parametrize("name", [*registry(), "experts:base=-0.5,aligned=1.5", "product:base=0"])
+@pytest.mark.parametrize("before", [False, True], ids=["rows", "rows with a rest"])
+def test_a_foreign_token_is_one_that_is_never_kept(name: str, before: bool) -> None:
     generator = torch.Generator().manual_seed(3)
     base, *others = (3 * torch.randn(40, 12, generator=generator, dtype=DOUBLE) for _ in range(3))
     base[:, 7] += 4  # p wants it
-    before = torch.rand(12, generator=generator) < 0.2
-    foreign = torch.tensor([index in (4, 7) for index in range(12)])
-    rows = never_kept(base, before, 1.5) if nobody else base
-    expected = compose(Composition(name, 1.5, nobody=True), never_kept(base, foreign | (before & nobody), 1.5), *others)
-    composition = Composition(name, 1.5, nobody=nobody, foreign=(4, 7))
+    stops = torch.rand(12, generator=generator) < 0.2
+    foreign = foreign_tokens([4, 7], 12, base.device)
+    composition = Composition(parse_rule(name), 1.5)
+    rows = move_to_rest(move_to_rest(base, stops, 1.5) if before else base, foreign, 1.5)
+    expected = compose(composition, move_to_rest(base, foreign | (stops & before), 1.5), *others)
     torch.testing.assert_close(compose(composition, rows, *others).exp(), expected.exp(), atol=1e-12, rtol=0)
-    if issubclass(registry()[name], CascadeRule):
-        kept, alpha = composed(composition, rows, *others[: 2 if registry()[name].needs_reference else 1]).cascade()
+    if isinstance(composition.rule, CascadeRule):
+        kept, alpha = composed(composition, rows, others[0]).cascade()
         assert float(kept[:, 4].max()) == float(kept[:, 7].max()) == 0.0
         p = (base / 1.5).softmax(dim=-1)
         assert bool((alpha >= p[:, 4] + p[:, 7] - 1e-12).all())
+    else:
+        assert float(expected.exp()[:, [4, 7]].max()) == 0.0
 
 
 @pytest.fixture
@@ -123,9 +129,7 @@ def rename(folder: Path, old: str, new: str) -> None:
         (folder / name).write_text(text.replace(json.dumps(old), json.dumps(new)), encoding="utf-8")
 
 
-def test_a_pair_says_it_once_and_defers_the_token_on_every_path(
-    pair: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_pair_says_it_once(pair: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "kad"):
         model = kad.KadForCausalLM.from_models(**pair, rule="dual:threshold=0.2")
     assert [record.message for record in caplog.records] == [
@@ -137,23 +141,54 @@ def test_a_pair_says_it_once_and_defers_the_token_on_every_path(
     caplog.clear()
     loaded = kad.KadForCausalLM.from_pretrained(tmp_path / "pair")
     assert not caplog.records
-    ids = torch.randint(3, VOCAB, (1, 64), generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        p, q = (part(ids).logits[0].double().softmax(-1) for part in (model.base, model.aligned))
-        log_pi = loaded(ids).logits[0]
-    wanted = p[:, PAD] >= 0.2
-    assert int(wanted.sum()) > 3, "the test needs positions where p would keep the token"
-    keep = (p >= 0.2).double()
-    keep[:, PAD] = 0
-    pi = keep * p + (1 - (keep * p).sum(-1, keepdim=True)) * q
-    torch.testing.assert_close(log_pi.double().exp(), pi, atol=1e-5, rtol=0)
-    prompt, answer = ids[0, :4].tolist(), ids[0, 4:].tolist()
-    found = score_tokens(loaded, prompt, answer, loaded.composition)
+    assert loaded.composition == kad.Composition("dual:threshold=0.2")
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1.7])
+def test_every_path_defers_the_token(pair: dict[str, str], temperature: float) -> None:
+    """Forward, score, trace, all ways of generating: pi by its definition, at the deferral temperature in force."""
+    model = kad.KadForCausalLM.from_models(**pair, rule="dual:threshold=0.2", deferral_temperature=0.9)
+    prompt, count = [5, 9, 4, 17], 20
+
+    def definition(ids: torch.Tensor, never: Sequence[int]) -> torch.Tensor:
+        """pi (positions, vocab) after a text."""
+        with torch.no_grad():
+            p, q = ((part(ids).logits[0].double() / temperature).softmax(-1) for part in (model.base, model.aligned))
+        keep = (p >= 0.2).double()
+        keep[:, list(never)] = 0
+        return keep * p + (1 - (keep * p).sum(-1, keepdim=True)) * q
+
+    def greedy(never: Sequence[int]) -> list[int]:
+        answer: list[int] = []
+        while len(answer) < count and (not answer or answer[-1] != 1):
+            answer.append(int(definition(torch.tensor([[*prompt, *answer]]), never)[-1].argmax()))
+        return answer
+
+    kept = greedy(never=())
+    model.config.foreign_ids = foreign = [PAD, *kept[:3]]
+    expected, text = greedy(foreign), torch.randint(3, VOCAB, (1, 64), generator=torch.Generator().manual_seed(1))
+    assert expected != kept, "the test needs tokens that p would keep"
+    pi, answer = definition(text, foreign), text[0, 4:].tolist()
     at = torch.arange(3, 63), torch.tensor(answer)
-    torch.testing.assert_close(found.log_pi.double(), pi.log()[at], atol=1e-4, rtol=0)
-    plain = loaded.generate(ids[:, :6], max_new_tokens=20, do_sample=False)
-    drafted = loaded.generate(ids[:, :6], max_new_tokens=20, do_sample=False, custom_generate=kad.speculative)
-    assert plain.tolist() == drafted.tolist()
+    how = kad.Sampling(temperature=0, max_new_tokens=count)
+    with model.using(deferral_temperature=temperature), torch.no_grad():
+        torch.testing.assert_close(model(text).logits[0].double().exp(), pi, atol=1e-5, rtol=0)
+        score = score_tokens(model, text[0, :4].tolist(), answer, model.composition)
+        torch.testing.assert_close(score.log_pi.double(), pi.log()[at], atol=1e-4, rtol=0)
+        trace = trace_tokens(model, make_tokenizer(), text[0, :4].tolist(), answer)
+        assert [position.pi for position in trace.positions] == pytest.approx(pi[at].tolist(), abs=1e-5)
+        assert max(position.nobody or 0.0 for position in trace.positions) > 0.2
+        for options in (
+            {},
+            {"custom_generate": kad.speculative},
+            {"custom_generate": kad.speculative, "compile": "eager"},
+        ):
+            ids = model.generate(torch.tensor([prompt]), max_new_tokens=count, do_sample=False, **options)
+            assert ids[0, len(prompt) :].tolist() == expected
+        for drafts in (0, 3):
+            assert kad.generate(model, prompt, sampling=how, num_draft_tokens=drafts).token_ids == expected
+        for answers in generate_all(model, make_tokenizer(), [prompt, prompt[:2], prompt], sampling=how)[::2]:
+            assert answers.token_ids == expected
 
 
 # ------------------------------------------------------------------ the real ones

@@ -198,7 +198,7 @@ def test_contexts_are_used_again_and_begin_empty(load: Load) -> None:
     first = model.scorers(["base"])["base"].advance(ids, 1)
     for _ in range(3):
         assert torch.equal(model.scorers(["base"])["base"].advance(ids, 1), first)
-    assert len(model.parts["base"]._weights.contexts) == 1
+    assert len(model.models["base"]._weights.contexts) == 1
     together = [model.scorers(["base"])["base"] for _ in range(2)]
     together[0].advance(ids.flip(0), 1)
     assert torch.equal(together[1].advance(ids, 1), first)

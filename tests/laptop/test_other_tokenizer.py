@@ -66,7 +66,7 @@ def test_the_base_model_reads_the_same_tokens(pairs: Any) -> None:
 
 def test_a_converted_tokenizer_is_kept(base: Path, pairs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Made once for a file, again where it is damaged, and used where nothing can be kept."""
-    tokenizer = pairs[0].parts["base"].tokenizer
+    tokenizer = pairs[0].models["base"].tokenizer
     asked, truth = [], load_tokenizer(Source(str(base.parent), None, {"gguf_file": base.name})).backend_tokenizer
 
     def convert(source: Source) -> Any:

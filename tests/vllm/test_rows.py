@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -55,6 +57,31 @@ def test_threshold_rules_and_others_in_one_step(names: list[str]) -> None:
     logits = rows_of(len(wanted))
     got = composed_together(rules, rules.columns(len(wanted)), logits)
     torch.testing.assert_close(got.exp(), one_by_one(wanted, logits).exp(), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("names", [["dual"], ["dual:threshold=0.1", "mixture", "base_only", "implicit_reward"]])
+def test_a_foreign_token_is_deferred_under_every_rule(names: list[str]) -> None:
+    """In the model, by a definition of its own: what p gives to these tokens at the deferral temperature goes to q*."""
+    from kad.engines.vllm.plugin.model import KadForCausalLM
+
+    foreign, temperature, wanted = [4, 7], 1.7, [parse_rule(name) for name in names]
+    model = KadForCausalLM.__new__(KadForCausalLM)
+    torch.nn.Module.__init__(model)
+    model.config = SimpleNamespace(foreign_ids=foreign, deferral_temperature=temperature)  # type: ignore[assignment]
+    model.common_size, model.vocab_size, model.step_rules = TOKENS, TOKENS + 2, step_rules()
+    model.step_rules.assign(wanted, [1] * len(wanted))
+    logits = rows_of(len(wanted))
+    logits[0][:, 7] += 5.0  # p wants it
+    pi = model._compose(logits, model.step_rules.columns(len(wanted))).exp()
+    assert not bool(pi[:, TOKENS:].any())
+    for row, rule in enumerate(wanted):
+        p, q = ((part[row] / temperature).softmax(-1) for part in logits[:2])
+        if rule.name == "implicit_reward":
+            assert not bool(pi[row, foreign].any())
+            continue
+        known = p.index_fill(0, torch.tensor(foreign), 0.0)
+        kept = known * {"dual": (known >= rule.to_dict().get("threshold", 0)).float(), "mixture": 0.5}.get(rule.name, 1)
+        torch.testing.assert_close(pi[row, :TOKENS], kept + (1 - kept.sum()) * q, atol=1e-6, rtol=1e-4)
 
 
 def test_a_bad_row_is_nan_and_its_neighbours_are_not() -> None:

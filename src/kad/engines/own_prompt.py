@@ -1,13 +1,13 @@
-"""A scorer whose model has read a prompt of its own, and never keeps what ends an answer in that prompt's form."""
+"""Scorer of a base model with its own prompt."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from kad.method.nobody import never_kept
+from kad.method.distribution import Rows
 from kad.method.scorer import Scorer
 
 
@@ -18,22 +18,10 @@ class OwnPrompt:
         scorer: the model's scorer. It may have read a prefix of its own prompt.
         prompt: the tokens of its own prompt, at least one.
         shared: the number of tokens of the callers' prompt, at least one.
-        never: given the answer so far, the tokens (as bool, by id) that are never kept. The rows then have one more
-            entry, see `kad.method.nobody.never_kept`.
-        deferral_temperature: see `kad.method.nobody.never_kept`.
     """
 
-    def __init__(
-        self,
-        scorer: Scorer,
-        prompt: Sequence[int],
-        shared: int,
-        never: Callable[[Sequence[int]], Tensor] | None = None,
-        deferral_temperature: float = 1.0,
-    ) -> None:
+    def __init__(self, scorer: Scorer, prompt: Sequence[int], shared: int) -> None:
         self.scorer, self._prompt, self._shared = scorer, list(prompt), shared
-        self._never, self._temperature = never, deferral_temperature
-        self._answer: list[int] = []
 
     @property
     def processed(self) -> int:
@@ -47,24 +35,17 @@ class OwnPrompt:
         """See `kad.method.scorer.Scorer`."""
         return self.scorer.reversible
 
-    def advance(self, ids: Tensor, keep: int) -> Tensor:
+    def advance(self, ids: Tensor, keep: int) -> Rows:
         """See `kad.method.scorer.Scorer`. In the place of what is left of the callers' prompt it reads its own."""
         unread = self._prompt[self.scorer.processed :]
         new = ids[max(self._shared - self.processed, 0) :] if unread else ids
         own = torch.cat((torch.tensor(unread, dtype=ids.dtype, device=ids.device), new))
-        rows = self.scorer.advance(own, keep)
-        if self._never is None:
-            return rows
-        self._answer += new.tolist()
-        ends = range(len(self._answer) - keep + 1, len(self._answer) + 1)
-        never = torch.stack([self._never(self._answer[:end]) for end in ends])
-        return never_kept(rows, never.to(rows.device), self._temperature)
+        return self.scorer.advance(own, keep)
 
     def rollback(self, length: int) -> None:
         """See `kad.method.scorer.Scorer`."""
-        kept = max(length - self._shared, 0)
-        self.scorer.rollback(len(self._prompt) + kept - (length < self._shared))
-        del self._answer[kept:]
+        answer = max(length - self._shared, 0)
+        self.scorer.rollback(len(self._prompt) + answer - (length < self._shared))
 
     def release(self) -> None:
         """See `kad.method.scorer.Scorer`."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -184,7 +183,7 @@ class Pair:
             raise RuleError(
                 f"Rule {composition.rule} needs the reference model; the pair has none. Give one: reference=..."
             )
-        return replace(composition, foreign=tuple(self.config.foreign_ids or ()))
+        return composition
 
     # ------------------------------------------------------------------ running
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from kad.method.rules.rule import EXCLUDED
+from kad.method.distribution import EXCLUDED, RowsWithRest
 from kad.method.scorer import Scorer
 from kad.tokens import Nodes, Reading, TokenBytes, Translation
 from kad.tokens.token_bytes import whole_characters
@@ -42,8 +43,8 @@ class Languages:
 class Translated:
     """A scorer for callers that count in the aligned model's tokens: its prompt, and the answer.
 
-    A row has `vocab_size` + 1 entries, the logarithms of p's probabilities in the aligned model's tokens; the last is
-    the mass that belongs to no token. A row is a function of the answer so far, never of what the model read before.
+    A row has the logarithms of p's probabilities in the aligned model's tokens; its rest is what belongs to none of
+    them. It depends on the answer so far, and not on what the model read before.
 
     Args:
         scorer: the base model's scorer, which can roll back. It may have read a prefix of its own prompt.
@@ -83,7 +84,7 @@ class Translated:
         """How many forward passes the answer took until now, the prompt's not counted."""
         return 0 if self._translation is None else self._translation[0].forwards
 
-    def advance(self, ids: Tensor, keep: int) -> Tensor:
+    def advance(self, ids: Tensor, keep: int) -> RowsWithRest:
         """See `kad.method.scorer.Scorer`."""
         self._answer += ids[max(self._shared - self._read, 0) :].tolist()
         self._read += len(ids)
@@ -93,7 +94,8 @@ class Translated:
             # One forward pass over the whole text, instead of one for each row.
             text = self._languages.opened + self._languages.aligned.bytes_of(self._answer)
             nodes.at(self._languages.base.encode(text[: whole_characters(text)]))
-        return torch.stack([self._row(translation.read(self._answer[:end])) for end in ends]).to(ids.device)
+        rows = torch.stack([self._row(translation.read(self._answer[:end])) for end in ends]).to(ids.device)
+        return RowsWithRest(rows[:, :-1].contiguous(), rows[:, -1:])
 
     def rollback(self, length: int) -> None:
         """See `kad.method.scorer.Scorer`. The model itself goes back when it reads other tokens."""
@@ -111,7 +113,7 @@ class Translated:
 
     def _begin(self, device: torch.device) -> tuple[Nodes, Translation]:
         unread = torch.tensor(self._prompt[self.scorer.processed :], device=device)
-        last = self.scorer.advance(unread, 1)[0]
+        last = cast("Tensor", self.scorer.advance(unread, 1))[0]
         known = self._languages
         nodes = Nodes(self.scorer, last, known.base, LEAST, self._temperature)
         translation = Translation(
@@ -121,9 +123,9 @@ class Translated:
         return self._translation
 
     def _row(self, reading: Reading) -> Tensor:
-        """(vocab + 1,), float32."""
+        """(vocab + 1,), float32. The last entry is the rest."""
         size = self._languages.vocab_size
         row = torch.full((size + 1,), self._temperature * EXCLUDED)
-        found = {token: p for token, p in (*reading.p.items(), (size, reading.rest)) if p > 0.0}
-        row[list(found)] = torch.tensor([self._temperature * math.log(p) for p in found.values()])
+        positive = {token: p for token, p in (*reading.p.items(), (size, reading.rest)) if p > 0.0}
+        row[list(positive)] = torch.tensor([self._temperature * math.log(p) for p in positive.values()])
         return row

@@ -20,7 +20,7 @@ from kad.engines.pair import Pair, vocabulary_of
 from kad.errors import OptionError, UsageError
 from kad.evaluation.methods import Method
 from kad.evaluation.tasks.task import Continuation, Renderer, chat_renderer
-from kad.method.composition import compose, models_of
+from kad.method.composition import compose, in_order
 from kad.pair.base_prompt import BUILT_IN, BasePrompt
 from kad.pair.config import ROLES, KadConfig
 from kad.pair.folder import vocabulary_in_files
@@ -362,9 +362,9 @@ def _log_likelihood(pair: Pair, context: list[int], continuation: list[int]) -> 
     if not continuation:
         raise UsageError("An option of a question has no token; each option needs some text.")
     prompt = Context.of(context, pair)
-    composition = prompt.composition(pair.composition)
+    composition = pair.composition
     chunks = logits_of(pair, prompt, continuation, composition=composition)
-    log_pi = torch.cat([compose(composition, *models_of(chunk.logits)) for chunk in chunks])
+    log_pi = torch.cat([compose(composition, *in_order(chunk.logits)) for chunk in chunks])
     at = torch.tensor(continuation, device=log_pi.device)
     log_likelihood = log_pi.gather(-1, at.unsqueeze(-1)).double().sum()
     return float(log_likelihood), bool((log_pi.argmax(dim=-1) == at).all())

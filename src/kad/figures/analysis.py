@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
 from kad.engines.pair import pair_of
+from kad.errors import UsageError
 from kad.figures.answers import Question, answer
 from kad.figures.approximation import Approximation, approximation, concatenate
 from kad.method.knapsack import TOLERANCE, Exact
@@ -19,6 +20,7 @@ from kad.words import counted
 
 if TYPE_CHECKING:
     from kad.engines.load import Loaded
+    from kad.method.scorer import Scorer
     from kad.text.answer import Answer
 
 _CONFIDENCE = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0 + 1e-9)
@@ -33,13 +35,32 @@ def approximation_on(
     progress: Callable[[int], object] = lambda done: None,
 ) -> Approximation:
     """The certificates at every position of some answers. `progress` is called with 1 after each answer."""
-    parts, temperature = [], pair_of(model).composition.deferral_temperature
+    parts = []
     for item in answers:
-        for chunk in logits_of(model, item.prompt_ids, item.token_ids, roles=("base", "aligned")):
-            base, aligned = (chunk.logits[role].cpu() / temperature for role in ("base", "aligned"))
-            parts.append(approximation(base, aligned, budget=budget, threshold=threshold))
+        for logits in whole_rows(model, item):
+            parts.append(approximation(logits["base"], logits["aligned"], budget=budget, threshold=threshold))
         progress(1)
     return concatenate(parts)
+
+
+def whole_rows(model: Loaded, item: Answer, others: Mapping[str, Scorer] | None = None) -> Iterator[dict[str, Tensor]]:
+    """The logits of p (also of tokens that it never keeps), q* and other models along an answer, over the temperature.
+
+    Raises:
+        UsageError: p has a tokenizer of its own.
+    """
+    pair = pair_of(model)
+    if pair.base_tokenizer is not None:
+        raise UsageError(
+            "The knapsack is about p's own tokens, and this base model has another tokenizer than the aligned model. "
+            "Take a pair with one tokenizer."
+        )
+    scorers = {**pair.scorers(("base", "aligned"), rollback=False), **(others or {})}
+    for chunk in logits_of(pair, item.prompt_ids, item.token_ids, roles=("base", "aligned"), others=scorers):
+        yield {
+            role: cast("Tensor", rows).cpu() / pair.composition.deferral_temperature
+            for role, rows in chunk.logits.items()
+        }
 
 
 def summarize(rows: Approximation, *, budget: float, threshold: float) -> dict[str, Any]:

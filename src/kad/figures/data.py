@@ -15,10 +15,11 @@ from torch import Tensor
 
 from kad.engines.pair import pair_of
 from kad.errors import UsageError
+from kad.figures.analysis import whole_rows
 from kad.figures.answers import Answers, Question, answer
 from kad.figures.approximation import LAMBDAS, Approximation, approximation, concatenate, entropy_difference
 from kad.method.rules import Dual, ImplicitReward, Nudging, Primal, Rule, parse_rule
-from kad.text.score import logits_of, score_tokens
+from kad.text.score import score_tokens
 from kad.tracing.schema import Position
 from kad.tracing.tracer import trace_tokens
 from kad.words import counted
@@ -209,11 +210,10 @@ def _interest(position: Position) -> float:
 def _knapsacks(
     model: Loaded, answers: Sequence[Answer], oracle: Any, settings: FigureOptions
 ) -> tuple[Approximation, list[tuple[Tensor, Tensor]]]:
-    parts, entropies, temperature = [], [], pair_of(model).composition.deferral_temperature
+    parts, entropies = [], []
     for item in answers:
         others = {} if oracle is None else {"oracle": pair_of(model).scorer_of(oracle, rollback=False)}
-        for chunk in logits_of(model, item.prompt_ids, item.token_ids, roles=("base", "aligned"), others=others):
-            logits = {role: rows.cpu() / temperature for role, rows in chunk.logits.items()}
+        for logits in whole_rows(model, item, others):
             base, aligned = logits["base"], logits["aligned"]
             parts.append(approximation(base, aligned, budget=settings.budget, threshold=settings.threshold))
             if oracle is not None:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from kad.engines.pair import pair_of
-from kad.method.composition import acceptance, deferred_mass
+from kad.method.composition import acceptance, deferred_mass, in_order
+from kad.method.distribution import joined
 from kad.method.rules import CascadeRule
 from kad.text.contexts import Context
 from kad.text.generate import generate
@@ -119,15 +120,15 @@ def probe(
     for prompt in prompts:
         answer = generate(model, prompt, thinking=thinking, sampling=sampling, origins=False)
         context = Context.of(answer.prompt, model)
-        composition = context.composition(model.composition)
-        for chunk in logits_of(model, context, answer.token_ids, composition=composition):
-            base, aligned, reference = chunk.logits["base"], chunk.logits["aligned"], chunk.logits.get("reference")
-            betas.append(acceptance(composition, base, aligned, reference))
-            if isinstance(composition.rule, CascadeRule):
-                alphas.append(deferred_mass(composition, base, aligned))
-            vocab = aligned.shape[-1]  # p may have one more entry, the mass that belongs to no token
-            favorites.append(torch.stack([base.argmax(-1), aligned.argmax(-1)]))
-            sure.append(base.softmax(-1)[:, :vocab].amax(-1) >= SURE)
+        for chunk in logits_of(model, context, answer.token_ids):
+            base, aligned, reference = in_order(chunk.logits)
+            betas.append(acceptance(model.composition, base, aligned, reference))
+            if isinstance(model.composition.rule, CascadeRule):
+                alphas.append(deferred_mass(model.composition, base, aligned))
+            vocab = aligned.shape[-1]
+            whole = joined(base)  # p's favorite may be no token
+            favorites.append(torch.stack([whole.argmax(-1), aligned.argmax(-1)]))
+            sure.append(whole.softmax(-1)[:, :vocab].amax(-1) >= SURE)
     alpha, beta = (torch.cat(rows) if rows else None for rows in (alphas, betas))
     both, is_sure = torch.cat(favorites, dim=-1), torch.cat(sure)
     apart = both[0] != both[1]

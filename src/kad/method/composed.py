@@ -12,13 +12,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from kad.errors import LogitsError, RuleError
-from kad.method.distribution import Distribution, columns_above, refuse
+from kad.errors import RuleError
+from kad.method.distribution import EXCLUDED, Distribution, columns_above
 from kad.method.rules import CascadeRule, ProductRule, Rule, ThresholdRule
-from kad.method.rules.rule import EXCLUDED
-
-NAMES = ("base_logits", "aligned_logits", "reference_logits")
-
 
 # Below this deferred mass its logarithm is taken of log-probabilities, which do not underflow.
 _SMALL = 1e-30
@@ -28,22 +24,17 @@ _SMALL = 1e-30
 class Composed:
     """The distributions of the models at the same positions, and the rule that composes them.
 
-    Only `explain` reads values.
-
     Attributes:
         rule: the rule, or a rule for each row.
-        base: rows of p at the deferral temperature, (..., vocab).
+        base: rows of p at the deferral temperature, (..., vocab). Their rest, if they have one, is always deferred.
         aligned: rows of q*, the same.
         reference: rows of q, if the rule needs them.
-        nobody: (..., 1), the log of the mass of p that belongs to no token and is always deferred. None if there is
-            none. `base` then sums to less than one.
     """
 
     rule: Rule
     base: Distribution
     aligned: Distribution
     reference: Distribution | None = None
-    nobody: Tensor | None = None
 
     def log_pi(self) -> Tensor:
         """log pi (..., vocab), see `kad.compose`."""
@@ -64,9 +55,9 @@ class Composed:
             else:
                 kept = log_p + keep.log().clamp(min=EXCLUDED)
                 deferred = log_p + torch.log1p(-keep).clamp(min=EXCLUDED)
+            if self.base.log_rest is not None:
+                deferred = torch.cat((deferred, self.base.log_rest), dim=-1)
             log_alpha = _log_sum(deferred)
-            if self.nobody is not None:
-                log_alpha = torch.logaddexp(log_alpha, self.nobody)
             return torch.logaddexp(kept, log_aligned + log_alpha), log_alpha
         if isinstance(rule, ProductRule):
             weights = self.product()
@@ -91,7 +82,7 @@ class Composed:
         """The two parts of pi = kept + alpha q*: k_v p_v (..., vocab), and alpha (...,), a sum of what is deferred."""
         p = self.base.probs()
         kept = self.keep() * p
-        return kept, (p - kept).sum(dim=-1) + self._nobody_mass()
+        return kept, (p - kept).sum(dim=-1) + self._rest()
 
     def from_base(self, tokens: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The part of pi_v that comes from p, k_v p_v / pi_v, and alpha (...,). It is 0 where pi_v is 0. Cascades only.
@@ -106,31 +97,16 @@ class Composed:
         return torch.where(pi == 0, 0.0, kept / pi), alpha
 
     def product(self) -> Tensor:
-        """The unnormalized log-weights of a product, (..., vocab)."""
+        """The unnormalized log-weights of a product, (..., vocab). -inf for tokens that p never keeps."""
         assert isinstance(self.rule, ProductRule)
-        reference = None if self.reference is None else self.reference.log_probs()
-        return self.rule.combine(self.base.log_probs(), self.aligned.log_probs(), reference)
+        log_p, reference = self.base.log_probs(), None if self.reference is None else self.reference.log_probs()
+        weights = self.rule.combine(log_p, self.aligned.log_probs(), reference)
+        # Whatever p's exponent is: with a negative one, the lowest p would win.
+        return weights if self.base.log_rest is None else weights.masked_fill(log_p < EXCLUDED / 2, -torch.inf)
 
-    def explain(self) -> None:
-        """Raise the error for rows that became NaN. This reads every value."""
-        models = (self.base, self.aligned, self.reference)
-        for name, model in zip(NAMES, models, strict=True):
-            if model is not None:
-                refuse(name, model.logits)
-        rule = self.rule
-        if isinstance(rule, CascadeRule):
-            keep = rule.keep(self.base.log_probs(), self.aligned.log_probs())
-            if not bool(((keep >= 0.0) & (keep <= 1.0)).all()):
-                raise RuleError(
-                    f"The keep probabilities of rule {rule} must lie in [0, 1], but lie between {float(keep.min()):g} "
-                    f"and {float(keep.max()):g}: mend the rule's keep()."
-                )
-        if isinstance(rule, ProductRule):
-            refuse(f"the product of the models' probabilities under {rule}", self.product())
-        raise LogitsError(f"Rule {rule} makes NaN of these logits. Choose another rule or other parameters.")
-
-    def _nobody_mass(self) -> Tensor | float:
-        return 0.0 if self.nobody is None else self.nobody.exp().squeeze(-1)
+    def _rest(self) -> Tensor | float:
+        """(...,), the probability of the rest."""
+        return 0.0 if self.base.log_rest is None else self.base.log_rest.exp().squeeze(-1)
 
     @cached_property
     def _cutoff(self) -> Tensor:
@@ -150,7 +126,7 @@ class Composed:
             return None
         p, kept = self.base.probs(), logits[:, columns] - self.base.log_z.unsqueeze(-1)
         keep = (logits[:, columns] >= self._cutoff.unsqueeze(-1)).to(p.dtype)
-        outside = p.index_fill(1, columns, 0.0).sum(dim=-1) + self._nobody_mass()
+        outside = p.index_fill(1, columns, 0.0).sum(dim=-1) + self._rest()
         alpha = outside + ((1.0 - keep) * p[:, columns]).sum(dim=-1)
         if not bool((alpha > _SMALL).all()):
             return None
@@ -162,5 +138,5 @@ class Composed:
 
 
 def _log_sum(log_x: Tensor) -> Tensor:
-    """logsumexp over the vocabulary, (..., 1): one fused pass, and at the largest entry nothing cancels."""
+    """logsumexp of each row, (..., 1): one fused pass, and at the largest entry nothing cancels."""
     return log_x.amax(dim=-1, keepdim=True) - log_x.log_softmax(dim=-1).amax(dim=-1, keepdim=True)

@@ -8,17 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-from kad.errors import RuleError, VocabularyError
+from kad.errors import LogitsError, RuleError, VocabularyError
 from kad.method import kernels
-from kad.method.composed import NAMES, Composed
-from kad.method.distribution import Distribution, may_look, raised, row_blocks
-from kad.method.nobody import without_foreign
-from kad.method.rules import CascadeRule, RowRules, Rule, ThresholdRule, parse_rule
+from kad.method.composed import Composed
+from kad.method.distribution import (
+    Distribution,
+    Rows,
+    each,
+    may_look,
+    raised,
+    raised_rows,
+    refuse,
+    row_blocks,
+)
+from kad.method.rules import CascadeRule, ProductRule, RowRules, Rule, ThresholdRule, parse_rule
+
+_NAMES = ("base_logits", "aligned_logits", "reference_logits")
 
 
 @dataclass(frozen=True)
@@ -28,10 +38,6 @@ class Composition:
     Attributes:
         rule: a rule; its string or its dict is parsed.
         deferral_temperature: the models' logits are divided by it *before* composing; 1 in the papers' runs.
-        nobody: whether rows of the base model have one more entry, the last: mass that belongs to no token, which a
-            cascade always defers (see `kad.method.nobody`).
-        foreign: the tokens that mean something else to the aligned model (see `kad.tokens.vocabulary`). The base
-            model's mass on them is always deferred; products give them no probability.
 
     Raises:
         RuleError: a bad rule, or a temperature that is not a positive number.
@@ -39,29 +45,29 @@ class Composition:
 
     rule: Rule
     deferral_temperature: float = 1.0
-    nobody: bool = False
-    foreign: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.rule, Rule):
             object.__setattr__(self, "rule", parse_rule(self.rule))
-        given = self.deferral_temperature
-        if isinstance(given, bool) or not isinstance(given, int | float) or not 0.0 < given < float("inf"):
-            raise RuleError(f"deferral_temperature must be a positive number, but is {given!r}.")
-        object.__setattr__(self, "deferral_temperature", float(given))
+        value = self.deferral_temperature
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 < value < float("inf"):
+            raise RuleError(f"deferral_temperature must be a positive number, but is {value!r}.")
+        object.__setattr__(self, "deferral_temperature", float(value))
 
     @classmethod
-    def of(cls, given: RuleLike, deferral_temperature: float | None = None) -> Composition:
+    def of(cls, rule: RuleLike, deferral_temperature: float | None = None) -> Composition:
         """A composition from whatever names one: itself, a rule, a rule's string or dict.
 
         Args:
-            given: what to compose by.
-            deferral_temperature: replaces that of `given`.
+            rule: what to compose by.
+            deferral_temperature: replaces that of `rule`.
         """
-        if not isinstance(given, Composition):
-            return cls(given, 1.0 if deferral_temperature is None else deferral_temperature)  # type: ignore[arg-type]
-        return given if deferral_temperature is None else replace(given, deferral_temperature=deferral_temperature)
+        if not isinstance(rule, Composition):
+            return cls(rule, 1.0 if deferral_temperature is None else deferral_temperature)  # type: ignore[arg-type]
+        return rule if deferral_temperature is None else replace(rule, deferral_temperature=deferral_temperature)
 
+
+AnyRows = TypeVar("AnyRows", bound=Rows)
 
 # What every public function accepts where it asks for a rule.
 RuleLike = Rule | str | Mapping[str, Any] | Composition
@@ -69,7 +75,7 @@ RuleLike = Rule | str | Mapping[str, Any] | Composition
 
 def compose(
     rule: RuleLike,
-    base_logits: Tensor,
+    base_logits: Rows,
     aligned_logits: Tensor,
     reference_logits: Tensor | None = None,
     *,
@@ -80,7 +86,8 @@ def compose(
 
     Args:
         rule: the rule ("dual:threshold=0.4", a dict, a `Rule`), or a `Composition`, which has its temperature too.
-        base_logits: (..., vocab), logits or log-probabilities of the base model p; any float dtype, -inf allowed.
+        base_logits: (..., vocab), logits or log-probabilities of the base model p; any float dtype, -inf allowed. They
+            may be `RowsWithRest`.
         aligned_logits: the same shape, the aligned model q*.
         reference_logits: the same shape, the reference model q; needed by product rules, unused by cascades.
         deferral_temperature: short for `Composition(rule, deferral_temperature)`.
@@ -98,15 +105,14 @@ def compose(
             positive.
     """
     composition = Composition.of(rule, deferral_temperature)
-    models = base_logits, aligned_logits
-    if not composition.nobody and not composition.foreign and kernels.takes(composition.rule, *models):
-        flat = (logits.reshape(-1, logits.shape[-1]) for logits in models)
-        found = kernels.compose_rows(composition.rule, *flat, deferral_temperature=composition.deferral_temperature)
-        return found.reshape(base_logits.shape)
+    if isinstance(base_logits, Tensor) and kernels.takes(composition.rule, base_logits, aligned_logits):
+        flat = _flat(base_logits), _flat(aligned_logits)
+        log_pi = kernels.compose_rows(composition.rule, *flat, deferral_temperature=composition.deferral_temperature)
+        return log_pi.reshape(base_logits.shape)
     return _by_row(Composed.log_pi, composition, base_logits, aligned_logits, reference_logits, check=check)
 
 
-def deferred_mass(rule: RuleLike, base_logits: Tensor, aligned_logits: Tensor) -> Tensor:
+def deferred_mass(rule: RuleLike, base_logits: Rows, aligned_logits: Tensor) -> Tensor:
     """alpha = sum_v (1 - k_v) p_v, the mass that p hands over to q*: (..., vocab) -> (...,). Cascades only.
 
     Raises:
@@ -120,7 +126,7 @@ def deferred_mass(rule: RuleLike, base_logits: Tensor, aligned_logits: Tensor) -
 
 
 def acceptance(
-    rule: RuleLike, base_logits: Tensor, aligned_logits: Tensor, reference_logits: Tensor | None = None
+    rule: RuleLike, base_logits: Rows, aligned_logits: Tensor, reference_logits: Tensor | None = None
 ) -> Tensor:
     """beta = sum_v min(pi_v, q*_v) = 1 - TV(pi, q*), the expected acceptance of a draft from q*: (...,).
 
@@ -134,7 +140,7 @@ def acceptance(
     return _by_row(beta, Composition.of(rule), base_logits, aligned_logits, reference_logits).squeeze(-1)
 
 
-def origin_shares(rule: RuleLike, base_logits: Tensor, aligned_logits: Tensor) -> tuple[Tensor, Tensor]:
+def origin_shares(rule: RuleLike, base_logits: Rows, aligned_logits: Tensor) -> tuple[Tensor, Tensor]:
     """How much of pi_v comes from p and how much from q*: (k_v p_v / pi_v, alpha q*_v / pi_v), each (..., vocab).
 
     The two sum to one. A token with pi_v = 0 counts as deferred: (0, 1). Cascades only.
@@ -147,7 +153,7 @@ def origin_shares(rule: RuleLike, base_logits: Tensor, aligned_logits: Tensor) -
 def raise_if_bad(
     log_pi: Tensor,
     rule: RuleLike,
-    base_logits: Tensor,
+    base_logits: Rows,
     aligned_logits: Tensor,
     reference_logits: Tensor | None = None,
 ) -> None:
@@ -156,49 +162,63 @@ def raise_if_bad(
     Args:
         log_pi: (..., vocab), what `compose` gave for the other arguments.
     """
-    if bool(log_pi[..., :1].isnan().any()):
-        composed(Composition.of(rule), base_logits, aligned_logits, reference_logits).explain()
+    if not bool(log_pi[..., :1].isnan().any()):
+        return
+    composition = Composition.of(rule)
+    base, others = _inputs(composition, base_logits, aligned_logits, reference_logits)
+    for name, rows in zip(_NAMES, (base, *others), strict=False):
+        refuse(name, tempered(composition, rows))
+    models = composed(composition, base, *others)
+    if isinstance(models.rule, CascadeRule):
+        keep = models.rule.keep(models.base.log_probs(), models.aligned.log_probs())
+        if not bool(((keep >= 0.0) & (keep <= 1.0)).all()):
+            raise RuleError(
+                f"The keep probabilities of rule {models.rule} must lie in [0, 1], but lie between "
+                f"{float(keep.min()):g} and {float(keep.max()):g}: mend the rule's keep()."
+            )
+    if isinstance(models.rule, ProductRule):
+        refuse(f"the product of the models' probabilities under {models.rule}", models.product())
+    raise LogitsError(f"Rule {models.rule} makes NaN of these logits. Choose another rule or other parameters.")
 
 
 def composed(
-    composition: Composition, base_logits: Tensor, aligned_logits: Tensor, reference_logits: Tensor | None = None
+    composition: Composition, base_logits: Rows, aligned_logits: Tensor, reference_logits: Tensor | None = None
 ) -> Composed:
     """What `compose` works on: all rows at once, and nothing looked at. Arguments as `compose`."""
-    given = _inputs(composition, base_logits, aligned_logits, reference_logits)
+    base, others = _inputs(composition, base_logits, aligned_logits, reference_logits)
     # A CPU works with p itself where it can. All models in one arithmetic: a tie must be one.
-    few = isinstance(composition.rule, ThresholdRule) and may_look(given[0])
+    few = isinstance(composition.rule, ThresholdRule) and may_look(others[0])
     normalize = Distribution.in_probabilities if few else Distribution.of
-    others = (normalize(tempered(composition, logits)) for logits in given[1:])
-    return with_base(composition, given[0], *others, normalize=normalize)
+    return Composed(composition.rule, *(normalize(tempered(composition, rows)) for rows in (base, *others)))
 
 
-def with_base(
-    composition: Composition,
-    base_logits: Tensor,
-    aligned: Distribution,
-    reference: Distribution | None = None,
-    *,
-    normalize: Callable[[Tensor], Distribution] = Distribution.in_probabilities,
-) -> Composed:
-    """The models at the same positions: p from its logits, q* and q as they are."""
-    vocab = base_logits.shape[-1] - composition.nobody
-    own = without_foreign(base_logits, vocab, composition.foreign, composition.deferral_temperature)
-    base, rest = normalize(tempered(composition, own)), None
-    if composition.nobody or composition.foreign:
-        base, rest = base.without_last()
-    return Composed(composition.rule, base, aligned, reference, rest)
-
-
-def tempered(composition: Composition, logits: Tensor) -> Tensor:
+def tempered(composition: Composition, rows: AnyRows) -> AnyRows:
     """Logits over the deferral temperature."""
     temperature = composition.deferral_temperature
-    return logits if temperature == 1.0 else logits / temperature
+    return rows if temperature == 1.0 else cast("AnyRows", rows / temperature)
 
 
-def models_of(rows: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The rows of base, aligned and reference model, as `compose` takes them. A single model is base and aligned."""
-    aligned = rows["aligned"]
-    return rows.get("base", aligned), aligned, rows.get("reference")
+def in_order(rows: Mapping[str, Rows]) -> tuple[Rows, Tensor, Tensor | None]:
+    """Rows by role in the order in which `compose` takes them: base, aligned, and the reference if it is there.
+
+    A single model is base and aligned.
+    """
+    aligned = cast("Tensor", rows["aligned"])
+    return rows.get("base", aligned), aligned, cast("Tensor | None", rows.get("reference"))
+
+
+def check_shapes(*rows: Rows) -> None:
+    """Refuse rows of base, aligned and reference model that have not one shape.
+
+    Raises:
+        VocabularyError: their shapes differ. The shape of rows with a rest is that of their tokens.
+    """
+    if len({tuple(one.shape) for one in rows}) > 1:
+        shapes = ", ".join(f"{name} {tuple(one.shape)}" for name, one in zip(_NAMES, rows, strict=False))
+        raise VocabularyError(
+            f"The models' logits must have one shape (..., vocab), but are: {shapes}. "
+            "Trim padded vocabularies to the common size first (kad.tokens.vocabulary.trim)."
+        )
 
 
 def _cascade(rule: RuleLike, what: str) -> Composition:
@@ -211,41 +231,41 @@ def _cascade(rule: RuleLike, what: str) -> Composition:
 def _by_row(
     quantity: Callable[[Composed], Tensor],
     composition: Composition,
-    base_logits: Tensor,
+    base_logits: Rows,
     aligned_logits: Tensor,
     reference_logits: Tensor | None = None,
     *,
     check: bool = True,
 ) -> Tensor:
     """A quantity (rows, n) of every row, as (..., n); on a CPU a few rows at a time, and bad rows are an error."""
-    given = _inputs(composition, base_logits, aligned_logits, reference_logits)
-    flat = [logits.reshape(-1, logits.shape[-1]) for logits in given]
+    base, others = _inputs(composition, base_logits, aligned_logits, reference_logits)
+    base, flat = each(base, _flat), [_flat(rows) for rows in others]
     parts = []
     for block in row_blocks(flat[0]):
         rule = composition.rule[block] if isinstance(composition.rule, RowRules) else composition.rule
         here = replace(composition, rule=rule)
-        parts.append(quantity(composed(here, *(logits[block] for logits in flat))))
-    rows = parts[0] if len(parts) == 1 else torch.cat(parts)
-    if check and may_look(rows):
-        raise_if_bad(rows, composition, base_logits, aligned_logits, reference_logits)
-    return rows.reshape(*given[1].shape[:-1], rows.shape[-1])
+        parts.append(quantity(composed(here, base[block], *(rows[block] for rows in flat))))
+    whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+    if check and may_look(whole):
+        raise_if_bad(whole, composition, base_logits, aligned_logits, reference_logits)
+    return whole.reshape(*others[0].shape[:-1], whole.shape[-1])
 
 
-def _inputs(composition: Composition, base: Tensor, aligned: Tensor, reference: Tensor | None) -> list[Tensor]:
-    """The logits that the rule needs, of one shape and one dtype, float32 at least."""
+def _inputs(
+    composition: Composition, base: Rows, aligned: Tensor, reference: Tensor | None
+) -> tuple[Rows, list[Tensor]]:
+    """The logits of p, and those of the other models that the rule needs: one shape and one dtype, float32 at least."""
     rule = composition.rule
     if rule.needs_reference and reference is None:
         raise RuleError(f"Rule {rule} needs the reference model's logits (reference_logits), but got none.")
-    models = [base, aligned, *([reference] if rule.needs_reference and reference is not None else [])]
-    given = [raised(logits, name) for name, logits in zip(NAMES, models, strict=False)]
-    shapes = [tuple(logits.shape) for logits in given]
-    if composition.nobody:
-        shapes[0] = (*shapes[0][:-1], shapes[0][-1] - 1)
-    if len(set(shapes)) > 1:
-        shown = ", ".join(f"{name} {tuple(logits.shape)}" for name, logits in zip(NAMES, given, strict=False))
-        raise VocabularyError(
-            f"The models' logits must have one shape (..., vocab), but are: {shown}. "
-            "Trim padded vocabularies to the common size first (kad.tokens.vocabulary.trim)."
-        )
-    dtype = torch.float64 if any(logits.dtype == torch.float64 for logits in given) else torch.float32
-    return [logits.to(dtype) for logits in given]
+    base, others = raised_rows(base, _NAMES[0]), [raised(aligned, _NAMES[1])]
+    if rule.needs_reference and reference is not None:
+        others.append(raised(reference, _NAMES[2]))
+    check_shapes(base, *others)
+    dtypes = {rows.dtype for rows in (base, *others)}
+    dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+    return base.to(dtype), [rows.to(dtype) for rows in others]
+
+
+def _flat(rows: Tensor) -> Tensor:
+    return rows.reshape(-1, rows.shape[-1])

@@ -1,23 +1,114 @@
 """Rows of next-token distributions: logits with their log-probabilities, and the error for a bad row.
 
+A row of p may have a rest: probability that no token of q* stands for. `RowsWithRest` carries it beside the logits.
+
 Only `problem_of` reads values, so that the host never waits for a device. A row that is not a
 distribution is NaN everywhere: this is its flag. Callers use `problem_of` after they have seen a NaN.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from kad.errors import LogitsError
 
+# How far below the others a token stands in log pi that pi excludes. Its probability e^-10000 is zero in every float
+# type; but where a mask (a grammar, `allowed_token_ids`) leaves excluded tokens only, their order still decides.
+EXCLUDED = -1e4
+
 # On a CPU: the entries of a buffer that stay in its caches while rows are passed over ten times; the vocabulary from
 # which looking into a few blocks pays; the share of a row up to which it does.
 _CACHED, _LARGE, _FEW = 1 << 18, 1 << 12, 1 / 8
 _LARGEST_BLOCK, _SMALLEST_BLOCK = 256, 16
+
+
+@dataclass(frozen=True, eq=False)
+class RowsWithRest:
+    """Rows of p with a rest, which a cascade always defers. A slice of the leading dimensions is one of the same kind.
+
+    Attributes:
+        logits: (..., vocab), the logits of the tokens.
+        rest: (..., 1), the logit of the probability of p that no token of q* stands for. -inf if there is none.
+    """
+
+    logits: Tensor
+    rest: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        """(..., vocab), without the rest."""
+        return self.logits.shape
+
+    @property
+    def device(self) -> torch.device:
+        """The device of both."""
+        return self.logits.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the logits."""
+        return self.logits.dtype
+
+    def to(self, where: torch.device | str | torch.dtype) -> RowsWithRest:
+        """On another device, or in another dtype."""
+        return RowsWithRest(self.logits.to(where), self.rest.to(where))
+
+    def __getitem__(self, index: Any) -> RowsWithRest:
+        return RowsWithRest(self.logits[index], self.rest[index])
+
+    def __truediv__(self, temperature: float) -> RowsWithRest:
+        return RowsWithRest(self.logits / temperature, self.rest / temperature)
+
+
+# The logits of a model, (..., vocab). Only those of p may have a rest.
+Rows = Tensor | RowsWithRest
+
+
+def each(rows: Rows, change: Callable[[Tensor], Tensor]) -> Rows:
+    """The same change to the logits and to the rest, if there is one."""
+    return change(rows) if isinstance(rows, Tensor) else RowsWithRest(change(rows.logits), change(rows.rest))
+
+
+def joined(rows: Rows) -> Tensor:
+    """The rows as one tensor: (..., vocab), or (..., vocab + 1) with the rest as the last entry."""
+    return rows if isinstance(rows, Tensor) else torch.cat((rows.logits, rows.rest), dim=-1)
+
+
+def stacked(rows: Sequence[Rows]) -> Rows:
+    """Rows (vocab,) of one kind as (n, vocab)."""
+    parts = [(row.logits, row.rest) for row in rows if isinstance(row, RowsWithRest)]
+    if parts:
+        return RowsWithRest(*(torch.stack(part) for part in zip(*parts, strict=True)))
+    return torch.stack([row for row in rows if isinstance(row, Tensor)])
+
+
+def move_to_rest(rows: Rows, tokens: Tensor, deferral_temperature: float = 1.0) -> RowsWithRest:
+    """Rows of p that never keep some tokens: what p gives to these tokens belongs to the rest.
+
+    Args:
+        rows: (..., vocab), logits of p.
+        tokens: (..., vocab) or (vocab,), bool.
+        deferral_temperature: that of the composition, because each token has its share at that temperature.
+
+    Returns:
+        (..., vocab), logits. The tokens stand 10,000 below their place: their probability is zero.
+    """
+    rows = raised_rows(rows)
+    logits = rows if isinstance(rows, Tensor) else rows.logits
+    never = tokens.to(logits.dtype)
+    # The other tokens are lowered as far in the sum of the rest, where they then count for nothing.
+    warm = logits if deferral_temperature == 1.0 else logits / deferral_temperature
+    moved = torch.add(warm, 1.0 - never, alpha=EXCLUDED).logsumexp(dim=-1, keepdim=True)
+    if isinstance(rows, RowsWithRest):
+        moved = torch.logaddexp(moved, rows.rest / deferral_temperature)
+    lowered = torch.add(logits, never, alpha=deferral_temperature * EXCLUDED)
+    return RowsWithRest(lowered, deferral_temperature * moved)
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,15 +120,17 @@ class Distribution:
         log_max: (...,), log of the largest probability of each row.
         dense: (..., vocab), the log-probabilities if they are already computed. Use `log_probs()`.
         probabilities: (..., vocab), the probabilities if they are already computed. Use `probs()`.
+        log_rest: (..., 1), the log-probability of the rest, if the rows have one. The tokens have the others.
     """
 
     logits: Tensor
     log_max: Tensor
     dense: Tensor | None = None
     probabilities: Tensor | None = None
+    log_rest: Tensor | None = None
 
     @classmethod
-    def of(cls, logits: Tensor, name: str = "logits") -> Distribution:
+    def of(cls, rows: Rows, name: str = "logits") -> Distribution:
         """Normalize logits (or log-probabilities) of shape (..., vocab) and any float dtype, without reading them.
 
         Half precision becomes float32, and float64 stays. A row with NaN, +inf or no finite entry becomes NaN.
@@ -45,15 +138,19 @@ class Distribution:
         Raises:
             LogitsError: not a float tensor, or an empty vocabulary.
         """
-        logits = raised(logits, name)
-        dense = torch.log_softmax(logits, dim=-1)
-        return cls(logits, dense.amax(dim=-1), dense)
+        rows = raised_rows(rows, name)
+        if not isinstance(rows, Tensor):
+            return cls.of(joined(rows))._without_rest(rows)
+        dense = torch.log_softmax(rows, dim=-1)
+        return cls(rows, dense.amax(dim=-1), dense)
 
     @classmethod
-    def in_probabilities(cls, logits: Tensor) -> Distribution:
+    def in_probabilities(cls, rows: Rows) -> Distribution:
         """As `of`, for callers that need probabilities."""
-        probabilities = torch.softmax(logits, dim=-1)
-        return cls(logits, probabilities.amax(dim=-1).log(), probabilities=probabilities)
+        if not isinstance(rows, Tensor):
+            return cls.in_probabilities(joined(rows))._without_rest(rows)
+        probabilities = torch.softmax(rows, dim=-1)
+        return cls(rows, probabilities.amax(dim=-1).log(), probabilities=probabilities)
 
     @property
     def vocab_size(self) -> int:
@@ -68,7 +165,9 @@ class Distribution:
     @cached_property
     def log_z(self) -> Tensor:
         """(...,), the normalizer: log p_v = logits_v - log_z. Computed at the largest entry, where nothing cancels."""
-        return self.max_logit - self.log_max
+        log_z = self.max_logit - self.log_max
+        # Where all of p is in the rest, every token has probability zero.
+        return log_z if self.log_rest is None else torch.where(self.log_max == -torch.inf, torch.inf, log_z)
 
     def log_probs(self) -> Tensor:
         """(..., vocab), the dense log-probabilities."""
@@ -78,12 +177,11 @@ class Distribution:
         """(..., vocab), the dense probabilities."""
         return self.log_probs().exp() if self.probabilities is None else self.probabilities
 
-    def without_last(self) -> tuple[Distribution, Tensor]:
-        """The rows without their last entry, not normalized again, and the log-probability (..., 1) of that entry."""
-        rest = self.logits[..., -1:] - self.log_z.unsqueeze(-1) if self.dense is None else self.dense[..., -1:]
+    def _without_rest(self, rows: RowsWithRest) -> Distribution:
+        """The tokens of rows whose last entry is the rest. They are not normalized again."""
         dense, probabilities = (None if x is None else x[..., :-1] for x in (self.dense, self.probabilities))
-        logits = self.logits[..., :-1].contiguous()
-        return Distribution(logits, logits.amax(dim=-1) - self.log_z, dense, probabilities), rest
+        log_max = rows.logits.amax(dim=-1) - self.log_z
+        return Distribution(rows.logits, log_max, dense, probabilities, rows.rest - self.log_z.unsqueeze(-1))
 
 
 def raised(logits: Tensor, name: str = "logits") -> Tensor:
@@ -103,6 +201,18 @@ def raised(logits: Tensor, name: str = "logits") -> Tensor:
             f"but is {logits.dtype} of shape {tuple(logits.shape)}."
         )
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def raised_rows(rows: Rows, name: str = "base_logits") -> Rows:
+    """As `raised`, of rows that may have a rest."""
+    if not isinstance(rows, RowsWithRest):
+        return raised(rows, name)
+    if rows.rest.shape != (*rows.shape[:-1], 1):
+        raise LogitsError(
+            f"The rest of {name} must have the shape {(*rows.shape[:-1], 1)}, one entry for each row, but has "
+            f"{tuple(rows.rest.shape)}."
+        )
+    return RowsWithRest(raised(rows.logits, name), raised(rows.rest, f"the rest of {name}"))
 
 
 def precise(device: torch.device) -> torch.dtype:
@@ -159,27 +269,33 @@ def _block_size(vocab: int) -> int | None:
     return next((size for size in sizes if vocab % size == 0), None)
 
 
-def refuse(name: str, logits: Tensor) -> None:
+def refuse(name: str, rows: Rows) -> None:
     """Raise the LogitsError of `problem_of`, if a row is bad."""
-    if problem := problem_of(name, logits):
+    if problem := problem_of(name, rows):
         raise LogitsError(problem)
 
 
-def problem_of(name: str, logits: Tensor) -> str | None:
-    """What is wrong with the first bad row of `logits` (..., vocab). None if all rows are distributions."""
-    rows = logits.reshape(-1, logits.shape[-1])
-    bad = torch.log_softmax(raised(rows), dim=-1)[:, 0].isnan()
+def problem_of(name: str, rows: Rows) -> str | None:
+    """What is wrong with the first bad row of (..., vocab). None if all rows are distributions."""
+    whole = raised(joined(rows))
+    whole = whole.reshape(-1, whole.shape[-1])
+    bad = torch.log_softmax(whole, dim=-1)[:, 0].isnan()
     if not bool(bad.any()):
         return None
     index = int(bad.nonzero()[0, 0])
-    row = rows[index]
+    row = whole[index]
     if bool(row.isnan().any()):
-        problem = f"NaN at token {int(row.isnan().nonzero()[0, 0])}"
+        problem = f"NaN at {_place(row.isnan(), rows)}"
     elif bool((row == torch.inf).any()):
-        problem = f"+inf at token {int((row == torch.inf).nonzero()[0, 0])}"
+        problem = f"+inf at {_place(row == torch.inf, rows)}"
     else:
         problem = "no finite entry: every token has probability zero"
     return (
-        f"{name} of shape {tuple(logits.shape)}: row {index} has {problem}. "
+        f"{name} of shape {tuple(rows.shape)}: row {index} has {problem}. "
         "Entries must be finite or -inf, with at least one finite in each row."
     )
+
+
+def _place(marks: Tensor, rows: Rows) -> str:
+    token = int(marks.nonzero()[0, 0])
+    return f"token {token}" if token < rows.shape[-1] else "its rest"

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from kad.method.distribution import Rows
+
 
 class Scorer(Protocol):
     """One model with its cache. It reads tokens, returns logits, and can drop tokens again."""
@@ -19,8 +21,11 @@ class Scorer(Protocol):
     def reversible(self) -> bool:
         """Whether it can go back to any earlier length. If not, it can still drop the drafts of one window."""
 
-    def advance(self, ids: Tensor, keep: int) -> Tensor:
-        """Read ids (n,), which follow the `processed` ones. Returns logits (keep, vocab) at the last `keep` ids."""
+    def advance(self, ids: Tensor, keep: int) -> Rows:
+        """Read ids (n,), which follow the `processed` ones. Returns logits (keep, vocab) at the last `keep` ids.
+
+        Those of the base model may be `RowsWithRest`.
+        """
 
     def rollback(self, length: int) -> None:
         """Keep only the first `length` tokens. A `length` that is not reached yet changes nothing."""

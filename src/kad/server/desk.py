@@ -224,7 +224,7 @@ class _KeptStream(Stream):
         with torch.no_grad():
             for role, scorer in counting.items():
                 scorer.rollback(end - 1)
-                rows[role] = scorer.advance(ids[scorer.processed : end], 1).float()
+                rows[role] = scorer.advance(ids[scorer.processed : end], 1).to(torch.float32)
         if self.context.base_ids is not None:
             scorers["base"].rollback(len(self.context.base_ids) - 1)
         return Piece(self.begun[-1], "", note=note(self.begun[-1:], rows)[0])

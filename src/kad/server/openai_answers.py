@@ -8,10 +8,10 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from kad.errors import VocabularyError
-from kad.method.composition import Composition, compose, models_of
+from kad.method.composition import Composition, compose, in_order
+from kad.method.distribution import Rows
 from kad.server.desk import Desk, Job, Run
 from kad.server.errors import Refusal
 from kad.text.contexts import Context
@@ -38,8 +38,8 @@ class TokenLogprob:
 def logprob_note(composition: Composition, top: int) -> Note:
     """Each token as a `TokenLogprob`, with the `top` most probable tokens."""
 
-    def note(tokens: Sequence[int], rows: dict[str, Tensor]) -> list[TokenLogprob]:
-        log_pi = compose(composition, *models_of(rows)).clamp(LOWEST, 0.0).cpu()
+    def note(tokens: Sequence[int], rows: dict[str, Rows]) -> list[TokenLogprob]:
+        log_pi = compose(composition, *in_order(rows)).clamp(LOWEST, 0.0).cpu()
         best = log_pi.topk(top, dim=-1)
         own = log_pi[torch.arange(len(tokens)), torch.tensor(tokens)].tolist()
         tops = [

@@ -96,7 +96,7 @@ class _Service:
                 job = asked.job(self.desk.model, context, sampling, masks=masks)
                 top = _top(asked)
                 if top is not None:
-                    job = replace(job, note=logprob_note(context.composition(job.composition), top))
+                    job = replace(job, note=logprob_note(job.composition, top))
                 jobs.append(job)
         return jobs
 

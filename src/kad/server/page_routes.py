@@ -11,11 +11,11 @@ import torch
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from fastapi.responses import HTMLResponse
-from torch import Tensor
 
 import kad
 from kad.engines.pair import Pair
-from kad.method.composition import Composition, models_of
+from kad.method.composition import Composition, in_order
+from kad.method.distribution import Rows
 from kad.method.rules import registry
 from kad.method.rules.describe import describe, family
 from kad.server.desk import Desk, Job, Run
@@ -102,16 +102,16 @@ def _job(desk: Desk, asked: AnswerRequest) -> Job:
         model, stops, context = alone, [*stops, *context.stops], Context(context.base_ids or [])
     begun = checked_ids(model, asked.continuation, "continuation")
     job = asked.job(model, context, asked.sampling(asked.max_new_tokens, stops), begun=begun)
-    job = replace(job, note=_note(context.composition(job.composition)))
+    job = replace(job, note=_note(job.composition))
     return job if alone is None else replace(job, alone=True, num_draft_tokens=0)
 
 
 def _note(composition: Composition) -> Note:
     """Each token as a position of a trace."""
 
-    def note(tokens: Sequence[int], rows: dict[str, Tensor]) -> list[Position]:
-        logits = {role: part.cpu() for role, part in rows.items()}
-        return record(composition, torch.tensor(tokens), *models_of(logits))
+    def note(tokens: Sequence[int], rows: dict[str, Rows]) -> list[Position]:
+        logits = {role: part.to("cpu") for role, part in rows.items()}
+        return record(composition, torch.tensor(tokens), *in_order(logits))
 
     return note
 

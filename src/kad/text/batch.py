@@ -6,15 +6,15 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
 from kad.engines.pair import Pair, pair_of
 from kad.engines.protocols import Batch
-from kad.method.composition import compose, models_of, raise_if_bad
-from kad.method.nobody import never_kept
+from kad.method.composition import compose, in_order, raise_if_bad
+from kad.method.distribution import Rows, move_to_rest
 from kad.text.answer import Answer, answers_at_once
 from kad.text.contexts import Context
 from kad.text.drafting import Drafting
@@ -152,7 +152,7 @@ class _OneRow:
 
     def advance(self, tokens: Tensor | None = None) -> Tensor:
         """See `kad.engines.protocols.Batch`."""
-        return self._scorer.advance(self.ids[0] if tokens is None else tokens, 1)
+        return cast("Tensor", self._scorer.advance(self.ids[0] if tokens is None else tokens, 1))
 
 
 @torch.no_grad()
@@ -166,8 +166,8 @@ def _decode_in_step(
 ) -> list[Answer]:
     """The answers to some prompts, one token of each at a time."""
     device, pad = pair.device, _pad_token(tokenizer, config)
-    composition = prompts[0].composition(pair.composition)
-    never = prompts[0].never_kept(tokenizer, composition)
+    composition = pair.composition
+    never_kept = prompts[0].never_kept(pair, composition)
     ids = batches["aligned"].ids.to(device)
     width = ids.shape[1]
     started = _now(device)
@@ -179,12 +179,12 @@ def _decode_in_step(
     tokens = None
     room = min(batch.room for batch in batches.values())
     for _ in range(min(int(config.max_new_tokens), room)):
-        rows = {role: batch.advance(tokens).to(device) for role, batch in batches.items()}
-        if never is not None:
-            masks = torch.stack([never(answer) for answer in ids[:, width:].tolist()])
-            rows["base"] = never_kept(rows["base"], masks.to(device), composition.deferral_temperature)
-        log_pi = compose(composition, *models_of(rows))
-        raise_if_bad(log_pi, composition, *models_of(rows))
+        rows: dict[str, Rows] = {role: batch.advance(tokens).to(device) for role, batch in batches.items()}
+        if never_kept is not None:
+            marks = torch.stack([never_kept.after(answer) for answer in ids[:, width:].tolist()])
+            rows["base"] = move_to_rest(rows["base"], marks, composition.deferral_temperature)
+        log_pi = compose(composition, *in_order(rows))
+        raise_if_bad(log_pi, composition, *in_order(rows))
         scores = process(ids, log_pi)
         best = (scores if noise is None else noise.add(scores)).argmax(dim=-1)
         tokens = torch.where(torch.tensor(going, device=device), best, pad)

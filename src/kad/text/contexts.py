@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
 from kad.engines.own_prompt import OwnPrompt
 from kad.engines.pair import Pair
+from kad.engines.restricted import Restricted
 from kad.engines.translated import Languages, Translated
 from kad.errors import OptionError, RuleError, UsageError
-from kad.method.rules import CascadeRule
+from kad.method.rules import CascadeRule, Rule
 from kad.method.scorer import Scorer
 from kad.pair.base_prompt import BUILT_IN, SAME, BasePrompt
 from kad.text.prompts import Message, Prompt, decode, encode, encode_plain, messages
-from kad.tokens.stops import Stops
+from kad.tokens.never_kept import NeverKept, Stops
 from kad.tokens.token_bytes import token_bytes
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from kad.method.composition import Composition
 
 AnyBasePrompt = str | Mapping[str, Any] | BasePrompt | Sequence[int]
@@ -72,18 +71,17 @@ class Context:
         """The tokens of the prompt that the model of a role reads."""
         return self.base_ids if role == "base" and self.base_ids is not None else self.ids
 
-    def composition(self, composition: Composition) -> Composition:
-        """The composition of the rows that `scorers` gives: with mass that is never kept, if there can be some.
+    def check_rule(self, rule: Rule) -> None:
+        """Refuse a product of models that share no tokenizer.
 
         Raises:
-            RuleError: a product of models that share no tokenizer.
+            RuleError: it is one.
         """
-        if self.translated and not isinstance(composition.rule, CascadeRule):
+        if self.translated and not isinstance(rule, CascadeRule):
             raise RuleError(
-                f"Rule {composition.rule} needs a probability of the base model for every token, and this one has a "
+                f"Rule {rule} needs a probability of the base model for every token, and this one has a "
                 "tokenizer of its own. Use a rule that keeps or defers, such as dual:threshold=0.4."
             )
-        return replace(composition, nobody=self.translated or bool(self._stops(composition)))
 
     def scorers(
         self,
@@ -102,34 +100,36 @@ class Context:
             roles: the models to run.
             rollback: see `Pair.scorers`.
             kept: scorers of the engine that have read a part of their prompts already. New ones by default.
+
+        Raises:
+            RuleError: a product of models that share no tokenizer.
         """
-        found = dict(kept or pair.scorers(roles, rollback=rollback))
+        self.check_rule(composition.rule)
+        scorers = dict(kept or pair.scorers(roles, rollback=rollback))
         if self.translated:
             assert self.base_ids is not None
-            found["base"] = Translated(
+            scorers["base"] = Translated(
                 kept["base"] if kept else pair.scorers(["base"])["base"],
                 self.base_ids, len(self.ids), self._languages(pair), composition.deferral_temperature,
             )  # fmt: skip
         elif self.base_ids is not None:
-            never = self.never_kept(pair.tokenizer, composition)
-            found["base"] = OwnPrompt(
-                found["base"], self.base_ids, len(self.ids), never, composition.deferral_temperature
-            )
-        return found
+            scorers["base"] = OwnPrompt(scorers["base"], self.base_ids, len(self.ids))
+        never_kept = self.never_kept(pair, composition)
+        if never_kept is not None:
+            scorers["base"] = Restricted(scorers["base"], never_kept, len(self.ids), composition.deferral_temperature)
+        return scorers
 
-    def never_kept(self, tokenizer: Any, composition: Composition) -> Callable[[Sequence[int]], Tensor] | None:
-        """Given the answer so far, the tokens (vocab,), as bool, that p never keeps. None if it may keep all."""
-        stops = self._stops(composition)
-        return _stops_of(tokenizer, stops).after if stops else None
+    def never_kept(self, pair: Pair, composition: Composition) -> NeverKept | None:
+        """The tokens that p never keeps. None if it may keep all."""
+        # A translation defers the stops itself. A product of models defers nothing.
+        ends = () if self.translated or not isinstance(composition.rule, CascadeRule) else self.stops
+        stops = _stops_of(pair.tokenizer, ends) if ends else None
+        return NeverKept.of(pair.config.foreign_ids, int(pair.config.vocab_size or 0), pair.device, stops)
 
     def _languages(self, pair: Pair) -> Languages:
         size, stops = int(pair.config.vocab_size or 0), tuple(stop.encode() for stop in self.stops)
         base, aligned = token_bytes(pair.base_tokenizer), token_bytes(pair.tokenizer)
         return Languages(base, aligned, size, self.opened.encode(), stops)
-
-    def _stops(self, composition: Composition) -> tuple[bytes, ...]:
-        """The stops, where they have a meaning: a product of models defers nothing."""
-        return tuple(stop.encode() for stop in self.stops) if isinstance(composition.rule, CascadeRule) else ()
 
 
 @dataclass(frozen=True)
@@ -222,5 +222,5 @@ def _translated(ids: list[int], base_tokenizer: Any, text: str, stops: tuple[str
 
 
 @lru_cache(maxsize=8)
-def _stops_of(tokenizer: Any, stops: tuple[bytes, ...]) -> Stops:
-    return Stops(token_bytes(tokenizer), stops)
+def _stops_of(tokenizer: Any, stops: tuple[str, ...]) -> Stops:
+    return Stops(token_bytes(tokenizer), [stop.encode() for stop in stops])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kad.engines.pair import pair_of
 from kad.errors import UsageError
-from kad.method.composition import acceptance, compose, composed, deferred_mass, models_of, origin_shares
+from kad.method.composition import acceptance, compose, composed, deferred_mass, in_order, origin_shares
 from kad.method.rules import CascadeRule, ThresholdRule
 from kad.text.contexts import AnyBasePrompt, Asking, Context, check_tokens
 from kad.text.prompts import Prompt, text_ids
@@ -19,6 +19,7 @@ from kad.text.prompts import Prompt, text_ids
 if TYPE_CHECKING:
     from kad.engines.load import Loaded
     from kad.method.composition import Composition
+    from kad.method.distribution import Rows
     from kad.method.scorer import Scorer
 
 LOGITS_AT_ONCE = 8_000_000
@@ -31,11 +32,11 @@ class Chunk:
 
     Attributes:
         tokens: (n,), the tokens.
-        logits: role -> (n, vocab), in float32.
+        logits: role -> (n, vocab), in float32. The rows of p may have a rest.
     """
 
     tokens: Tensor
-    logits: dict[str, Tensor]
+    logits: dict[str, Rows]
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,6 @@ def score_tokens(
     """As `score`, of token ids and under a composition."""
     pair = pair_of(model)
     context = Context.of(prompt, pair)
-    composition = context.composition(composition)
     chunks = logits_of(pair, context, token_ids, composition=composition)
     rows = [_score_chunk(composition, chunk) for chunk in chunks]
     joined = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
@@ -118,7 +118,7 @@ def score_tokens(
 
 @torch.no_grad()
 def _score_chunk(composition: Composition, chunk: Chunk) -> dict[str, Tensor]:
-    rule, logits = composition.rule, models_of(chunk.logits)
+    rule, logits = composition.rule, in_order(chunk.logits)
     rows = composed(composition, *logits)
     at = chunk.tokens.unsqueeze(-1)
 
@@ -154,7 +154,7 @@ def logits_of(
         model: the pair.
         prompt: what stands before the text, at least one token.
         token_ids: the tokens of the text, at least one.
-        composition: how the rows will be composed, see `Context.composition`. None: as the model says.
+        composition: how the rows will be composed. None: as the model says.
         roles: the models to run. None: those that the composition needs.
         others: scorers of further models that speak the same tokens, by name.
 
@@ -175,7 +175,9 @@ def logits_of(
     while start < last:
         begin = max(start, first)
         with torch.no_grad():
-            logits = {role: scorer.advance(ids[start:end], end - begin).float() for role, scorer in scorers.items()}
+            logits = {
+                role: scorer.advance(ids[start:end], end - begin).to(torch.float32) for role, scorer in scorers.items()
+            }
         yield Chunk(ids[begin + 1 : end + 1], logits)
         chunk = max(1, LOGITS_AT_ONCE // logits["aligned"].shape[-1])
         start, end = end, min(end + chunk, last)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from kad.engines.pair import pair_of
-from kad.method.composition import compose, models_of
+from kad.method.composition import compose, in_order
 from kad.text.answer import Answer
 from kad.text.contexts import Context
 
@@ -30,7 +30,6 @@ def plain_step_seconds(model: Loaded, composition: Composition, answer: Answer, 
     pair = pair_of(model)
     ids = torch.tensor([*answer.prompt_ids, *answer.token_ids], device=pair.device)[:-1]
     context = Context.of(answer.prompt, pair)
-    composition = context.composition(composition)
     scorers = context.scorers(pair, composition, pair.roles_of(composition), rollback=False)
     for scorer in scorers.values():
         scorer.advance(ids[:-steps], 1)
@@ -38,6 +37,6 @@ def plain_step_seconds(model: Loaded, composition: Composition, answer: Answer, 
     for token in torch.split(ids[-steps:], 1):
         started = time.perf_counter()
         rows = {role: scorer.advance(token, 1) for role, scorer in scorers.items()}
-        compose(composition, *models_of(rows)).argmax().item()
+        compose(composition, *in_order(rows)).argmax().item()
         times.append(time.perf_counter() - started)
     return median(times)

@@ -16,12 +16,12 @@ from transformers import LogitsProcessorList
 
 from kad.engines.pair import Pair, pair_of
 from kad.errors import OptionError
-from kad.method.composition import composed
+from kad.method.composition import composed, in_order
+from kad.method.distribution import Rows, stacked
 from kad.method.rules import CascadeRule
 from kad.method.scorer import Scorer
-from kad.method.speculation.decisions import warp_of
 from kad.method.speculation.loop import Emitted, SpeculativeLoop
-from kad.method.speculation.policies import choose_policy
+from kad.method.speculation.policies import choose_policy, warp_of
 from kad.method.speculation.randomness import TorchRandomness
 from kad.method.speculation.windows import window_size
 from kad.method.verification import verify_block
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 Mask = Callable[[Tensor, Tensor], Tensor]
-Note = Callable[[Sequence[int], dict[str, Tensor]], Sequence[Any]]
+Note = Callable[[Sequence[int], dict[str, Rows]], Sequence[Any]]
 
 
 class Stream(LiveAnswer):
@@ -88,7 +88,8 @@ class Stream(LiveAnswer):
         super().__init__(pair, Context.of(prompt, pair), sampling, begun, ends)
         config, self.begun = self._config, list(begun)
         self.drafting = drafting.choose(pair, composition, num_draft_tokens, sampled=bool(config.do_sample))
-        self._composition, self._drafter = self.context.composition(composition), drafter
+        self.context.check_rule(composition.rule)
+        self._composition, self._drafter = composition, drafter
         self._origins = origins and isinstance(composition.rule, CascadeRule) and not pair.is_one
         self._masks, self._note = masks, note
         self._ending = Ending(config, self._tokenizer, [*self.prompt_ids, *begun], self._full)
@@ -191,18 +192,18 @@ class Stream(LiveAnswer):
         ]
 
     def _shares(
-        self, items: list[Emitted], rows: dict[str, Tensor]
+        self, items: list[Emitted], rows: dict[str, Rows]
     ) -> tuple[Sequence[float | None], Sequence[float | None]]:
         if not self._origins:
             return [None] * len(items), [None] * len(items)
-        base, aligned = rows["base"], rows["aligned"]
-        tokens = torch.tensor([item.token for item in items], device=base.device).unsqueeze(-1)
+        tokens = torch.tensor([item.token for item in items], device=rows["base"].device).unsqueeze(-1)
         with torch.no_grad():
-            share, mass = composed(self._composition, base, aligned).from_base(tokens)
+            share, mass = composed(self._composition, *in_order(rows)).from_base(tokens)
             return share.squeeze(-1).tolist(), mass.tolist()
 
 
-def _rows(items: list[Emitted]) -> dict[str, Tensor]:
+def _rows(items: list[Emitted]) -> dict[str, Rows]:
     """The models' logits (n, vocab) at the tokens, by role. Empty if the loop keeps none."""
     kept = [item.origin.rows for item in items if item.origin.rows is not None]
-    return {role: torch.stack([rows[role] for rows in kept]).float() for role in kept[0]} if kept else {}
+    roles = kept[0] if kept else ()
+    return {role: stacked([rows[role] for rows in kept]).to(torch.float32) for role in roles}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from kad.engines.own_prompt import OwnPrompt
+from kad.engines.restricted import Restricted
 from kad.engines.translated import Translated
 from kad.text.contexts import Context
 
@@ -71,6 +72,8 @@ class WarmScorers:
 
 
 def _read(scorer: Scorer, ids: list[int]) -> _Read:
+    if isinstance(scorer, Restricted):
+        scorer = scorer.scorer
     if isinstance(scorer, OwnPrompt | Translated):
         return _Read(scorer.scorer, scorer.has_read(ids))
     return _Read(scorer, ids)

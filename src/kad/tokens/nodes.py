@@ -5,31 +5,18 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from kad.errors import LogitsError
 from kad.method.distribution import columns_above, problem_of, raised
+from kad.method.scorer import Scorer
 from kad.tokens.token_bytes import TokenBytes, whole_characters
 
 # A search looks back over the last word and its open branches only.
 _MOST_NODES = 64
-
-
-class Scorer(Protocol):
-    """What is asked of the base model: run on new tokens, roll back to a length."""
-
-    @property
-    def processed(self) -> int:
-        """How many tokens it has processed."""
-
-    def advance(self, ids: Tensor, keep: int) -> Tensor:
-        """Process ids (n,) that follow the `processed` ones; logits (keep, vocab) at the last `keep` of them."""
-
-    def rollback(self, length: int) -> None:
-        """Forget everything but the first `length` tokens."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +82,7 @@ class Nodes:
         shared = min(shared_length(self.path, ids), len(ids) - 1)
         self._scorer.rollback(self._prompt + shared)
         new = ids[shared:]
-        logits = self._scorer.advance(torch.tensor(new, device=self._device), len(new))
+        logits = cast("Tensor", self._scorer.advance(torch.tensor(new, device=self._device), len(new)))
         self.forwards += 1
         self.path = ids
         for count, row in enumerate(logits, start=shared + 1):

@@ -5,7 +5,7 @@ With T the text that p writes and w the answer so far in q*'s tokens,
     phat(v | w) = Pr[ enc_q(T) starts with w v ] / Pr[ enc_q(T) starts with w ]
 
 is a language model over q*'s tokens, so every rule holds with p replaced by phat. `Translation.read` computes a lower
-bound of it that is a function of w alone; what it leaves out is nobody's, and a rule defers it. See docs/method.md.
+bound of it that is a function of w alone; what it leaves out is the rest, and a rule defers it. See docs/method.md.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Reading:
 
     Attributes:
         p: the lower bound of phat by token of q*, where it is not 0.
-        rest: the mass that is nobody's: 1 - sum of `p`.
+        rest: the probability of p that no token of q* stands for: 1 - sum of `p`.
     """
 
     p: dict[int, float]
@@ -57,7 +57,7 @@ class Translation:
         aligned: the aligned model's tokenizer.
         opened: bytes that p writes before the answer begins (the space after "Answer:" that p's first token takes in).
         stops: texts by which p's own prompt format ends an answer ("\\nQuestion:"); there p's text ends.
-        least_branch: a branch of less than this share is not pursued; its mass is nobody's.
+        least_branch: a branch of less than this share is not pursued; its mass belongs to the rest.
         most_branches: no more than so many are pursued, the largest first.
     """
 

@@ -14,7 +14,8 @@ from torch import Tensor
 import kad
 from kad.engines.pair import Pair, pair_of
 from kad.errors import UsageError
-from kad.method.composition import Composition, RuleLike, composed, models_of, raise_if_bad
+from kad.method.composition import Composition, RuleLike, composed, in_order, raise_if_bad
+from kad.method.distribution import Rows
 from kad.method.rules import CascadeRule, ThresholdRule
 from kad.method.rules.describe import family
 from kad.pair.sources import resolve_pair
@@ -95,7 +96,7 @@ def trace_tokens(
 def record(
     composition: RuleLike,
     tokens: Tensor,
-    base_logits: Tensor,
+    base_logits: Rows,
     aligned_logits: Tensor,
     reference_logits: Tensor | None = None,
 ) -> list[Position]:
@@ -118,7 +119,7 @@ def record(
     entropy = torch.special.entr(p).sum(-1)
     divergence = _divergence(base.log_probs(), aligned.log_probs())
     overlap = torch.minimum(p, q).sum(-1)
-    nobody = torch.zeros(len(tokens)) if rows.nobody is None else rows.nobody.exp().squeeze(-1)
+    nobody = torch.zeros(len(tokens)) if base.log_rest is None else base.log_rest.exp().squeeze(-1)
     positions = []
     for row, token in enumerate(tokens.tolist()):
         kept = float(keep[row, token]) if keep is not None else None
@@ -150,14 +151,9 @@ def record(
 
 
 def _positions(pair: Pair, context: Context, output_ids: Sequence[int]) -> Iterator[Position]:
-    composition = context.composition(pair.composition)
-    for chunk in logits_of(pair, context, output_ids, composition=composition, roles=tuple(pair.roles)):
-        logits = models_of(chunk.logits)
-        yield from record(
-            composition,
-            chunk.tokens.cpu(),
-            *(None if rows is None else rows.cpu() for rows in logits),  # type: ignore[arg-type]
-        )
+    for chunk in logits_of(pair, context, output_ids, roles=tuple(pair.roles)):
+        rows = {role: logits.to("cpu") for role, logits in chunk.logits.items()}
+        yield from record(pair.composition, chunk.tokens.cpu(), *in_order(rows))
 
 
 def _shares(p: Tensor, q: Tensor, kept: float | None, alpha: Tensor | None) -> float | None:

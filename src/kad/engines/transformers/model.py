@@ -10,9 +10,9 @@ import torch
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
 from kad.engines.protocols import Batch, Facts
+from kad.engines.transformers.cached_model import CachedModel
 from kad.engines.transformers.captured import Backend, CapturedModel, Captures
 from kad.engines.transformers.lockstep import Lockstep
-from kad.engines.transformers.scorer import CachedModel
 from kad.errors import MissingTokenizerError
 from kad.method.scorer import Scorer
 from kad.pair.model_files import load_tokenizer

@@ -21,12 +21,14 @@ from kad.engines.transformers.loading import load_models
 from kad.engines.transformers.model import TransformersModel
 from kad.errors import PairError, UsageError
 from kad.method import defaults
-from kad.method.composition import Composition, RuleLike, compose, raise_if_bad
+from kad.method.composition import Composition, RuleLike, compose, in_order, raise_if_bad
+from kad.method.distribution import Rows, move_to_rest
 from kad.method.rules import Rule
 from kad.pair.base_prompt import BasePrompt
 from kad.pair.config import KadConfig
 from kad.pair.folder import load_config, write
 from kad.pair.model_files import load_tokenizer
+from kad.tokens.never_kept import foreign_tokens
 from kad.tokens.vocabulary import trim
 
 
@@ -275,7 +277,7 @@ class KadForCausalLM(ComposedGeneration, PreTrainedModel, GenerationMixin):
         now = self.composition
         given = one_cache_name({"cache": cache, "past_key_values": past_key_values}).get(CACHE)
         cache = self._cache_for(given, now.rule) if given is not None or use_cache else None
-        logits = {}
+        logits: dict[str, Rows] = {}
         for role in self._roles(now.rule, cache):
             part = cache.parts[role] if cache is not None else None
             ids, mask, positions = input_ids, attention_mask, position_ids
@@ -286,8 +288,11 @@ class KadForCausalLM(ComposedGeneration, PreTrainedModel, GenerationMixin):
                 attention_mask=mask, position_ids=positions, logits_to_keep=logits_to_keep,
             )  # fmt: skip
             logits[role] = trim(row, self.config.vocab_size).to(self.base.device)
-        log_pi = compose(now, *(rows := (logits["base"], logits["aligned"], logits.get("reference"))))
-        self._late_check.send(log_pi, partial(raise_if_bad, log_pi, now, *rows))
+        if self.config.foreign_ids:
+            foreign = foreign_tokens(self.config.foreign_ids, self.config.vocab_size, self.base.device)
+            logits["base"] = move_to_rest(logits["base"], foreign, now.deferral_temperature)
+        log_pi = compose(now, *in_order(logits))
+        self._late_check.send(log_pi, partial(raise_if_bad, log_pi, now, *in_order(logits)))
         loss = None if labels is None else loss_of(log_pi, labels)
         output = CausalLMOutputWithPast(loss=loss, logits=log_pi, **{CACHE: cache})
         return output if return_dict is None or return_dict else output.to_tuple()

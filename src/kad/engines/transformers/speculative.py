@@ -18,20 +18,21 @@ from transformers import (
 )
 
 from kad.engines.own_prompt import OwnPrompt
+from kad.engines.restricted import Restricted
 from kad.engines.transformers.cache import KadCache
+from kad.engines.transformers.cached_model import CachedModel
 from kad.engines.transformers.host import CACHE, BaseStreamer, GenerateDecoderOnlyOutput
 from kad.engines.transformers.modeling import KadForCausalLM
-from kad.engines.transformers.scorer import CachedModel
 from kad.errors import UsageError
 from kad.method import defaults
 from kad.method.scorer import Scorer
-from kad.method.speculation.decisions import Records, warp_of
 from kad.method.speculation.loop import SpeculativeLoop, StopRule
-from kad.method.speculation.policies import choose_policy
+from kad.method.speculation.policies import Records, choose_policy, warp_of
 from kad.method.speculation.randomness import TorchRandomness
 from kad.method.speculation.statistics import SpeculationStatistics
 from kad.method.speculation.windows import window_size
 from kad.method.verification import Randomness, Verifier, verify_block, verify_tokens
+from kad.tokens.never_kept import NeverKept
 
 # What `generate` passes to every decoding method. This one reads it elsewhere, or does not need it.
 _KNOWN = frozenset(
@@ -129,6 +130,10 @@ def speculative(
     )
     if own is not None:
         scorers["base"] = OwnPrompt(scorers["base"], own, input_ids.shape[1] - padding)
+    never_kept = NeverKept.of(model.config.foreign_ids, model.config.vocab_size, model.base.device)
+    if never_kept is not None:
+        temperature = model.composition.deferral_temperature
+        scorers["base"] = Restricted(scorers["base"], never_kept, input_ids.shape[1] - padding, temperature)
     records = Records() if _wants_records(generation_config) else None
     loop = SpeculativeLoop(
         ids=ids[padding:],

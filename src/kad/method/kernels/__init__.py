@@ -1,4 +1,4 @@
-"""One fused kernel for rows of threshold rules on CUDA, where Triton is installed; see `kad.method.kernels.rows`.
+"""One fused kernel for rows of threshold rules on CUDA, where Triton is installed; see `kad.method.kernels.log_pi`.
 
 Nothing here is needed: without Triton or CUDA the plain formulation serves (`kad.compose`), with the same results.
 """

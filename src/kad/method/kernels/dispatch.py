@@ -56,7 +56,7 @@ def compose_rows(
     Raises:
         LogitsError: logits of another dtype or that are no rows. VocabularyError: too narrow rows.
     """
-    from kad.method.kernels.rows import log_pi_kernel
+    from kad.method.kernels.log_pi import log_pi_kernel
 
     vocab = min(base_logits.shape[-1], aligned_logits.shape[-1]) if vocab_size is None else vocab_size
     for name, logits in (("base_logits", base_logits), ("aligned_logits", aligned_logits)):

@@ -12,7 +12,7 @@ Liu et al., 2024. [CD] Li et al., ACL 2023; O'Brien and Lewis, 2023.
 
 from kad.method.rules.cascade import LinearProgram, Mixture
 from kad.method.rules.product import Contrastive, Experts, ImplicitReward, Product
-from kad.method.rules.rows import RowRules
+from kad.method.rules.row_rules import RowRules
 from kad.method.rules.rule import (
     CascadeRule,
     ProductRule,

@@ -9,7 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from kad.method.rules.rule import EXCLUDED, ProductRule, register
+from kad.method.distribution import EXCLUDED
+from kad.method.rules.rule import ProductRule, register
 from kad.method.rules.threshold import probability
 
 

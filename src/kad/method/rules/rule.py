@@ -16,10 +16,6 @@ from kad.errors import RuleError
 from kad.method.distribution import Distribution
 from kad.method.rules.plugins import Plugins, SkippedPlugin
 
-# How far below the others a token stands in log pi that pi excludes. Its probability e^-10000 is zero in every float
-# type; but where a mask (a grammar, `allowed_token_ids`) leaves excluded tokens only, their order still decides.
-EXCLUDED = -1e4
-
 
 @dataclass(frozen=True)
 class Rule(ABC):

@@ -1,7 +1,7 @@
 """The rules with one number per row: they keep exactly the tokens with p_v >= tau.
 
 All of them have one closed form. So a rule is a few numbers, and a batch can have another rule in every row
-(`kad.method.rules.rows`):
+(`kad.method.rules.row_rules`):
 
     tau = (a + shift) * exp(offset)        a: 1, max p or max q*, whichever the rule measures by
 

@@ -15,13 +15,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import Literal
+from typing import Literal, cast
 
 from torch import Tensor
 
 from kad.method.scorer import Scorer
-from kad.method.speculation.decisions import Draft, Open, Rows, Settled
-from kad.method.speculation.policies import Policy
+from kad.method.speculation.policies import Draft, Open, Policy, RowsByRole, Settled
 from kad.method.speculation.statistics import SpeculationStatistics
 from kad.method.speculation.windows import WindowSize
 
@@ -46,7 +45,7 @@ class Origin:
     event: Event | None = None
     rejected_draft: int | None = None
     dropped_drafts: tuple[int, ...] = ()
-    rows: Rows | None = None
+    rows: RowsByRole | None = None
 
 
 @dataclass(frozen=True)
@@ -196,7 +195,7 @@ class SpeculativeLoop:
             self.ids[end] = verdict.token
             return [*tokens, Emitted(verdict.follows, origin)], list(verdict.chance)
 
-    def _rows(self, rows: Rows, index: int, own: Tensor | None = None) -> Rows | None:
+    def _rows(self, rows: RowsByRole, index: int, own: Tensor | None = None) -> RowsByRole | None:
         """The logits at one position, if they are kept. `own` is the row of the drafting model, if it is known."""
         if not self.keep_rows:
             return None
@@ -213,9 +212,9 @@ class SpeculativeLoop:
 
     def _advance_drafter(self, end: int) -> Tensor:
         scorer = self.scorers[self.drafter]
-        return scorer.advance(self.ids[scorer.processed : end], 1)[0]
+        return cast("Tensor", scorer.advance(self.ids[scorer.processed : end], 1)[0])
 
-    def _advance_others(self, end: int, keep: int) -> Rows:
+    def _advance_others(self, end: int, keep: int) -> RowsByRole:
         return {
             role: scorer.advance(self.ids[scorer.processed : end], keep)
             for role, scorer in self.scorers.items()

@@ -1,5 +1,7 @@
 """How the loop's three questions are answered: which token to draft, which drafts stand, what an open position gets.
 
+First what the loop and a policy say to each other: `Draft`, `Verdict`, `Open`, `Settled`. Then the answers.
+
 Two policies, sampling and greedy. They share an interface, so the loop never asks for a rule, a temperature or a
 processor. Everything stays on the device; a window is read in one vector, at the end of `judge`.
 """
@@ -7,9 +9,10 @@ processor. Everything stays on the device; a window is read in one vector, at th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -17,11 +20,110 @@ from torch import Tensor
 
 from kad.errors import LogitsError
 from kad.method.composed import Composed
-from kad.method.composition import Composition, composed, models_of, tempered, with_base
-from kad.method.distribution import Distribution, first_max, problem_of, raised, refuse
+from kad.method.composition import Composition, check_shapes, composed, in_order, raise_if_bad, tempered
+from kad.method.distribution import Distribution, Rows, first_max, raised, raised_rows, refuse
 from kad.method.rules import CascadeRule, ThresholdRule
-from kad.method.speculation.decisions import Draft, Open, Records, Rows, Settled, Verdict, Warp, read
 from kad.method.verification import Randomness, Target, Verifier, verify_greedy
+
+# Logits (rows, vocab) by the role of the model, without the drafting model.
+RowsByRole = dict[str, Rows]
+# (length of the prefix, log-probabilities (vocab,)) -> scores (vocab,): the user's logits processors.
+Warp = Callable[[int, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """One drafted token.
+
+    Attributes:
+        token: ().
+        logits: (vocab,), the drafting model's.
+        weights: (vocab,), the probabilities it was drawn from, or the scores of which it has the largest.
+    """
+
+    token: Tensor
+    logits: Tensor
+    weights: Tensor
+
+
+@dataclass(frozen=True)
+class Open:
+    """The position after a window of accepted drafts, where the next row of the drafting model settles the token.
+
+    Attributes:
+        rows: the logits (1, vocab) of the other models there. None if the token was deferred, so that the drafting
+            model draws it alone.
+    """
+
+    rows: RowsByRole | None = None
+
+
+@dataclass(frozen=True)
+class Settled:
+    """The token of an open position. Nothing of it has been read from the device.
+
+    Attributes:
+        token: ().
+        flag: (1,), NaN if a row that it was chosen from is not a distribution.
+        explain: raises the error for such a row.
+    """
+
+    token: Tensor
+    flag: Tensor
+    explain: Callable[[], None]
+
+    def read(self) -> int:
+        """The token, in a transfer of its own."""
+        (flag,), (token,) = read(self.flag, self.token)
+        return self.checked(flag, token)
+
+    def checked(self, flag: float, token: float) -> int:
+        """The token as a number, if its flag is one."""
+        if flag != flag:
+            self.explain()
+        return int(token)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome for one window, read from the device in one vector.
+
+    Attributes:
+        settled: the token that was settled before the drafts, if there was one.
+        drafts: the drafts.
+        accepted: how many of them are accepted.
+        token: the token () that follows them. Nothing stands there if the position is still open.
+        follows: the same as a number. None if the position is still open.
+        chance: the acceptance probabilities min(1, pi/q) at the positions reached, at most accepted + 1 of them.
+        alpha: the deferred mass at these positions. Empty if it is not known.
+    """
+
+    settled: int | None
+    drafts: Sequence[int]
+    accepted: int
+    token: Tensor
+    follows: int | None
+    chance: Sequence[float]
+    alpha: Sequence[float]
+
+
+def read(*parts: Tensor) -> list[list[float]]:
+    """The numbers of each part, of any shape and dtype, in one transfer. Tokens below 2^24 are exact in every dtype."""
+    numbers = iter(torch.cat([part.reshape(-1) for part in parts]).tolist())
+    return [list(islice(numbers, part.numel())) for part in parts]
+
+
+@dataclass
+class Records:
+    """Scores and raw log pi of the emitted tokens, if `generate` must return them: (1, vocab) rows, one a token."""
+
+    scores: list[Tensor] = field(default_factory=list)
+    logits: list[Tensor] = field(default_factory=list)
+
+    def add(self, scores: Tensor, logits: Tensor) -> None:
+        """Record rows (n, vocab)."""
+        self.scores += [row.unsqueeze(0) for row in scores]
+        self.logits += [row.unsqueeze(0) for row in logits]
 
 
 @dataclass(kw_only=True)
@@ -62,7 +164,7 @@ class Policy(ABC):
         weights = self._weigh(scores)
         return Draft(self._choose(scores, weights), logits, weights)
 
-    def judge(self, drafts: Sequence[Draft], rows: Rows, length: int, settled: Settled | None = None) -> Verdict:
+    def judge(self, drafts: Sequence[Draft], rows: RowsByRole, length: int, settled: Settled | None = None) -> Verdict:
         """Verify W drafts after a prefix of `length`, given the other models' logits (W + 1, vocab).
 
         Args:
@@ -75,11 +177,11 @@ class Policy(ABC):
             LogitsError: a row of logits that is not a distribution.
             RuleError: keep probabilities outside [0, 1].
         """
-        window = len(drafts)
-        tokens = _stack([draft.token for draft in drafts], rows["base"][0, :0].long())
-        weights = _stack([draft.weights for draft in drafts], rows["base"][:0])
+        window, base = len(drafts), rows["base"]
+        tokens = _stack([draft.token for draft in drafts], (0,), torch.long, base.device)
+        weights = _stack([draft.weights for draft in drafts], (0, base.shape[-1]), base.dtype, base.device)
         if self._direct:
-            target = self._direct_target(drafts, rows["base"][: window + self.defers], tokens, weights)
+            target = self._direct_target(drafts, base[: window + self.defers], tokens, weights)
             alpha = target.alpha
         else:
             log_pi, log_alpha = self._composed(rows, _logits(drafts)).log_pi_and_alpha()
@@ -96,7 +198,7 @@ class Policy(ABC):
             drafts=[int(x) for x in chosen],
             accepted=count,
             token=token,
-            follows=None if then == rows["base"].shape[-1] - self.composition.nobody else int(then),
+            follows=None if then == base.shape[-1] else int(then),
             chance=chances[:reached],
             alpha=masses[:reached],
         )
@@ -109,7 +211,7 @@ class Policy(ABC):
             self.records.add(scores[:kept], log_pi[:kept])
         return verdict
 
-    def open(self, rows: Rows) -> Open:
+    def open(self, rows: RowsByRole) -> Open:
         """The position after a window of accepted drafts, from the other models' logits (1, vocab) there."""
         return Open(None if self.defers else rows)
 
@@ -141,10 +243,10 @@ class Policy(ABC):
         A position that stays open has the size of the vocabulary for its token. A bad row makes its probability NaN.
         """
 
-    def _composed(self, rows: Rows, drafter: Tensor) -> Composed:
+    def _composed(self, rows: RowsByRole, drafter: Tensor) -> Composed:
         """The models at n positions, from the drafting model's logits (n, vocab) and at least n rows of the others."""
         named = {role: logits[: len(drafter)] for role, logits in rows.items()} | {self.drafter: drafter}
-        return composed(self.composition, *models_of(named))
+        return composed(self.composition, *in_order(named))
 
     def _scores(self, log_pi: Tensor, length: int) -> Tensor:
         """The scores of rows (n, vocab) after the processors, for prefixes of `length`, `length` + 1, ..."""
@@ -157,13 +259,16 @@ class Policy(ABC):
         scores = tempered(self.composition, raised(logits, f"the {self.drafter} model's logits"))
         return scores if self.warp is None else self.warp(length, scores.log_softmax(dim=-1))
 
-    def _direct_target(self, drafts: Sequence[Draft], base_logits: Tensor, tokens: Tensor, weights: Tensor) -> Target:
+    def _direct_target(self, drafts: Sequence[Draft], base_logits: Rows, tokens: Tensor, weights: Tensor) -> Target:
         """The target in probabilities, without log pi."""
+        if drafts:
+            check_shapes(base_logits[: len(drafts)], weights)
         logits = weights if self._p_alone else tempered(self.composition, raised(_logits(drafts)))
         aligned = Distribution(logits, weights.amax(dim=-1).log(), probabilities=weights)
-        return Target(*with_base(self.composition, raised(base_logits), aligned).cascade(), weights, tokens)
+        base = Distribution.in_probabilities(tempered(self.composition, raised_rows(base_logits)))
+        return Target(*Composed(self.composition.rule, base, aligned).cascade(), weights, tokens)
 
-    def _explain(self, drafted: Sequence[Tensor], rows: Rows, length: int) -> None:
+    def _explain(self, drafted: Sequence[Tensor], rows: RowsByRole, length: int) -> None:
         """Raise the error for rows that came out as NaN. This reads every value.
 
         Args:
@@ -177,10 +282,9 @@ class Policy(ABC):
         for i, row in enumerate(drafted):
             refuse("the processed scores of the draft", self._draft_scores(row, length + i))
         if rows and drafted:
-            models = self._composed(rows, named[self.drafter])
-            log_pi = models.log_pi()
-            if problem_of("pi", log_pi):
-                models.explain()
+            models = in_order({role: logits[: len(drafted)] for role, logits in named.items()})
+            log_pi = composed(self.composition, *models).log_pi()
+            raise_if_bad(log_pi, self.composition, *models)
             refuse("the processed scores of pi", self._scores(log_pi, length))
         raise LogitsError("a window of drafts came out as NaN.")
 
@@ -243,9 +347,25 @@ def choose_policy(*, greedy: bool, verifier: Verifier, randomness: Randomness, *
     return SampledPolicy(verifier=verifier, randomness=randomness, **shared)
 
 
-def _stack(parts: Sequence[Tensor], empty: Tensor) -> Tensor:
-    return torch.stack(list(parts)) if parts else empty
+def _stack(parts: Sequence[Tensor], shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The parts as one tensor; without parts, an empty one of this shape."""
+    return torch.stack(list(parts)) if parts else torch.empty(shape, dtype=dtype, device=device)
 
 
 def _logits(drafts: Sequence[Draft]) -> Tensor:
     return torch.stack([draft.logits for draft in drafts])
+
+
+def warp_of(processors: Any, ids: Tensor, padding: int) -> Warp | None:
+    """The processors as a function of the length of the prefix. None if there are none.
+
+    They see the ids that `generate` gave, with padding. They get a copy of the row, because some change it in place.
+    """
+    if not processors:
+        return None
+
+    def warp(length: int, log_probs: Tensor) -> Tensor:
+        scores: Tensor = processors(ids[: padding + length].unsqueeze(0), log_probs.unsqueeze(0).clone())
+        return scores[0]
+
+    return warp

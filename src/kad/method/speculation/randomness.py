@@ -57,8 +57,8 @@ class TorchRandomness:
         if self._left.shape[0] < count or self._left.device != device:
             fresh = self._uniform(max(count, _AT_ONCE), device)
             self._left = fresh * (1.0 - torch.finfo(fresh.dtype).eps)
-        taken, self._left = self._left[:count], self._left[count:]
-        return taken
+        numbers, self._left = self._left[:count], self._left[count:]
+        return numbers
 
     def _uniform(self, count: int, device: torch.device) -> Tensor:
         """(count,), numbers in [0, 1)."""

@@ -22,6 +22,8 @@ from kad.engines.vllm.plugin.rows import RULE_COLUMNS, StepRules
 from kad.engines.vllm.plugin.runner import patch_worker
 from kad.engines.vllm.plugin.scheduler import zero_new_blocks
 from kad.method.composition import Composition, compose, composed
+from kad.method.distribution import Rows, move_to_rest
+from kad.tokens.never_kept import foreign_tokens
 from kad.tokens.vocabulary import common_size, trim
 
 if TYPE_CHECKING:
@@ -127,20 +129,27 @@ class KadForCausalLM(nn.Module):
         block = max(1, _BLOCK_ELEMENTS // common)
         for start in range(0, len(columns), block):
             rows = slice(start, start + block)
-            parts = [trim(part_logits[rows], common) for part_logits in logits]
-            log_pi[rows, :common] = self.step_rules.log_pi(columns[rows], partial(self._by_rule, parts))
+            base, *others = (trim(part_logits[rows], common) for part_logits in logits)
+            by_rule = partial(self._by_rule, self._without_foreign(base), others)
+            log_pi[rows, :common] = self.step_rules.log_pi(columns[rows], by_rule)
         return log_pi
 
-    def _by_rule(self, logits: list[Tensor], rule: Rule, with_alpha: bool) -> tuple[Tensor, Tensor | None]:
+    def _without_foreign(self, base: Tensor) -> Rows:
+        """Rows of p that keep no foreign token."""
+        if not self.config.foreign_ids:
+            return base
+        foreign = foreign_tokens(self.config.foreign_ids, self.common_size, base.device)
+        return move_to_rest(base, foreign, self.config.deferral_temperature)
+
+    def _by_rule(self, base: Rows, others: list[Tensor], rule: Rule, with_alpha: bool) -> tuple[Tensor, Tensor | None]:
         """log pi of rows, and the log of their deferred mass if it is counted.
 
         A row without a distribution is NaN, so that only its request fails (see `kad.engines.vllm.plugin.scheduler`).
         """
-        foreign = tuple(self.config.foreign_ids or ())
-        composition = Composition(rule, self.config.deferral_temperature, foreign=foreign)
+        composition = Composition(rule, self.config.deferral_temperature)
         if with_alpha:
-            return composed(composition, *logits).log_pi_and_alpha()
-        return compose(composition, *logits, check=False), None
+            return composed(composition, base, *others).log_pi_and_alpha()
+        return compose(composition, base, *others, check=False), None
 
 
 def _initialize_part(vllm_config: VllmConfig, model_config: ModelConfig, prefix: str) -> nn.Module:

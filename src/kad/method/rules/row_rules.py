@@ -91,11 +91,11 @@ class RowRules(ThresholdRule):
 
 
 def _used(rows: Sequence[Numbers]) -> frozenset[str]:
-    found = {
+    parts = {
         "base": any(row.anchor == Anchor.BASE for row in rows),
         "aligned": any(row.anchor == Anchor.ALIGNED for row in rows),
         "shift": any(row.shift != 0.0 for row in rows),
         "budget": any(row.budget >= 0.0 for row in rows),
         "whole": any(row.whole for row in rows),
     }
-    return frozenset(part for part, present in found.items() if present)
+    return frozenset(part for part, present in parts.items() if present)

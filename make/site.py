@@ -3,8 +3,8 @@
 `README.md` becomes the home page. A link from a page to a file outside docs/ (a source, a benchmark, a JSON) leads to a
 page that shows the file. A link to a file that does not exist ends the build.
 
-Formulas ($...$ in a line, a block of ```math) become MathML, which browsers show without a script. A formula that cannot
-be converted ends the build.
+Formulas ($...$ in a line, a block of ```math) become MathML, which browsers show without a script. A formula that
+cannot be converted ends the build.
 """
 
 from __future__ import annotations

@@ -47,15 +47,19 @@ class _Formula(InlineProcessor):
 
 def on_config(config: Any) -> Any:
     """Let Markdown know formulas."""
-    fence = {"name": "math", "class": "", "format": lambda source, *_, **__: _mathml(source, "block")}
+    fence = {"name": "math", "class": "formula", "format": _block}
     config["markdown_extensions"].append(Formulas())
     config["mdx_configs"]["pymdownx.superfences"] = {"custom_fences": [fence]}
     return config
 
 
+def _block(source: str, language: str, css_class: str, *_: Any, **__: Any) -> str:
+    return f'<div class="{css_class}">{_mathml(source, "block")}</div>'
+
+
 def _mathml(tex: str, display: str) -> str:
     # TeX's space around a name and after a sign, which the converter leaves to the browser.
-    tex = re.sub(r"(?<=[)\d] )\\(log|max|min)\b", r"\\,\\\1", tex.strip())
+    tex = re.sub(r"(?<=[)\w] )\\(log|max|min)\b", r"\\,\\\1", tex.strip())
     tex = re.sub(r"\\(log|max|min)\b(\()?", lambda name: rf"\text{{{name[1]}}}" + (name[2] or r"\,"), tex)
     result = re.sub(r"(?<=(?:28|3D|3E);</mo>)<mo>(?=&#x02212;)", '<mo form="prefix">', convert(tex, display=display))
     if NOT_CONVERTED.search(result):

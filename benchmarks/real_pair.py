@@ -14,11 +14,11 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from kad import real_pair
 from kad.evaluation.evaluate import Plan, evaluate
 from kad.evaluation.methods import parse_methods
 from kad.evaluation.results.report import build_report, write_report
 from kad.pair.sources import Source
+from kad.tiny import real_pair
 
 METHODS = "base;aligned;dual:threshold=0.4;dual:threshold=0.6;confidence_bet;primal;nudging;relative"
 PROMPTS = {"few-shot": real_pair.BASE_PROMPT, "zero-shot": replace(real_pair.BASE_PROMPT, examples=())}

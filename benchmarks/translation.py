@@ -20,12 +20,12 @@ import torch
 
 import kad
 from benchmarks.harness import save
-from kad import real_pair
+from kad.engines.llama_cpp import host as llama_cpp
 from kad.engines.pair import pair_of
 from kad.engines.translated import LEAST, LEAST_BRANCH, Translated
-from kad.hosts import llama_cpp
 from kad.text.contexts import Asking
 from kad.text.streaming import Stream
+from kad.tiny import real_pair
 from kad.tokens import Nodes, Reading, Translation
 from kad.tokens.token_bytes import token_bytes
 

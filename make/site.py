@@ -2,6 +2,9 @@
 
 `README.md` becomes the home page. A link from a page to a file outside docs/ (a source, a benchmark, a JSON) leads to a
 page that shows the file. A link to a file that does not exist ends the build.
+
+Formulas ($...$ in a line, a block of ```math) become MathML, which browsers show without a script. A formula that
+cannot be converted ends the build.
 """
 
 from __future__ import annotations
@@ -12,6 +15,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from latex2mathml.converter import convert
+from markdown import Markdown
+from markdown.extensions import Extension
+from markdown.inlinepatterns import InlineProcessor
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
@@ -20,6 +27,44 @@ LANGUAGES = {".py": "python", ".json": "json", ".toml": "toml", ".mk": "make", "
 IMAGES = {".png", ".svg"}
 # A Markdown link or image with a relative target: [text](target#fragment)
 LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|#)(?P<target>[^)#\s]+)(?P<fragment>#[^)\s]*)?(?=\))")
+# A formula begins and ends with a character that is no space; what stands in code is taken before.
+FORMULA = r"\$(?P<tex>[^\s$](?:[^$]*[^\s$])?)\$"
+# The converter passes on what it does not know.
+NOT_CONVERTED = re.compile(r"\\|<mi>&</mi>")
+
+
+class Formulas(Extension):
+    """Markdown with formulas in its lines."""
+
+    def extendMarkdown(self, md: Markdown) -> None:
+        md.inlinePatterns.register(_Formula(FORMULA, md), "formula", 185)  # after code (190), before escapes (180)
+
+
+class _Formula(InlineProcessor):
+    def handleMatch(self, m: re.Match[str], data: str) -> tuple[str, int, int]:
+        return self.md.htmlStash.store(_mathml(m["tex"], "inline")), m.start(0), m.end(0)
+
+
+def on_config(config: Any) -> Any:
+    """Let Markdown know formulas."""
+    fence = {"name": "math", "class": "formula", "format": _block}
+    config["markdown_extensions"].append(Formulas())
+    config["mdx_configs"]["pymdownx.superfences"] = {"custom_fences": [fence]}
+    return config
+
+
+def _block(source: str, language: str, css_class: str, *_: Any, **__: Any) -> str:
+    return f'<div class="{css_class}">{_mathml(source, "block")}</div>'
+
+
+def _mathml(tex: str, display: str) -> str:
+    # TeX's space around a name and after a sign, which the converter leaves to the browser.
+    tex = re.sub(r"(?<=[)\w] )\\(log|max|min)\b", r"\\,\\\1", tex.strip())
+    tex = re.sub(r"\\(log|max|min)\b(\()?", lambda name: rf"\text{{{name[1]}}}" + (name[2] or r"\,"), tex)
+    result = re.sub(r"(?<=(?:28|3D|3E);</mo>)<mo>(?=&#x02212;)", '<mo form="prefix">', convert(tex, display=display))
+    if NOT_CONVERTED.search(result):
+        raise PluginError(f"This formula has a part that cannot be converted: {tex}")
+    return result
 
 
 def on_files(files: Files, config: Any) -> Files:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import pkgutil
 import re
 import shlex
@@ -18,6 +19,7 @@ import pytest
 
 import kad
 import kad.rules
+import needs
 from kad.cli.main import COMMANDS, load_command
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -101,6 +103,24 @@ def test_every_rule_stands_in_the_tables() -> None:
     for name, rule in kad.rules.registry().items():
         if rule.__module__.startswith("kad."):
             assert re.search(rf"^\| `{name}[:`]", text, flags=re.M), f"docs/rules.md has no row for {name}"
+
+
+@needs.site
+def test_the_built_pages_show_every_formula_as_mathml(tmp_path: Path) -> None:
+    subprocess.run(
+        [needs.DOCS / "bin" / "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path],
+        cwd=REPOSITORY,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        check=True,
+    )
+    for page in PAGES[1:]:  # docs/*.md
+        text = page.read_text(encoding="utf-8")
+        text, blocks_of_math = re.sub(r"^ *```.*?^ *```$", "", text, flags=re.M | re.S), text.count("```math")
+        formulas = blocks_of_math + len(re.findall(r"\$[^\s$][^$]*\$", re.sub("`[^`]*`", "", text)))
+        built = (tmp_path / f"{page.stem}.html").read_text(encoding="utf-8")
+        assert built.count("<math ") == formulas, page.name
+        assert not re.search(r"\$[^\s$][^$<]*\$", re.sub(r"<(code|script)\b.*?</\1>", "", built, flags=re.S)), page.name
+    assert 'display="block"' in (tmp_path / "method.html").read_text(encoding="utf-8")
 
 
 HOUSE = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")

@@ -21,8 +21,8 @@ import torch
 import kad
 from benchmarks.harness import save
 from kad import real_pair
+from kad.engines.llama_cpp import host as llama_cpp
 from kad.engines.translated import LEAST, LEAST_BRANCH, Translated
-from kad.hosts import llama_cpp
 from kad.text.contexts import context_of
 from kad.text.streaming import Stream
 from kad.tokens import Nodes, Reading, Translation

@@ -189,7 +189,7 @@ def test_without_the_hub_one_line_says_so(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 def test_a_missing_lm_eval_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kad.evaluation.host.installed", lambda package: None)
+    monkeypatch.setattr("kad.hosts.is_installed", lambda module: False)
     with pytest.raises(MissingExtraError, match=r'lm-eval is not installed.*"kad-align\[eval\]"'):
         load_tasks(["kad_tiny"])
 

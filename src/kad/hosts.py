@@ -125,15 +125,23 @@ class Need:
 
     Attributes:
         name: "package.module:Class.attribute".
-        purpose: what kad does with it.
-        instead: what could replace it if the host removes it.
         parameters: the parameters of this callable that kad uses by name.
     """
 
     name: str
-    purpose: str
-    instead: str
     parameters: tuple[str, ...] = ()
+
+
+def needs(place: str, *names: str) -> tuple[Need, ...]:
+    """What kad uses of one place: "package.module" or "package.module:Class".
+
+    Args:
+        place: where the names are.
+        names: "name", or "name(parameter, parameter)" with the parameters that kad uses.
+    """
+    parts = [name.rstrip(")").partition("(") for name in names]
+    path = place + ("." if ":" in place else ":")
+    return tuple(Need(path + name, tuple(filter(None, parameters.split(", ")))) for name, _, parameters in parts)
 
 
 def is_installed(module: str) -> bool:
@@ -143,7 +151,7 @@ def is_installed(module: str) -> bool:
 
 def check_installed(host: Host, module: str) -> None:
     """Raise MissingExtraError if a host that an extra brings, with its module, is not installed."""
-    if not is_installed(module):
+    if not is_installed(module.partition(".")[0]):
         raise missing_extra(host.extra or "", host.package)
 
 

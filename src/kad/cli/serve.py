@@ -8,7 +8,6 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,6 +15,7 @@ import typer
 from kad.cli.flatten import Without
 from kad.cli.options import ModelOptions, Pair
 from kad.engines.load import ENGINES
+from kad.engines.vllm import host as vllm
 from kad.errors import UsageError
 from kad.options import Option, options_of
 from kad.server.options import Listening
@@ -78,7 +78,7 @@ def command(
     Requests may carry a rule of their own: "vllm_xargs": {"rule": "dual:threshold=0.6"} in the request's body.
     """
     models = models.of(given)
-    if engine == "vllm" or (engine == "auto" and (dry_run or find_spec("vllm") is not None)):
+    if engine == "vllm" or (engine == "auto" and (dry_run or vllm.is_installed())):
         _serve_with_vllm(speculate, draft_tokens, repeatable, dry_run, listening, models, context.args)
     else:
         _refuse(dry_run, "--dry-run shows vLLM's command line. Give --engine vllm with it.")
@@ -219,9 +219,7 @@ def _speculation(config: KadConfig, draft_tokens: int, repeatable: bool, ranks: 
 
 
 def _check_vllm() -> None:
-    from kad.engines.vllm.host import check_installed
-
-    check_installed()
+    vllm.check_installed()
     plugins = os.environ.get("VLLM_PLUGINS")
     if plugins is not None and "kad" not in plugins.split(","):
         raise UsageError(f"VLLM_PLUGINS={plugins} keeps kad's plugin out of vLLM. Add kad to it, or unset it.")

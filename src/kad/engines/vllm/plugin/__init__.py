@@ -16,9 +16,10 @@ def register() -> None:
     Raises:
         HostError: a name of vLLM that kad needs is gone; one sentence says which, and what to install.
     """
-    from kad.engines.vllm.host import check_plugin
+    from kad.engines.vllm.host import NEEDS
+    from kad.hosts import VLLM, check
 
-    check_plugin()
+    check(VLLM, NEEDS)
     from vllm.model_executor.models import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
     from vllm.transformers_utils.config import _CONFIG_REGISTRY

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kad.cli import loading, origins
+from kad.tracing import palette
 
 LIMIT = 64
 QUESTIONS = (
@@ -93,8 +94,8 @@ def _explain(console: Console, rule: str) -> None:
     console.print("They have different tokenizers. The base model reads four examples, the aligned one its chat.")
     console.print(
         Text.assemble(
-            "Tokens decided by the ", ("base model", origins.style(1.0)), " and by the ",
-            ("aligned model", origins.style(0.0)), ".",
+            "Tokens decided by the ", ("base model", palette.style(1.0)), " and by the ",
+            ("aligned model", palette.style(0.0)), ".",
         )
     )  # fmt: skip
 
@@ -149,7 +150,7 @@ def _table(question: str, answers: dict[str, Shown]) -> Table:
     table = Table(
         box=box.SIMPLE_HEAD, expand=True, padding=(0, 1), title=Text(question), title_justify="left", title_style="bold"
     )
-    for name, style in ((BASE, origins.style(1.0)), (ALIGNED, origins.style(0.0)), (COMPOSED, "bold")):
+    for name, style in ((BASE, palette.style(1.0)), (ALIGNED, palette.style(0.0)), (COMPOSED, "bold")):
         table.add_column(Text(name, style=style), ratio=1)
     table.add_row(*(_cell(answer) for answer in answers.values()))
     return table

@@ -1,4 +1,4 @@
-"""How the origin of each token is shown: the colors of the two models, and blends of them."""
+"""How the origin of each token is shown: in the colors of the two models, and blends of them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from kad.errors import UsageError
+from kad.tracing.palette import color, style
 
 if TYPE_CHECKING:
     from kad.method.composition import Composition
-
-# Blue and orange differ for every kind of color vision. These two are equally bright, and readable on black and white.
-BASE_COLOR, ALIGNED_COLOR = (47, 134, 214), (201, 106, 0)
 
 
 def require(composition: Composition) -> None:
@@ -28,17 +26,6 @@ def require(composition: Composition) -> None:
         raise UsageError(
             f"Rule {composition.rule} multiplies the models, so no token comes from one of them: no --color."
         )
-
-
-def color(base_share: float) -> str:
-    """A color between the aligned model's (share 0) and the base model's (share 1), with gray in the middle."""
-    mixed = (round(a + (b - a) * base_share) for a, b in zip(ALIGNED_COLOR, BASE_COLOR, strict=True))
-    return "#{:02x}{:02x}{:02x}".format(*mixed)
-
-
-def style(base_share: float) -> str:
-    """The style of a token. If more of it comes from the aligned model, it is underlined, which needs no colors."""
-    return color(base_share) if base_share >= 0.5 else f"{color(base_share)} underline"
 
 
 def render(pieces: Iterable[tuple[str, float]]) -> Text:

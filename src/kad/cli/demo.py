@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from kad.cli import loading, origins, stdio
+from kad.cli import display, loading, stdio
 from kad.cli.options import Json
 from kad.options import Option
 from kad.tracing import palette
@@ -28,7 +28,7 @@ EXAMPLES = ("kad demo", "kad demo --problems 200", "kad demo --real", "kad demo 
 
 BASE, ALIGNED, COMPOSED, BOUND = "base alone", "aligned alone", "composed", "big aligned (upper bound)"
 _STYLES = {BASE: palette.style(1.0), ALIGNED: palette.style(0.0), COMPOSED: "bold", BOUND: "dim"}
-_AT_ONCE = 25
+_AT_ONCE = 16
 _NEXT = (
     ("kad demo --real", "the same with two real models"),
     ('kad generate --pair tiny "Mia has 24 apples. She buys 13 more. Then she loses 9. How many are left?"', "yours"),
@@ -151,7 +151,6 @@ def _embedded_pair(count: int, messages: Console) -> Subject:
         pair = kad.load("tiny")
         bound = load_model(Source(str(tiny.path("big-aligned")))).to(pair.device)
     size = sum((tiny.path(name) / "model.safetensors").stat().st_size for name in tiny.MODELS) / 1e6
-
     return Subject(
         pair=pair,
         about="A big base model and a small aligned one",
@@ -211,16 +210,12 @@ def lacks_fact(text: str, accepted: str) -> str | None:
 def ask(subject: Subject, console: Console, messages: Console) -> dict[str, list[Reply]]:
     """The replies of every model to every question. The first ones are shown as they come."""
     console.print(f"\n{subject.about}, composed by [bold]{subject.pair.rule}[/bold].")
-    legend = (
-        "Tokens decided by the ",
-        ("base model", _STYLES[BASE]),
-        " and by the ",
-        ("aligned model", _STYLES[ALIGNED]),
-    )
-    console.print(Text.assemble(*legend, "."))
+    base, aligned = ("base model", _STYLES[BASE]), ("aligned model", _STYLES[ALIGNED])
+    console.print(Text.assemble("Tokens decided by the ", base, " and by the ", aligned, "."))
     replies: dict[str, list[Reply]] = {name: [] for name in subject.models}
-    for index, question in enumerate(subject.questions[: subject.shown], 1):
-        with messages.status(f"Question {index} of {subject.shown} ..."):
+    first = subject.questions[: subject.shown]
+    for number, question in enumerate(first, 1):
+        with messages.status(f"Question {number} of {len(first)} ..."):
             three = {name: _replies(subject, name, [question])[0] for name in (BASE, ALIGNED, COMPOSED)}
         for name, reply in three.items():
             replies[name].append(reply)
@@ -288,7 +283,7 @@ def side_by_side(question: tuple[str, str], replies: Mapping[str, Reply]) -> Gro
 
 
 def _cell(name: str, reply: Reply) -> Text:
-    text = origins.render(reply.pieces) if reply.pieces else Text(reply.text, style=_STYLES[name])
+    text = display.colored(reply.pieces) if reply.pieces else Text(reply.text, style=_STYLES[name])
     text.rstrip()
     mark = (f"\n✗ {reply.problem}", "red") if reply.problem else ("\n✓ right", "green")
     return Text.assemble(text, mark, "" if reply.ended else ("\n✗ goes on and on", "red"))

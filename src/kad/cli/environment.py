@@ -8,9 +8,9 @@ import sys
 from typing import Any
 
 from rich.table import Table
-from rich.text import Text
 
 from kad import __version__
+from kad.cli import stdio
 from kad.errors import KadError
 from kad.hosts import HOSTS, TRANSFORMERS, Host, check, installed, release
 
@@ -35,16 +35,7 @@ def environment() -> dict[str, Any]:
 
 
 def render(found: dict[str, Any]) -> Table:
-    """The same for people: one line a fact, so that it can be pasted."""
-    table = Table.grid(padding=(0, 2))
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in _lines(found):
-        table.add_row(Text(name, style="bold cyan"), Text(value))
-    return table
-
-
-def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """The same for people."""
     processor, console = found["processor"], found["console"]
     lines = [
         ("kad", found["kad"]),
@@ -59,7 +50,7 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append((host["name"], f"{host['installed'] or 'not installed'}, tested {host['tested']}{note}"))
     lines += [(package, version) for package, version in found["packages"].items() if version is not None]
     lines += [("rule plugin", plugin) for plugin in found["rule_plugins"]]
-    return [*lines, ("problem", found["problem"] or "none")]
+    return stdio.facts([*lines, ("problem", found["problem"] or "none")])
 
 
 def _host(host: Host) -> dict[str, Any]:

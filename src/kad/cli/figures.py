@@ -47,12 +47,11 @@ def command(
 
     from kad.figures.data import FigureOptions, collect
 
-    embedded = models.pair in (None, "tiny") and models.base is None
     figures = collect(
         model,
         tokenizer,
         asked,
-        oracle=_oracle(oracle or ("tiny:big-aligned" if embedded else None), model),
+        oracle=_oracle(oracle or ("tiny:big-aligned" if models.embedded else None), model),
         settings=FigureOptions(max_new_tokens=questions.max_new_tokens, batch_size=questions.batch_size, budget=budget),
         progress=stdio.message,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from kad.cli import environment, loading, options, probing, stdio
+from kad.cli import environment, loading, options, stdio
 from kad.cli.flatten import Only
 from kad.cli.stdio import WRONG_INPUT
 from kad.errors import PairError, UsageError, VocabularyError
@@ -21,6 +21,7 @@ from kad.words import count_text, counted, size_text
 if TYPE_CHECKING:
     from kad.pair.config import KadConfig
     from kad.pair.sources import Source
+    from kad.text.prompts import Prompt
 
 EXAMPLES = (
     "kad info tiny",
@@ -63,7 +64,7 @@ class Description:
 
 
 def command(
-    given: options.Pair = None,
+    given: options.PairArgument = None,
     *,
     named: Annotated[options.ModelOptions, Only("base", "aligned", "reference", "base_prompt", "imported")],
     of_environment: Annotated[
@@ -109,7 +110,7 @@ def command(
         "draft_cost": models["aligned"].parameters / models["base"].parameters,
     }
     if probe and vocabulary["match"]:
-        found["probe"] = probing.run(named, probing.questions(named, prompts))
+        found["probe"] = probed(named, _probe_prompts(named, prompts))
     _show(found, lambda found: _render(found, models), as_json)
     for note in loading.doubts(sources, {role: model.parameters for role, model in models.items()}):
         stdio.message(f"note: {note}")
@@ -255,7 +256,7 @@ def _render(found: dict[str, Any], models: dict[str, Description]) -> Table:
     for role, model in models.items():
         lines.append((role, Text(model.name, style="bold")))
         lines += [("", Text(line)) for line in _model_lines(model)]
-    return probing.table([*lines, ("", Text()), *_fact_rows(found), *probing.rows(found.get("probe"))])
+    return stdio.facts([*lines, ("", ""), *_fact_rows(found), *probe_lines(found.get("probe"))])
 
 
 def _model_lines(model: Description) -> list[str]:
@@ -291,3 +292,43 @@ def _vocabulary_text(vocabulary: dict[str, Any]) -> Text:
     apart = f"; {foreign} not shared, left to the aligned model" if vocabulary["foreign"] else ""
     padding = f" (padded: {padded} rows)" if padded else ""
     return Text(f"one for all models, {counted(vocabulary['size'], 'token')}{padding}{apart}")
+
+
+def _probe_prompts(models: options.ModelOptions, prompts: Path | None) -> Sequence[Prompt]:
+    """What a pair is asked: the lines of a file, the embedded pair's own problems, or common requests."""
+    from kad.cli.questions import read_lines
+    from kad.figures.probe import PROMPTS
+    from kad.tiny.problems import problems
+
+    if prompts is not None:
+        return read_lines(prompts)
+    if models.pair == "tiny":
+        return [problem.question for problem in problems("held-out", len(PROMPTS))]
+    return PROMPTS
+
+
+def probed(models: options.ModelOptions, prompts: Sequence[Prompt], thinking: bool | None = None) -> dict[str, Any]:
+    """What the pair does on these prompts, as JSON, with what to try."""
+    from kad.figures.probe import probe
+
+    with stdio.stderr().status("Probing ..."):
+        found = probe(models.load(), prompts, thinking=thinking)
+    return {**asdict(found), "advice": found.advice()}
+
+
+def probe_lines(found: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """The same for people: name and text of every line."""
+    if found is None:
+        return []
+    alpha, deferred = found["deferred_mass"], found["sure_deferred"]
+    means = "" if alpha is None else f"deferred mass α {alpha:.3f}, "
+    there = "" if deferred is None else f"; deferred mass there {deferred:.3f}"
+    apart = [f"{row['base']!r} / {row['aligned']!r} ({row['positions']})" for row in found["disagreements"]]
+    return [
+        ("probe", f"{counted(found['answers'], 'greedy answer')}, {counted(found['positions'], 'token')}"),
+        ("", f"{means}acceptance {found['acceptance']:.3f}, both prefer the same token at {found['agreement']:.0%}"),
+        ("sure", f"the base model gives one token 0.9 or more at {found['sure']:.0%}{there}"),
+        ("", f"there the aligned model prefers another token: at {found['sure_apart']:.1%} of all"),
+        ("apart", f"base / aligned: {', '.join(apart)}" if apart else "nowhere"),
+        *(("try", text) for text in found["advice"]),
+    ]

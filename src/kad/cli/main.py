@@ -53,10 +53,6 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "analyze": (_LOOK, "Measure how close the rules come to the exact knapsack."),
 }
 
-# Command line arguments that are not ours go on to vLLM.
-_PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
-_CONTEXT_SETTINGS: Mapping[str, dict[str, Any]] = {"serve": _PASS_THROUGH}
-
 _OPTIONS = {"num_draft_tokens": "--draft-tokens"}
 
 INTERRUPTED = 130  # 128 + SIGINT
@@ -195,11 +191,7 @@ def load_command(name: str) -> Any:
         name,
         cls=KadCommand,
         help=_unwrap(module.command.__doc__ or COMMANDS[name][1]),
-        context_settings={
-            "help_option_names": ["-h", "--help"],
-            **_CONTEXT_SETTINGS.get(name, {}),
-            **getattr(module, "CONTEXT_SETTINGS", {}),
-        },
+        context_settings={"help_option_names": ["-h", "--help"], **getattr(module, "CONTEXT_SETTINGS", {})},
     )(flatten(module.command))
     command: Any = typer.main.get_command(single)
     command.examples = getattr(module, "EXAMPLES", ())

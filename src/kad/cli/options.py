@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 import typer
 
-from kad.engines.load import DTYPES, ENGINES, check_sources
+from kad.cli import loading, stdio
+from kad.engines.load import DTYPES, ENGINES, check_sources, load
 from kad.errors import KadError, UsageError
 from kad.options import Option, check_fields
 from kad.pair.base_prompt import BasePrompt
@@ -25,15 +26,43 @@ if TYPE_CHECKING:
     from kad.engines.load import Loaded
     from kad.engines.transformers.modeling import KadForCausalLM
 
-Model = str | None
 Json = Annotated[bool, Option("Print one JSON object, and nothing else, on standard output.", name="--json")]
 PromptFile = Annotated[Path | None, Option("Read the prompt from a file.", "FILE", "-f")]
 System = Annotated[str | None, Option("A system message before the conversation.", "TEXT")]
 Thinking = Annotated[bool | None, Option("For chat templates with a thinking switch (Qwen3).", shown="the template's")]
-Pair = Annotated[
+PairArgument = Annotated[
     str | None, typer.Argument(metavar="PAIR", help="A pair: a folder, a hub id, or tiny, the embedded one.")
 ]
 Raw = Annotated[bool, Option("Use the prompt without the chat template.")]
+
+
+def read_prompt(argument: str | None, file: Path | None) -> str:
+    """The prompt: the argument, a file, or standard input ("-", or nothing given and something piped in).
+
+    One newline at the end of a file or of standard input belongs to the file, not to the prompt.
+
+    Raises:
+        UsageError: no prompt, two of them, an empty one, or a file that cannot be read as UTF-8.
+    """
+    if argument is not None and file is not None:
+        raise UsageError("Give the prompt as an argument or with --file, not both.")
+    if argument is None and file is None and sys.stdin.isatty():
+        raise UsageError('No prompt. Give one as an argument (kad generate "..."), with --file, or on standard input.')
+    prompt = argument if argument not in (None, "-") else _text_of(file)
+    if prompt is None or not prompt.strip():
+        raise UsageError("The prompt is empty.")
+    return prompt
+
+
+def _text_of(file: Path | None) -> str:
+    name = "standard input" if file is None else str(file)
+    try:
+        raw = sys.stdin.buffer.read() if file is None else file.read_bytes()
+        return raw.decode("utf-8").removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{name} is not UTF-8 text (byte {error.start}). Convert it first.") from error
+    except OSError as error:
+        raise UsageError(f"Cannot read {name}: {error.strerror}.") from error
 
 
 def check_raw(raw: bool, system: str | None, thinking: bool | None) -> None:
@@ -84,16 +113,16 @@ class ModelOptions:
         Option("A pair: a folder written by kad pack, a hub id, or tiny, the embedded pair.", "PAIR", shown="tiny"),
     ] = None
     base: Annotated[
-        Model,
+        str | None,
         Option(
             "The big base model: a folder, a GGUF file, a hub id (organization/name or organization/name@revision) or "
             "tiny:NAME.",
             "MODEL",
         ),
     ] = None
-    aligned: Annotated[Model, Option("The small aligned model.", "MODEL")] = None
+    aligned: Annotated[str | None, Option("The small aligned model.", "MODEL")] = None
     reference: Annotated[
-        Model, Option("The small model that the aligned model was made from. Product rules need it.", "MODEL")
+        str | None, Option("The small model that the aligned model was made from. Product rules need it.", "MODEL")
     ] = None
     rule: Annotated[
         str | None,
@@ -198,12 +227,50 @@ class ModelOptions:
         check_sources(self.pair, self.base, self.aligned, self.reference)
 
     def load(self) -> Loaded:
-        """The composed model; see `kad.cli.loading.load_model`."""
-        from kad.cli import loading
-
-        return loading.load_model(self)
+        """The composed model: `kad.load` without the bars and remarks of Transformers."""
+        self.check_sources()
+        rule = loading.check_rule(self.rule)
+        loading.quiet_transformers()
+        model = load(
+            self.pair,
+            base=self.base,
+            aligned=self.aligned,
+            reference=self.reference,
+            rule=rule,
+            deferral_temperature=self.deferral_temperature,
+            base_prompt=self.base_prompt,
+            dtype=self.dtype,
+            device=self.device,
+            trust_remote_code=self.trust_remote_code,
+            engine=self.engine,
+            engine_options=self.engine_options,
+        )
+        sources = {role: str(source) for role, source in model.config.model_sources().items()}
+        for note in loading.doubts(sources, {role: facts.parameters for role, facts in model.facts.items()}):
+            stdio.message(f"note: {note}")
+        return model
 
     def load_in_transformers(self) -> KadForCausalLM:
         """The composed model, run by Transformers, for commands that need all models as modules of torch."""
         model: Any = replace(self, engine="transformers").load()
         return cast("KadForCausalLM", model)
+
+    @property
+    def embedded(self) -> bool:
+        """Whether they name the embedded pair."""
+        return self.pair in (None, "tiny") and self.base is None
+
+    def topic(self, prompt: str = "") -> str | None:
+        """What the embedded pair can talk about, for a prompt that it cannot answer: one without a number."""
+        if not self.embedded or any(sign.isdigit() for sign in prompt):
+            return None
+        return (
+            "the embedded pair knows word problems with sums and nothing else, such as: Ann has 5 pens. She buys 8 "
+            "more. How many? Two real models: kad demo --real"
+        )
+
+    def say_topic(self, prompt: str) -> None:
+        """`topic` as a note, for somebody who reads the messages."""
+        note = self.topic(prompt)
+        if note is not None and stdio.stderr().is_terminal:
+            stdio.message(f"note: {note}")

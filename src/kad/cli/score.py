@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from kad.cli import options, stdio
-from kad.cli.prompts import read_prompt
 from kad.options import Option
 from kad.words import counted
 
@@ -35,7 +34,7 @@ def command(
     The text stands alone, without a chat template. Perplexities are per token, per word and per byte. They are those of
     lm-eval's rolling log-likelihoods. Only models of one tokenizer can be compared per token.
     """
-    text = read_prompt(None, file)
+    text = options.read_prompt(None, file)
     model = models.load()
     from kad.text.perplexity import perplexity
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kad.cli.flatten import Without
-from kad.cli.options import ModelOptions, Pair
+from kad.cli.options import ModelOptions, PairArgument
 from kad.engines.load import ENGINES
 from kad.engines.vllm import host as vllm
 from kad.errors import UsageError
@@ -23,6 +23,7 @@ from kad.server.options import Listening
 if TYPE_CHECKING:
     from kad.pair.config import KadConfig
 
+# Command line arguments that are not ours go on to vLLM.
 CONTEXT_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 EXAMPLES = (
     "kad serve tiny --port 8000",
@@ -39,7 +40,7 @@ _MOST_DRAFT_TOKENS = 128
 
 def command(
     context: typer.Context,
-    given: Pair = None,
+    given: PairArgument = None,
     *,
     engine: Annotated[
         str,

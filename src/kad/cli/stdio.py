@@ -7,7 +7,7 @@ import io
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,10 @@ from rich.console import Console
 from kad.errors import UsageError
 
 if TYPE_CHECKING:
-    from kad.pair.sources import Source
+    from rich.table import Table
+    from rich.text import Text
 
+    from kad.pair.sources import Source
 
 WRONG_INPUT = 2
 """The exit code of a command that was asked for what cannot be."""
@@ -58,6 +60,19 @@ def stderr() -> Console:
 def message(text: str) -> None:
     """One line on standard error."""
     typer.echo(text, err=True)
+
+
+def facts(lines: Iterable[tuple[str, str | Text]], style: str = "bold cyan") -> Table:
+    """Names with what is said of them, a line each, which can be pasted."""
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(justify="right", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, text in lines:
+        grid.add_row(Text(name, style), Text(text) if isinstance(text, str) else text)
+    return grid
 
 
 def check_writable(file: Path) -> None:

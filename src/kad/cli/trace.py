@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kad.cli import loading, options, stdio
-from kad.cli.prompts import read_prompt
 from kad.errors import UsageError
 from kad.options import Option
 from kad.text.drafting import DraftTokens
@@ -71,13 +70,13 @@ def command(
     if stored is not None:
         _deliver(_read(stored), None if beside is None else _read(Path(beside)), out, every_position, as_json)
         return
-    question = read_prompt(prompt, file)
+    question = options.read_prompt(prompt, file)
     options.check_raw(raw, system, thinking)
-    answer = None if text is None else read_prompt(None, text)
+    answer = None if text is None else options.read_prompt(None, text)
     other = _stored(beside)
     if beside is not None and other is None:
         loading.check_rule(beside)
-    loading.say_topic(models, question)
+    models.say_topic(question)
     model = models.load()
     from kad.tracing.ask import trace
 

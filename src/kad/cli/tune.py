@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from kad.cli import evaluation_runs as shared
-from kad.cli import probing, stdio
+from kad.cli import info, stdio
 from kad.cli.flatten import Without
 from kad.cli.options import Json, ModelOptions
 from kad.cli.sweep import DEVELOPMENT, Grid, Parameter, RuleToSweep, Speculative
@@ -20,6 +20,7 @@ from kad.words import counted
 if TYPE_CHECKING:
     from kad.evaluation.choice import Choice
     from kad.evaluation.tasks.task import Task
+    from kad.text.prompts import Prompt
 
 EXAMPLES = (
     "kad tune --pair pair/ --rule dual --grid 0.1:0.9:0.1 --tasks kad_gsm8k_development --limit 200 --out runs/tune",
@@ -101,7 +102,7 @@ def command(
         stdio.print_json({**choice.to_dict(), "rule": chosen, "written": own_pair is not None, "probe": found})
     else:
         _show(choice)
-        stdio.stdout().print(probing.table(probing.rows(found)))
+        stdio.stdout().print(stdio.facts(info.probe_lines(found)))
 
 
 def _probe(models: ModelOptions, rule: str, tasks: Sequence[Task], engine: str) -> dict[str, Any] | None:
@@ -109,10 +110,19 @@ def _probe(models: ModelOptions, rule: str, tasks: Sequence[Task], engine: str) 
     try:
         if engine == "vllm":
             raise UsageError("vLLM gives no logits. Use kad info --probe.")
-        return probing.run(replace(models, rule=rule), probing.questions_of(tasks), thinking=False)
+        return info.probed(replace(models, rule=rule), _first_questions(tasks), thinking=False)
     except KadError as error:
         stdio.message(f"note: no probe: {error}")
         return None
+
+
+def _first_questions(tasks: Sequence[Task]) -> Sequence[Prompt]:
+    """The first questions of some tasks, in turn."""
+    from kad.figures.probe import PROMPTS
+
+    asked = [[question.conversation for question in task.questions(lambda messages: "")] for task in tasks]
+    turns = [rows[turn] for turn in range(max(map(len, asked))) for rows in asked if turn < len(rows)]
+    return turns[: len(PROMPTS)]
 
 
 def _own_pair(pair: str | None) -> Path:

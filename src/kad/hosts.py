@@ -111,10 +111,10 @@ def require(host: Host) -> None:
     Raises:
         HostError: it is.
     """
-    found = installed(host.package)
-    if found is not None and release(found) < release(host.minimum or host.oldest):
+    present = installed(host.package)
+    if present is not None and release(present) < release(host.minimum or host.oldest):
         raise HostError(
-            f"kad needs {host.name} {host.minimum or host.oldest} or newer, but {found} is installed. "
+            f"kad needs {host.name} {host.minimum or host.oldest} or newer, but {present} is installed. "
             f'Install a newer one: pip install "{host.requirement}"'
         )
 
@@ -164,11 +164,11 @@ def library(host: Host, module: str, needs: Iterable[Need]) -> Any:
     """
     check_installed(host, module)
     try:
-        found = import_module(module)
+        imported = import_module(module)
     except ImportError as error:
         raise moved(host, error) from error
     check(host, needs)
-    return found
+    return imported
 
 
 def check(host: Host, needs: Iterable[Need]) -> None:
@@ -189,12 +189,12 @@ def missing(need: Need) -> str | None:
     """What a host lacks, in words. None if it has everything."""
     place, _, path = need.name.partition(":")
     try:
-        found: Any = import_module(place)
+        value: Any = import_module(place)
         for name in path.split("."):
-            found = getattr(found, name)
+            value = getattr(value, name)
     except (ImportError, AttributeError):
         return need.name.replace(":", ".")
-    known = inspect.signature(found).parameters if need.parameters else {}
+    known = inspect.signature(value).parameters if need.parameters else {}
     lost = [name for name in need.parameters if name not in known]
     return f"parameter {lost[0]!r} of {need.name.replace(':', '.')}" if lost else None
 

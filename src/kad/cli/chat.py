@@ -38,7 +38,7 @@ EXAMPLES = (
 
 
 def command(
-    given: options.PairArgument = None,
+    pair_argument: options.PairArgument = None,
     *,
     system: options.System = None,
     thinking: options.Thinking = None,
@@ -52,7 +52,7 @@ def command(
     all commands. Ctrl-C stops an answer. Ctrl-D, or Ctrl-C twice, leaves. If you pipe text in, every line is a message
     or a command.
     """
-    models = models.of(given)
+    models = models.of(pair_argument)
     with stdio.stderr().status("Loading the models ..."):
         model = models.load()
         from kad.text.conversation import Conversation
@@ -199,8 +199,8 @@ class Chat:
             greedy: dict[str, Any] = {"top_k": None, "top_p": None, "min_p": None} if value == 0 else {}
             self.conversation.sampling = replace(now, temperature=value, **greedy)
         shown = self.conversation.sampling.temperature
-        said = "the aligned model's" if shown is None else f"{shown:g}"
-        stdio.message(f"temperature: {said}\n")
+        words = "the aligned model's" if shown is None else f"{shown:g}"
+        stdio.message(f"temperature: {words}\n")
 
     def retry(self, _: str) -> None:
         """/retry           answer the last message again"""
@@ -217,9 +217,9 @@ class Chat:
         if not name:
             raise UsageError("/save needs the name of a file, such as talk.json.")
         system = self.conversation.system
-        said = [{"role": "system", "content": system}] if system else []
+        head = [{"role": "system", "content": system}] if system else []
         try:
-            text = json.dumps({"messages": [*said, *self.conversation.turns]}, indent=1, ensure_ascii=False) + "\n"
+            text = json.dumps({"messages": [*head, *self.conversation.turns]}, indent=1, ensure_ascii=False) + "\n"
             Path(name).write_text(text, encoding="utf-8")
         except OSError as error:
             raise UsageError(f"Cannot write {name}: {error.strerror}.") from error
@@ -250,11 +250,11 @@ class Chat:
         answer, composition = self._last(), self.model.composition
         display.require_origins(composition)
         if answer.token_ids:
-            found = score_tokens(self.model, answer.prompt, answer.token_ids, composition)
-            assert found.base_share is not None
-            assert found.deferred_mass is not None
+            score = score_tokens(self.model, answer.prompt, answer.token_ids, composition)
+            assert score.base_share is not None
+            assert score.deferred_mass is not None
             texts = pieces(self.model.tokenizer, answer.token_ids)
-            display.print_origins(texts, found.base_share.tolist(), found.deferred_mass.tolist())
+            display.print_origins(texts, score.base_share.tolist(), score.deferred_mass.tolist())
 
     def show_help(self, _: str) -> None:
         """/help            this list"""

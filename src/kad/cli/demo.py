@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from kad.cli import display, loading, stdio
+from kad.cli import display, stdio
 from kad.cli.options import Json
 from kad.options import Option
 from kad.tracing import palette
@@ -118,7 +118,7 @@ def command(
     """
     console, messages = Console(quiet=as_json), stdio.stderr()
     started = time.perf_counter()
-    loading.quiet_transformers()
+    stdio.quiet_transformers()
     subject = _real_pair(messages) if real else _embedded_pair(problems, messages)
     replies = ask(subject, console, messages)
     seconds = time.perf_counter() - started

@@ -34,23 +34,23 @@ def environment() -> dict[str, Any]:
     }
 
 
-def render(found: dict[str, Any]) -> Table:
+def render(facts: dict[str, Any]) -> Table:
     """The same for people."""
-    processor, console = found["processor"], found["console"]
+    processor, console = facts["processor"], facts["console"]
     lines = [
-        ("kad", found["kad"]),
-        ("Python", found["python"]),
-        ("system", found["system"]),
+        ("kad", facts["kad"]),
+        ("Python", facts["python"]),
+        ("system", facts["system"]),
         ("console", f"{console['output']}, file names {console['files']}"),
         ("processor", f"{processor['cores']} cores, {processor['threads']} threads"),
-        ("devices", "; ".join(found["devices"]) or "no accelerator"),
+        ("devices", "; ".join(facts["devices"]) or "no accelerator"),
     ]
-    for host in found["hosts"].values():
+    for host in facts["hosts"].values():
         note = f" ({host['note']})" if host["note"] else ""
         lines.append((host["name"], f"{host['installed'] or 'not installed'}, tested {host['tested']}{note}"))
-    lines += [(package, version) for package, version in found["packages"].items() if version is not None]
-    lines += [("rule plugin", plugin) for plugin in found["rule_plugins"]]
-    return stdio.facts([*lines, ("problem", found["problem"] or "none")])
+    lines += [(package, version) for package, version in facts["packages"].items() if version is not None]
+    lines += [("rule plugin", plugin) for plugin in facts["rule_plugins"]]
+    return stdio.facts([*lines, ("problem", facts["problem"] or "none")])
 
 
 def _host(host: Host) -> dict[str, Any]:
@@ -74,15 +74,15 @@ def _threads() -> int:
 def _devices() -> list[str]:
     import torch
 
-    found = []
+    devices = []
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
-        found.append(f"cuda:{index} {properties.name}, {properties.total_memory / 2**30:.1f} GiB")
+        devices.append(f"cuda:{index} {properties.name}, {properties.total_memory / 2**30:.1f} GiB")
     if torch.backends.mps.is_available():
-        found.append("mps")
+        devices.append("mps")
     if torch.xpu.is_available():
-        found += [f"xpu:{index} {torch.xpu.get_device_name(index)}" for index in range(torch.xpu.device_count())]
-    return found
+        devices += [f"xpu:{index} {torch.xpu.get_device_name(index)}" for index in range(torch.xpu.device_count())]
+    return devices
 
 
 def _plugins() -> list[str]:

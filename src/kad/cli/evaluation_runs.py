@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from kad.cli import loading, stdio
+from kad.cli import stdio
 from kad.cli.options import ModelOptions
 from kad.engines.load import first_device
 from kad.evaluation.options import RunOptions, TaskOptions
@@ -45,7 +45,7 @@ def make_plan(models: ModelOptions, tasks: TaskOptions, run: RunOptions, methods
     Raises:
         UsageError: options that contradict each other, or a method whose model is not given.
     """
-    loading.quiet_transformers()
+    stdio.quiet_transformers()
     from kad.evaluation.evaluate import Plan
     from kad.evaluation.methods import parse_methods
 

@@ -43,14 +43,14 @@ def command(
     require_pyplot()  # a missing matplotlib is worth knowing before the models run
     model = models.load_in_transformers()
     tokenizer = model.tokenizer
-    asked = questions.load(tokenizer)
+    prompts = questions.load(tokenizer)
 
     from kad.figures.data import FigureOptions, collect
 
     figures = collect(
         model,
         tokenizer,
-        asked,
+        prompts,
         oracle=_oracle(oracle or ("tiny:big-aligned" if models.embedded else None), model),
         settings=FigureOptions(max_new_tokens=questions.max_new_tokens, batch_size=questions.batch_size, budget=budget),
         progress=stdio.message,

@@ -1,4 +1,6 @@
-"""The options that several commands share. Importing it is cheap: it needs `kad.options` and nothing else of kad.
+"""The options that several commands share, and what they stand for: a prompt, a composed model.
+
+Importing it is cheap: neither torch nor Transformers is loaded.
 
 Groups of options that belong to a part of the library are defined there, for example `RunOptions` in
 `kad.evaluation.options`.
@@ -8,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -15,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 import typer
 
-from kad.cli import loading, stdio
+from kad.cli import stdio
 from kad.engines.load import DTYPES, ENGINES, check_sources, load
 from kad.errors import KadError, UsageError
 from kad.options import Option, check_fields
@@ -25,6 +28,7 @@ from kad.pair.sources import resolve_pair
 if TYPE_CHECKING:
     from kad.engines.load import Loaded
     from kad.engines.transformers.modeling import KadForCausalLM
+    from kad.method.rules import Rule
 
 Json = Annotated[bool, Option("Print one JSON object, and nothing else, on standard output.", name="--json")]
 PromptFile = Annotated[Path | None, Option("Read the prompt from a file.", "FILE", "-f")]
@@ -73,6 +77,32 @@ def check_raw(raw: bool, system: str | None, thinking: bool | None) -> None:
     """
     if raw and (system is not None or thinking is not None):
         raise UsageError("--raw uses no chat template: --system and --thinking would do nothing.")
+
+
+def check_rule(rule: str | None) -> Rule | None:
+    """The rule, parsed; a bad one is refused before models are loaded for it.
+
+    Raises:
+        RuleError: naming the value and what is allowed.
+    """
+    if rule is None:
+        return None
+    from kad.method.rules import parse_rule
+
+    return parse_rule(rule)
+
+
+def doubts(names: Mapping[str, object], parameters: Mapping[str, int] | None = None) -> Iterator[str]:
+    """What is allowed but probably not meant.
+
+    Args:
+        names: the models by role, equal where they are the same model.
+        parameters: their sizes by role, where they are known.
+    """
+    if names["base"] == names["aligned"]:
+        yield "base and aligned are the same model; the composition is that model, if both get the same prompt."
+    elif parameters is not None and parameters["aligned"] > parameters["base"]:
+        yield "the aligned model is bigger than the base model; did you mix them up?"
 
 
 def checked_base_prompt(text: str) -> str:
@@ -229,8 +259,8 @@ class ModelOptions:
     def load(self) -> Loaded:
         """The composed model: `kad.load` without the bars and remarks of Transformers."""
         self.check_sources()
-        rule = loading.check_rule(self.rule)
-        loading.quiet_transformers()
+        rule = check_rule(self.rule)
+        stdio.quiet_transformers()
         model = load(
             self.pair,
             base=self.base,
@@ -246,7 +276,7 @@ class ModelOptions:
             engine_options=self.engine_options,
         )
         sources = {role: str(source) for role, source in model.config.model_sources().items()}
-        for note in loading.doubts(sources, {role: facts.parameters for role, facts in model.facts.items()}):
+        for note in doubts(sources, {role: facts.parameters for role, facts in model.facts.items()}):
             stdio.message(f"note: {note}")
         return model
 

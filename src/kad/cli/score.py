@@ -38,15 +38,15 @@ def command(
     model = models.load()
     from kad.text.perplexity import perplexity
 
-    found = perplexity(model, text, part_length=part_length)
+    scores = perplexity(model, text, part_length=part_length)
     units, who = ("tokens", "words", "bytes"), ("composed", "base", "aligned")
-    table = {name: {unit: found.of(name, unit) for unit in units} for name in who}
+    table = {name: {unit: scores.of(name, unit) for unit in units} for name in who}
     if as_json:
-        stdio.print_json({**found.to_dict(), "rule": str(model.composition.rule), "perplexity": table})
+        stdio.print_json({**scores.to_dict(), "rule": str(model.composition.rule), "perplexity": table})
         return
     _show(table, model.composition.rule)
-    mass = "" if found.deferred_mass is None else f"deferred mass {found.deferred_mass:.3f}, "
-    stdio.stdout().print(f"{counted(found.tokens, 'token')}, {mass}acceptance {found.acceptance:.3f}", soft_wrap=True)
+    mass = "" if scores.deferred_mass is None else f"deferred mass {scores.deferred_mass:.3f}, "
+    stdio.stdout().print(f"{counted(scores.tokens, 'token')}, {mass}acceptance {scores.acceptance:.3f}", soft_wrap=True)
 
 
 def _show(perplexities: dict[str, dict[str, float]], rule: object) -> None:

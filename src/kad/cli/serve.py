@@ -40,7 +40,7 @@ _MOST_DRAFT_TOKENS = 128
 
 def command(
     context: typer.Context,
-    given: PairArgument = None,
+    pair_argument: PairArgument = None,
     *,
     engine: Annotated[
         str,
@@ -78,7 +78,7 @@ def command(
 
     Requests may carry a rule of their own: "vllm_xargs": {"rule": "dual:threshold=0.6"} in the request's body.
     """
-    models = models.of(given)
+    models = models.of(pair_argument)
     if engine == "vllm" or (engine == "auto" and (dry_run or vllm.is_installed())):
         _serve_with_vllm(speculate, draft_tokens, repeatable, dry_run, listening, models, context.args)
     else:

@@ -6,8 +6,10 @@ import codecs
 import io
 import json
 import math
+import os
 import sys
 from collections.abc import Iterable, Mapping
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +64,19 @@ def message(text: str) -> None:
     typer.echo(text, err=True)
 
 
+def quiet_transformers() -> None:
+    """Silence Transformers' bars and remarks; errors still come as exceptions."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging
+
+    from kad.engines.transformers.loading import loading_bars
+
+    logging.set_verbosity_error()
+    loading_bars(False)
+    # Its lines about every retry say no more than the exception at the end.
+    getLogger("huggingface_hub").setLevel(ERROR)
+
+
 def facts(lines: Iterable[tuple[str, str | Text]], style: str = "bold cyan") -> Table:
     """Names with what is said of them, a line each, which can be pasted."""
     from rich.table import Table
@@ -101,12 +116,12 @@ def check_folder(folder: Path) -> None:
     Raises:
         UsageError: it cannot be made, or nothing can be written in it.
     """
-    made = not folder.exists()
+    is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".kad").touch()
         (folder / ".kad").unlink()
-        if made:
+        if is_new:
             folder.rmdir()
     except OSError as error:
         raise UsageError(f"Cannot write to the folder {folder}: {error.strerror}.") from error

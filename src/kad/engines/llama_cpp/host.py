@@ -69,5 +69,7 @@ def forget_messages() -> None:
 
 def reason() -> str:
     """Why llama.cpp failed, in its own words."""
-    found = [match[1] for line in _MESSAGES if (match := re.search(r"(?:error loading \w+|gguf_init\w*): (.+)", line))]
-    return (found[:1] or [line for line in _MESSAGES if line] or ["llama.cpp gives no reason"])[-1]
+    reasons = [
+        match[1] for line in _MESSAGES if (match := re.search(r"(?:error loading \w+|gguf_init\w*): (.+)", line))
+    ]
+    return (reasons[:1] or [line for line in _MESSAGES if line] or ["llama.cpp gives no reason"])[-1]

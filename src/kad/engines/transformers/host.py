@@ -95,11 +95,11 @@ def one_cache_name(options: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UsageError: the cache is given under two names.
     """
-    given = [name for name in CACHE_NAMES[:2] if options.get(name) is not None]
-    if len(given) > 1:
-        raise UsageError(f"A cache was given twice, as {' and as '.join(given)}. Give it once, as {CACHE}.")
+    names = [name for name in CACHE_NAMES[:2] if options.get(name) is not None]
+    if len(names) > 1:
+        raise UsageError(f"A cache was given twice, as {' and as '.join(names)}. Give it once, as {CACHE}.")
     renamed = {key: value for key, value in options.items() if key not in CACHE_NAMES[:2]}
-    return renamed | {CACHE: options[given[0]]} if given else renamed
+    return renamed | {CACHE: options[names[0]]} if names else renamed
 
 
 # Kinds of layers from which tokens can be taken back. Quantized layers inherit `crop` but keep most of their states out
@@ -184,11 +184,11 @@ class ComposedGeneration(GenerationMixin):
     ) -> dict[str, Any]:
         """As in Transformers, which drops streamer and tokenizer (for stop strings) where `custom_generate` is a
         callable: a callable that takes them gets them."""
-        given = {"streamer": streamer, "tokenizer": kwargs.get("tokenizer"), "assistant_model": assistant_model}
+        dropped = {"streamer": streamer, "tokenizer": kwargs.get("tokenizer"), "assistant_model": assistant_model}
         options: dict[str, Any] = super()._extract_generation_mode_kwargs(
             custom_generate, kwargs, synced_gpus, assistant_model, streamer
         )
         if callable(custom_generate):
             known = inspect.signature(custom_generate).parameters
-            options |= {key: value for key, value in given.items() if value is not None and key in known}
+            options |= {key: value for key, value in dropped.items() if value is not None and key in known}
         return options

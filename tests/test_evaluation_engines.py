@@ -7,7 +7,7 @@ import torch
 
 from kad import tiny
 from kad.errors import UsageError
-from kad.evaluation.engines.engine import Completion, Request
+from kad.evaluation.engines.engine import Completion, SampleRequest
 from kad.evaluation.engines.models import Models
 from kad.evaluation.engines.text_engine import TextEngine
 from kad.evaluation.evaluate import Plan
@@ -29,7 +29,7 @@ def engines() -> tuple[TextEngine, TextEngine]:
 def draw(engine: TextEngine, name: str, temperature: float) -> list[Completion]:
     method = parse_method(name)
     render = engine.renderer(method)
-    asked = [Request(render(one.messages()), 7, 24, temperature) for one in tiny.problems("development", 2)]
+    asked = [SampleRequest(render(one.messages()), 7, 24, temperature) for one in tiny.problems("development", 2)]
     if engine.batch_size(method, 2) == 2:
         return engine.generate(method, asked)
     return [found for one in asked for found in engine.generate(method, [one])]
@@ -61,7 +61,7 @@ def test_a_text_of_one_model_ends_with_its_context(engines: tuple[TextEngine, Te
     ours, method = engines[0], parse_method("base")
     limit = ours.models.part("base").facts.context_length
     prompt = " a" * (limit - 4)
-    (found,) = ours.generate(method, [Request(prompt, 0, 50, 0.0)])
+    (found,) = ours.generate(method, [SampleRequest(prompt, 0, 50, 0.0)])
     assert found.prompt_tokens + found.tokens == limit
     assert not found.finished
 

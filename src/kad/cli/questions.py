@@ -13,7 +13,7 @@ from kad.options import Option, check_fields
 from kad.text.prompts import render
 
 if TYPE_CHECKING:
-    from kad.figures.answers import Question
+    from kad.figures.answers import CheckedPrompt
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Questions:
         """Where the questions come from."""
         return str(self.prompts or self.task or "tiny")
 
-    def load(self, tokenizer: Any) -> list[Question]:
+    def load(self, tokenizer: Any) -> list[CheckedPrompt]:
         """The questions in the chat template of the aligned model.
 
         Raises:
@@ -66,10 +66,10 @@ class Questions:
         return _from_task(tokenizer, self.name, self.data_dir, self.limit)
 
 
-def _from_file(tokenizer: Any, path: Path, limit: int) -> list[Question]:
-    from kad.figures.answers import Question
+def _from_file(tokenizer: Any, path: Path, limit: int) -> list[CheckedPrompt]:
+    from kad.figures.answers import CheckedPrompt
 
-    return [Question(_chat(tokenizer, [{"role": "user", "content": line}])) for line in read_lines(path)[:limit]]
+    return [CheckedPrompt(_chat(tokenizer, [{"role": "user", "content": line}])) for line in read_lines(path)[:limit]]
 
 
 def read_lines(path: Path) -> list[str]:
@@ -87,18 +87,18 @@ def read_lines(path: Path) -> list[str]:
     return lines
 
 
-def _tiny(tokenizer: Any, limit: int) -> list[Question]:
-    from kad.figures.answers import Question
+def _tiny(tokenizer: Any, limit: int) -> list[CheckedPrompt]:
+    from kad.figures.answers import CheckedPrompt
     from kad.tiny.problems import problems
 
     drawn = problems("held-out", limit)
-    return [Question(_chat(tokenizer, problem.messages()), problem.is_correct) for problem in drawn]
+    return [CheckedPrompt(_chat(tokenizer, problem.messages()), problem.is_correct) for problem in drawn]
 
 
-def _from_task(tokenizer: Any, name: str, data_dir: Path | None, limit: int) -> list[Question]:
+def _from_task(tokenizer: Any, name: str, data_dir: Path | None, limit: int) -> list[CheckedPrompt]:
     from kad.evaluation.results.summary import metrics_of
     from kad.evaluation.tasks.task import chat_renderer, load_tasks
-    from kad.figures.answers import Question
+    from kad.figures.answers import CheckedPrompt
 
     def marker(task: Any, document: dict[str, Any]) -> Callable[[str], bool]:
         def is_right(text: str) -> bool:
@@ -108,7 +108,7 @@ def _from_task(tokenizer: Any, name: str, data_dir: Path | None, limit: int) -> 
         return is_right
 
     return [
-        Question(question.prompt, marker(task, question.document))
+        CheckedPrompt(question.prompt, marker(task, question.document))
         for task in load_tasks([name], limit=limit, data_dir=data_dir)
         for question in task.questions(chat_renderer(tokenizer))
     ]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from kad.figures.answers import Question, answer
+from kad.figures.answers import CheckedPrompt, answer
 from kad.figures.approximation import Approximation, approximation, concatenate
 from kad.method.knapsack import TOLERANCE, Exact
 from kad.method.rules import Dual, LinearProgram, Primal, Rule
@@ -82,7 +82,7 @@ def summarize(rows: Approximation, *, budget: float, threshold: float) -> dict[s
 def accuracies(
     model: KadForCausalLM,
     tokenizer: Any,
-    questions: Sequence[Question],
+    questions: Sequence[CheckedPrompt],
     *,
     budget: float,
     threshold: float,

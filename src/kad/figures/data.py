@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kad.errors import UsageError
-from kad.figures.answers import Answers, Question, answer
+from kad.figures.answers import Answers, CheckedPrompt, answer
 from kad.figures.approximation import LAMBDAS, Approximation, approximation, concatenate, entropy_difference
 from kad.method.rules import Dual, ImplicitReward, Nudging, Primal, Rule, parse_rule
 from kad.text.score import logits_of, score_tokens
@@ -54,7 +54,7 @@ class Measured:
 def collect(
     model: KadForCausalLM,
     tokenizer: Any,
-    questions: Sequence[Question],
+    questions: Sequence[CheckedPrompt],
     *,
     oracle: Any = None,
     settings: FigureOptions | None = None,
@@ -98,7 +98,7 @@ def rules_for(model: KadForCausalLM) -> list[Rule]:
 
 
 def measure(
-    model: KadForCausalLM, tokenizer: Any, questions: Sequence[Question], rule: Rule, settings: FigureOptions
+    model: KadForCausalLM, tokenizer: Any, questions: Sequence[CheckedPrompt], rule: Rule, settings: FigureOptions
 ) -> Measured:
     """Answer the questions under `rule`, and score the answers with the pair's models."""
     answers = answer(

@@ -20,7 +20,7 @@ from kad.tokens.vocabulary import Common
 
 
 @dataclass(frozen=True)
-class Part:
+class LoadedPart:
     """One loaded model and where it came from (None for an object without a path)."""
 
     model: PreTrainedModel
@@ -82,14 +82,14 @@ def loading_bars(shown: bool) -> None:
 
 def load_parts(
     models: Mapping[str, Any], own: Mapping[str, Mapping[str, Any] | None], shared: Mapping[str, Any]
-) -> dict[str, Part]:
+) -> dict[str, LoadedPart]:
     """Load every model that is not loaded yet, by role, once. `own` options are kept in the pair, `shared` ones win.
 
     Raises:
         PairError: a model cannot be found or loaded.
         UsageError: one object in two roles, with an adapter at work in it.
     """
-    parts: dict[str, Part] = {}
+    parts: dict[str, LoadedPart] = {}
     for role, model in models.items():
         if model is None:
             continue
@@ -102,23 +102,23 @@ def load_parts(
                     f"adapter too. Give the {bare[0]} model as a folder or a hub id."
                 )
             # Its own name is that of the model without the adapter.
-            parts[role] = Part(inner.eval(), None)
+            parts[role] = LoadedPart(inner.eval(), None)
             continue
         if isinstance(model, PreTrainedModel):
             name = getattr(model, "name_or_path", "")
-            parts[role] = Part(model.eval(), Source.parse(name) if name else None)
+            parts[role] = LoadedPart(model.eval(), Source.parse(name) if name else None)
             continue
         source = Source.parse(model)
         if own.get(role):
             source = Source(source.model, source.revision, {**source.kwargs, **(own[role] or {})})
         loaded = next((part for part in parts.values() if part.source == source), None)
-        parts[role] = loaded or Part(load_model(source, **shared), source)
+        parts[role] = loaded or LoadedPart(load_model(source, **shared), source)
     if any(part.source is not None and adapted(part.source) for part in parts.values()):
         share_weights([part.model for part in parts.values()])
     return parts
 
 
-def shared_vocabulary(parts: Mapping[str, Part]) -> Common:
+def shared_vocabulary(parts: Mapping[str, LoadedPart]) -> Common:
     """The vocabulary that all loaded models share; see `check_vocabularies`."""
     sizes = {role: int(part.model.config.get_text_config().vocab_size) for role, part in parts.items()}
     return check_vocabularies(sizes, {role: part.source for role, part in parts.items()})

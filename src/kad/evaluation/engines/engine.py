@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Request:
+class SampleRequest:
     """One sample to draw. The seed is the sample's own, so it comes out the same in whatever company it is
     drawn."""
 
@@ -68,7 +68,7 @@ class Completion:
         )
 
 
-def sampling_of(request: Request) -> Sampling:
+def sampling_of(request: SampleRequest) -> Sampling:
     """Nothing but the temperature acts on log pi."""
     head: dict[str, Any] = {"top_k": 0, "top_p": 1.0} if request.temperature > 0 else {}
     return Sampling(
@@ -91,7 +91,7 @@ class Engine(Protocol):
         """How many requests the method takes at once, at most `wanted`."""
         ...
 
-    def generate(self, method: Method, requests: Sequence[Request]) -> list[Completion]:
+    def generate(self, method: Method, requests: Sequence[SampleRequest]) -> list[Completion]:
         """One completion for each request, in their order."""
         ...
 

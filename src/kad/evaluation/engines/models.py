@@ -13,7 +13,7 @@ from kad.engines.files import engines_of
 from kad.engines.load import load_one
 from kad.engines.pair import Pair, vocabulary_of
 from kad.engines.protocols import Model
-from kad.engines.transformers.loading import Part, load_model, shared_vocabulary
+from kad.engines.transformers.loading import LoadedPart, load_model, shared_vocabulary
 from kad.engines.transformers.modeling import KadForCausalLM
 from kad.errors import OptionError, UsageError
 from kad.evaluation.methods import Method
@@ -201,7 +201,9 @@ class Models:
         return self._composed[1]
 
     def _in_transformers(self, config: KadConfig, parts: Mapping[str, PreTrainedModel]) -> KadForCausalLM:
-        config.set_vocabulary(shared_vocabulary({role: Part(part, self.source(role)) for role, part in parts.items()}))
+        config.set_vocabulary(
+            shared_vocabulary({role: LoadedPart(part, self.source(role)) for role, part in parts.items()})
+        )
         model = KadForCausalLM(config, **parts)
         if config.base_tokenizer == OWN:
             model.base_tokenizer = shared_tokenizer(self.source("base"))

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from kad.engines.pair import Pair
 from kad.engines.transformers.modeling import KadForCausalLM
 from kad.errors import UsageError
-from kad.evaluation.engines.engine import Completion, Request, sampling_of
+from kad.evaluation.engines.engine import Completion, SampleRequest, sampling_of
 from kad.evaluation.engines.models import Models
 from kad.evaluation.methods import Method
 from kad.evaluation.tasks.task import Continuation, Renderer, chat_renderer
@@ -51,7 +51,7 @@ class TextEngine:
         decodes in batches."""
         return wanted if method.speculation is None and self.models.in_transformers else 1
 
-    def generate(self, method: Method, requests: Sequence[Request]) -> list[Completion]:
+    def generate(self, method: Method, requests: Sequence[SampleRequest]) -> list[Completion]:
         """See `Engine`. All requests of a call share `max_new_tokens` and `temperature`."""
         model, tokenizer = self.models.model(method), self.models.tokenizer(method)
         alone = self.models.asked_alone(method)
@@ -74,7 +74,7 @@ class TextEngine:
         completions = [self._complete(model, answer) for answer in answers]
         return completions if alone is None else [_before(completion, alone.stops) for completion in completions]
 
-    def _context(self, model: Any, tokenizer: Any, request: Request) -> Context:
+    def _context(self, model: Any, tokenizer: Any, request: SampleRequest) -> Context:
         # The template has already written all special tokens.
         ids = tokenizer(request.prompt, add_special_tokens=False).input_ids
         if not isinstance(model, COMPOSED):

@@ -15,7 +15,7 @@ from kad.engines.vllm.host import check_installed
 from kad.engines.vllm.model import VllmModel
 from kad.engines.vllm.pair import VllmPair
 from kad.errors import UsageError
-from kad.evaluation.engines.engine import Completion, Request, sampling_of
+from kad.evaluation.engines.engine import Completion, SampleRequest, sampling_of
 from kad.evaluation.engines.models import settings_of, speaker
 from kad.evaluation.methods import Method
 from kad.evaluation.tasks.task import Continuation, Renderer, chat_renderer
@@ -66,7 +66,7 @@ class VllmEngine:
         """See `Engine`."""
         return wanted
 
-    def generate(self, method: Method, requests: Sequence[Request]) -> list[Completion]:
+    def generate(self, method: Method, requests: Sequence[SampleRequest]) -> list[Completion]:
         """See `Engine`. The first completion has the speculation counts of the whole batch."""
         model, tokenizer, way = self._model(method), self._tokenizer(method), method.speculation
         model.generation_config = settings_of(method, self._sources, tokenizer)

@@ -31,7 +31,7 @@ def register() -> None:
     from kad.engines.vllm.plugin.support import PairSupport
     from kad.method.rules import registry
 
-    ModelRegistry.register_model(ARCHITECTURE, f"kad.engines.vllm.plugin.model:{ARCHITECTURE}")
+    ModelRegistry.register_model(ARCHITECTURE, "kad.engines.vllm.plugin.model:PairModel")
     _CONFIG_REGISTRY[MODEL_TYPE] = PairView
     MODEL_ARCH_CONFIG_CONVERTORS[MODEL_TYPE] = PairArchitecture
     MODELS_CONFIG_MAP[ARCHITECTURE] = PairSupport

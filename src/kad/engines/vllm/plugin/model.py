@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _BLOCK_ELEMENTS = 1 << 26
 
 
-class KadForCausalLM(nn.Module):
+class PairModel(nn.Module):
     """Base, aligned and, if the pair has one, reference model under one roof, with a KV cache each.
 
     The hidden states it hands to vLLM are those of its parts side by side, and two columns with the number of the

@@ -62,7 +62,7 @@ def test_composed_tokens_are_colored_by_who_decided_them():
     text = demo._cell(demo.COMPOSED, demo.Reply("First, 24 + 13 = 37. The answer is", "wrong", True, pieces=pieces))
     assert text.plain.splitlines()[0] == "First, 24 + 13 = 37. The answer is"
     styles = [str(span.style) for span in text.spans]
-    assert styles[:2] == [demo._STYLES[demo.ALIGNED], demo._STYLES[demo.BASE]]
+    assert styles[:2] == [f"{demo._STYLES[demo.ALIGNED]} underline", demo._STYLES[demo.BASE]]
     assert "underline" not in styles[2]
 
 

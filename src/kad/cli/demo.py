@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 EXAMPLES = ("kad demo", "kad demo --problems 200", "kad demo --real", "kad demo --json")
 
 BASE, ALIGNED, COMPOSED, BOUND = "base alone", "aligned alone", "composed", "big aligned (upper bound)"
-_STYLES = {BASE: palette.style(1.0), ALIGNED: palette.style(0.0), COMPOSED: "bold", BOUND: "dim"}
+_STYLES = {BASE: palette.color(1.0), ALIGNED: palette.color(0.0), COMPOSED: "bold", BOUND: "dim"}
 _AT_ONCE = 16
 _NEXT = (
     ("kad demo --real", "the same with two real models"),
@@ -116,7 +116,8 @@ def command(
     The big base model calculates well but does not keep the asked form. The small aligned model keeps the form but
     calculates badly. The demo shows three problems side by side, then the accuracy on held-out problems.
     """
-    console, messages = Console(quiet=as_json), stdio.stderr()
+    console, messages = stdio.stdout(), stdio.stderr()
+    console.quiet = as_json
     started = time.perf_counter()
     stdio.quiet_transformers()
     subject = _real_pair(messages) if real else _embedded_pair(problems, messages)
@@ -210,8 +211,8 @@ def lacks_fact(text: str, accepted: str) -> str | None:
 def ask(subject: Subject, console: Console, messages: Console) -> dict[str, list[Reply]]:
     """The replies of every model to every question. The first ones are shown as they come."""
     console.print(f"\n{subject.about}, composed by [bold]{subject.pair.rule}[/bold].")
-    base, aligned = ("base model", _STYLES[BASE]), ("aligned model", _STYLES[ALIGNED])
-    console.print(Text.assemble("Tokens decided by the ", base, " and by the ", aligned, "."))
+    legend = display.colored([("base model", 1.0)]), " and by the ", display.colored([("aligned model", 0.0)])
+    console.print(Text.assemble("Tokens decided by the ", *legend, ".\n"))
     replies: dict[str, list[Reply]] = {name: [] for name in subject.models}
     first = subject.questions[: subject.shown]
     for number, question in enumerate(first, 1):
@@ -279,7 +280,7 @@ def side_by_side(question: tuple[str, str], replies: Mapping[str, Reply]) -> Gro
     for name in replies:
         table.add_column(Text(name, style=_STYLES[name]), ratio=1)
     table.add_row(*(_cell(name, reply) for name, reply in replies.items()))
-    return Group("", Text.assemble((question[0], "bold"), (f" ({question[1]})", "dim")), table)
+    return Group(Text.assemble((question[0], "bold"), (f" ({question[1]})", "dim")), table)
 
 
 def _cell(name: str, reply: Reply) -> Text:

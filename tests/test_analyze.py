@@ -17,7 +17,7 @@ from conftest import make_tokenizer
 from kad.cli.main import app
 from kad.errors import UsageError
 from kad.figures.analysis import accuracies, approximation_on, summarize
-from kad.figures.answers import Question, answer
+from kad.figures.answers import CheckedPrompt, answer
 from kad.figures.approximation import approximation, concatenate
 from kad.rules import Primal
 
@@ -105,7 +105,7 @@ def test_summary_is_of_the_columns(logits: tuple[torch.Tensor, torch.Tensor]) ->
 
 
 def test_accuracy_of_all_four(model: kad.KadForCausalLM) -> None:
-    questions = [Question(text, lambda answer: "a" in answer) for text in ("one", "two and")]
+    questions = [CheckedPrompt(text, lambda answer: "a" in answer) for text in ("one", "two and")]
     marks = accuracies(
         model, make_tokenizer(), questions,
         budget=0.9, threshold=0.2, max_new_tokens=8, batch_size=2, sampled=True, seed=1,
@@ -115,7 +115,7 @@ def test_accuracy_of_all_four(model: kad.KadForCausalLM) -> None:
 
 
 def test_positions_of_answers_are_scored_once_each(model: kad.KadForCausalLM) -> None:
-    text = answer(model, make_tokenizer(), [Question("one"), Question("two")], Primal(0.9), max_new_tokens=6)
+    text = answer(model, make_tokenizer(), [CheckedPrompt("one"), CheckedPrompt("two")], Primal(0.9), max_new_tokens=6)
     done: list[int] = []
     rows = approximation_on(model, text.answers, budget=0.9, threshold=0.4, progress=done.append)
     assert len(rows.bound) == text.tokens

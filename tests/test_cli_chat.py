@@ -20,9 +20,9 @@ from typer.testing import CliRunner
 
 import kad
 from conftest import make_tokenizer
-from kad.cli.conversation import Chat, stoppable
+from kad.cli.chat import Chat, stoppable
+from kad.cli.display import Wrapper
 from kad.cli.main import app
-from kad.cli.wrapping import Wrapper
 from kad.errors import RuleError, UsageError
 from kad.text.conversation import Conversation
 from kad.text.sampling import Sampling

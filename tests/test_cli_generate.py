@@ -17,7 +17,7 @@ import kad
 from cli_runs import as_json, generate, make_tiny_tokenizer
 from conftest import make_tokenizer
 from kad import tiny
-from kad.cli import origins
+from kad.tracing import palette
 
 QUESTION = "Mia has 24 apples. She buys 13 more. Then she loses 9 of them. How many apples does she have now?"
 
@@ -214,10 +214,10 @@ def without_escapes(text: str) -> str:
 def test_the_two_ends_of_the_colors() -> None:
     for rule, share in (("base_only", 1.0), ("aligned_only", 0.0)):
         assert as_json(generate(QUESTION, "--rule", rule, "--json", "-n", "5"))["base_share"] == [share] * 5
-    assert origins.color(1.0) == "#2f86d6"
-    assert origins.color(0.0) == "#c96a00"
-    assert "underline" in origins.style(0.49)
-    assert "underline" not in origins.style(0.51)
+    assert palette.color(1.0) == "#2f86d6"
+    assert palette.color(0.0) == "#c96a00"
+    assert "underline" in palette.style(0.49)
+    assert "underline" not in palette.style(0.51)
 
 
 def test_stats_stand_on_standard_error() -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from kad.cli import progress
+from kad.cli import evaluation_runs
+from kad.cli.evaluation_runs import ProgressLines
 from kad.cli.main import app
-from kad.cli.progress import Lines
 
 
 def call(*arguments: object, code: int = 0) -> Any:
@@ -88,7 +88,7 @@ def test_a_good_place_is_left_as_it_is_until_the_result(tmp_path: Path, monkeypa
 
 def test_progress_through_a_pipe_is_a_line_now_and_then() -> None:
     written: list[str] = []
-    told = Lines(1000, written.append)
+    told = ProgressLines(1000, written.append)
     for _ in range(1000):
         told("kad_tiny · dual", 1)
     assert 20 <= len(written) <= 21
@@ -103,4 +103,4 @@ def test_progress_of_an_evaluation_reaches_a_pipe(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0 s"), (29, "29 s"), (90, "2 min"), (5400, "1.5 h")])
 def test_durations(seconds: float, text: str) -> None:
-    assert progress._duration(seconds) == text
+    assert evaluation_runs._duration(seconds) == text

@@ -11,7 +11,7 @@ from kad import tiny
 from kad.engines.protocols import Model
 from kad.engines.transformers.model import TransformersModel
 from kad.errors import UsageError
-from kad.evaluation.engine import Completion, Engine, Request
+from kad.evaluation.engine import Completion, Engine, SampleRequest
 from kad.evaluation.evaluate import Plan
 from kad.evaluation.methods import Method, parse_method, parse_methods
 from kad.evaluation.options import RunOptions
@@ -47,7 +47,7 @@ def engines() -> tuple[Engine, Engine]:
 def draw(engine: Engine, name: str, temperature: float) -> list[Completion]:
     method = parse_method(name)
     render = engine.renderer(method)
-    asked = [Request(render(one.messages()), 7, 24, temperature) for one in tiny.problems("development", 2)]
+    asked = [SampleRequest(render(one.messages()), 7, 24, temperature) for one in tiny.problems("development", 2)]
     if engine.batch_size(method, 2) == 2:
         return engine.generate(method, asked)
     return [found for one in asked for found in engine.generate(method, [one])]
@@ -77,7 +77,7 @@ def test_a_text_of_one_model_ends_with_its_context(engines: tuple[Engine, Engine
     ours, method = engines[0], parse_method("base")
     limit = ours.model("base").facts.context_length
     prompt = " a" * (limit - 4)
-    (found,) = ours.generate(method, [Request(prompt, 0, 50, 0.0)])
+    (found,) = ours.generate(method, [SampleRequest(prompt, 0, 50, 0.0)])
     assert found.prompt_tokens + found.tokens == limit
     assert not found.finished
 

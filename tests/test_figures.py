@@ -17,13 +17,15 @@ from conftest import make_model, make_tokenizer
 from kad.cli.main import app
 from kad.engines.transformers.model import TransformersModel
 from kad.errors import UsageError
-from kad.figures.answers import Question, answer
+from kad.figures.answers import CheckedPrompt, answer
 from kad.figures.approximation import LAMBDAS, approximation, entropy_difference
 from kad.figures.data import FigureOptions, collect
 from kad.rules import parse_rule
 
 SETTINGS = FigureOptions(max_new_tokens=8, batch_size=2)
-QUESTIONS = [Question(text, lambda answer: len(answer) % 2 == 0) for text in ("one and two", "three?", "fourth one")]
+QUESTIONS = [
+    CheckedPrompt(text, lambda answer: len(answer) % 2 == 0) for text in ("one and two", "three?", "fourth one")
+]
 
 
 @pytest.fixture(scope="module")

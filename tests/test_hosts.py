@@ -26,7 +26,7 @@ from kad.errors import HostError, UsageError
 from kad.evaluation import host as lm_eval
 from kad.hosts import HOSTS, LM_EVAL, TRANSFORMERS, Need, check, installed, missing, moved
 
-NEEDED = [*transformers.NEEDS, *lm_eval.TASK_NEEDS, *lm_eval.MODEL_NEEDS]
+NEEDED = [*transformers.NEEDS, *lm_eval.NEEDS, *lm_eval.MODEL_NEEDS]
 HOST_OF = {"transformers": TRANSFORMERS, "lm_eval": LM_EVAL}
 SOURCES = Path(kad.__file__).parent
 pytestmark = pytest.mark.core

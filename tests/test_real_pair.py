@@ -15,7 +15,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import needs
-from kad.cli import demo_real
+from kad.cli import demo
 from kad.cli.main import app
 from kad.errors import MissingExtraError, PairError
 from kad.evaluation.tasks import extract
@@ -95,21 +95,25 @@ def test_the_files_are_copied_once(cache: Path, monkeypatch: pytest.MonkeyPatch)
 def test_the_examples_of_the_prompt_are_no_questions_of_the_task() -> None:
     rows = dict(line.split("\t") for line in FACTS.read_text(encoding="utf-8").splitlines())
     assert not {question for question, _ in real_pair.BASE_PROMPT.examples} & rows.keys()
-    assert all(rows[question].split("|") for question, _ in demo_real.QUESTIONS)
-    for question, accepted in demo_real.QUESTIONS:
+    assert all(rows[question].split("|") for question, _ in demo.FACTS)
+    for question, accepted in demo.FACTS:
         assert set(accepted.split("|")) <= set(rows[question].split("|")), question
 
 
 def test_answers_stand_side_by_side_with_their_marks() -> None:
-    answers = {
-        demo_real.BASE: demo_real._shown("It is Sydney. Question: and", False, "Canberra"),
-        demo_real.ALIGNED: demo_real._shown("Sydney.", True, "Canberra"),
-        demo_real.COMPOSED: demo_real._shown(
-            "It is Canberra.", True, "Canberra", [("It is", 0.1), (" Canberra.", 0.9)]
-        ),
+    pieces = [("It is", 0.1), (" Canberra.", 0.9)]
+    texts = {demo.BASE: "It is Sydney. Question: and", demo.ALIGNED: "Sydney.", demo.COMPOSED: "It is Canberra."}
+    replies = {
+        name: demo.Reply(
+            text,
+            demo.lacks_fact(text, "Canberra"),
+            ended=name != demo.BASE,
+            pieces=pieces if name == demo.COMPOSED else (),
+        )
+        for name, text in texts.items()
     }
     console = Console(width=90, record=True, file=io.StringIO())
-    console.print(demo_real._table("What is the capital of Australia?", answers))
+    console.print(demo.side_by_side(("What is the capital of Australia?", "Canberra"), replies))
     text = console.export_text()
     assert text.count("✗ wrong") == 2
     assert text.count("✓ right") == text.count("✗ goes on and on") == 1
@@ -124,11 +128,11 @@ def test_the_demo_of_the_real_pair() -> None:
     found = json.loads(result.stdout)
     assert len(found["questions"]) == 10
     right = {
-        name: sum(asked["answers"][name]["right"] for asked in found["questions"])
-        for name in (demo_real.BASE, demo_real.ALIGNED, demo_real.COMPOSED)
+        name: sum(asked["answers"][name]["problem"] is None for asked in found["questions"])
+        for name in (demo.BASE, demo.ALIGNED, demo.COMPOSED)
     }
-    assert right[demo_real.COMPOSED] >= 5
+    assert right[demo.COMPOSED] >= 5
     for asked in found["questions"]:
-        composed = asked["answers"][demo_real.COMPOSED]
+        composed = asked["answers"][demo.COMPOSED]
         assert "".join(text for text, _ in composed["pieces"]).strip() == composed["text"]
         assert "Question:" not in composed["text"]

@@ -363,12 +363,12 @@ def test_noise_draws_from_the_softmax_by_the_rows_own_seed() -> None:
 def test_figures_and_analysis_respect_the_deferral_temperature(models_: dict[str, Any]) -> None:
     """They say of an answer what its trace says."""
     from kad.figures.analysis import approximation_on
-    from kad.figures.answers import Question
+    from kad.figures.answers import CheckedPrompt
     from kad.figures.data import FigureOptions, measure
 
     model = kad.KadForCausalLM.from_models(**models_, rule="dual:threshold=0.2", deferral_temperature=3.0)
     model.tokenizer = make_tokenizer()
-    questions, settings = [Question("one and two"), Question("three?")], FigureOptions(max_new_tokens=8)
+    questions, settings = [CheckedPrompt("one and two"), CheckedPrompt("three?")], FigureOptions(max_new_tokens=8)
     found = measure(model, model.tokenizer, questions, parse_rule("dual:threshold=0.2"), settings)
     for answer, alpha, beta in zip(found.answers.answers, found.alpha, found.beta, strict=True):
         positions = kad.trace(model, answer.prompt_ids, answer.token_ids).positions

@@ -5,20 +5,23 @@ import json
 from contextlib import redirect_stdout
 
 import pytest
+from typer.testing import CliRunner
 
+import kad
 from kad import tiny
 from kad.cli import demo
+from kad.cli.main import app
 
 
 @pytest.fixture(scope="module")
 def printed():
     """What `kad demo` prints of one measurement: the page, and the JSON."""
-    found, measure = [], demo._measure
+    replies, ask = [], demo.ask
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COLUMNS", "120")
-        patch.setattr(demo, "_measure", lambda *asked: found.append(measure(*asked)) or found[0])
+        patch.setattr(demo, "ask", lambda *subject: replies.append(ask(*subject)) or replies[0])
         page = said(as_json=False)
-        patch.setattr(demo, "_measure", lambda *asked: found[0])
+        patch.setattr(demo, "ask", lambda *subject: replies[0])
         return page, said(as_json=True)
 
 
@@ -33,13 +36,13 @@ def test_json_is_one_object_with_answers_origins_and_accuracies(printed):
     assert found["rule"] == "dual:threshold=0.4"
     assert set(found["accuracy"]) == {demo.BASE, demo.ALIGNED, demo.COMPOSED, demo.BOUND}
     assert all(share * 4 == round(share * 4) for share in found["accuracy"].values())
-    assert [shown["question"] for shown in found["problems"]] == [p.question for p in tiny.problems("held-out", 3)]
-    for shown in found["problems"]:
+    assert [shown["question"] for shown in found["questions"]] == [p.question for p in tiny.problems("held-out", 3)]
+    for shown in found["questions"]:
         assert set(shown["answers"]) == {demo.BASE, demo.ALIGNED, demo.COMPOSED}
         composed = shown["answers"][demo.COMPOSED]
-        assert composed["correct"] == (tiny.boxed(composed["text"]) == str(shown["answer"]))
-        assert max(shown["base_share"]) > 0.5
-        assert min(shown["base_share"]) < 0.5
+        assert (composed["problem"] is None) == (tiny.boxed(composed["text"]) == shown["answer"])
+        assert max(share for _, share in composed["pieces"]) > 0.5
+        assert min(share for _, share in composed["pieces"]) < 0.5
     assert found["tokens_per_second"] > 0
 
 
@@ -55,32 +58,29 @@ def test_page_shows_three_problems_the_accuracies_and_what_to_try_next(printed):
 
 
 def test_composed_tokens_are_colored_by_who_decided_them():
-    answer = tiny_answer()
-    text = demo._colored(answer, [1.0, 0.0] + [0.5] * (len(answer.token_ids) - 2))
-    assert text.plain == answer.text
-    styles = [span.style for span in text.spans]
-    assert styles[:3] == [demo._STYLES[demo.BASE], demo._STYLES[demo.ALIGNED], demo._STYLES[demo.BASE]]
+    pieces = [("First, 24 + 13 = ", 0.0), ("37", 1.0), (". The answer is", 0.5)]
+    text = demo._cell(demo.COMPOSED, demo.Reply("First, 24 + 13 = 37. The answer is", "wrong", True, pieces=pieces))
+    assert text.plain.splitlines()[0] == "First, 24 + 13 = 37. The answer is"
+    styles = [str(span.style) for span in text.spans]
+    assert styles[:2] == [f"{demo._STYLES[demo.ALIGNED]} underline", demo._STYLES[demo.BASE]]
+    assert "underline" not in styles[2]
+
+
+def test_the_answers_are_those_of_kad_generate(printed):
+    for shown in json.loads(printed[1])["questions"]:
+        done = CliRunner().invoke(app, ["generate", shown["question"], "--pair", "tiny"])
+        assert done.stdout.strip() == shown["answers"][demo.COMPOSED]["text"]
 
 
 def test_origins_follow_the_deferral_temperature():
     """What the demo says of an answer is what its trace says."""
-    import kad
-    from kad.tiny.measure import attempt
-
     pair = kad.KadForCausalLM.from_pretrained("tiny", deferral_temperature=3.0, dtype="float32")
-    written = attempt(pair, pair.tokenizer, tiny.problems("held-out", 1))[0]
-    positions = kad.trace(pair, written.prompt_ids, written.token_ids).positions
-    traced = [position.base_share for position in positions]
-    assert demo._base_shares(pair, written) == pytest.approx(traced, abs=1e-4)
+    question = tiny.problems("held-out", 1)[0].question
+    subject = demo.Subject(pair, "", [(question, "277")], "problems", 1, demo.lacks_box, 112, "")
+    [reply] = demo._replies(subject, demo.COMPOSED, subject.questions)
+    written = kad.generate(pair, question, sampling=kad.Sampling(max_new_tokens=112, temperature=0))
+    assert written.text.strip() == reply.text
+    traced = [position.base_share for position in kad.trace(pair, written.prompt_ids, written.token_ids).positions]
+    assert [share for _, share in reply.pieces] == pytest.approx(traced, abs=1e-4)
     cold = kad.score(pair, written.prompt_ids, written.token_ids, deferral_temperature=1.0).base_share
     assert max(abs(one - other) for one, other in zip(traced, cold.tolist(), strict=True)) > 0.1
-
-
-def tiny_answer():
-    from transformers import AutoTokenizer
-
-    from kad.tiny.measure import Attempt
-
-    text = "First, 24 + 13 = 37. The answer is \\boxed{37}."
-    ids = AutoTokenizer.from_pretrained(tiny.path("small-aligned"))(text)["input_ids"]
-    return Attempt(tiny.problems("held-out", 1)[0], [], ids, text)

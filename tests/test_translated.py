@@ -21,7 +21,7 @@ from kad.engines.pair import Pair
 from kad.engines.protocols import Facts
 from kad.engines.translated import Languages, Translated
 from kad.errors import RuleError, UsageError, VocabularyError
-from kad.evaluation.engine import Engine, Request
+from kad.evaluation.engine import Engine, SampleRequest
 from kad.evaluation.methods import parse_method
 from kad.figures.probe import SURE, probe
 from kad.method.composition import Composition
@@ -258,7 +258,7 @@ def test_an_evaluation_asks_the_base_model_alone_in_its_own_tokens(where: dict[s
     engine = Engine({role: Source.parse(place) for role, place in where.items()})
     method, asked = parse_method("base"), "Question: What is it?\nAnswer:"
     assert engine.renderer(method)([{"role": "user", "content": "What is it?"}]) == asked
-    (found,) = engine.generate(method, [Request(asked, 0, 8, 0.0)])
+    (found,) = engine.generate(method, [SampleRequest(asked, 0, 8, 0.0)])
     tokenizer = load_tokenizer(Source.parse(where["base"]))
     ids = tokenizer(asked, return_tensors="pt").input_ids
     wanted = engine.model("base").model.generate(ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :]

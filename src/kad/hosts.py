@@ -111,10 +111,10 @@ def require(host: Host) -> None:
     Raises:
         HostError: it is.
     """
-    found = installed(host.package)
-    if found is not None and release(found) < release(host.minimum or host.oldest):
+    present = installed(host.package)
+    if present is not None and release(present) < release(host.minimum or host.oldest):
         raise HostError(
-            f"kad needs {host.name} {host.minimum or host.oldest} or newer, but {found} is installed. "
+            f"kad needs {host.name} {host.minimum or host.oldest} or newer, but {present} is installed. "
             f'Install a newer one: pip install "{host.requirement}"'
         )
 
@@ -125,15 +125,23 @@ class Need:
 
     Attributes:
         name: "package.module:Class.attribute".
-        purpose: what kad does with it.
-        instead: what could replace it if the host removes it.
         parameters: the parameters of this callable that kad uses by name.
     """
 
     name: str
-    purpose: str
-    instead: str
     parameters: tuple[str, ...] = ()
+
+
+def needs(place: str, *names: str) -> tuple[Need, ...]:
+    """What kad uses of one place: "package.module" or "package.module:Class".
+
+    Args:
+        place: where the names are.
+        names: "name", or "name(parameter, parameter)" with the parameters that kad uses.
+    """
+    parts = [name.rstrip(")").partition("(") for name in names]
+    path = place + ("." if ":" in place else ":")
+    return tuple(Need(path + name, tuple(filter(None, parameters.split(", ")))) for name, _, parameters in parts)
 
 
 def is_installed(module: str) -> bool:
@@ -143,7 +151,7 @@ def is_installed(module: str) -> bool:
 
 def check_installed(host: Host, module: str) -> None:
     """Raise MissingExtraError if a host that an extra brings, with its module, is not installed."""
-    if not is_installed(module):
+    if not is_installed(module.partition(".")[0]):
         raise missing_extra(host.extra or "", host.package)
 
 
@@ -156,11 +164,11 @@ def library(host: Host, module: str, needs: Iterable[Need]) -> Any:
     """
     check_installed(host, module)
     try:
-        found = import_module(module)
+        imported = import_module(module)
     except ImportError as error:
         raise moved(host, error) from error
     check(host, needs)
-    return found
+    return imported
 
 
 def check(host: Host, needs: Iterable[Need]) -> None:
@@ -181,12 +189,12 @@ def missing(need: Need) -> str | None:
     """What a host lacks, in words. None if it has everything."""
     place, _, path = need.name.partition(":")
     try:
-        found: Any = import_module(place)
+        value: Any = import_module(place)
         for name in path.split("."):
-            found = getattr(found, name)
+            value = getattr(value, name)
     except (ImportError, AttributeError):
         return need.name.replace(":", ".")
-    known = inspect.signature(found).parameters if need.parameters else {}
+    known = inspect.signature(value).parameters if need.parameters else {}
     lost = [name for name in need.parameters if name not in known]
     return f"parameter {lost[0]!r} of {need.name.replace(':', '.')}" if lost else None
 

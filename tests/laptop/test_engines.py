@@ -20,7 +20,7 @@ from conftest import ALIGNED, BASE, EXACT
 from kad import tiny
 from kad.engines.pair import Pair
 from kad.errors import UsageError
-from kad.evaluation.engine import Engine, Request
+from kad.evaluation.engine import Engine, SampleRequest
 from kad.evaluation.methods import parse_method
 from kad.pair.model_files import load_tokenizer
 from kad.pair.sources import Source
@@ -360,7 +360,7 @@ def test_an_evaluation_is_that_of_transformers(name: str, kind: str, files: Call
     found = []
     for engine in (ours, theirs):
         prompt = engine.renderer(method)([{"role": "user", "content": PROMPTS[0]}])
-        (answer,) = engine.generate(method, [Request(prompt, 0, 24, 0.0)])
+        (answer,) = engine.generate(method, [SampleRequest(prompt, 0, 24, 0.0)])
         likelihoods = engine.log_likelihoods(method, [(prompt, "First, 5"), (prompt, " 13")])
         found.append((prompt, answer.text, answer.tokens, answer.finished, [one[1] for one in likelihoods]))
         measures = [answer.deferred_mass or 0.0, answer.acceptance or 0.0, *(one[0] for one in likelihoods)]

@@ -8,7 +8,7 @@ from typing import Any
 
 from kad import tiny
 from kad.errors import UsageError
-from kad.evaluation.engine import Engine, Request
+from kad.evaluation.engine import Engine, SampleRequest
 from kad.evaluation.methods import parse_method
 from kad.pair.folder import read_config
 from kad.pair.sources import Source
@@ -29,13 +29,13 @@ def completions(names: Sequence[str]) -> dict[str, Any]:
         render = engine.renderer(method)
         prompts = [render(problem.messages()) for problem in tiny.problems("development", QUESTIONS)]
         batches = {
-            "greedy": [Request(prompt, 0, 60, 0.0) for prompt in prompts],
-            "sampled": [Request(prompts[0], seed, 60, TEMPERATURE) for seed in SEEDS],
+            "greedy": [SampleRequest(prompt, 0, 60, 0.0) for prompt in prompts],
+            "sampled": [SampleRequest(prompts[0], seed, 60, TEMPERATURE) for seed in SEEDS],
         }
         for way, requests in batches.items():
             found[f"{method.name} {way}"] = [asdict(drawn) for drawn in engine.generate(method, requests)]
     try:
-        engine.generate(parse_method("dual@speculative:num_draft_tokens=auto"), [Request("x", 0, 4, 0.0)])
+        engine.generate(parse_method("dual@speculative:num_draft_tokens=auto"), [SampleRequest("x", 0, 4, 0.0)])
     except UsageError as error:
         found["refusal"] = str(error)
     engine.release(())

@@ -9,7 +9,7 @@ from evaluation_job import completions
 from forks import run_apart
 
 from kad import tiny
-from kad.evaluation.engine import Engine, Request
+from kad.evaluation.engine import Engine, SampleRequest
 from kad.evaluation.methods import parse_method
 from kad.pair.folder import read_config
 from kad.pair.sources import Source
@@ -34,7 +34,7 @@ def test_greedy_texts_are_those_of_transformers(name: str, drawn: dict[str, list
     engine = Engine(references, options={"dtype": "float32"}, diagnostics=False)
     plain = parse_method(name.partition("@")[0])
     render = engine.renderer(plain)
-    requests = [Request(render(problem.messages()), 0, 60, 0.0) for problem in tiny.problems("development", 3)]
+    requests = [SampleRequest(render(problem.messages()), 0, 60, 0.0) for problem in tiny.problems("development", 3)]
     for ours, theirs in zip(engine.generate(plain, requests), drawn[f"{name} greedy"], strict=True):
         assert (ours.text, ours.finished, ours.tokens) == (theirs["text"], theirs["finished"], theirs["tokens"])
 

@@ -13,7 +13,7 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.exceptions import VLLMValidationError
 from vllm.triton_utils import HAS_TRITON
 
-from kad.engines.vllm.host import FIRST_RUNNER, PLUGIN, SECOND_RUNNER
+from kad.engines.vllm.host import FIRST_RUNNER, NEEDS, SECOND_RUNNER
 from kad.engines.vllm.plugin.requests import _parse
 from kad.errors import HostError, KadError
 from kad.hosts import VLLM, Need, check
@@ -63,7 +63,7 @@ def test_the_runner_is_vllms_decision(random_pair: Path) -> None:
     assert config.use_v2_model_runner == HAS_TRITON
 
 
-@pytest.mark.parametrize("need", [*PLUGIN, *FIRST_RUNNER, *SECOND_RUNNER], ids=lambda need: need.name)
+@pytest.mark.parametrize("need", [*NEEDS, *FIRST_RUNNER, *SECOND_RUNNER], ids=lambda need: need.name)
 def test_a_name_that_vllm_has_moved_is_one_sentence(need: Need) -> None:
     check(VLLM, [need])
     moved = replace(need, name=f"{need.name}_of_old")

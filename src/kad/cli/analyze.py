@@ -56,7 +56,7 @@ def command(
     others = [parse_rule(rule) for rule in compare]
     model = models.load()
     tokenizer = model.tokenizer
-    asked = questions.load(tokenizer)
+    prompts = questions.load(tokenizer)
     how: dict[str, Any] = {
         "max_new_tokens": questions.max_new_tokens,
         "batch_size": questions.batch_size,
@@ -67,14 +67,14 @@ def command(
     from kad.figures.analysis import accuracies, approximation_on, summarize
     from kad.figures.answers import answer
 
-    stdio.message(f"answering {counted(len(asked), 'question')} under {Primal(budget)}")
-    text = answer(model, tokenizer, asked, Primal(budget), **how)
+    stdio.message(f"answering {counted(len(prompts), 'question')} under {Primal(budget)}")
+    text = answer(model, tokenizer, prompts, Primal(budget), **how)
     stdio.message(f"solving the knapsacks of {counted(text.tokens, 'position')}")
     rows = approximation_on(model, text.answers, budget=budget, threshold=threshold)
     result: dict[str, Any] = {
         "schema": "kad-analysis/2",
         "task": questions.name,
-        "questions": len(asked),
+        "questions": len(prompts),
         "sampled": sampled,
         "seed": seed,
         **summarize(rows, budget=budget, threshold=threshold),
@@ -82,7 +82,7 @@ def command(
     }
     if accuracy:
         result["accuracy"] = accuracies(
-            model, tokenizer, asked, budget=budget, threshold=threshold, others=others, progress=stdio.message, **how
+            model, tokenizer, prompts, budget=budget, threshold=threshold, others=others, progress=stdio.message, **how
         )
     if out is not None:
         out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

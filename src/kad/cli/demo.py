@@ -1,35 +1,35 @@
-"""`kad demo`: alignment at work on the embedded tiny pair."""
+"""`kad demo`: one pair asked three ways, the base model alone, the aligned model alone, and both composed."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from kad.cli import stdio
+from kad.cli import display, stdio
 from kad.cli.options import Json
 from kad.options import Option
+from kad.tracing import palette
 
 if TYPE_CHECKING:
-    from kad.engines.pair import Pair
-    from kad.engines.transformers.modeling import KadForCausalLM
-    from kad.tiny.measure import Attempt
+    from kad.engines.load import Loaded
+    from kad.text.answer import Answer
 
 EXAMPLES = ("kad demo", "kad demo --problems 200", "kad demo --real", "kad demo --json")
 
-BASE, ALIGNED, COMPOSED, BOUND = "big base alone", "small aligned alone", "composed", "big aligned (upper bound)"
-_STYLES = {BASE: "bright_blue", ALIGNED: "dark_orange", COMPOSED: "bold", BOUND: "dim"}
-_SHOWN = 3
+BASE, ALIGNED, COMPOSED, BOUND = "base alone", "aligned alone", "composed", "big aligned (upper bound)"
+_STYLES = {BASE: palette.color(1.0), ALIGNED: palette.color(0.0), COMPOSED: "bold", BOUND: "dim"}
+_AT_ONCE = 16
 _NEXT = (
     ("kad demo --real", "the same with two real models"),
     ('kad generate --pair tiny "Mia has 24 apples. She buys 13 more. Then she loses 9. How many are left?"', "yours"),
@@ -37,26 +37,74 @@ _NEXT = (
     ("kad sweep --help", "the same comparison over a rule's parameter"),
     ("kad generate --help", "the same with your own base and aligned model"),
 )
+FACTS = (
+    ("What is the capital of Australia?", "Canberra"),
+    ("What is the capital of Ecuador?", "Quito"),
+    ("What is the capital of Ghana?", "Accra"),
+    ("What is the currency of Japan?", "yen"),
+    ("What is the currency of India?", "rupee"),
+    ("Which chemical element has the symbol Au?", "gold"),
+    ("Which chemical element has the symbol Sn?", "tin"),
+    ("Who wrote the novel Pride and Prejudice?", "Austen"),
+    ("Who wrote the novel War and Peace?", "Tolstoy|Tolstoi"),
+    ("In which year did the Berlin Wall fall?", "1989"),
+)
 
 
-@dataclass
-class Shown:
-    """One problem answered by the base model, the aligned model and their composition."""
+@dataclass(frozen=True)
+class Subject:
+    """A pair, and what it is asked.
 
-    answers: dict[str, Attempt]
-    base_shares: list[float]
+    Attributes:
+        pair: the pair.
+        about: its models, in words.
+        questions: each with the accepted answer.
+        kind: what such questions are called.
+        shown: the answers to so many of them are shown. All are counted.
+        problem: what is wrong with a text, given the accepted answer. None if it is right.
+        max_new_tokens: the most tokens of an answer.
+        closing: what to say at the end.
+        bound: the big aligned model, if there is one. Its answers are only counted.
+    """
+
+    pair: Loaded
+    about: str
+    questions: Sequence[tuple[str, str]]
+    kind: str
+    shown: int
+    problem: Callable[[str, str], str | None]
+    max_new_tokens: int
+    closing: str
+    bound: Any = None
+
+    @cached_property
+    def models(self) -> dict[str, Any]:
+        """Who answers, by name."""
+        from kad.engines.pair import Pair, pair_of
+
+        pair = pair_of(self.pair)
+        models: dict[str, Any] = {BASE: pair.base_model(), ALIGNED: Pair.one(pair.models["aligned"]), COMPOSED: pair}
+        return models if self.bound is None else models | {BOUND: self.bound}
 
 
-@dataclass
-class Findings:
-    """What the demo found: answers to look at, accuracy per model, speed of composed decoding."""
+@dataclass(frozen=True)
+class Reply:
+    """One answer.
 
-    rule: str
-    shown: list[Shown] = field(default_factory=list)
-    correct: dict[str, int] = field(default_factory=dict)
-    asked: int = 0
-    tokens_per_second: float = 0.0
+    Attributes:
+        text: what it says.
+        problem: what is wrong with it. None if it is right.
+        ended: whether the model ended it.
+        tokens, seconds: how long it is and took.
+        pieces: the parts of a composed text, each with the share of the base model.
+    """
+
+    text: str
+    problem: str | None
+    ended: bool
+    tokens: int = 0
     seconds: float = 0.0
+    pieces: Sequence[tuple[str, float]] = ()
 
 
 def command(
@@ -72,180 +120,219 @@ def command(
     The big base model calculates well but does not keep the asked form. The small aligned model keeps the form but
     calculates badly. The demo shows three problems side by side, then the accuracy on held-out problems.
     """
-    console, messages = Console(), stdio.stderr()
-    if real:
-        from kad.cli import demo_real
-
-        demo_real.show(console, messages, as_json)
-        return
+    console, messages = stdio.stdout(), stdio.stderr()
+    console.quiet = as_json
     started = time.perf_counter()
-    findings = _measure(problems, messages, None if as_json else console)
-    findings.seconds = time.perf_counter() - started
+    stdio.quiet_transformers()
+    subject = _real_pair(messages) if real else _embedded_pair(problems, messages)
+    replies = ask(subject, console, messages)
+    seconds = time.perf_counter() - started
     if as_json:
-        typer.echo(json.dumps(_as_dict(findings)))
-    else:
-        _print_accuracy(console, findings)
-        _print_next(console)
+        typer.echo(json.dumps(_as_dict(subject, replies, seconds)))
+        return
+    console.print(_accuracies(subject, replies))
+    console.print(
+        f"Composed decoding, one question at a time: {_speed(replies):.0f} tokens per second. {subject.closing} "
+        f"All of it took {seconds:.0f} s."
+    )
+    console.print("\nNext:")
+    for line, what in _NEXT[real:]:
+        console.print(f"  [cyan]{line}[/cyan]  [dim]{what}[/dim]", soft_wrap=True)
 
 
-def _measure(n: int, messages: Console, console: Console | None) -> Findings:
+def _embedded_pair(count: int, messages: Console) -> Subject:
+    """The tiny pair, and problems that it was not trained on."""
     with messages.status("Loading the tiny family ..."):
         import torch
-        from transformers.utils import logging
 
+        import kad
         from kad import tiny
         from kad.engines.load import load_one
         from kad.engines.pair import Pair
         from kad.pair.sources import Source
+        from kad.tiny.measure import MAX_NEW_TOKENS
 
-        logging.disable_progress_bar()
         # For models this small, several threads are slower than one.
         torch.set_num_threads(1)
-        pair = tiny.pair()
-        tokenizer = pair.tokenizer
-        bound = load_one(Source.parse("tiny:big-aligned"), "transformers")
-    findings = Findings(str(pair.rule))
-    _answer_shown(findings, pair, tokenizer)
-    if console is not None:
-        _print_shown(console, findings)
-    models = {BASE: _one(pair, "base"), ALIGNED: _one(pair, "aligned"), COMPOSED: pair, BOUND: Pair.one(bound)}
-    _count_correct(findings, models, tokenizer, n, messages)
-    return findings
-
-
-def _answer_shown(findings: Findings, pair: KadForCausalLM, tokenizer: Any) -> None:
-    """The answers to the first held-out problems, one at a time."""
-    from kad import tiny
-    from kad.tiny.measure import attempt
-
-    asked = tiny.problems("held-out", _SHOWN)
-    written, seconds = 0, 0.0
-    for problem in asked:
-        answers = {
-            BASE: attempt(_one(pair, "base"), tokenizer, [problem])[0],
-            ALIGNED: attempt(_one(pair, "aligned"), tokenizer, [problem])[0],
-        }
-        started = time.perf_counter()
-        answers[COMPOSED] = attempt(pair, tokenizer, [problem])[0]
-        seconds += time.perf_counter() - started
-        written += len(answers[COMPOSED].token_ids) + 1  # and the end of the turn
-        findings.shown.append(Shown(answers, _base_shares(pair, answers[COMPOSED])))
-    findings.tokens_per_second = written / seconds
-
-
-def _one(pair: KadForCausalLM, role: str) -> Pair:
-    """One model of the pair by itself."""
-    from kad.engines.pair import Pair
-
-    return Pair.one(pair.pair.models[role])
-
-
-def _base_shares(pair: KadForCausalLM, answer: Attempt) -> list[float]:
-    """For each token, the share of its probability that comes from the base model."""
-    from kad.text.score import score_tokens
-
-    found = score_tokens(pair, answer.prompt_ids, answer.token_ids, pair.composition)
-    assert found.base_share is not None, "the embedded pair is a cascade"
-    shares: list[float] = found.base_share.tolist()
-    return shares
-
-
-def _count_correct(findings: Findings, models: dict[str, Any], tokenizer: Any, n: int, messages: Console) -> None:
-    from kad import tiny
-    from kad.tiny.measure import attempt
-
-    held_out = tiny.problems("held-out", n)
-    findings.asked = n
-    columns = (TextColumn("{task.description:<26}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=messages, transient=True) as progress:
-        for name, model in models.items():
-            task = progress.add_task(name, total=n)
-            advance = partial(progress.advance, task)
-            answers = attempt(model, tokenizer, held_out, batch_size=25, progress=advance)
-            findings.correct[name] = sum(a.correct for a in answers)
-
-
-def _print_shown(console: Console, findings: Findings) -> None:
-    console.print()
-    console.print(f"A big base model and a small aligned one, composed by [bold]{findings.rule}[/bold].")
-    legend = Text.assemble(
-        "Tokens decided by the ", ("big base model", _STYLES[BASE]), " and by the ",
-        ("small aligned model", _STYLES[ALIGNED]), ".",
-    )  # fmt: skip
-    console.print(legend)
-    for shown in findings.shown:
-        problem = shown.answers[COMPOSED].problem
-        table = Table(box=box.SIMPLE_HEAD, expand=True, padding=(0, 1))
-        for name in (BASE, ALIGNED, COMPOSED):
-            table.add_column(Text(name, style=_STYLES[name]), ratio=1)
-        table.add_row(*(_cell(name, shown) for name in (BASE, ALIGNED, COMPOSED)))
-        console.print()
-        console.print(Text(problem.question), Text(f" ({problem.answer})", style="dim"))
-        console.print(table)
-
-
-def _cell(name: str, shown: Shown) -> Text:
-    answer = shown.answers[name]
-    text = Text(answer.text.strip(), style=_STYLES[name]) if name != COMPOSED else _colored(answer, shown.base_shares)
-    mark = ("\n✓ right", "green") if answer.correct else ("\n✗ wrong", "red")
-    return Text.assemble(text, mark if "\\boxed" in answer.text else ("\n✗ no boxed answer", "red"))
-
-
-def _colored(answer: Attempt, shares: Sequence[float]) -> Text:
-    from kad import tiny
-    from kad.pair.model_files import load_tokenizer
-    from kad.pair.sources import Source
-    from kad.text.prompts import pieces
-
-    tokens = pieces(load_tokenizer(Source(str(tiny.path("pair")))), answer.token_ids)
-    styles = [_STYLES[BASE] if share >= 0.5 else _STYLES[ALIGNED] for share in shares]
-    return Text.assemble(*zip(tokens, styles, strict=True))
-
-
-def _print_accuracy(console: Console, findings: Findings) -> None:
-    from kad import tiny
-
-    table = Table(box=box.SIMPLE_HEAD, title=f"{findings.asked} held-out problems, greedy", title_justify="left")
-    table.add_column("model")
-    table.add_column("right", justify="right")
-    table.add_column("")
-    for name, correct in findings.correct.items():
-        share = correct / findings.asked
-        table.add_row(
-            Text(name, style=_STYLES[name]), f"{100 * share:.0f} %", Text("█" * round(30 * share), style=_STYLES[name])
-        )
-    console.print(table)
+        pair = kad.load("tiny")
+        bound = Pair.one(load_one(Source.parse("tiny:big-aligned"), "transformers"))
     size = sum((tiny.path(name) / "model.safetensors").stat().st_size for name in tiny.MODELS) / 1e6
-    console.print(
-        f"Composed decoding, one problem at a time: {findings.tokens_per_second:.0f} tokens per second. "
-        f"The four models take {size:.1f} MB, and know such problems and nothing else. "
-        f"All of it took {findings.seconds:.0f} s."
+    return Subject(
+        pair=pair,
+        about="A big base model and a small aligned one",
+        questions=[(problem.question, str(problem.answer)) for problem in tiny.problems("held-out", count)],
+        kind="held-out problems",
+        shown=3,
+        problem=lacks_box,
+        max_new_tokens=MAX_NEW_TOKENS,
+        closing=f"The four models take {size:.1f} MB, and know such problems and nothing else.",
+        bound=bound,
     )
 
 
-def _print_next(console: Console) -> None:
-    console.print("\nNext:")
-    for line, what in _NEXT:
-        console.print(f"  [cyan]{line}[/cyan]  [dim]{what}[/dim]", soft_wrap=True)
+def _real_pair(messages: Console) -> Subject:
+    """Gemma 3 270M under SmolLM2-135M-Instruct.
+
+    Raises:
+        MissingExtraError: the extra `real-pair` is not installed.
+    """
+    from kad.tiny import real_pair
+
+    folders = {role: str(folder) for role, folder in real_pair.folders(messages.print).items()}
+    messages.print(real_pair.LICENSES, style="dim")
+    with messages.status("Loading the models ..."):
+        import kad
+
+        pair = kad.load(
+            base=folders["base"], aligned=folders["aligned"], rule=real_pair.RULE, base_prompt=real_pair.BASE_PROMPT
+        )
+    return Subject(
+        pair=pair,
+        about="Gemma 3 270M (base, after four examples) and SmolLM2-135M-Instruct (aligned), with a tokenizer each",
+        questions=FACTS,
+        kind="questions",
+        shown=len(FACTS),
+        problem=lacks_fact,
+        max_new_tokens=64,
+        closing="More questions, with intervals: docs/real-pair.md.",
+    )
 
 
-def _as_dict(findings: Findings) -> dict[str, Any]:
+def lacks_box(text: str, accepted: str) -> str | None:
+    """What is wrong with a text whose last box should hold the accepted answer."""
+    from kad.tiny import boxed
+
+    number = boxed(text)
+    return "no boxed answer" if number is None else None if number == accepted else "wrong"
+
+
+def lacks_fact(text: str, accepted: str) -> str | None:
+    """What is wrong with a text in which one of the accepted answers, separated by "|", should stand."""
+    from kad.evaluation.tasks.extract import contains
+
+    return None if any(contains(text, answer) for answer in accepted.split("|")) else "wrong"
+
+
+def ask(subject: Subject, console: Console, messages: Console) -> dict[str, list[Reply]]:
+    """The replies of every model to every question. The first ones are shown as they come."""
+    console.print(f"\n{subject.about}, composed by [bold]{subject.pair.rule}[/bold].")
+    legend = display.colored([("base model", 1.0)]), " and by the ", display.colored([("aligned model", 0.0)])
+    console.print(Text.assemble("Tokens decided by the ", *legend, ".\n"))
+    replies: dict[str, list[Reply]] = {name: [] for name in subject.models}
+    first = subject.questions[: subject.shown]
+    for number, question in enumerate(first, 1):
+        with messages.status(f"Question {number} of {len(first)} ..."):
+            three = {name: _replies(subject, name, [question])[0] for name in (BASE, ALIGNED, COMPOSED)}
+        for name, reply in three.items():
+            replies[name].append(reply)
+        console.print(side_by_side(question, three))
+    columns = (TextColumn("{task.description:<26}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=messages, transient=True) as progress:
+        for name in subject.models:
+            rest = subject.questions[len(replies[name]) :]
+            task = progress.add_task(name, total=len(rest))
+            for start in range(0, len(rest), _AT_ONCE):
+                replies[name] += _replies(subject, name, rest[start : start + _AT_ONCE])
+                progress.update(task, completed=start + _AT_ONCE)
+    return replies
+
+
+def _replies(subject: Subject, name: str, questions: Sequence[tuple[str, str]]) -> list[Reply]:
+    """One model's greedy replies: of the composed one as `kad generate` gives them, else many at once.
+
+    The base model alone reads its own prompt, in its own tokens, where the pair gives it one.
+    """
+    import kad
+    from kad.engines.pair import pair_of
+    from kad.text.batch import generate_all
+    from kad.text.contexts import Asking
+    from kad.text.sampling import end_tokens
+
+    pair, base = subject.pair, name == BASE
+    greedy = kad.Sampling(max_new_tokens=subject.max_new_tokens, temperature=0)
+    contexts = [Asking(question).context(pair_of(pair)) for question, _ in questions]
+    stops = contexts[0].stops if base else ()
+    if name == COMPOSED:
+        answers = [kad.generate(pair, question, sampling=greedy) for question, _ in questions]
+    else:
+        other = pair.base_tokenizer if base else None
+        answers = generate_all(
+            subject.models[name],
+            other or pair.tokenizer,
+            [(base and context.base_ids) or context.ids for context in contexts],
+            sampling=replace(greedy, stop=stops),
+            ends=None if other else end_tokens(pair.generation_config),
+        )
+    return [_reply(subject, answer, accepted, stops) for answer, (_, accepted) in zip(answers, questions, strict=True)]
+
+
+def _reply(subject: Subject, answer: Answer, accepted: str, stops: Sequence[str]) -> Reply:
+    from kad.text.ends import before_stop
+
+    text = before_stop(answer.text, stops)
+    return Reply(
+        text=text.strip(),
+        problem=subject.problem(text, accepted),
+        ended=answer.finished,
+        tokens=len(answer.token_ids),
+        seconds=answer.seconds,
+        pieces=[(piece.text, piece.base_share or 0.0) for piece in answer.pieces],
+    )
+
+
+def side_by_side(question: tuple[str, str], replies: Mapping[str, Reply]) -> Group:
+    """A question with its accepted answer, and the replies to it."""
+    table = Table(box=box.SIMPLE_HEAD, expand=True, padding=(0, 1))
+    for name in replies:
+        table.add_column(Text(name, style=_STYLES[name]), ratio=1)
+    table.add_row(*(_cell(name, reply) for name, reply in replies.items()))
+    return Group(Text.assemble((question[0], "bold"), (f" ({question[1]})", "dim")), table)
+
+
+def _cell(name: str, reply: Reply) -> Text:
+    text = display.colored(reply.pieces) if reply.pieces else Text(reply.text, style=_STYLES[name])
+    text.rstrip()
+    mark = (f"\n✗ {reply.problem}", "red") if reply.problem else ("\n✓ right", "green")
+    return Text.assemble(text, mark, "" if reply.ended else ("\n✗ goes on and on", "red"))
+
+
+def _accuracies(subject: Subject, replies: Mapping[str, Sequence[Reply]]) -> Table:
+    title = f"{len(subject.questions)} {subject.kind}, greedy"
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    table.add_column("model", no_wrap=True)
+    for heading in ("right", "ended"):
+        table.add_column(heading, justify="right")
+    table.add_column("")
+    for name, answered in replies.items():
+        right, ended = _right(answered), sum(reply.ended for reply in answered) / len(answered)
+        style = _STYLES[name]
+        table.add_row(Text(name, style), f"{right:.0%}", f"{ended:.0%}", Text("█" * round(28 * right), style))
+    return table
+
+
+def _right(replies: Sequence[Reply]) -> float:
+    return sum(reply.problem is None for reply in replies) / len(replies)
+
+
+def _speed(replies: Mapping[str, Sequence[Reply]]) -> float:
+    composed = replies[COMPOSED]
+    return sum(reply.tokens for reply in composed) / sum(reply.seconds for reply in composed)
+
+
+def _as_dict(subject: Subject, replies: Mapping[str, Sequence[Reply]], seconds: float) -> dict[str, Any]:
+    shown = [
+        {
+            "question": question,
+            "answer": accepted,
+            "answers": {name: asdict(replies[name][index]) for name in (BASE, ALIGNED, COMPOSED)},
+        }
+        for index, (question, accepted) in enumerate(subject.questions[: subject.shown])
+    ]
     return {
-        "rule": findings.rule,
-        "problems": [_shown_as_dict(shown) for shown in findings.shown],
-        "accuracy": {name: correct / findings.asked for name, correct in findings.correct.items()},
-        "asked": findings.asked,
-        "tokens_per_second": findings.tokens_per_second,
-        "seconds": findings.seconds,
-    }
-
-
-def _shown_as_dict(shown: Shown) -> dict[str, Any]:
-    problem = shown.answers[COMPOSED].problem
-    answers = {name: {"text": a.text, "correct": a.correct} for name, a in shown.answers.items()}
-    return {
-        "question": problem.question,
-        "answer": problem.answer,
-        "answers": answers,
-        "base_share": shown.base_shares,
+        "rule": str(subject.pair.rule),
+        "questions": shown,
+        "asked": len(subject.questions),
+        "accuracy": {name: _right(answered) for name, answered in replies.items()},
+        "tokens_per_second": _speed(replies),
+        "seconds": seconds,
     }

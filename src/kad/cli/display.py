@@ -1,23 +1,26 @@
-"""How an answer is shown: text as it arrives, origins in color, statistics, JSON."""
+"""How an answer is shown: text as it arrives, in whole words; origins in color; statistics; JSON."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
+from rich.cells import cell_len
+from rich.text import Text
 
-from kad.cli import origins, stdio
-from kad.cli.wrapping import Wrapper
-from kad.engines.pair import pair_of
+from kad.cli import stdio
+from kad.errors import UsageError
 from kad.text.prompts import decode
+from kad.tracing.palette import color, style
 from kad.words import counted
 
 if TYPE_CHECKING:
     from kad.engines.load import Loaded
+    from kad.method.composition import Composition
     from kad.text.answer import Answer
     from kad.text.live import LiveAnswer
 
@@ -25,6 +28,9 @@ _REMARKS = {
     "length": "stopped after {tokens}; --max-new-tokens allows more",
     "context": "stopped: the models' context is full",
 }
+
+# A character of two cells may stand at the end of a line: such scripts have no spaces.
+_UNITS = re.compile(r"\n|[^\S\n]|[\u1100-\U0003ffff]|[^\s\u1100-\U0003ffff]+")
 
 
 def write(piece: str) -> None:
@@ -46,6 +52,54 @@ def whole_words() -> Iterator[Callable[[str], None]]:
         wrapper.finish()
 
 
+class Wrapper:
+    """Writes a text in lines of a width. The last word waits until it is complete.
+
+    Args:
+        write: takes what can be shown.
+        width: the cells of a line, asked for each word: terminals change.
+    """
+
+    def __init__(self, write: Callable[[str], object], width: Callable[[], int]) -> None:
+        self._write, self._width = write, width
+        self._column = 0
+        self._spaces = self._word = ""
+
+    def push(self, piece: str) -> None:
+        """Take the next piece of the text."""
+        for unit in _UNITS.findall(piece):
+            if unit == "\n":
+                self.finish()
+                self._write("\n")
+                self._column = 0
+            elif unit.isspace():
+                self._show_word()
+                self._spaces += unit
+            elif cell_len(unit[0]) == 2:
+                self._show_word()
+                self._word = unit
+            else:
+                if self._word and cell_len(self._word[0]) == 2:
+                    self._show_word()
+                self._word += unit
+
+    def finish(self) -> None:
+        """Show what waits."""
+        self._show_word()
+        self._write(self._spaces)
+        self._column, self._spaces = self._column + cell_len(self._spaces), ""
+
+    def _show_word(self) -> None:
+        if not self._word:
+            return
+        spaces, size, width = self._spaces, cell_len(self._word), self._width()
+        if self._column > 0 and self._column + cell_len(spaces) + size > width:
+            spaces, self._column = "\n", 0
+        self._write(spaces + self._word)
+        self._column += size + (0 if spaces == "\n" else cell_len(spaces))
+        self._spaces = self._word = ""
+
+
 def show(answering: LiveAnswer, live: bool) -> Answer:
     """Print the answer, as it arrives or when it is finished."""
     for piece in answering:
@@ -53,6 +107,20 @@ def show(answering: LiveAnswer, live: bool) -> Answer:
             write(piece.text)
     write("\n" if live else answering.answer.text + "\n")
     return answering.answer
+
+
+def require_origins(composition: Composition) -> None:
+    """Refuse what has no origins.
+
+    Raises:
+        UsageError: a product rule, whose tokens do not come from one model or the other.
+    """
+    from kad.method.rules import CascadeRule
+
+    if not isinstance(composition.rule, CascadeRule):
+        raise UsageError(
+            f"Rule {composition.rule} multiplies the models, so no token comes from one of them: no --color."
+        )
 
 
 def show_origins(answering: LiveAnswer) -> Answer:
@@ -75,9 +143,29 @@ def show_origins(answering: LiveAnswer) -> Answer:
 def print_origins(texts: Sequence[str], base_shares: Sequence[float], deferred_mass: Sequence[float]) -> None:
     """Print a text in the colors of its origins, token by token, and the legend on standard error."""
     if texts:
-        stdio.stdout().print(origins.render(zip(texts, base_shares, strict=True)), soft_wrap=True)
+        stdio.stdout().print(colored(zip(texts, base_shares, strict=True)), soft_wrap=True)
         means = (sum(values) / len(values) for values in (base_shares, deferred_mass))
-        stdio.stderr().print(origins.legend(*means), soft_wrap=True)
+        stdio.stderr().print(legend(*means), soft_wrap=True)
+
+
+def colored(pieces: Iterable[tuple[str, float]]) -> Text:
+    """A text in the colors of its origins, given as pieces with the share of the base model."""
+    return Text.assemble(*((piece, style(share)) for piece, share in pieces))
+
+
+def legend(base_share: float, deferred_mass: float) -> Text:
+    """What the colors mean, and the share of each model. The numbers are means over the text."""
+    text = Text.assemble(
+        ("base model", style(1.0)),
+        (f" {base_share:.0%}  ", "dim"),
+        *(("█", color(1 - step / 7)) for step in range(8)),
+        "  ",
+        ("aligned model", style(0.0)),
+        (f" {1 - base_share:.0%}", "dim"),
+        (f"   deferred mass {deferred_mass:.2f}", "dim"),
+    )
+    text.no_wrap = True
+    return text
 
 
 def remark(answer: Answer) -> None:
@@ -144,16 +232,13 @@ def show_statistics(model: Loaded, answer: Answer) -> None:
     if gain:
         times, plain = f"{gain['speed_up']:.2f} times", f"{gain['plain_tokens_per_second']:.1f} tokens/s"
         rows.append(("speed-up", f"{times} plain decoding ({plain}, from a few steps timed now)"))
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim", justify="right")
-    table.add_column()
-    for name, value in rows:
-        table.add_row(name, value)
-    stdio.stderr().print(table)
+    stdio.stderr().print(stdio.facts(rows, "dim"))
 
 
 def statistics_rows(model: Loaded, answer: Answer) -> list[tuple[str, str]]:
     """Name and value of every figure."""
+    from kad.engines.pair import pair_of
+
     context = pair_of(model).context_length
     total = len(answer.prompt_ids) + len(answer.token_ids)
     of_context = f", {total:,} of {context:,} positions" if context else ""

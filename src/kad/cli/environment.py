@@ -8,9 +8,9 @@ import sys
 from typing import Any
 
 from rich.table import Table
-from rich.text import Text
 
 from kad import __version__
+from kad.cli import stdio
 from kad.errors import KadError
 from kad.hosts import HOSTS, TRANSFORMERS, Host, check, installed, release
 
@@ -34,32 +34,23 @@ def environment() -> dict[str, Any]:
     }
 
 
-def render(found: dict[str, Any]) -> Table:
-    """The same for people: one line a fact, so that it can be pasted."""
-    table = Table.grid(padding=(0, 2))
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in _lines(found):
-        table.add_row(Text(name, style="bold cyan"), Text(value))
-    return table
-
-
-def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
-    processor, console = found["processor"], found["console"]
+def render(facts: dict[str, Any]) -> Table:
+    """The same for people."""
+    processor, console = facts["processor"], facts["console"]
     lines = [
-        ("kad", found["kad"]),
-        ("Python", found["python"]),
-        ("system", found["system"]),
+        ("kad", facts["kad"]),
+        ("Python", facts["python"]),
+        ("system", facts["system"]),
         ("console", f"{console['output']}, file names {console['files']}"),
         ("processor", f"{processor['cores']} cores, {processor['threads']} threads"),
-        ("devices", "; ".join(found["devices"]) or "no accelerator"),
+        ("devices", "; ".join(facts["devices"]) or "no accelerator"),
     ]
-    for host in found["hosts"].values():
+    for host in facts["hosts"].values():
         note = f" ({host['note']})" if host["note"] else ""
         lines.append((host["name"], f"{host['installed'] or 'not installed'}, tested {host['tested']}{note}"))
-    lines += [(package, version) for package, version in found["packages"].items() if version is not None]
-    lines += [("rule plugin", plugin) for plugin in found["rule_plugins"]]
-    return [*lines, ("problem", found["problem"] or "none")]
+    lines += [(package, version) for package, version in facts["packages"].items() if version is not None]
+    lines += [("rule plugin", plugin) for plugin in facts["rule_plugins"]]
+    return stdio.facts([*lines, ("problem", facts["problem"] or "none")])
 
 
 def _host(host: Host) -> dict[str, Any]:
@@ -83,15 +74,15 @@ def _threads() -> int:
 def _devices() -> list[str]:
     import torch
 
-    found = []
+    devices = []
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
-        found.append(f"cuda:{index} {properties.name}, {properties.total_memory / 2**30:.1f} GiB")
+        devices.append(f"cuda:{index} {properties.name}, {properties.total_memory / 2**30:.1f} GiB")
     if torch.backends.mps.is_available():
-        found.append("mps")
+        devices.append("mps")
     if torch.xpu.is_available():
-        found += [f"xpu:{index} {torch.xpu.get_device_name(index)}" for index in range(torch.xpu.device_count())]
-    return found
+        devices += [f"xpu:{index} {torch.xpu.get_device_name(index)}" for index in range(torch.xpu.device_count())]
+    return devices
 
 
 def _plugins() -> list[str]:

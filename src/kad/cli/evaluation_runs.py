@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from kad.cli import loading, progress, stdio
+from kad.cli import stdio
 from kad.cli.options import ModelOptions
 from kad.engines.load import first_device
 from kad.evaluation.options import RunOptions, TaskOptions
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from kad.evaluation.methods import Method
     from kad.evaluation.results.report import Report
     from kad.evaluation.results.settings import Settings
+    from kad.evaluation.run import Progress
     from kad.method.composition import Composition
     from kad.pair.base_prompt import BasePrompt
     from kad.pair.sources import Source
@@ -26,6 +29,9 @@ Baseline = Annotated[
     str | None, Option("The method that the others are compared with.", "METHOD", shown="aligned, else the first")
 ]
 RunFolder = Annotated[Path, Option("Run directory. A stopped run continues there.", "DIR", "-o")]
+Start = Callable[["Settings"], "Progress"]
+_LINES = 20
+_SECONDS = 60.0
 
 
 def make_plan(models: ModelOptions, tasks: TaskOptions, run: RunOptions, methods: str | Sequence[Method]) -> Plan:
@@ -40,7 +46,7 @@ def make_plan(models: ModelOptions, tasks: TaskOptions, run: RunOptions, methods
     Raises:
         UsageError: options that contradict each other, or a method whose model is not given.
     """
-    loading.quiet_transformers()
+    stdio.quiet_transformers()
     from kad.evaluation.evaluate import Plan
     from kad.evaluation.methods import parse_methods
 
@@ -85,7 +91,7 @@ def execute(plan: Plan, out: Path) -> Settings:
     """Run the plan with its progress on standard error."""
     from kad.evaluation.evaluate import evaluate
 
-    with progress.shown() as start:
+    with progress() as start:
         return evaluate(plan, out, start)
 
 
@@ -104,3 +110,68 @@ def show_report(report: Report, folder: Path | None, as_json: bool, **more: Any)
     console.print(tables.terminal_table(report.rows, console.width))
     for note in report.notes:
         stdio.message(f"note: {note}")
+
+
+@contextmanager
+def progress() -> Iterator[Start]:
+    """What `evaluate` calls with a run's settings. All samples of the run count, those of earlier starts as done."""
+    if stdio.stderr().is_terminal:
+        with _bar() as start:
+            yield start
+    else:
+        yield lambda settings: ProgressLines(_total(settings), stdio.message)
+
+
+class ProgressLines:
+    """Progress as lines: whenever another twentieth of the samples is done, or a minute has passed.
+
+    Args:
+        total: samples of the whole run.
+        write: takes a line.
+    """
+
+    def __init__(self, total: int, write: Callable[[str], None]) -> None:
+        self._total, self._write = total, write
+        self._done = self._written = 0
+        self._started = self._last = time.monotonic()
+
+    def __call__(self, what: str, done: int) -> None:
+        """`done` more samples are finished, and `what` ran."""
+        self._done += done
+        now = time.monotonic()
+        twentieth = self._done * _LINES // max(self._total, 1)
+        if twentieth == self._written and now - self._last < _SECONDS:
+            return
+        self._written, self._last = twentieth, now
+        left = (now - self._started) / self._done * (self._total - self._done)
+        self._write(f"{self._done} of {self._total} samples, about {_duration(left)} left: {what}")
+
+
+@contextmanager
+def _bar() -> Iterator[Start]:
+    from rich import progress as rich
+    from rich.table import Column
+
+    # A long method must not push the bar off a narrow terminal.
+    name = rich.TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", max_width=32))
+    columns = (name, rich.BarColumn(), rich.MofNCompleteColumn(), rich.TimeElapsedColumn(), rich.TimeRemainingColumn())
+    with rich.Progress(*columns, console=stdio.stderr()) as bar:
+
+        def start(settings: Settings) -> Progress:
+            task = bar.add_task("", total=_total(settings))
+            return lambda what, done: bar.update(task, description=what, advance=done)
+
+        yield start
+
+
+def _total(settings: Settings) -> int:
+    from kad.evaluation.run import total_samples
+
+    return total_samples(settings)
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return f"{round(seconds)} s"
+    return f"{minutes} min" if minutes < 90 else f"{minutes / 60:.1f} h"

@@ -47,16 +47,15 @@ def command(
     require_pyplot()  # a missing matplotlib is worth knowing before the models run
     model = models.load()
     tokenizer = model.tokenizer
-    asked = questions.load(tokenizer)
+    prompts = questions.load(tokenizer)
 
     from kad.figures.data import FigureOptions, collect
 
-    embedded = models.pair in (None, "tiny") and models.base is None
     figures = collect(
         model,
         tokenizer,
-        asked,
-        oracle=_oracle(oracle or ("tiny:big-aligned" if embedded else None), model),
+        prompts,
+        oracle=_oracle(oracle or ("tiny:big-aligned" if models.embedded else None), model),
         settings=FigureOptions(max_new_tokens=questions.max_new_tokens, batch_size=questions.batch_size, budget=budget),
         progress=stdio.message,
     )

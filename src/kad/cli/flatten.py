@@ -98,20 +98,20 @@ class _Field:
             self.key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, declared]
         )
 
-    def read(self, given: Any) -> Any:
+    def read(self, typed: Any) -> Any:
         """The value of the field from what Typer read.
 
         Raises:
             UsageError: a value that is not allowed.
         """
-        value = given
-        if given is None and (self.option.parse or self.many):
+        value = typed
+        if typed is None and (self.option.parse or self.many):
             value = self.default
         elif self.option.parse:
-            value = self.option.parse(given)
+            value = self.option.parse(typed)
         elif self.many:
             kind = get_origin(self.kind) or self.kind
-            value = dict(key_and_value(self.flag, text) for text in given) if kind is dict else kind(given)
+            value = dict(key_and_value(self.flag, text) for text in typed) if kind is dict else kind(typed)
         self.option.check(self.flag, value)
         return value
 
@@ -143,7 +143,7 @@ def flatten(command: Callable[..., None]) -> Callable[..., None]:
     groups: dict[str, tuple[Any, list[_Field]]] = {}
     hints = get_type_hints(command, include_extras=True)
     for name, parameter in inspect.signature(command).parameters.items():
-        hint, kept = hints[name], parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)
+        hint, plain = hints[name], parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)
         group = _group(hint)
         if group is not None:
             default: Any = group() if parameter.default is inspect.Parameter.empty else parameter.default
@@ -153,10 +153,10 @@ def flatten(command: Callable[..., None]) -> Callable[..., None]:
             singles[name] = _Field(name, hint, option, parameter.default, option.panel)
             parameters[name] = singles[name].parameter()
         else:
-            parameters[name] = kept
+            parameters[name] = plain
 
-    def call(**given: Any) -> None:
-        values = {name: singles[name].read(value) if name in singles else value for name, value in given.items()}
+    def call(**typed: Any) -> None:
+        values = {name: singles[name].read(value) if name in singles else value for name, value in typed.items()}
         for name, (default, fields) in groups.items():
             values[name] = replace(default, **{field.name: field.read(values.pop(field.key)) for field in fields})
         command(**values)
@@ -188,13 +188,13 @@ def _group(hint: Any) -> type[Any] | None:
     return kind if is_dataclass(kind) else None
 
 
-def _fields(group: type[Any], default: Any, said: Sequence[Any]) -> list[_Field]:
+def _fields(group: type[Any], default: Any, extras: Sequence[Any]) -> list[_Field]:
     """The options of a group that the command offers, given what its annotation says beside the type."""
     hints = get_type_hints(group, include_extras=True)
-    prefix = next((extra for extra in said if isinstance(extra, Prefix)), None)
+    prefix = next((extra for extra in extras if isinstance(extra, Prefix)), None)
     before, panel = (f"{prefix.word}_", prefix.panel) if prefix else ("", getattr(group, "PANEL", None))
     return [
         _Field(name, hints[name], option, getattr(default, name), option.panel or panel, before)
         for name, option in options_of(group).items()
-        if all(extra.offers(name) for extra in said if isinstance(extra, Only))
+        if all(extra.offers(name) for extra in extras if isinstance(extra, Only))
     ]

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kad.cli import loading, options, stdio
-from kad.cli.prompts import read_prompt
+from kad.cli import display, options, stdio
 from kad.errors import UsageError
 from kad.options import Option
 from kad.text.drafting import DraftTokens
@@ -52,18 +51,17 @@ def command(
     The prompt goes through the chat template of the aligned model, unless you give --raw. Tokens are drawn as the
     generation settings of the aligned model say, unless you give sampling options.
     """
-    text = read_prompt(prompt, file)
+    text = options.read_prompt(prompt, file)
     options.check_raw(raw, system, thinking)
     if as_json and color:
         raise UsageError("Give --json or --color, not both; the JSON holds the origin shares.")
     started = time.perf_counter()
-    loading.say_topic(models, text)
+    models.say_topic(text)
     model = models.load()
-    from kad.cli import display, origins
     from kad.text.generate import stream as answer_to
 
     if color:
-        origins.require(model.composition)
+        display.require_origins(model.composition)
     answering = answer_to(
         model, text, system=system, thinking=thinking, raw=raw, sampling=sampling, num_draft_tokens=draft_tokens,
         origins=as_json or color, compile=compile,

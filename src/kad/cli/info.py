@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from kad.cli import environment, loading, options, probing, stdio
+from kad.cli import environment, options, stdio
 from kad.cli.flatten import Only
 from kad.cli.stdio import WRONG_INPUT
 from kad.errors import PairError, UsageError, VocabularyError
@@ -20,6 +20,7 @@ from kad.words import count_text, counted, size_text
 
 if TYPE_CHECKING:
     from kad.pair.sources import Source
+    from kad.text.prompts import Prompt
 
 EXAMPLES = (
     "kad info tiny",
@@ -62,7 +63,7 @@ class Description:
 
 
 def command(
-    given: options.Pair = None,
+    pair_argument: options.PairArgument = None,
     *,
     named: Annotated[options.ModelOptions, Only("base", "aligned", "reference", "base_prompt", "imported")],
     of_environment: Annotated[
@@ -84,7 +85,7 @@ def command(
         raise UsageError("--prompts belongs to --probe; give both.")
     if named.base_prompt is not None and not probe:
         raise UsageError("--base-prompt belongs to --probe; give both.")
-    named = named.of(given)
+    named = named.of(pair_argument)
     if of_environment:
         if named.pair is not None or named.base is not None:
             raise UsageError("kad info --environment is about this installation: leave out the pair and the models.")
@@ -93,12 +94,12 @@ def command(
     named.check_sources()
     if named.pair is None and named.base is None:
         raise UsageError("kad info needs a pair (a folder, a hub id or tiny), or --base and --aligned.")
-    loading.quiet_transformers()
+    stdio.quiet_transformers()
     config = named.resolve()
     sources = config.model_sources()
     models = {role: _describe(source) for role, source in sources.items()}
     vocabulary = _vocabulary(sources, models)
-    found = {
+    facts = {
         "pair": named.pair,
         "rule": config.rule if named.pair is not None else None,
         "deferral_temperature": config.deferral_temperature if named.pair is not None else None,
@@ -108,19 +109,19 @@ def command(
         "draft_cost": models["aligned"].parameters / models["base"].parameters,
     }
     if probe and vocabulary["match"]:
-        found["probe"] = probing.run(named, probing.questions(named, prompts))
-    _show(found, lambda found: _render(found, models), as_json)
-    for note in loading.doubts(sources, {role: model.parameters for role, model in models.items()}):
+        facts["probe"] = probed(named, _probe_prompts(named, prompts))
+    _show(facts, lambda facts: _render(facts, models), as_json)
+    for note in options.doubts(sources, {role: model.parameters for role, model in models.items()}):
         stdio.message(f"note: {note}")
     if not vocabulary["match"]:
         raise typer.Exit(WRONG_INPUT)
 
 
-def _show(found: dict[str, Any], render: Callable[[dict[str, Any]], Table], as_json: bool) -> None:
+def _show(facts: dict[str, Any], render: Callable[[dict[str, Any]], Table], as_json: bool) -> None:
     if as_json:
-        stdio.print_json(found)
+        stdio.print_json(facts)
     else:
-        stdio.stdout().print(render(found))
+        stdio.stdout().print(render(facts))
 
 
 def _describe(source: Source) -> Description:
@@ -238,12 +239,12 @@ def _memory(models: dict[str, Description]) -> dict[str, Any]:
     }
 
 
-def _render(found: dict[str, Any], models: dict[str, Description]) -> Table:
+def _render(facts: dict[str, Any], models: dict[str, Description]) -> Table:
     lines = []
     for role, model in models.items():
         lines.append((role, Text(model.name, style="bold")))
         lines += [("", Text(line)) for line in _model_lines(model)]
-    return probing.table([*lines, ("", Text()), *_fact_rows(found), *probing.rows(found.get("probe"))])
+    return stdio.facts([*lines, ("", ""), *_fact_rows(facts), *probe_lines(facts.get("probe"))])
 
 
 def _model_lines(model: Description) -> list[str]:
@@ -255,16 +256,16 @@ def _model_lines(model: Description) -> list[str]:
     ]
 
 
-def _fact_rows(found: dict[str, Any]) -> list[tuple[str, Text]]:
-    vocabulary, memory, temperature = found["vocabulary"], found["memory"], found["deferral_temperature"]
+def _fact_rows(facts: dict[str, Any]) -> list[tuple[str, Text]]:
+    vocabulary, memory, temperature = facts["vocabulary"], facts["memory"], facts["deferral_temperature"]
     rows = []
-    if found["rule"] is not None:
+    if facts["rule"] is not None:
         note = f", deferral temperature {temperature:g}" if temperature != 1.0 else ""
-        rows.append(("rule", Text(found["rule"] + note)))
+        rows.append(("rule", Text(facts["rule"] + note)))
     rows.append(("vocabulary", _vocabulary_text(vocabulary)))
     totals = [f"{size_text(total)} with {counted(int(length), 'token')}" for length, total in memory["total"].items()]
     rows.append(("memory", Text(", ".join([f"{size_text(memory['weights'])} of weights", *totals]))))
-    rows.append(("drafting", Text(f"the aligned model has {found['draft_cost']:.1%} of the base model's parameters")))
+    rows.append(("drafting", Text(f"the aligned model has {facts['draft_cost']:.1%} of the base model's parameters")))
     if (draft := memory["vllm_draft"]) is not None:
         sizes = f"{size_text(draft['weights'])} of weights, {size_text(draft['cache_per_token'])} of cache a token"
         rows.append(("in vLLM", Text(f"drafting loads the aligned model once more: {sizes}")))
@@ -279,3 +280,43 @@ def _vocabulary_text(vocabulary: dict[str, Any]) -> Text:
     apart = f"; {foreign} not shared, left to the aligned model" if vocabulary["foreign"] else ""
     padding = f" (padded: {padded} rows)" if padded else ""
     return Text(f"one for all models, {counted(vocabulary['size'], 'token')}{padding}{apart}")
+
+
+def _probe_prompts(models: options.ModelOptions, prompts: Path | None) -> Sequence[Prompt]:
+    """What a pair is asked: the lines of a file, the embedded pair's own problems, or common requests."""
+    from kad.cli.questions import read_lines
+    from kad.figures.probe import PROMPTS
+    from kad.tiny.problems import problems
+
+    if prompts is not None:
+        return read_lines(prompts)
+    if models.pair == "tiny":
+        return [problem.question for problem in problems("held-out", len(PROMPTS))]
+    return PROMPTS
+
+
+def probed(models: options.ModelOptions, prompts: Sequence[Prompt], thinking: bool | None = None) -> dict[str, Any]:
+    """What the pair does on these prompts, as JSON, with what to try."""
+    from kad.figures.probe import probe
+
+    with stdio.stderr().status("Probing ..."):
+        result = probe(models.load(), prompts, thinking=thinking)
+    return {**asdict(result), "advice": result.advice()}
+
+
+def probe_lines(probe: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """The same for people: name and text of every line."""
+    if probe is None:
+        return []
+    alpha, deferred = probe["deferred_mass"], probe["sure_deferred"]
+    means = "" if alpha is None else f"deferred mass α {alpha:.3f}, "
+    there = "" if deferred is None else f"; deferred mass there {deferred:.3f}"
+    apart = [f"{row['base']!r} / {row['aligned']!r} ({row['positions']})" for row in probe["disagreements"]]
+    return [
+        ("probe", f"{counted(probe['answers'], 'greedy answer')}, {counted(probe['positions'], 'token')}"),
+        ("", f"{means}acceptance {probe['acceptance']:.3f}, both prefer the same token at {probe['agreement']:.0%}"),
+        ("sure", f"the base model gives one token 0.9 or more at {probe['sure']:.0%}{there}"),
+        ("", f"there the aligned model prefers another token: at {probe['sure_apart']:.1%} of all"),
+        ("apart", f"base / aligned: {', '.join(apart)}" if apart else "nowhere"),
+        *(("try", text) for text in probe["advice"]),
+    ]

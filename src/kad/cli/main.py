@@ -53,10 +53,6 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "analyze": (_LOOK, "Measure how close the rules come to the exact knapsack."),
 }
 
-# Command line arguments that are not ours go on to vLLM.
-_PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
-_CONTEXT_SETTINGS: Mapping[str, dict[str, Any]] = {"serve": _PASS_THROUGH}
-
 _OPTIONS = {"num_draft_tokens": "--draft-tokens"}
 
 INTERRUPTED = 130  # 128 + SIGINT
@@ -81,16 +77,15 @@ class KadCommand(TyperCommand):
     examples: tuple[str, ...] = ()
 
     def parse_args(self, ctx: Any, args: list[str]) -> Any:
-        given = list(args)
-        self._refuse_twice(given)
-        return super().parse_args(ctx, given)
+        self._refuse_twice(args)
+        return super().parse_args(ctx, list(args))
 
-    def _refuse_twice(self, given: list[str]) -> None:
+    def _refuse_twice(self, args: list[str]) -> None:
         """An option that takes one value is given once; the parser would drop the first one in silence."""
-        named = [argument.partition("=")[0] for argument in given[: given.index("--") if "--" in given else None]]
+        names = [argument.partition("=")[0] for argument in args[: args.index("--") if "--" in args else None]]
         for option in self.params:
             takes_one = not getattr(option, "multiple", False) and not getattr(option, "is_flag", False)
-            if takes_one and sum(name in option.opts for name in named if name.startswith("-")) > 1:
+            if takes_one and sum(name in option.opts for name in names if name.startswith("-")) > 1:
                 raise UsageError(f"{option.opts[0]} is given twice; it takes one value.")
 
     def get_help_option(self, ctx: Any) -> Any:
@@ -195,11 +190,7 @@ def load_command(name: str) -> Any:
         name,
         cls=KadCommand,
         help=_unwrap(module.command.__doc__ or COMMANDS[name][1]),
-        context_settings={
-            "help_option_names": ["-h", "--help"],
-            **_CONTEXT_SETTINGS.get(name, {}),
-            **getattr(module, "CONTEXT_SETTINGS", {}),
-        },
+        context_settings={"help_option_names": ["-h", "--help"], **getattr(module, "CONTEXT_SETTINGS", {})},
     )(flatten(module.command))
     command: Any = typer.main.get_command(single)
     command.examples = getattr(module, "EXAMPLES", ())

@@ -1,4 +1,6 @@
-"""The options that several commands share. Importing it is cheap: it needs `kad.options` and nothing else of kad.
+"""The options that several commands share, and what they stand for: a prompt, a composed model.
+
+Importing it is cheap: neither torch nor Transformers is loaded.
 
 Groups of options that belong to a part of the library are defined there, for example `RunOptions` in
 `kad.evaluation.options`.
@@ -8,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -15,8 +18,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
+from kad.cli import stdio
 from kad.engines.files import SCORING_ENGINES
-from kad.engines.load import DTYPES
+from kad.engines.load import DTYPES, load
 from kad.errors import KadError, UsageError
 from kad.options import Option, check_fields
 from kad.pair.base_prompt import BasePrompt
@@ -24,17 +28,46 @@ from kad.pair.sources import check_sources, resolve_pair
 
 if TYPE_CHECKING:
     from kad.engines.load import Loaded
+    from kad.method.rules import Rule
     from kad.pair.config import KadConfig
 
-Model = str | None
 Json = Annotated[bool, Option("Print one JSON object, and nothing else, on standard output.", name="--json")]
 PromptFile = Annotated[Path | None, Option("Read the prompt from a file.", "FILE", "-f")]
 System = Annotated[str | None, Option("A system message before the conversation.", "TEXT")]
 Thinking = Annotated[bool | None, Option("For chat templates with a thinking switch (Qwen3).", shown="the template's")]
-Pair = Annotated[
+PairArgument = Annotated[
     str | None, typer.Argument(metavar="PAIR", help="A pair: a folder, a hub id, or tiny, the embedded one.")
 ]
 Raw = Annotated[bool, Option("Use the prompt without the chat template.")]
+
+
+def read_prompt(argument: str | None, file: Path | None) -> str:
+    """The prompt: the argument, a file, or standard input ("-", or nothing given and something piped in).
+
+    One newline at the end of a file or of standard input belongs to the file, not to the prompt.
+
+    Raises:
+        UsageError: no prompt, two of them, an empty one, or a file that cannot be read as UTF-8.
+    """
+    if argument is not None and file is not None:
+        raise UsageError("Give the prompt as an argument or with --file, not both.")
+    if argument is None and file is None and sys.stdin.isatty():
+        raise UsageError('No prompt. Give one as an argument (kad generate "..."), with --file, or on standard input.')
+    prompt = argument if argument not in (None, "-") else _text_of(file)
+    if prompt is None or not prompt.strip():
+        raise UsageError("The prompt is empty.")
+    return prompt
+
+
+def _text_of(file: Path | None) -> str:
+    name = "standard input" if file is None else str(file)
+    try:
+        raw = sys.stdin.buffer.read() if file is None else file.read_bytes()
+        return raw.decode("utf-8").removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{name} is not UTF-8 text (byte {error.start}). Convert it first.") from error
+    except OSError as error:
+        raise UsageError(f"Cannot read {name}: {error.strerror}.") from error
 
 
 def check_raw(raw: bool, system: str | None, thinking: bool | None) -> None:
@@ -45,6 +78,32 @@ def check_raw(raw: bool, system: str | None, thinking: bool | None) -> None:
     """
     if raw and (system is not None or thinking is not None):
         raise UsageError("--raw uses no chat template: --system and --thinking would do nothing.")
+
+
+def check_rule(rule: str | None) -> Rule | None:
+    """The rule, parsed; a bad one is refused before models are loaded for it.
+
+    Raises:
+        RuleError: naming the value and what is allowed.
+    """
+    if rule is None:
+        return None
+    from kad.method.rules import parse_rule
+
+    return parse_rule(rule)
+
+
+def doubts(names: Mapping[str, object], parameters: Mapping[str, int] | None = None) -> Iterator[str]:
+    """What is allowed but probably not meant.
+
+    Args:
+        names: the models by role, equal where they are the same model.
+        parameters: their sizes by role, where they are known.
+    """
+    if names["base"] == names["aligned"]:
+        yield "base and aligned are the same model; the composition is that model, if both get the same prompt."
+    elif parameters is not None and parameters["aligned"] > parameters["base"]:
+        yield "the aligned model is bigger than the base model; did you mix them up?"
 
 
 def checked_base_prompt(text: str) -> str:
@@ -85,16 +144,16 @@ class ModelOptions:
         Option("A pair: a folder written by kad pack, a hub id, or tiny, the embedded pair.", "PAIR", shown="tiny"),
     ] = None
     base: Annotated[
-        Model,
+        str | None,
         Option(
             "The big base model: a folder, a GGUF file, a hub id (organization/name or organization/name@revision) or "
             "tiny:NAME.",
             "MODEL",
         ),
     ] = None
-    aligned: Annotated[Model, Option("The small aligned model.", "MODEL")] = None
+    aligned: Annotated[str | None, Option("The small aligned model.", "MODEL")] = None
     reference: Annotated[
-        Model, Option("The small model that the aligned model was made from. Product rules need it.", "MODEL")
+        str | None, Option("The small model that the aligned model was made from. Product rules need it.", "MODEL")
     ] = None
     rule: Annotated[
         str | None,
@@ -208,7 +267,45 @@ class ModelOptions:
         )  # fmt: skip
 
     def load(self) -> Loaded:
-        """The composed model; see `kad.cli.loading.load_model`."""
-        from kad.cli import loading
+        """The composed model: `kad.load` without the bars and remarks of Transformers."""
+        self.check_sources()
+        rule = check_rule(self.rule)
+        stdio.quiet_transformers()
+        model = load(
+            self.pair,
+            base=self.base,
+            aligned=self.aligned,
+            reference=self.reference,
+            rule=rule,
+            deferral_temperature=self.deferral_temperature,
+            base_prompt=self.base_prompt,
+            dtype=self.dtype,
+            device=self.device,
+            trust_remote_code=self.trust_remote_code,
+            engine=self.engine,
+            engine_options=self.engine_options,
+        )
+        sources = {role: str(source) for role, source in model.config.model_sources().items()}
+        for note in doubts(sources, {role: facts.parameters for role, facts in model.facts.items()}):
+            stdio.message(f"note: {note}")
+        return model
 
-        return loading.load_model(self)
+    @property
+    def embedded(self) -> bool:
+        """Whether they name the embedded pair."""
+        return self.pair in (None, "tiny") and self.base is None
+
+    def topic(self, prompt: str = "") -> str | None:
+        """What the embedded pair can talk about, for a prompt that it cannot answer: one without a number."""
+        if not self.embedded or any(sign.isdigit() for sign in prompt):
+            return None
+        return (
+            "the embedded pair knows word problems with sums and nothing else, such as: Ann has 5 pens. She buys 8 "
+            "more. How many? Two real models: kad demo --real"
+        )
+
+    def say_topic(self, prompt: str) -> None:
+        """`topic` as a note, for somebody who reads the messages."""
+        note = self.topic(prompt)
+        if note is not None and stdio.stderr().is_terminal:
+            stdio.message(f"note: {note}")

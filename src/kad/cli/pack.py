@@ -10,9 +10,9 @@ from rich.console import Group, RenderableType
 from rich.syntax import Syntax
 from rich.text import Text
 
-from kad.cli import loading, stdio
+from kad.cli import stdio
 from kad.cli.flatten import Only, Prefix
-from kad.cli.options import Json, ModelOptions
+from kad.cli.options import Json, ModelOptions, check_rule, doubts
 from kad.engines.load import DTYPES
 from kad.errors import UsageError
 from kad.method import defaults
@@ -83,8 +83,8 @@ def command(
     if models.base is None or models.aligned is None or out is None:
         needed = {"--base": models.base, "--aligned": models.aligned, "--out": out}
         raise UsageError(f"kad pack needs {', '.join(name for name, value in needed.items() if value is None)}.")
-    loading.check_rule(models.rule)
-    loading.quiet_transformers()
+    check_rule(models.rule)
+    stdio.quiet_transformers()
     from kad.pair import folder as pairs
 
     own = {"base": of_base, "aligned": of_aligned, "reference": of_reference}
@@ -99,7 +99,7 @@ def command(
         sources, out, rule=models.rule or defaults.RULE, deferral_temperature=models.deferral_temperature or 1.0,
         base_prompt=models.base_prompt,
     )  # fmt: skip
-    for note in loading.doubts(sources):
+    for note in doubts(sources):
         stdio.message(f"note: {note}")
     if as_json:
         stdio.print_json(_as_dict(out, config))

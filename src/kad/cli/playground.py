@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from urllib.parse import quote
 
 from kad.cli import stdio
-from kad.cli.options import ModelOptions, Pair
+from kad.cli.options import ModelOptions, PairArgument
 from kad.options import Option
 from kad.server.options import Listening
 
@@ -22,7 +22,7 @@ EXAMPLES = (
 
 
 def command(
-    given: Pair = None,
+    pair_argument: PairArgument = None,
     *,
     browser: Annotated[bool, Option("Open the page in the browser.")] = True,
     models: ModelOptions,
@@ -38,7 +38,7 @@ def command(
     """
     from kad.server import run
 
-    models = models.of(given)
+    models = models.of(pair_argument)
     models.check_places()
     run.check_installed()
     socket = run.listen(listening)

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from kad.errors import UsageError
 from kad.evaluation.options import DataDir
 from kad.options import Option, check_fields
-from kad.text.prompts import render
+from kad.text.prompts import messages, render
 
 if TYPE_CHECKING:
-    from kad.figures.answers import Question
+    from kad.evaluation.tasks.task import Task
+    from kad.figures.answers import CheckedPrompt
 
 
 @dataclass(frozen=True)
@@ -52,24 +53,46 @@ class Questions:
         """Where the questions come from."""
         return str(self.prompts or self.task or "tiny")
 
-    def load(self, tokenizer: Any) -> list[Question]:
+    def load(self, tokenizer: Any) -> list[CheckedPrompt]:
         """The questions in the chat template of the aligned model.
 
         Raises:
             UsageError: an unknown task, or a file without a question.
             MissingExtraError: a task, but lm-eval is not installed.
         """
+        from kad.figures.answers import CheckedPrompt
+
+        def chat(conversation: str | Sequence[Mapping[str, str]]) -> str:
+            """A question as `kad eval` would put it: without thinking."""
+            return render(tokenizer, messages(conversation), thinking=False, drop_system=True)
+
         if self.prompts is not None:
-            return _from_file(tokenizer, self.prompts, self.limit)
+            return [CheckedPrompt(chat(line)) for line in read_lines(self.prompts)[: self.limit]]
         if self.task in (None, "tiny"):
-            return _tiny(tokenizer, self.limit)
-        return _from_task(tokenizer, self.name, self.data_dir, self.limit)
+            from kad.tiny.problems import problems
+
+            return [
+                CheckedPrompt(chat(problem.messages()), problem.is_correct)
+                for problem in problems("held-out", self.limit)
+            ]
+        from kad.evaluation.tasks.task import chat_renderer, load_tasks
+
+        return [
+            CheckedPrompt(question.prompt, _check(task, question.document))
+            for task in load_tasks([self.name], limit=self.limit, data_dir=self.data_dir)
+            for question in task.questions(chat_renderer(tokenizer))
+        ]
 
 
-def _from_file(tokenizer: Any, path: Path, limit: int) -> list[Question]:
-    from kad.figures.answers import Question
+def _check(task: Task, document: dict[str, Any]) -> Callable[[str], bool]:
+    """Whether an answer to one question is right, by the task's first metric."""
+    from kad.evaluation.results.summary import metrics_of
 
-    return [Question(_chat(tokenizer, [{"role": "user", "content": line}])) for line in read_lines(path)[:limit]]
+    def is_right(text: str) -> bool:
+        marks = task.mark(document, [text])
+        return bool(marks[metrics_of(marks)[0]])
+
+    return is_right
 
 
 def read_lines(path: Path) -> list[str]:
@@ -85,35 +108,3 @@ def read_lines(path: Path) -> list[str]:
     if not lines:
         raise UsageError(f"{path} has no question: put one on each line.")
     return lines
-
-
-def _tiny(tokenizer: Any, limit: int) -> list[Question]:
-    from kad.figures.answers import Question
-    from kad.tiny.problems import problems
-
-    drawn = problems("held-out", limit)
-    return [Question(_chat(tokenizer, problem.messages()), problem.is_correct) for problem in drawn]
-
-
-def _from_task(tokenizer: Any, name: str, data_dir: Path | None, limit: int) -> list[Question]:
-    from kad.evaluation.results.summary import metrics_of
-    from kad.evaluation.tasks.task import chat_renderer, load_tasks
-    from kad.figures.answers import Question
-
-    def marker(task: Any, document: dict[str, Any]) -> Callable[[str], bool]:
-        def is_right(text: str) -> bool:
-            marks = task.mark(document, [text])
-            return bool(marks[metrics_of(marks)[0]])
-
-        return is_right
-
-    return [
-        Question(question.prompt, marker(task, question.document))
-        for task in load_tasks([name], limit=limit, data_dir=data_dir)
-        for question in task.questions(chat_renderer(tokenizer))
-    ]
-
-
-def _chat(tokenizer: Any, conversation: Sequence[Mapping[str, str]]) -> str:
-    """A question as `kad eval` would put it: without thinking."""
-    return render(tokenizer, conversation, thinking=False, drop_system=True)

@@ -37,11 +37,11 @@ def command(
     from kad.method.rules.describe import describe
 
     if name is not None:
-        found = describe(type(parse_rule(name)))
+        rule = describe(type(parse_rule(name)))
         if as_json:
-            stdio.print_json(found)
+            stdio.print_json(rule)
         else:
-            stdio.stdout().print(_explanation(found))
+            stdio.stdout().print(_explanation(rule))
         return
     described = [describe(rule) for rule in registry().values()]
     if as_json:

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from kad.cli import options, stdio
-from kad.cli.prompts import read_prompt
 from kad.options import Option
 from kad.words import counted
 
@@ -35,19 +34,19 @@ def command(
     The text stands alone, without a chat template. Perplexities are per token, per word and per byte. They are those of
     lm-eval's rolling log-likelihoods. Only models of one tokenizer can be compared per token.
     """
-    text = read_prompt(None, file)
+    text = options.read_prompt(None, file)
     model = models.load()
     from kad.text.perplexity import perplexity
 
-    found = perplexity(model, text, part_length=part_length)
+    scores = perplexity(model, text, part_length=part_length)
     units, who = ("tokens", "words", "bytes"), ("composed", "base", "aligned")
-    table = {name: {unit: found.of(name, unit) for unit in units} for name in who}
+    table = {name: {unit: scores.of(name, unit) for unit in units} for name in who}
     if as_json:
-        stdio.print_json({**found.to_dict(), "rule": str(model.composition.rule), "perplexity": table})
+        stdio.print_json({**scores.to_dict(), "rule": str(model.composition.rule), "perplexity": table})
         return
     _show(table, model.composition.rule)
-    mass = "" if found.deferred_mass is None else f"deferred mass {found.deferred_mass:.3f}, "
-    stdio.stdout().print(f"{counted(found.tokens, 'token')}, {mass}acceptance {found.acceptance:.3f}", soft_wrap=True)
+    mass = "" if scores.deferred_mass is None else f"deferred mass {scores.deferred_mass:.3f}, "
+    stdio.stdout().print(f"{counted(scores.tokens, 'token')}, {mass}acceptance {scores.acceptance:.3f}", soft_wrap=True)
 
 
 def _show(perplexities: dict[str, dict[str, float]], rule: object) -> None:

@@ -8,14 +8,14 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kad.cli.flatten import Without
-from kad.cli.options import ModelOptions, Pair
+from kad.cli.options import ModelOptions, PairArgument
 from kad.engines.files import ENGINES
+from kad.engines.vllm import host as vllm
 from kad.errors import UsageError
 from kad.method.defaults import FIXED_DRAFT_TOKENS
 from kad.options import Option, options_of
@@ -24,6 +24,7 @@ from kad.server.options import Listening
 if TYPE_CHECKING:
     from kad.pair.config import KadConfig
 
+# Command line arguments that are not ours go on to vLLM.
 CONTEXT_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 EXAMPLES = (
     "kad serve tiny --port 8000",
@@ -37,7 +38,7 @@ _MOST_DRAFT_TOKENS = 128
 
 def command(
     context: typer.Context,
-    given: Pair = None,
+    pair_argument: PairArgument = None,
     *,
     engine: Annotated[
         str,
@@ -75,8 +76,8 @@ def command(
 
     Requests may carry a rule of their own: "vllm_xargs": {"rule": "dual:threshold=0.6"} in the request's body.
     """
-    models = models.of(given)
-    if engine == "vllm" or (engine == "auto" and (dry_run or find_spec("vllm") is not None)):
+    models = models.of(pair_argument)
+    if engine == "vllm" or (engine == "auto" and (dry_run or vllm.is_installed())):
         _serve_with_vllm(speculate, draft_tokens, repeatable, dry_run, listening, models, context.args)
     else:
         _refuse(dry_run, "--dry-run shows vLLM's command line. Give --engine vllm with it.")
@@ -204,9 +205,7 @@ def _speculation(config: KadConfig, draft_tokens: int, repeatable: bool, ranks: 
 
 
 def _check_vllm() -> None:
-    from kad.engines.vllm.host import check_installed
-
-    check_installed()
+    vllm.check_installed()
     plugins = os.environ.get("VLLM_PLUGINS")
     if plugins is not None and "kad" not in plugins.split(","):
         raise UsageError(f"VLLM_PLUGINS={plugins} keeps kad's plugin out of vLLM. Add kad to it, or unset it.")

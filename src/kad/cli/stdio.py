@@ -6,8 +6,10 @@ import codecs
 import io
 import json
 import math
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +19,10 @@ from rich.console import Console
 from kad.errors import UsageError
 
 if TYPE_CHECKING:
-    from kad.pair.sources import Source
+    from rich.table import Table
+    from rich.text import Text
 
+    from kad.pair.sources import Source
 
 WRONG_INPUT = 2
 """The exit code of a command that was asked for what cannot be."""
@@ -60,6 +64,32 @@ def message(text: str) -> None:
     typer.echo(text, err=True)
 
 
+def quiet_transformers() -> None:
+    """Silence Transformers' bars and remarks; errors still come as exceptions."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging
+
+    from kad.engines.transformers.loading import loading_bars
+
+    logging.set_verbosity_error()
+    loading_bars(False)
+    # Its lines about every retry say no more than the exception at the end.
+    getLogger("huggingface_hub").setLevel(ERROR)
+
+
+def facts(lines: Iterable[tuple[str, str | Text]], style: str = "bold cyan") -> Table:
+    """Names with what is said of them, a line each, which can be pasted."""
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(justify="right", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, text in lines:
+        grid.add_row(Text(name, style), Text(text) if isinstance(text, str) else text)
+    return grid
+
+
 def check_writable(file: Path) -> None:
     """Refuse a place for a result before the work for it is done.
 
@@ -86,12 +116,12 @@ def check_folder(folder: Path) -> None:
     Raises:
         UsageError: it cannot be made, or nothing can be written in it.
     """
-    made = not folder.exists()
+    is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".kad").touch()
         (folder / ".kad").unlink()
-        if made:
+        if is_new:
             folder.rmdir()
     except OSError as error:
         raise UsageError(f"Cannot write to the folder {folder}: {error.strerror}.") from error

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kad.cli import loading, options, stdio
-from kad.cli.prompts import read_prompt
+from kad.cli import options, stdio
 from kad.errors import UsageError
 from kad.options import Option
 from kad.text.drafting import DraftTokens
@@ -71,13 +70,13 @@ def command(
     if stored is not None:
         _deliver(_read(stored), None if beside is None else _read(Path(beside)), out, every_position, as_json)
         return
-    question = read_prompt(prompt, file)
+    question = options.read_prompt(prompt, file)
     options.check_raw(raw, system, thinking)
-    answer = None if text is None else read_prompt(None, text)
+    answer = None if text is None else options.read_prompt(None, text)
     other = _stored(beside)
     if beside is not None and other is None:
-        loading.check_rule(beside)
-    loading.say_topic(models, question)
+        options.check_rule(beside)
+    models.say_topic(question)
     model = models.load()
     from kad.tracing.ask import trace
 
@@ -87,9 +86,9 @@ def command(
             sampling=sampling, num_draft_tokens=draft_tokens, rule=rule,
         )  # fmt: skip
 
-    made = traced()
+    first = traced()
     second = None if beside is None else traced(beside) if other is None else _read(other)
-    _deliver(made, second, out, every_position, as_json)
+    _deliver(first, second, out, every_position, as_json)
 
 
 def _stored(prompt: str | None) -> Path | None:

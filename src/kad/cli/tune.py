@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from kad.cli import evaluation_runs as shared
-from kad.cli import probing, stdio
+from kad.cli import info, stdio
 from kad.cli.flatten import Without
 from kad.cli.options import Json, ModelOptions
 from kad.cli.sweep import DEVELOPMENT, Grid, Parameter, RuleToSweep, Speculative
@@ -20,6 +20,7 @@ from kad.words import counted
 if TYPE_CHECKING:
     from kad.evaluation.choice import Choice
     from kad.evaluation.tasks.task import Task
+    from kad.text.prompts import Prompt
 
 EXAMPLES = (
     "kad tune --pair pair/ --rule dual --grid 0.1:0.9:0.1 --tasks kad_gsm8k_development --limit 200 --out runs/tune",
@@ -76,11 +77,11 @@ def command(
         raise UsageError("A pair's rule has no window to write. Use kad sweep for num_draft_tokens.")
     points = make_grid(rule, parameter, grid, speculative=speculative)
     few = len(PROMPTS)
-    asked = load_tasks(
+    first_rows = load_tasks(
         tasks.tasks, limit=min(few, tasks.limit or few), data_dir=tasks.data_dir, include_path=tasks.include_path
     )
-    refuse_test_splits(asked, on_test_split)
-    for task in asked:
+    refuse_test_splits(first_rows, on_test_split)
+    for task in first_rows:
         if metric is not None and metric.partition(",")[0] not in task.metrics:
             known = ", ".join(sorted(task.metrics))
             raise UsageError(f"{task.info.name} has no metric {metric!r}. Choose --metric from: {known}.")
@@ -96,12 +97,12 @@ def command(
     if own_pair is not None:
         write_rule(own_pair, chosen)
         stdio.message(f"wrote {chosen} into {own_pair}")
-    found = _probe(models, chosen, asked, run.engine) if probe else None
+    seen = _probe(models, chosen, first_rows, run.engine) if probe else None
     if as_json:
-        stdio.print_json({**choice.to_dict(), "rule": chosen, "written": own_pair is not None, "probe": found})
+        stdio.print_json({**choice.to_dict(), "rule": chosen, "written": own_pair is not None, "probe": seen})
     else:
         _show(choice)
-        stdio.stdout().print(probing.table(probing.rows(found)))
+        stdio.stdout().print(stdio.facts(info.probe_lines(seen)))
 
 
 def _probe(models: ModelOptions, rule: str, tasks: Sequence[Task], engine: str) -> dict[str, Any] | None:
@@ -109,10 +110,19 @@ def _probe(models: ModelOptions, rule: str, tasks: Sequence[Task], engine: str) 
     try:
         if engine == "vllm":
             raise UsageError("vLLM gives no logits. Use kad info --probe.")
-        return probing.run(replace(models, rule=rule), probing.questions_of(tasks), thinking=False)
+        return info.probed(replace(models, rule=rule), _first_questions(tasks), thinking=False)
     except KadError as error:
         stdio.message(f"note: no probe: {error}")
         return None
+
+
+def _first_questions(tasks: Sequence[Task]) -> Sequence[Prompt]:
+    """The first questions of some tasks, in turn."""
+    from kad.figures.probe import PROMPTS
+
+    rows = [[question.conversation for question in task.questions(lambda messages: "")] for task in tasks]
+    turns = [row[turn] for turn in range(max(map(len, rows))) for row in rows if turn < len(row)]
+    return turns[: len(PROMPTS)]
 
 
 def _own_pair(pair: str | None) -> Path:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Request:
+class SampleRequest:
     """One sample to draw. Each sample has its own seed, so its text does not depend on the batch."""
 
     prompt: str
@@ -159,7 +159,7 @@ class Engine:
         many = method.speculation is None and set(self._engines.values()) <= {"transformers"}
         return wanted if self._whole or many else 1
 
-    def generate(self, method: Method, requests: Sequence[Request]) -> list[Completion]:
+    def generate(self, method: Method, requests: Sequence[SampleRequest]) -> list[Completion]:
         """One completion for each request, in their order. All share `max_new_tokens` and `temperature`.
 
         In vLLM the first one has the counts of speculation of all.
@@ -288,7 +288,7 @@ class Engine:
         gguf = self._engines.get(role) == "llama_cpp"
         return self.model(role).generation_config if gguf else load_generation_config(self._source(role))
 
-    def _context(self, pair: Pair, tokenizer: Any, request: Request) -> Context:
+    def _context(self, pair: Pair, tokenizer: Any, request: SampleRequest) -> Context:
         # The template has already written all special tokens.
         ids = tokenizer(request.prompt, add_special_tokens=False).input_ids
         if pair.is_one or self._whole:

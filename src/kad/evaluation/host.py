@@ -2,73 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from kad.hosts import LM_EVAL, Need, library
+from kad import hosts
+from kad.hosts import LM_EVAL, needs
 
-TASK_NEEDS = (
-    Need(
-        "lm_eval.tasks:TaskManager",
-        "finds and loads kad's tasks, with lm-eval's own loader",
-        "reading the YAML files here",
-        ("include_path", "include_defaults", "metadata"),
+NEEDS = (
+    *needs("lm_eval.tasks", "TaskManager(include_path, include_defaults, metadata)"),
+    *needs("lm_eval.tasks:TaskManager", "load(task_list)", "all_tasks", "task_index"),
+    *needs("lm_eval.api.task:Task", "eval_docs", "set_fewshot_seed(seed)"),
+    *needs(
+        "lm_eval.api.task:ConfigurableTask",
+        *("aggregation", "doc_to_target", "doc_to_choice", "doc_to_prefix", "apply_filters", "process_results"),
+        "construct_requests(doc, ctx)",
+        "fewshot_context(apply_chat_template, fewshot_as_multiturn, chat_template, gen_prefix)",
     ),
-    Need("lm_eval.tasks:TaskManager.load", "loads tasks by name", "the same", ("task_list",)),
-    Need("lm_eval.tasks:TaskManager.all_tasks", "the names that there are", "the same"),
-    Need("lm_eval.tasks:TaskManager.task_index", "the file of a task", "the same"),
-    Need("lm_eval.api.task:Task.eval_docs", "the rows of a task", "the same"),
-    Need("lm_eval.api.task:Task.set_fewshot_seed", "the same examples for every method", "the same", ("seed",)),
-    Need("lm_eval.api.task:ConfigurableTask.aggregation", "which metrics are means", "the same"),
-    Need("lm_eval.api.task:ConfigurableTask.doc_to_target", "the answer of a row", "the same"),
-    Need("lm_eval.api.task:ConfigurableTask.doc_to_choice", "the options of a row", "the same"),
-    Need("lm_eval.api.task:ConfigurableTask.doc_to_prefix", "what an answer begins with", "the same"),
-    Need("lm_eval.api.task:ConfigurableTask.apply_filters", "a task's filters of an answer", "the same"),
-    Need("lm_eval.api.task:ConfigurableTask.construct_requests", "the options to score", "the same", ("doc", "ctx")),
-    Need(
-        "lm_eval.api.instance:Instance",
-        "an answer as the filters take it",
-        "the same",
-        ("request_type", "doc", "arguments", "idx", "metadata", "resps"),
-    ),
-    Need("lm_eval.utils:apply_template", "which field a row lacks", "Jinja alone", ("template", "doc")),
-    Need("lm_eval.tasks._yaml_loader:load_yaml", "why a task file is passed over", "saying nothing", ("resolve_func",)),
-    Need("lm_eval.api.task:ConfigurableTask.process_results", "marks an answer by the task's metric", "the same"),
-    Need(
-        "lm_eval.api.task:ConfigurableTask.fewshot_context",
-        "the prompt of a row",
-        "the same",
-        ("apply_chat_template", "fewshot_as_multiturn", "chat_template", "gen_prefix"),
-    ),
+    *needs("lm_eval.api.instance", "Instance(request_type, doc, arguments, idx, metadata, resps)"),
+    *needs("lm_eval.utils", "apply_template(template, doc)"),
+    *needs("lm_eval.tasks._yaml_loader", "load_yaml(resolve_func)"),
 )
+# Apart: importing these loads torch.
 MODEL_NEEDS = (
-    Need(
-        "lm_eval.models.huggingface:HFLM",
-        "runs any task on a model object; a pair is one",
-        "an lm_eval.api.model.TemplateLM of our own",
-        ("pretrained", "tokenizer", "batch_size"),
-    ),
-    Need(
-        "lm_eval.models.huggingface:HFLM.apply_chat_template",
-        "thinking is off in the published prompts",
-        "the option enable_thinking=False",
-        ("chat_history", "add_generation_prompt"),
-    ),
-    Need("lm_eval.api.registry:Registry.register", "makes --model kad known", "the entry point alone"),
-    Need("lm_eval.__main__:cli_evaluate", "lm-eval's command", "the same"),
+    *needs("lm_eval.models.huggingface", "HFLM(pretrained, tokenizer, batch_size)"),
+    *needs("lm_eval.models.huggingface:HFLM", "apply_chat_template(chat_history, add_generation_prompt)"),
+    *needs("lm_eval.api.registry:Registry", "register"),
+    *needs("lm_eval.__main__", "cli_evaluate"),
 )
 
 
-def task_manager() -> Any:
-    """lm-eval's `TaskManager`.
+def library() -> Any:
+    """The module `lm_eval.tasks`, checked.
 
     Raises:
         MissingExtraError: lm-eval is not installed.
-        HostError: it is a version that kad cannot work with.
+        HostError: it lacks a name that kad needs.
     """
-    return _checked("lm_eval.tasks", TASK_NEEDS).TaskManager
+    return hosts.library(LM_EVAL, "lm_eval.tasks", NEEDS)
 
 
 def marks(task: Any, document: Mapping[str, Any], replies: Sequence[Any]) -> dict[str, Any]:
@@ -78,17 +50,17 @@ def marks(task: Any, document: Mapping[str, Any], replies: Sequence[Any]) -> dic
     """
     instance = import_module("lm_eval.api.instance").Instance
     kind = "generate_until" if task.config.output_type == "generate_until" else "loglikelihood"
-    given = [
+    instances = [
         instance(kind, document, (), index, (task.config.task, 0, 1), [reply]) for index, reply in enumerate(replies)
     ]
-    task._instances = given
+    task._instances = instances
     task.apply_filters()
-    filters = list(given[0].filtered_resps)
-    found: dict[str, Any] = {}
+    filters = list(instances[0].filtered_resps)
+    by_metric: dict[str, Any] = {}
     for name in filters:
-        result = task.process_results(document, [one.filtered_resps[name] for one in given])
-        found |= {metric if len(filters) == 1 else f"{metric},{name}": mark for metric, mark in result.items()}
-    return found
+        result = task.process_results(document, [one.filtered_resps[name] for one in instances])
+        by_metric |= {metric if len(filters) == 1 else f"{metric},{name}": mark for metric, mark in result.items()}
+    return by_metric
 
 
 def fill_template(template: str, row: Mapping[str, Any]) -> str | None:
@@ -116,13 +88,8 @@ def read_task_file(file: Path) -> str | None:
 
 
 def model_class() -> Any:
-    """lm-eval's `HFLM`, the model class for Transformers models.
-
-    Raises:
-        MissingExtraError: lm-eval is not installed.
-        HostError: it is a version that kad cannot work with.
-    """
-    return _checked("lm_eval.models.huggingface", MODEL_NEEDS).HFLM
+    """lm-eval's `HFLM`, the model class for Transformers models. Raises as `library`."""
+    return hosts.library(LM_EVAL, "lm_eval.models.huggingface", MODEL_NEEDS).HFLM
 
 
 def model_registry() -> Any:
@@ -134,8 +101,3 @@ def model_registry() -> Any:
 def command() -> Any:
     """The function behind the command `lm_eval`."""
     return import_module("lm_eval.__main__").cli_evaluate
-
-
-def _checked(module: str, needs: Iterable[Need]) -> Any:
-    library(LM_EVAL, "lm_eval", needs)
-    return import_module(module)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from kad.evaluation.engine import Completion, Engine, Request
+from kad.evaluation.engine import Completion, Engine, SampleRequest
 from kad.evaluation.methods import Method, execution_order
 from kad.evaluation.results.settings import Settings
 from kad.evaluation.results.storage import Record, RunDirectory, SampleKey
@@ -18,7 +18,7 @@ Progress = Callable[[str, int], None]
 
 
 @dataclass(frozen=True)
-class Job:
+class Sample:
     """One sample of one question by one method."""
 
     method: Method
@@ -60,61 +60,61 @@ def total_samples(settings: Settings) -> int:
     return len(settings.methods) * sum(settings.samples_of(task) * task.rows for task in settings.tasks)
 
 
-def plan(method: Method, task: Task, engine: Engine, settings: Settings) -> Iterator[list[Job]]:
+def plan(method: Method, task: Task, engine: Engine, settings: Settings) -> Iterator[list[Sample]]:
     """The batches of a method on a task.
 
     They depend on the settings only, so a resumed run has the same batches. Rounding depends on the shape of a batch.
     """
     questions = task.questions(engine.renderer(method))
-    samples = range(settings.samples_of(task.info))
-    jobs = [Job(method, question, sample) for question in questions for sample in samples]
+    numbers = range(settings.samples_of(task.info))
+    samples = [Sample(method, question, number) for question in questions for number in numbers]
     # Prompts of similar length need less padding. The longest come first: what does not fit in memory fails at once.
-    jobs.sort(key=lambda job: (-len(job.question.prompt), job.question.question_id, job.sample))
+    samples.sort(key=lambda sample: (-len(sample.question.prompt), sample.question.question_id, sample.sample))
     size = engine.batch_size(method, settings.batch_size)
-    for start in range(0, len(jobs), size):
-        yield jobs[start : start + size]
+    for start in range(0, len(samples), size):
+        yield samples[start : start + size]
 
 
-def _run_batch(batch: list[Job], task: Task, engine: Engine, directory: RunDirectory, settings: Settings) -> None:
-    if all(job.key in directory.done for job in batch):
+def _run_batch(batch: list[Sample], task: Task, engine: Engine, directory: RunDirectory, settings: Settings) -> None:
+    if all(sample.key in directory.done for sample in batch):
         return
     if task.info.scored:
-        directory.append(_scored(job, task, engine) for job in batch)
+        directory.append(_scored(sample, task, engine) for sample in batch)
         return
-    completions = engine.generate(batch[0].method, [request_of(job, task, settings) for job in batch])
+    completions = engine.generate(batch[0].method, [request_of(sample, task, settings) for sample in batch])
     found = [replace(completion, text=task.shortened(completion.text)) for completion in completions]
-    directory.append(_record(job, task, one, [one.text]) for job, one in zip(batch, found, strict=True))
+    directory.append(_record(sample, task, one, [one.text]) for sample, one in zip(batch, found, strict=True))
 
 
-def request_of(job: Job, task: Task, settings: Settings) -> Request:
+def request_of(sample: Sample, task: Task, settings: Settings) -> SampleRequest:
     """What an engine is asked for one sample."""
-    return Request(
-        prompt=job.question.prompt,
-        seed=sample_seed(settings.seed, job.question.task, job.question.question_id, job.sample),
+    return SampleRequest(
+        prompt=sample.question.prompt,
+        seed=sample_seed(settings.seed, sample.question.task, sample.question.question_id, sample.sample),
         max_new_tokens=settings.max_new_tokens_of(task.info),
         temperature=settings.temperature_of(task.info),
         until=task.info.until,
-        conversation=job.question.conversation,
+        conversation=sample.question.conversation,
     )
 
 
-def _scored(job: Job, task: Task, engine: Engine) -> Record:
+def _scored(sample: Sample, task: Task, engine: Engine) -> Record:
     """A question whose options are scored. Its text is the option of the highest log-likelihood."""
-    started, continuations = time.perf_counter(), job.question.continuations
-    found = engine.log_likelihoods(job.method, continuations)
+    started, continuations = time.perf_counter(), sample.question.continuations
+    found = engine.log_likelihoods(sample.method, continuations)
     seconds = time.perf_counter() - started
     best = max(range(len(found)), key=lambda index: found[index][0])
     text = continuations[best][1].strip()
     completion = Completion(text=text, prompt_tokens=0, tokens=0, finished=True, seconds=seconds)
-    record = _record(job, task, completion, found)
+    record = _record(sample, task, completion, found)
     return {**record, "log_likelihoods": [log_likelihood for log_likelihood, _ in found]}
 
 
-def _record(job: Job, task: Task, completion: Completion, replies: Sequence[Reply]) -> Record:
+def _record(sample: Sample, task: Task, completion: Completion, replies: Sequence[Reply]) -> Record:
     return {
-        **job.key._asdict(),
-        "marks": task.mark({**job.question.document, "finished": completion.finished}, replies),
-        "answer": job.question.answer,
-        "prompt": job.question.prompt,
+        **sample.key._asdict(),
+        "marks": task.mark({**sample.question.document, "finished": completion.finished}, replies),
+        "answer": sample.question.answer,
+        "prompt": sample.question.prompt,
         **asdict(completion),
     }

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kad.engines.pair import pair_of
 from kad.errors import UsageError
-from kad.figures.answers import Question, answer
+from kad.figures.answers import CheckedPrompt, answer
 from kad.figures.approximation import Approximation, approximation, concatenate
 from kad.method.knapsack import TOLERANCE, Exact
 from kad.method.rules import Dual, LinearProgram, Primal, Rule
@@ -104,7 +104,7 @@ def summarize(rows: Approximation, *, budget: float, threshold: float) -> dict[s
 def accuracies(
     model: Loaded,
     tokenizer: Any,
-    questions: Sequence[Question],
+    questions: Sequence[CheckedPrompt],
     *,
     budget: float,
     threshold: float,

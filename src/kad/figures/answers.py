@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Question:
+class CheckedPrompt:
     """A prompt as it goes to the models, and a check of answers. Without a check, correctness is not known."""
 
     prompt: str
@@ -51,7 +51,7 @@ class Answers:
 def answer(
     model: Loaded,
     tokenizer: Any,
-    questions: Sequence[Question],
+    questions: Sequence[CheckedPrompt],
     rule: Rule,
     *,
     max_new_tokens: int,

@@ -16,7 +16,7 @@ from torch import Tensor
 from kad.engines.pair import pair_of
 from kad.errors import UsageError
 from kad.figures.analysis import whole_rows
-from kad.figures.answers import Answers, Question, answer
+from kad.figures.answers import Answers, CheckedPrompt, answer
 from kad.figures.approximation import LAMBDAS, Approximation, approximation, concatenate, entropy_difference
 from kad.method.rules import Dual, ImplicitReward, Nudging, Primal, Rule, parse_rule
 from kad.text.score import score_tokens
@@ -56,7 +56,7 @@ class Measured:
 def collect(
     model: Loaded,
     tokenizer: Any,
-    questions: Sequence[Question],
+    questions: Sequence[CheckedPrompt],
     *,
     oracle: Any = None,
     settings: FigureOptions | None = None,
@@ -100,7 +100,7 @@ def rules_for(model: Loaded) -> list[Rule]:
 
 
 def measure(
-    model: Loaded, tokenizer: Any, questions: Sequence[Question], rule: Rule, settings: FigureOptions
+    model: Loaded, tokenizer: Any, questions: Sequence[CheckedPrompt], rule: Rule, settings: FigureOptions
 ) -> Measured:
     """Answer the questions under `rule`, and score the answers with the pair's models."""
     answers = answer(

@@ -9,10 +9,11 @@ from typing import Any
 
 from kad.errors import missing_extra
 from kad.evaluation.results.intervals import wilson
-from kad.evaluation.results.plots import CYCLE, DASHES, INK, MARKERS, SOFT, STYLE, WHOLE, from_zero
+from kad.evaluation.results.plots import DASHES, MARKERS, STYLE, WHOLE, from_zero
+from kad.tracing.palette import CYCLE, LIGHT
 from kad.tracing.terminal import visible
 
-BASE, ALIGNED = CYCLE[:2]
+BASE, ALIGNED, INK, SOFT = (LIGHT[name] for name in ("base", "aligned", "ink", "soft"))
 SCHEMA = "kad-figure/2"
 
 

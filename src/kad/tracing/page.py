@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from importlib.resources import files
 
+from kad.tracing import palette
 from kad.tracing.schema import Trace
 
 _ASSETS = files("kad.tracing") / "assets"
@@ -57,8 +58,9 @@ def notebook_frame(trace: Trace, height: int = 720) -> str:
 
 
 def asset(name: str) -> str:
-    """A file of the page."""
-    return (_ASSETS / name).read_text(encoding="utf-8")
+    """A file of the page, with the colors in it."""
+    text = (_ASSETS / name).read_text(encoding="utf-8")
+    return fill(text, light=palette.css(palette.LIGHT), dark=palette.css(palette.DARK))
 
 
 def script_safe(json_text: str) -> str:

@@ -9,11 +9,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from kad.tracing import palette
 from kad.tracing.schema import Candidate, Position, Trace
 from kad.words import counted
 
-# Blue and orange of equal brightness, readable on black and on white. Deferred tokens are also underlined.
-BASE, ALIGNED = (47, 134, 214), (201, 106, 0)
 _BARS = " ▁▂▃▄▅▆▇█"
 _GLYPHS = str.maketrans({" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"})
 _WIDTH = 72
@@ -45,7 +44,7 @@ def colored_text(trace: Trace) -> Text:
     """The answer, each token between the base model's blue and the aligned model's orange."""
     text = Text()
     for position in trace.positions:
-        text.append(position.text, _style(position.base_share))
+        text.append(position.text, palette.style(position.base_share))
     return text
 
 
@@ -61,7 +60,7 @@ def _headline(trace: Trace) -> Text:
     parts = [f"{trace.rule_text}   {counted(len(trace.positions), 'token')}   "]
     line = Text(parts[0], "bold")
     if share is not None and alpha is not None:
-        line.append("base ", _style(1.0)).append(f"{share:.0%}   ").append("aligned", _style(0.0))
+        line.append("base ", palette.style(1.0)).append(f"{share:.0%}   ").append("aligned", palette.style(0.0))
         line.append(f" {1 - share:.0%}   mean α {alpha:.3f}")
     line.append(f"   mean β {summary['mean_acceptance']:.3f}")
     if summary["accepted"] or summary["corrected"]:
@@ -111,7 +110,7 @@ def _numbers(trace: Trace, number: int, position: Position) -> list[Text | str]:
     share = position.base_share
     return [
         str(number),
-        Text(visible(trace.vocabulary[position.token]), _style(share)),
+        Text(visible(trace.vocabulary[position.token]), palette.style(share)),
         "–" if share is None else f"{share:.0%}",
         _bounded(position.p, position),
         *(_probability(value) for value in (position.p_aligned, position.pi)),
@@ -160,11 +159,3 @@ def _event(trace: Trace, position: Position) -> str:
     if position.event == "corrected" and position.rejected_draft is not None:
         return f"✗ {visible(trace.vocabulary[position.rejected_draft])}"
     return "✓" if position.event == "accepted" else position.event or ""
-
-
-def _style(share: float | None) -> str:
-    if share is None:
-        return ""
-    mixed = (round(a + (b - a) * share) for a, b in zip(ALIGNED, BASE, strict=True))
-    color = "rgb({},{},{})".format(*mixed)
-    return color if share >= 0.5 else f"{color} underline"

@@ -12,34 +12,19 @@ from functools import cache
 from typing import Any
 
 from kad import hosts
-from kad.hosts import LLAMA_CPP, Need
+from kad.hosts import LLAMA_CPP, needs
 
-_FUNCTIONS = (
+NEEDS = needs(
+    "llama_cpp",
     *("llama_model_default_params", "llama_model_load_from_file", "llama_model_free", "llama_model_get_vocab"),
     *("llama_model_size", "llama_model_n_params", "llama_model_n_ctx_train", "llama_model_desc"),
     *("llama_model_is_recurrent", "llama_model_is_hybrid", "llama_model_has_encoder", "llama_model_has_decoder"),
-    *(
-        "llama_model_chat_template",
-        "llama_context_default_params",
-        "llama_init_from_model",
-        "llama_free",
-        "llama_n_ctx",
-    ),
-    *("llama_get_memory", "llama_memory_clear", "llama_memory_seq_rm", "llama_batch_init", "llama_batch_free"),
-    *("llama_decode", "llama_get_logits", "llama_log_set", "llama_log_callback", "llama_vocab_n_tokens"),
-    *("llama_vocab_get_text", "llama_vocab_get_attr", "llama_vocab_is_eog", "llama_vocab_bos", "llama_vocab_eos"),
-    *(
-        "llama_vocab_pad",
-        "llama_tokenize",
-        "llama_detokenize",
-        "llama_token",
-        "LLAMA_TOKEN_ATTR_UNUSED",
-        "LLAMA_TOKEN_ATTR_CONTROL",
-    ),
-)
-NEEDS = tuple(
-    Need(f"llama_cpp:{name}", "runs GGUF files with the low-level functions of llama.cpp", "llama.cpp's present name")
-    for name in _FUNCTIONS
+    *("llama_model_chat_template", "llama_context_default_params", "llama_init_from_model", "llama_free"),
+    *("llama_n_ctx", "llama_get_memory", "llama_memory_clear", "llama_memory_seq_rm", "llama_batch_init"),
+    *("llama_batch_free", "llama_decode", "llama_get_logits", "llama_log_set", "llama_log_callback"),
+    *("llama_vocab_n_tokens", "llama_vocab_get_text", "llama_vocab_get_attr", "llama_vocab_is_eog", "llama_vocab_bos"),
+    *("llama_vocab_eos", "llama_vocab_pad", "llama_tokenize", "llama_detokenize", "llama_token"),
+    *("LLAMA_TOKEN_ATTR_UNUSED", "LLAMA_TOKEN_ATTR_CONTROL"),
 )
 
 # The numbers of ggml's types for a key-value cache.
@@ -84,5 +69,7 @@ def forget_messages() -> None:
 
 def reason() -> str:
     """Why llama.cpp failed, in its own words."""
-    found = [match[1] for line in _MESSAGES if (match := re.search(r"(?:error loading \w+|gguf_init\w*): (.+)", line))]
-    return (found[:1] or [line for line in _MESSAGES if line] or ["llama.cpp gives no reason"])[-1]
+    reasons = [
+        match[1] for line in _MESSAGES if (match := re.search(r"(?:error loading \w+|gguf_init\w*): (.+)", line))
+    ]
+    return (reasons[:1] or [line for line in _MESSAGES if line] or ["llama.cpp gives no reason"])[-1]

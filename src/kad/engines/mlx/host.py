@@ -6,19 +6,17 @@ from functools import cache
 from typing import Any
 
 from kad import hosts
-from kad.hosts import MLX, Need
+from kad.hosts import MLX, needs
 
 NEEDS = (
-    Need("mlx_lm.utils:load_model", "loads a folder", "mlx_lm.load, without its tokenizer", ("model_path",)),
-    Need("mlx_lm.models.cache:make_prompt_cache", "the caches of a model", "it is mlx-lm's way", ("model",)),
-    Need(
-        "mlx_lm.models.cache:trim_prompt_cache",
-        "takes rejected drafts out of the caches",
-        "it is mlx-lm's way",
-        ("cache", "num_tokens"),
+    *needs("mlx_lm.utils", "load_model(model_path)"),
+    *needs(
+        "mlx_lm.models.cache",
+        "make_prompt_cache(model)",
+        "trim_prompt_cache(cache, num_tokens)",
+        "KVCache",
+        "RotatingKVCache",
     ),
-    Need("mlx_lm.models.cache:KVCache", "the kind of cache that can go back to any length", "can_trim_prompt_cache"),
-    Need("mlx_lm.models.cache:RotatingKVCache", "the kind of cache that forgets", "can_trim_prompt_cache"),
 )
 
 

@@ -12,7 +12,7 @@ from dataclasses import fields
 from typing import Any
 
 from kad.errors import UsageError
-from kad.hosts import TRANSFORMERS, Need, check, moved
+from kad.hosts import TRANSFORMERS, check, moved, needs
 
 try:
     from transformers import Cache, GenerationMixin, StaticLayer
@@ -42,54 +42,22 @@ __all__ = [
 ]
 
 NEEDS = (
-    Need(
-        "transformers:GenerationMixin._extract_generation_mode_kwargs",
-        "gives streamer, tokenizer and assistant to a callable `custom_generate`; Transformers drops them",
-        "nothing, once Transformers passes them along",
-        ("custom_generate", "kwargs", "synced_gpus", "assistant_model", "streamer"),
+    *needs(
+        "transformers:GenerationMixin",
+        # ComposedGeneration overrides these three.
+        "_extract_generation_mode_kwargs(custom_generate, kwargs, synced_gpus, assistant_model, streamer)",
+        "_prepare_cache_for_generation(generation_config, model_kwargs)",
+        "prepare_inputs_for_generation(input_ids)",
+        # Transformers compares the parameters of a `custom_generate` with those of this one.
+        "_sample(input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus, streamer)",
     ),
-    Need(
-        "transformers:GenerationMixin._prepare_cache_for_generation",
-        "lets every model of a pair make its own cache, as generate's options ask for it",
-        "building the caches from the public classes (DynamicCache, StaticCache, QuantizedCache)",
-        ("generation_config", "model_kwargs"),
-    ),
-    Need(
-        "transformers:GenerationMixin._sample",
-        "Transformers compares its parameters with those of `custom_generate`",
-        "a documented list of what a `custom_generate` callable is given",
-        ("input_ids", "logits_processor", "stopping_criteria", "generation_config", "synced_gpus", "streamer"),
-    ),
-    Need(
-        "transformers:GenerationMixin.prepare_inputs_for_generation",
-        "the inputs of one step, of which the pair's forward takes those that it knows",
-        "it is the documented hook",
-        ("input_ids",),
-    ),
-    *(
-        Need(
-            f"transformers:Cache.{name}",
-            "all models' caches as one: it acts on `layers`, which KadCache makes of the parts",
-            "acting on each part",
-        )
-        for name in ("crop", "get_seq_length", "reorder_cache", "reset", "activate_past_recording")
-    ),
-    Need(
-        "transformers.cache_utils:DynamicSlidingWindowLayer.activate_past_recording",
-        "a layer keeps what it would drop, until the drafts are judged",
-        "Cache.activate_past_recording, if it can be switched off again",
-    ),
-    Need(
-        "transformers:DynamicLayer.crop",
-        "takes rejected drafts out of the cache",
-        "it is the documented way",
-        ("tokens_to_remove",),
-    ),
-    Need(
-        "transformers.utils.chat_template_utils:render_jinja_template",
-        "fills in the chat template that a GGUF file carries",
-        "a sandbox of jinja2 with the functions that chat templates use",
-        ("conversations", "chat_template", "add_generation_prompt"),
+    # These act on `layers`, which KadCache makes of the caches of all models.
+    *needs("transformers:Cache", "crop", "get_seq_length", "reorder_cache", "reset", "activate_past_recording"),
+    *needs("transformers:DynamicLayer", "crop(tokens_to_remove)"),
+    *needs("transformers.cache_utils:DynamicSlidingWindowLayer", "activate_past_recording"),
+    *needs(
+        "transformers.utils.chat_template_utils",
+        "render_jinja_template(conversations, chat_template, add_generation_prompt)",
     ),
 )
 
@@ -127,11 +95,11 @@ def one_cache_name(options: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UsageError: the cache is given under two names.
     """
-    given = [name for name in CACHE_NAMES[:2] if options.get(name) is not None]
-    if len(given) > 1:
-        raise UsageError(f"A cache was given twice, as {' and as '.join(given)}. Give it once, as {CACHE}.")
+    names = [name for name in CACHE_NAMES[:2] if options.get(name) is not None]
+    if len(names) > 1:
+        raise UsageError(f"A cache was given twice, as {' and as '.join(names)}. Give it once, as {CACHE}.")
     renamed = {key: value for key, value in options.items() if key not in CACHE_NAMES[:2]}
-    return renamed | {CACHE: options[given[0]]} if given else renamed
+    return renamed | {CACHE: options[names[0]]} if names else renamed
 
 
 # Kinds of layers from which tokens can be taken back. Quantized layers inherit `crop` but keep most of their states out
@@ -150,7 +118,7 @@ def unforgetting(cache: Cache) -> list[str]:
 
 
 def record_past(cache: Cache, on: bool) -> bool:
-    """Switch on or off that layers keep states that they would drop. Returns whether there are such layers.
+    """Turn the recording of dropped cache states on or off. Returns whether there are layers that drop states.
 
     Sliding-window and convolution layers drop states that they no longer need. If they are told to wait for a crop,
     they need one after every window, even a crop by zero tokens.
@@ -216,11 +184,11 @@ class ComposedGeneration(GenerationMixin):
     ) -> dict[str, Any]:
         """As in Transformers, which drops streamer and tokenizer (for stop strings) where `custom_generate` is a
         callable: a callable that takes them gets them."""
-        given = {"streamer": streamer, "tokenizer": kwargs.get("tokenizer"), "assistant_model": assistant_model}
+        dropped = {"streamer": streamer, "tokenizer": kwargs.get("tokenizer"), "assistant_model": assistant_model}
         options: dict[str, Any] = super()._extract_generation_mode_kwargs(
             custom_generate, kwargs, synced_gpus, assistant_model, streamer
         )
         if callable(custom_generate):
             known = inspect.signature(custom_generate).parameters
-            options |= {key: value for key, value in given.items() if value is not None and key in known}
+            options |= {key: value for key, value in dropped.items() if value is not None and key in known}
         return options

@@ -1,6 +1,6 @@
 """Plots of a summary: accuracy against throughput, acceptance by method, accuracy along a sweep.
 
-Colors are those of Okabe and Ito, and markers and lines differ too: a plot is read in print and by the color-blind.
+Markers and lines differ, not only colors: a plot is read in print and by the color-blind.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from typing import Any
 from kad.errors import missing_extra
 from kad.evaluation.results.intervals import Interval
 from kad.evaluation.results.summary import Row
+from kad.tracing.palette import CYCLE, LIGHT
 
-INK, SOFT = "#1d1f23", "#62666d"
-CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 STYLE: dict[str, Any] = {
@@ -65,7 +64,7 @@ def write_curve(points: Sequence[tuple[float | str, Row]], parameter: str, path:
             speed = axis.twinx()
             speed.spines["right"].set_visible(True)
             speed.plot(
-                values, [row.throughput for row in rows], marker="s", linestyle="--", color=SOFT, fillstyle="none"
+                values, [row.throughput for row in rows], marker="s", ls="--", color=LIGHT["soft"], fillstyle="none"
             )
             speed.set(ylabel="tokens a second (dashed)", ylim=(0, None))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kad.errors import KadError, UsageError
-from kad.evaluation.host import marks, task_manager
+from kad.evaluation import host
 from kad.evaluation.tasks import definition, own
 from kad.text.ends import before_stop
 from kad.text.prompts import render
@@ -140,7 +140,7 @@ class Task:
             UsageError: a mark that is no number from 0 to 1.
         """
         try:
-            found = marks(self._task, document, replies)
+            found = host.marks(self._task, document, replies)
         except own.TROUBLE as error:
             if isinstance(error, KadError):
                 raise
@@ -281,7 +281,7 @@ def chat_renderer(tokenizer: Any) -> Renderer:
 
 
 def _manager(metadata: dict[str, Any], include_path: Path | None = None) -> Any:
-    manager = task_manager()
+    manager = host.library().TaskManager
     # lm-eval warns of what our tasks do on purpose. What fails comes as an error.
     logging.getLogger("lm_eval").setLevel(logging.CRITICAL)
     folders = [str(folder) for folder in (TASKS_FOLDER, include_path) if folder is not None]

@@ -16,9 +16,10 @@ def register() -> None:
     Raises:
         HostError: a name of vLLM that kad needs is gone; one sentence says which, and what to install.
     """
-    from kad.engines.vllm.host import check_plugin
+    from kad.engines.vllm.host import NEEDS
+    from kad.hosts import VLLM, check
 
-    check_plugin()
+    check(VLLM, NEEDS)
     from vllm.model_executor.models import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
     from vllm.transformers_utils.config import _CONFIG_REGISTRY
@@ -30,7 +31,7 @@ def register() -> None:
     from kad.engines.vllm.plugin.support import PairSupport
     from kad.method.rules import registry
 
-    ModelRegistry.register_model(ARCHITECTURE, f"kad.engines.vllm.plugin.model:{ARCHITECTURE}")
+    ModelRegistry.register_model(ARCHITECTURE, "kad.engines.vllm.plugin.model:PairModel")
     _CONFIG_REGISTRY[MODEL_TYPE] = PairView
     MODEL_ARCH_CONFIG_CONVERTORS[MODEL_TYPE] = PairArchitecture
     MODELS_CONFIG_MAP[ARCHITECTURE] = PairSupport

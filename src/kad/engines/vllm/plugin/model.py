@@ -15,12 +15,13 @@ from vllm.model_executor.model_loader import get_model_loader
 from vllm.model_executor.model_loader.utils import initialize_model
 from vllm.model_executor.model_loader.weight_tying import maybe_retie_word_embeddings
 
-from kad.engines.vllm.host import check_second_runner
+from kad.engines.vllm.host import SECOND_RUNNER
 from kad.engines.vllm.plugin.config import PairView, part_model_config
 from kad.engines.vllm.plugin.metrics import DeferredMass
 from kad.engines.vllm.plugin.rows import RULE_COLUMNS, StepRules
 from kad.engines.vllm.plugin.runner import patch_worker
 from kad.engines.vllm.plugin.scheduler import zero_new_blocks
+from kad.hosts import VLLM, check
 from kad.method.composition import Composition, compose, composed
 from kad.method.distribution import Rows, move_to_rest
 from kad.tokens.never_kept import foreign_tokens
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 _BLOCK_ELEMENTS = 1 << 26
 
 
-class KadForCausalLM(nn.Module):
+class PairModel(nn.Module):
     """Base, aligned and, if the pair has one, reference model under one roof, with a KV cache each.
 
     The hidden states it hands to vLLM are those of its parts side by side, and two columns with the number of the
@@ -71,7 +72,7 @@ class KadForCausalLM(nn.Module):
     @staticmethod
     def get_model_state_cls() -> type[PairState]:
         """What vLLM's second model runner keeps of a pair's requests."""
-        check_second_runner()
+        check(VLLM, SECOND_RUNNER)
         from kad.engines.vllm.plugin.state import PairState
 
         return PairState

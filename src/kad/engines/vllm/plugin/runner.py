@@ -20,16 +20,17 @@ from vllm.v1.sample import rejection_sampler
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-from kad.engines.vllm.host import check_first_runner
+from kad.engines.vllm.host import FIRST_RUNNER
 from kad.engines.vllm.plugin.requests import rule_of
 from kad.engines.vllm.plugin.rows import bad_tokens
+from kad.hosts import VLLM, check
 
 
 def patch_worker() -> None:
     """Apply the changes once per process; called when a pair is built, so other models never see them."""
     if getattr(GPUModelRunner._prepare_inputs, "tells_rules", False):
         return
-    check_first_runner()
+    check(VLLM, FIRST_RUNNER)
     GPUModelRunner._prepare_inputs = _telling_rules(GPUModelRunner._prepare_inputs)
     GPUModelRunner._sample = _finding_bad_rows(GPUModelRunner._sample)
     GPUModelRunner._bookkeeping_sync = _reporting_bad_rows(GPUModelRunner._bookkeeping_sync)

@@ -1,6 +1,6 @@
 """A pair in vLLM's second model runner, which asks the model for the state it keeps of each request.
 
-Nothing of that runner is changed: it finds this class through `KadForCausalLM.get_model_state_cls`.
+Nothing of that runner is changed: it finds this class through `PairModel.get_model_state_cls`.
 """
 
 from __future__ import annotations

@@ -23,7 +23,6 @@ from kad.cli.main import load_command
 from kad.method.composition import acceptance, deferred_mass, origin_shares
 from kad.method.rules.describe import family
 from kad.rules import parse_rule
-from kad.tracing.page import trace_page
 from kad.tracing.schema import Trace
 from kad.tracing.tracer import SpeculationEvent, record
 
@@ -105,7 +104,7 @@ def open_page(browser: Any, tmp_path: Path) -> Iterator[Any]:
         *traces: Trace, width: int = 1280, height: int = 860, scheme: str = "light", metrics: bool = False, at: str = ""
     ) -> Opened:
         path = tmp_path / "trace.html"
-        path.write_text(trace_page(*traces), encoding="utf-8")
+        path.write_text(traces[0].to_html(*traces[1:]), encoding="utf-8")
         context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
         contexts.append(context)
         opened = Opened(context.new_page(), [], [])
@@ -467,7 +466,7 @@ def test_a_thousand_tokens_open_within_two_seconds(open_page: Any) -> None:
     scale = 1.0 + 5.0 * torch.rand(1000, 1, generator=generator, dtype=torch.float64)
     base, aligned = (scale * logits(seed, 1000, 2000, 1.0) for seed in (5, 6))
     trace = Sample(base, aligned, base.argmax(-1)).trace
-    assert len(trace_page(trace).encode()) < 5_000_000
+    assert len(trace.to_html().encode()) < 5_000_000
     opened = open_page(trace, metrics=True)
     page = opened.page
     page.wait_for_selector("#panel table")

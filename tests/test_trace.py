@@ -24,8 +24,9 @@ from kad.rules import parse_rule
 from kad.text.generate import generate
 from kad.text.prompts import pieces
 from kad.text.sampling import Sampling
-from kad.tracing.schema import NOTHING_KEPT, Trace
-from kad.tracing.terminal import overruled, render, visible
+from kad.tracing.positions import NOTHING_KEPT
+from kad.tracing.schema import Trace
+from kad.tracing.terminal import overruled, visible
 from kad.tracing.tracer import FLOOR, SpeculationEvent, record, trace_tokens
 
 # Traces keep six significant digits.
@@ -207,12 +208,12 @@ def test_bad_use_says_what_to_do(model: kad.KadForCausalLM, tokenizer: Any, reco
 
 def test_terminal_view_lists_what_p_would_not_have_said(recorded: Trace) -> None:
     console = Console(width=140, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(render(recorded))
+    console.print(recorded)
     shown = console.export_text()
     changed = [position for position in recorded.positions if overruled(position)]
     assert f"{len(changed)} tokens other than p's first choice" in shown
     assert "dual:threshold=0.2" in shown
-    console.print(render(recorded, every_position=True))
+    console.print(recorded.in_terminal(every_position=True))
     assert len([line for line in console.export_text().splitlines() if "%" in line]) >= len(recorded.positions)
 
 

@@ -28,7 +28,8 @@ from kad.text.contexts import Context
 from kad.text.prompts import Detokenizer, context_length, decode
 from kad.text.streaming import Note
 from kad.tracing.ask import how_generated, trace
-from kad.tracing.schema import SCHEMA, Position, Trace
+from kad.tracing.positions import Position
+from kad.tracing.schema import SCHEMA, Trace
 from kad.tracing.tracer import HEAD, mentioned, origins, own_prompt, record
 
 

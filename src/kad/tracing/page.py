@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from importlib.resources import files
-
-from kad.tracing.schema import Trace
 
 _ASSETS = files("kad.tracing") / "assets"
 # What both pages are made of, in the order in which the browser reads it.
-COMPONENTS = (
-    "words", "rules", "measures", "reading", "panel", "timeline", "controls", "disagreements", "picture", "downloads",
-    "theme",
-)  # fmt: skip
-
-
-def trace_page(*traces: Trace) -> str:
-    """The page of a trace, or of several side by side, as text.
-
-    It loads nothing, and its content security policy forbids loading. Text of the models reaches the page only as JSON
-    without any `<`. The script shows it as text nodes.
-    """
-    title = " · ".join(["kad trace", *dict.fromkeys(trace.rule_text for trace in traces)])
-    return blank_page(title).replace(DATA, script_safe(f"[{','.join(trace.to_json() for trace in traces)}]"))
+COMPONENTS = ("words", "rules", "reading", "panel", "timeline", "controls", "files")
 
 
 DATA = "<!-- kad:data -->"
 """The place of the data in a page."""
+
+
+def trace_page(title: str, traces: Sequence[str]) -> str:
+    """The page of some traces, given as JSON, side by side.
+
+    It loads nothing, and its content security policy forbids loading. Text of the models reaches the page only as JSON
+    without any `<`. The script shows it as text nodes.
+    """
+    return blank_page(title).replace(DATA, script_safe(f"[{','.join(traces)}]"))
 
 
 def blank_page(title: str) -> str:
@@ -47,12 +42,11 @@ def fill(page: str, **parts: str) -> str:
     return page
 
 
-def notebook_frame(trace: Trace, height: int = 720) -> str:
-    """The page in a frame of its own, so that the styles of a notebook do not affect it."""
-    source = html.escape(trace_page(trace), quote=True)
+def notebook_frame(page: str, height: int = 720) -> str:
+    """A page in a frame of its own, so that the styles of a notebook do not affect it."""
     return (
         f'<iframe title="kad trace" style="width:100%;height:{height}px;border:0;border-radius:8px" '
-        f'sandbox="allow-scripts allow-downloads" srcdoc="{source}"></iframe>'
+        f'sandbox="allow-scripts allow-downloads" srcdoc="{html.escape(page, quote=True)}"></iframe>'
     )
 
 

@@ -21,7 +21,8 @@ from kad.pair.sources import resolve_pair
 from kad.text.contexts import Context
 from kad.text.prompts import decode, pieces
 from kad.text.score import logits_of
-from kad.tracing.schema import NOTHING_KEPT, Candidate, Event, Position, Trace
+from kad.tracing.positions import NOTHING_KEPT, Candidate, Event, Position
+from kad.tracing.schema import Trace
 
 if TYPE_CHECKING:
     from kad.engines.load import Loaded

@@ -1,17 +1,20 @@
-"""The application: the routes over one model, and the guard around them."""
+"""The application: the routes of the OpenAI API over one model, and the guard around them."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
+from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request, Response
 from starlette.middleware.cors import CORSMiddleware
 
 from kad import __version__
 from kad.engines.protocols import ComposedModel
-from kad.server import errors, openai_routes, page_routes
+from kad.server import refusals
+from kad.server.completions import Completions
 from kad.server.desk import Desk
+from kad.server.fields import ChatRequest, CompletionRequest
 from kad.server.guard import LOOPBACK, Guard
 
 
@@ -37,6 +40,7 @@ def make_app(
         draft_tokens: how many tokens are drafted at a time where a request does not say; see `kad.generate`.
     """
     desk = Desk(model, most_requests, draft_tokens)
+    completions = Completions(desk, name)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -45,9 +49,24 @@ def make_app(
 
     # The pages with documentation load scripts from elsewhere, so there are none.
     app = FastAPI(title="kad", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
-    errors.install(app)
-    app.include_router(openai_routes.router(desk, name))
-    app.include_router(page_routes.router(desk, name))
+    refusals.install(app)
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [completions.model()]}
+
+    @app.get("/v1/models/{model:path}")
+    async def one_model(model: str) -> dict[str, Any]:
+        completions.check_name(model)
+        return completions.model()
+
+    @app.post("/v1/chat/completions")
+    async def chat(body: ChatRequest, http: Request) -> Response:
+        return await completions.respond(body, http)
+
+    @app.post("/v1/completions")
+    async def text(body: CompletionRequest, http: Request) -> Response:
+        return await completions.respond(body, http)
 
     @app.get("/health")
     async def health() -> dict[str, str]:

@@ -16,13 +16,13 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from kad.server.errors import Refusal
+from kad.server.refusals import Refusal
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _SECONDS_TO_SEND = 30.0
 _SECONDS_TO_READ = 60.0
 # What needs no key: the page, which holds nothing of anybody's, and whether the server runs.
-_KEYED = ("/v1/", "/kad/")
+_KEYED = ("/v1/",)
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
 from starlette.types import Receive, Scope, Send
 
-from kad.server.errors import Refusal
 from kad.server.guard import LOOPBACK, Guard
-from kad.server.run import server_of
+from kad.server.listening import server_of
+from kad.server.refusals import Refusal
 from kad.tracing.page import asset, blank_page, components, fill, script_safe
 
 _ASSETS = files("kad.server") / "assets"
@@ -29,7 +29,7 @@ def playground_page() -> str:
 
     It holds the page of a trace without a trace, so that an answer can be saved as a page while the server is away.
     """
-    scripts = [(_ASSETS / name).read_text(encoding="utf-8") for name in ("server.js", "answer.js", "playground.js")]
+    scripts = [(_ASSETS / name).read_text(encoding="utf-8") for name in ("answer.js", "playground.js")]
     return fill(
         (_ASSETS / "playground.html").read_text(encoding="utf-8"),
         style=asset("common.css") + (_ASSETS / "playground.css").read_text(encoding="utf-8"),
@@ -70,7 +70,7 @@ class Playground:
             await app(scope, receive, send)
 
     async def _live(self, receive: Receive, send: Send) -> None:
-        """From the start of the server to its end. The application inside lives from when it is made."""
+        """From the start of the server to its end. The application inside lives from when it is loaded."""
         await receive()
         async with AsyncExitStack() as inside:
             self._loading = asyncio.ensure_future(self._load(inside))
@@ -80,21 +80,21 @@ class Playground:
 
     async def _load(self, inside: AsyncExitStack) -> FastAPI:
         loop = asyncio.get_running_loop()
-        made: asyncio.Future[FastAPI] = loop.create_future()
+        loaded: asyncio.Future[FastAPI] = loop.create_future()
 
         def work() -> None:
             settle: Callable[[], Any]
             try:
-                settle = partial(made.set_result, self._make())
+                settle = partial(loaded.set_result, self._make())
             except BaseException as error:  # noqa: BLE001  (it is raised where the server is run)
                 self._failed(error)
-                settle = made.cancel
+                settle = loaded.cancel
             with suppress(RuntimeError):  # the server has ended meanwhile
                 loop.call_soon_threadsafe(settle)
 
         # Whoever ends the server does not wait for a model of many gigabytes: such a thread ends with the process.
         threading.Thread(target=work, daemon=True).start()
-        app = await made
+        app = await loaded
         await inside.enter_async_context(app.router.lifespan_context(app))
         return app
 
@@ -104,7 +104,7 @@ def run(make: Callable[[], FastAPI], listening: socket.socket, hosts: Collection
 
     Args:
         make, hosts: see `Playground`.
-        listening: where to listen; see `kad.server.run.listen`.
+        listening: where to listen; see `kad.server.listening.listen`.
 
     Raises:
         Exception: whatever `make` raised.

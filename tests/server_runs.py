@@ -19,7 +19,7 @@ from kad.server.listening import Listening, address_of, listen
 @contextmanager
 def running(model: Any, name: str = "pair", **options: Any) -> Iterator[str]:
     """The address of a server that runs until the block is left."""
-    app = make_app(model, name, **options)
+    app = make_app(model, name, Listening(**options))
     with serving(uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1))) as address:
         yield address
 

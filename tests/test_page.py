@@ -23,8 +23,9 @@ from kad.cli.main import load_command
 from kad.method.composition import acceptance, deferred_mass, origin_shares
 from kad.method.rules.describe import family
 from kad.rules import parse_rule
+from kad.text.answer import Piece
 from kad.tracing.schema import Trace
-from kad.tracing.tracer import SpeculationEvent, record
+from kad.tracing.tracer import record, with_event
 
 pytestmark = [pytest.mark.browser, needs.chromium]
 HOSTILE = {3: "<script>alert(1)</script>", 4: "</script><img src=x onerror=alert(1)>", 5: "&amp;", 6: "\u2028", 7: "\n"}
@@ -50,14 +51,8 @@ class Sample:
         vocabulary = {token: HOSTILE.get(token, f" w{token}") for token in range(self.base.shape[-1])}
         positions = record(rule, self.tokens, self.base, self.aligned)
         positions = [replace(position, text=vocabulary[position.token]) for position in positions]
-        events = [SpeculationEvent("accepted"), SpeculationEvent("corrected", 9, (10, 11)), SpeculationEvent("bonus")]
-        for index, event in enumerate(events):
-            positions[index] = replace(
-                positions[index],
-                event=event.event,
-                rejected_draft=event.rejected_draft,
-                dropped_drafts=event.dropped_drafts,
-            )
+        events = [Piece(3, "", "accepted"), Piece(4, "", "corrected", 9, (10, 11)), Piece(5, "", "bonus")]
+        positions[:3] = map(with_event, positions[:3], events)
         self.trace = Trace(
             rule=rule.to_dict(), rule_text=str(rule), family=family(type(rule)),
             models={"base": "big", "aligned": "small"}, generation={"source": "generated", "do_sample": False},

@@ -49,7 +49,7 @@ def tiny() -> kad.KadForCausalLM:
 @contextmanager
 def running(make: Callable[[], Any]) -> Iterator[str]:
     """A playground in a thread, and its address."""
-    with serving(server_of(Playground(make, lambda error: None)), seconds_to_end=60) as address:
+    with serving(server_of(Playground(make, lambda error: None, Listening())), seconds_to_end=60) as address:
         yield address
 
 
@@ -457,11 +457,11 @@ def test_models_that_cannot_be_loaded_end_it() -> None:
 
     # In a thread: the browser's driver has an event loop in this one.
     with ThreadPoolExecutor(1) as thread, pytest.raises(UsageError, match="no such pair"):
-        thread.submit(run, make, listen(Listening(port=0))).result()
+        thread.submit(run, make, listen(Listening(port=0)), Listening()).result()
 
 
 def test_a_key_is_asked_for_and_comes_with_the_address(open_page: Any, tiny: kad.KadForCausalLM) -> None:
-    with running(lambda: make_app(tiny, "tiny", api_key="open sesame")) as address:
+    with running(lambda: make_app(tiny, "tiny", Listening(api_key="open sesame"))) as address:
         locked = open_page(at=address)
         locked.page.wait_for_selector("#pair.problem")
         assert "Give the key of this server" in locked.page.locator("#pair").inner_text()

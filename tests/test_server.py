@@ -144,7 +144,7 @@ def test_the_line_is_bounded(gated: Gated) -> None:
         pass
     with desk.admitted():
         assert desk.requests == 1
-    with running(gated, most_requests=1) as address, client(address) as http:
+    with running(gated, max_requests=1) as address, client(address) as http:
         first = threading.Thread(target=lambda: http.post(CHAT, json=ASKED))
         first.start()
         until(lambda: gated.begun)
@@ -160,7 +160,7 @@ def test_the_line_is_bounded(gated: Gated) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_hangs_up_frees_its_place(gated: Gated, stream: bool) -> None:
-    with running(gated, most_requests=1) as address, client(address) as http:
+    with running(gated, max_requests=1) as address, client(address) as http:
         body = json.dumps({**ASKED, "max_tokens": 400, "stream": stream}).encode()
         host, port = address.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as raw:
@@ -215,7 +215,7 @@ def test_fifty_clients_with_bad_requests_and_disconnects(pair: kad.KadForCausalL
     for number in range(50):
         how = kad.Sampling(seed=number, temperature=1.0, max_new_tokens=4)
         truth.append(kad.generate(pair, question(number), sampling=how).text)
-    with running(pair, most_requests=200) as address:
+    with running(pair, max_requests=200) as address:
         assert asyncio.run(everybody(address, "pair", 50, 4, seed=0)) == truth
         tensors = _tensors()
         assert asyncio.run(everybody(address, "pair", 50, 4, seed=1)) == truth
@@ -251,7 +251,7 @@ def test_the_servers_own_page_can_use_it(pair: kad.KadForCausalLM) -> None:
 
 
 def test_an_allowed_origin_can_use_the_server(pair: kad.KadForCausalLM) -> None:
-    with running(pair, origins=("http://ui.example",)) as address, client(address) as http:
+    with running(pair, cors=("http://ui.example",)) as address, client(address) as http:
         ask = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
         allowed = http.options(CHAT, headers={"Origin": "http://ui.example", **ask})
         assert allowed.headers["access-control-allow-origin"] == "http://ui.example"

@@ -9,7 +9,7 @@ from urllib.parse import quote
 from kad.cli import stdio
 from kad.cli.options import ModelOptions, Pair
 from kad.options import Option
-from kad.server.listening import Listening, address_of, app_of, check_installed, listen
+from kad.server.listening import Listening, address_of, check_installed, listen
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -43,7 +43,10 @@ def command(
     from kad.server import playground_app
 
     def make() -> FastAPI:
-        return app_of(models.load(), models.name, listening)
+        model = models.load()
+        from kad.server.app import make_app
+
+        return make_app(model, models.name, listening)
 
     address, key = address_of(socket), listening.key
     if key is not None:
@@ -53,4 +56,4 @@ def command(
         stdio.message("Everybody who reaches this machine can use it: give --api-key, or set KAD_API_KEY.")
     if browser:
         webbrowser.open(address)
-    playground_app.run(make, socket, listening.names)
+    playground_app.run(make, socket, listening)

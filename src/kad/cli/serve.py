@@ -18,7 +18,7 @@ from kad.cli.options import ModelOptions, Pair
 from kad.engines.load import ENGINES
 from kad.errors import UsageError
 from kad.options import Option, options_of
-from kad.server.listening import Listening, address_of, app_of, check_installed, listen, server_of
+from kad.server.listening import Listening, address_of, check_installed, listen, server_of
 
 if TYPE_CHECKING:
     from kad.pair.config import KadConfig
@@ -107,7 +107,9 @@ def _serve_here(models: ModelOptions, draft_tokens: int | None, options: Listeni
     stdio.message(f"{name} is served at {address_of(listening)}/v1. Ctrl-C ends it.")
     if not options.is_loopback and not options.key:
         stdio.message("Everybody who reaches this machine can use it: give --api-key, or set KAD_API_KEY.")
-    app = app_of(model, name, options, draft_tokens=draft_tokens)
+    from kad.server.app import make_app
+
+    app = make_app(model, name, options, draft_tokens=draft_tokens)
     server_of(app).run(sockets=[listening])
 
 

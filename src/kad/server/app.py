@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,31 +15,23 @@ from kad.server import refusals
 from kad.server.completions import Completions
 from kad.server.desk import Desk
 from kad.server.fields import ChatRequest, CompletionRequest
-from kad.server.guard import LOOPBACK, Guard
+from kad.server.guard import Guard
+from kad.server.listening import MAX_REQUESTS, Listening
 
 
 def make_app(
-    model: ComposedModel,
-    name: str,
-    *,
-    api_key: str | None = None,
-    hosts: Collection[str] | None = LOOPBACK,
-    origins: Collection[str] = (),
-    most_requests: int = 64,
-    draft_tokens: int | str | None = None,
+    model: ComposedModel, name: str, options: Listening | None = None, *, draft_tokens: int | str | None = None
 ) -> FastAPI:
     """The server as an ASGI application.
 
     Args:
         model: the pair, as `kad.load` gives it.
         name: the name under which it is served, the `model` of requests.
-        api_key: see `kad.server.guard.Guard`, also for `hosts`.
-        hosts: the names in the header `Host` that are answered; None for all.
-        origins: origins of other pages that may use the server (CORS); "*" for all.
-        most_requests: how many requests may be in the line.
+        options: whom to answer.
         draft_tokens: how many tokens are drafted at a time where a request does not say; see `kad.generate`.
     """
-    desk = Desk(model, most_requests, draft_tokens)
+    options = options or Listening()
+    desk = Desk(model, options.max_requests or MAX_REQUESTS, draft_tokens)
     completions = Completions(desk, name)
 
     @asynccontextmanager
@@ -72,7 +64,7 @@ def make_app(
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
-    app.add_middleware(Guard, api_key=api_key, hosts=hosts, origins=origins)
-    if origins:
-        app.add_middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=["*"], allow_headers=["*"])
+    app.add_middleware(Guard, api_key=options.key, hosts=options.names, origins=options.cors)
+    if options.cors:
+        app.add_middleware(CORSMiddleware, allow_origins=options.cors, allow_methods=["*"], allow_headers=["*"])
     return app

@@ -26,7 +26,7 @@ from kad.text.streaming import Note
 from kad.tracing.ask import how_generated
 from kad.tracing.positions import Position
 from kad.tracing.schema import SCHEMA
-from kad.tracing.tracer import HEAD, mentioned, origins, own_prompt, record
+from kad.tracing.tracer import HEAD, mentioned, origins, own_prompt, record, with_event
 
 
 def facts_of(desk: Desk) -> dict[str, Any]:
@@ -100,10 +100,7 @@ class Details:
         first = self._began is None
         if self._began is None:
             self._began = time.perf_counter() - run.answer.seconds
-        position: Position = replace(
-            piece.note, text=self._text.push(piece.token), event=piece.event, rejected_draft=piece.rejected_draft,
-            dropped_drafts=piece.dropped_drafts,
-        )  # fmt: skip
+        position = replace(with_event(piece.note, piece), text=self._text.push(piece.token))
         if self._job.alone:
             position = replace(position, candidates=position.candidates[:HEAD])
         new = mentioned([position]) - self._vocabulary

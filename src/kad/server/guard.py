@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from kad.server.listening import LOOPBACK
 from kad.server.refusals import Refusal
 
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _SECONDS_TO_SEND = 30.0
 _SECONDS_TO_READ = 60.0
 # What needs no key: the page, which holds nothing of anybody's, and whether the server runs.

@@ -12,15 +12,11 @@ from kad.errors import UsageError, missing_extra
 from kad.options import Option, check_fields
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     import uvicorn
-    from fastapi import FastAPI
     from starlette.types import ASGIApp
 
-    from kad.engines.protocols import ComposedModel
-
 HOST, PORT, MAX_REQUESTS = "127.0.0.1", 8000, 64
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _SECONDS_TO_END = 3
 _KEY_VARIABLE = "KAD_API_KEY"
 
@@ -76,10 +72,8 @@ class Listening:
         return self.api_key or os.environ.get(_KEY_VARIABLE) or None
 
     @property
-    def names(self) -> Collection[str] | None:
+    def names(self) -> tuple[str, ...] | None:
         """The names in the header `Host` that are answered; None for all."""
-        from kad.server.guard import LOOPBACK
-
         return (*LOOPBACK, self.host or HOST) if self.is_loopback else None
 
 
@@ -114,27 +108,6 @@ def address_of(listening: socket.socket) -> str:
     """The address as a URL."""
     host, port = listening.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
-
-
-def app_of(model: ComposedModel, name: str, options: Listening, *, draft_tokens: int | str | None = None) -> FastAPI:
-    """The application for a pair.
-
-    Args:
-        model: the pair.
-        name: the name under which it is served.
-        options: whom to answer.
-        draft_tokens: how many tokens are drafted at a time where a request does not say; see `kad.generate`.
-    """
-    from kad.server.app import make_app
-
-    return make_app(
-        model, name,
-        api_key=options.key,
-        hosts=options.names,
-        origins=options.cors,
-        most_requests=options.max_requests or MAX_REQUESTS,
-        draft_tokens=draft_tokens,
-    )  # fmt: skip
 
 
 def server_of(app: ASGIApp) -> uvicorn.Server:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from kad.engines.protocols import check_scorers
 from kad.pair.base_prompt import BasePrompt
-from kad.text.answer import Answer, Piece
+from kad.text.answer import Answer
 from kad.text.contexts import AnyBasePrompt, context_of
 from kad.text.generate import stream
 from kad.text.prompts import Prompt, text_ids
 from kad.text.sampling import Sampling
-from kad.tracing.tracer import SpeculationEvent, public_name, trace_tokens
+from kad.tracing.tracer import public_name, trace_tokens
 
 if TYPE_CHECKING:
     from kad.engines.load import Loaded
@@ -61,15 +61,13 @@ def trace(
             context = context_of(model, prompt, system=system, thinking=thinking, raw=raw, base_prompt=base_prompt)
             made: dict[str, Any] = {"source": "given"} | asked
             return trace_tokens(model, model.tokenizer, context, text_ids(model.tokenizer, text), generation=made)
-        answering = stream(
+        answer = stream(
             model, prompt, system=system, thinking=thinking, raw=raw, base_prompt=base_prompt, sampling=sampling,
             num_draft_tokens=num_draft_tokens, origins=False,
-        )  # fmt: skip
-        events = [_event(piece) for piece in answering]
-        answer = answering.answer
+        ).finish()  # fmt: skip
         return trace_tokens(
             model, model.tokenizer, answer.prompt, answer.token_ids,
-            events=events if answer.drafting.speculates else (), generation=how_generated(answer) | asked,
+            events=answer.pieces if answer.drafting.speculates else (), generation=how_generated(answer) | asked,
         )  # fmt: skip
 
 
@@ -90,7 +88,3 @@ def how_generated(answer: Answer) -> dict[str, Any]:
     if answer.seed is not None:
         made |= {"temperature": answer.temperature, "seed": answer.seed}
     return made | {"finish_reason": answer.finish_reason, "draft_tokens": answer.drafting.draft_tokens}
-
-
-def _event(piece: Piece) -> SpeculationEvent | None:
-    return None if piece.event is None else SpeculationEvent(piece.event, piece.rejected_draft, piece.dropped_drafts)

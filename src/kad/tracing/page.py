@@ -1,4 +1,4 @@
-"""The page of a trace: one HTML file with everything in it, from the files in `assets/`."""
+"""Pages: one HTML file with everything in it, from the files in `assets/`. The page of a trace is one."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from importlib.resources import files
 
 _ASSETS = files("kad.tracing") / "assets"
-# What both pages are made of, in the order in which the browser reads it.
+# What every page is made of, in the order in which the browser reads it. It defines `kad`, and does nothing.
 COMPONENTS = ("words", "rules", "reading", "panel", "timeline", "controls", "files")
-
-
 DATA = "<!-- kad:data -->"
 """The place of the data in a page."""
 
@@ -25,19 +23,21 @@ def trace_page(title: str, traces: Sequence[str]) -> str:
 
 
 def blank_page(title: str) -> str:
-    """The page without its data."""
-    script = components() + asset("trace.js")
-    return fill(asset("trace.html"), title=html.escape(title), style=asset("common.css"), script=script)
+    """The page of a trace without its data."""
+    return fill(title, asset("trace.html"), asset("trace.js"))
 
 
-def components() -> str:
-    """The script of the components that every page shares. They define `kad`, and do nothing."""
-    return "".join(asset(f"{name}.js") for name in COMPONENTS)
+def fill(title: str, body: str, script: str, *, style: str = "", data: str = DATA, connect: str = "'none'") -> str:
+    """A page around a body: what all pages share, and then its own.
 
-
-def fill(page: str, **parts: str) -> str:
-    """A page with each `<!-- kad:name -->` replaced by the part of that name."""
-    for name, text in parts.items():
+    Args:
+        title, body, script, style, data: parts of the page; `data` is JSON that `script_safe` made.
+        connect: whom the page may ask, as its content security policy says it.
+    """
+    style, script = asset("common.css") + style, "".join(asset(f"{name}.js") for name in COMPONENTS) + script
+    parts = {"connect": connect, "title": html.escape(title), "style": style, "body": body, "script": script}
+    page = asset("page.html")
+    for name, text in (parts | {"data": data}).items():
         page = page.replace(f"<!-- kad:{name} -->", text)
     return page
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kad.method.speculation.loop import Event
 
 NOTHING_KEPT = 2.0
 """How a tau of infinity is written: no probability reaches 2, and JSON has no infinity."""
-
-Event = Literal["accepted", "corrected", "bonus", "deferred"]
 
 
 @dataclass(frozen=True)

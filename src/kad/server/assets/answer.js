@@ -144,7 +144,7 @@ kad.Answer = class {
   }
 
   page() {
-    const empty = JSON.parse(document.getElementById("trace-page").textContent);
+    const empty = JSON.parse(document.getElementById("data").textContent);
     const data = `[${kad.files.json.make(this.reading)}]`.replace(/[<>&\u2028\u2029]/g, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`);
     return empty.replace("<!-- kad:" + "data -->", () => data);
   }

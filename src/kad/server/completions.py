@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -46,7 +47,7 @@ class Completions:
     def __init__(self, desk: Desk, name: str) -> None:
         self._desk, self._name = desk, name
         self._started = int(time.time())
-        self._words = Words(desk.model.tokenizer)
+        self._chat, self._text = ChatForm(desk.model.tokenizer), TextForm(desk.model.tokenizer)
         self._grammars = Grammars(desk.model.tokenizer, end_tokens(desk.model.generation_config))
 
     def model(self) -> dict[str, Any]:
@@ -64,7 +65,7 @@ class Completions:
         """The answer to a request, whole or as a stream."""
         self.check_name(request.model)
         jobs = await self._desk.with_texts(self._jobs, request)
-        form = (_Chat if isinstance(request, ChatRequest) else _Completion)(self._words)
+        form = self._chat if isinstance(request, ChatRequest) else self._text
         usage = Usage()
         deltas = _deltas(self._desk, jobs, usage, detailed=request.kad is not None)
         head = {"id": f"{form.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": self._name}
@@ -127,11 +128,8 @@ def logprob_note(composition: Composition, top: int | None) -> Note | None:
         log_pi = compose(composition, rows["base"], rows["aligned"], rows.get("reference")).clamp(LOWEST, 0.0).cpu()
         best = log_pi.topk(top, dim=-1)
         own = log_pi[torch.arange(len(tokens)), torch.tensor(tokens)].tolist()
-        tops = [
-            list(zip(ids, values, strict=True))
-            for ids, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        ]
-        return [TokenLogprob(*parts) for parts in zip(tokens, own, tops, strict=True)]
+        tops = map(zip, best.indices.tolist(), best.values.tolist())
+        return [TokenLogprob(token, logprob, list(top)) for token, logprob, top in zip(tokens, own, tops, strict=True)]
 
     return note
 
@@ -268,26 +266,47 @@ def _begun(stop: str, text: str) -> int:
     return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
 
 
-class _Form:
-    """How choices and their steps are written: `_Chat` or `_Completion`."""
+class Form:
+    """How choices are written. A token is a text there, and the bytes that it stands for.
+
+    Attributes:
+        prefix, kind, chunk_kind: how the id of a document begins, what it is called, and a chunk of it.
+        opening: what a stream says before the first step of a choice.
+    """
 
     prefix = kind = chunk_kind = ""
     opening: dict[str, Any] | None = None
-    """What a stream says before the first step of a choice."""
 
-    def __init__(self, words: Words) -> None:
-        self.words = words
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer, self._known = tokenizer, dict[int, tuple[str, list[int]]]()
 
     def whole(self, text: str, tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
         """A whole choice."""
-        raise NotImplementedError
+        return self.step(text, tokens, 0)
 
     def step(self, text: str, tokens: Sequence[TokenLogprob], offset: int) -> dict[str, Any]:
         """A step of a choice, which has `offset` characters so far."""
         raise NotImplementedError
 
+    def word(self, token: int) -> tuple[str, list[int]]:
+        """The text of one token, and its bytes."""
+        if token not in self._known:
+            text = decode(self._tokenizer, [token], special=True)
+            raw = self._bytes[token] if token < len(self._bytes) else None
+            self._known[token] = text, list(text.encode() if raw is None else raw)
+        return self._known[token]
 
-class _Chat(_Form):
+    @cached_property
+    def _bytes(self) -> Sequence[bytes | None]:
+        try:
+            return TokenBytes.of(self._tokenizer, len(self._tokenizer)).pieces
+        except VocabularyError:  # then the bytes of the text must do
+            return []
+
+
+class ChatForm(Form):
+    """Choices of chat completions."""
+
     prefix, kind, chunk_kind = "chatcmpl", "chat.completion", "chat.completion.chunk"
     opening = {"delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
 
@@ -299,35 +318,47 @@ class _Chat(_Form):
         return {"delta": {"content": text} if text or tokens else {}, "logprobs": self._logprobs(tokens)}
 
     def _logprobs(self, tokens: Sequence[TokenLogprob]) -> dict[str, Any] | None:
-        return {"content": [self.words.chat(token) for token in tokens], "refusal": None} if tokens else None
+        content = [
+            self._entry(token.token, token.logprob) | {"top_logprobs": [self._entry(*other) for other in token.top]}
+            for token in tokens
+        ]
+        return {"content": content, "refusal": None} if tokens else None
+
+    def _entry(self, token: int, logprob: float) -> dict[str, Any]:
+        text, raw = self.word(token)
+        return {"token": text, "bytes": raw, "logprob": logprob}
 
 
-class _Completion(_Form):
+class TextForm(Form):
+    """Choices of completions."""
+
     prefix, kind, chunk_kind = "cmpl", "text_completion", "text_completion"
 
-    def whole(self, text: str, tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
-        return self.step(text, tokens, 0)
-
     def step(self, text: str, tokens: Sequence[TokenLogprob], offset: int) -> dict[str, Any]:
-        return {"text": text, "logprobs": self.words.completion(tokens, offset) if tokens else None}
+        words = [self.word(token.token)[0] for token in tokens]
+        logprobs = {
+            "tokens": words,
+            "token_logprobs": [token.logprob for token in tokens],
+            "top_logprobs": [{self.word(other)[0]: value for other, value in token.top} for token in tokens],
+            "text_offset": list(accumulate(map(len, words), initial=offset))[:-1],
+        }
+        return {"text": text, "logprobs": logprobs if tokens else None}
 
 
-async def _whole(form: _Form, deltas: AsyncGenerator[Delta], count: int) -> list[dict[str, Any]]:
+async def _whole(form: Form, deltas: AsyncGenerator[Delta], count: int) -> list[dict[str, Any]]:
     """All choices, whole."""
-    texts, tokens = [""] * count, [list[TokenLogprob]() for _ in range(count)]
-    reasons: list[str | None] = [None] * count
+    steps: list[list[Delta]] = [[] for _ in range(count)]
     async for delta in deltas:
-        texts[delta.choice] += delta.text
-        tokens[delta.choice] += [] if delta.token is None else [delta.token]
-        reasons[delta.choice] = delta.finish_reason
+        steps[delta.choice].append(delta)
     return [
-        {"index": index, "finish_reason": reasons[index]} | form.whole(texts[index], tokens[index])
-        for index in range(count)
+        {"index": index, "finish_reason": parts[-1].finish_reason}
+        | form.whole("".join(part.text for part in parts), [part.token for part in parts if part.token is not None])
+        for index, parts in enumerate(steps)
     ]
 
 
 async def _events(
-    form: _Form, head: dict[str, Any], deltas: AsyncGenerator[Delta], usage: Usage | None
+    form: Form, head: dict[str, Any], deltas: AsyncGenerator[Delta], usage: Usage | None
 ) -> AsyncGenerator[bytes]:
     """The chunks of a stream; the last one has the usage, if it is wanted."""
     head = head | {"object": form.chunk_kind}
@@ -353,51 +384,3 @@ async def _events(
         yield event("[DONE]")
     finally:
         await deltas.aclose()
-
-
-@dataclass
-class Words:
-    """Tokens as the API writes them: a text, and the bytes that it stands for."""
-
-    tokenizer: Any
-    _known: dict[int, tuple[str, list[int]]] = field(default_factory=dict)
-
-    def chat(self, token: TokenLogprob) -> dict[str, Any]:
-        """An entry of `logprobs.content` of a chat completion."""
-        top = [self._entry(other, value) for other, value in token.top]
-        return self._entry(token.token, token.logprob) | {"top_logprobs": top}
-
-    def completion(self, tokens: Sequence[TokenLogprob], offset: int) -> dict[str, Any]:
-        """`logprobs` of a completion, whose text so far has `offset` characters."""
-        texts, offsets = [self.text(token.token) for token in tokens], []
-        for text in texts:
-            offsets.append(offset)
-            offset += len(text)
-        return {
-            "tokens": texts,
-            "token_logprobs": [token.logprob for token in tokens],
-            "top_logprobs": [{self.text(other): value for other, value in token.top} for token in tokens],
-            "text_offset": offsets,
-        }
-
-    def text(self, token: int) -> str:
-        """The text of one token."""
-        return self._of(token)[0]
-
-    def _entry(self, token: int, logprob: float) -> dict[str, Any]:
-        text, raw = self._of(token)
-        return {"token": text, "bytes": raw, "logprob": logprob}
-
-    def _of(self, token: int) -> tuple[str, list[int]]:
-        if token not in self._known:
-            text = decode(self.tokenizer, [token], special=True)
-            raw = self._bytes[token] if token < len(self._bytes) else None
-            self._known[token] = text, list(text.encode() if raw is None else raw)
-        return self._known[token]
-
-    @cached_property
-    def _bytes(self) -> Sequence[bytes | None]:
-        try:
-            return TokenBytes.of(self.tokenizer, len(self.tokenizer)).pieces
-        except VocabularyError:  # then the bytes of the text must do
-            return []

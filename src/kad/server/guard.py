@@ -130,6 +130,6 @@ def _name(host: str) -> str:
 
 
 def _equal(header: str, key: str) -> bool:
-    kind, _, given = header.partition(" ")
+    kind, _, sent = header.partition(" ")
     # A header is read as Latin-1, whatever its bytes mean.
-    return kind.lower() == "bearer" and hmac.compare_digest(given.strip().encode("latin-1"), key.encode())
+    return kind.lower() == "bearer" and hmac.compare_digest(sent.strip().encode("latin-1"), key.encode())

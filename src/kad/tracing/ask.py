@@ -55,36 +55,36 @@ def trace(
         >>> kad.trace(model, "Ann has 5 pens. She buys 8 more. How many pens does she have now?").save("trace.html")
     """
     check_scorers(model, "kad.trace")
-    asked = _asked(model, prompt, base_prompt, system=system, thinking=thinking, raw=raw)
+    question = _question(model, prompt, base_prompt, system=system, thinking=thinking, raw=raw)
     with model.using(rule, deferral_temperature):
         if text is not None:
             context = context_of(model, prompt, system=system, thinking=thinking, raw=raw, base_prompt=base_prompt)
-            made: dict[str, Any] = {"source": "given"} | asked
-            return trace_tokens(model, model.tokenizer, context, text_ids(model.tokenizer, text), generation=made)
+            generation: dict[str, Any] = {"source": "given"} | question
+            return trace_tokens(model, model.tokenizer, context, text_ids(model.tokenizer, text), generation=generation)
         answer = stream(
             model, prompt, system=system, thinking=thinking, raw=raw, base_prompt=base_prompt, sampling=sampling,
             num_draft_tokens=num_draft_tokens, origins=False,
         ).finish()  # fmt: skip
         return trace_tokens(
             model, model.tokenizer, answer.prompt, answer.token_ids,
-            events=answer.pieces if answer.drafting.speculates else (), generation=how_generated(answer) | asked,
+            events=answer.pieces if answer.drafting.speculates else (), generation=how_generated(answer) | question,
         )  # fmt: skip
 
 
-def _asked(model: Loaded, prompt: Prompt, base_prompt: AnyBasePrompt | None, **options: Any) -> dict[str, Any]:
+def _question(model: Loaded, prompt: Prompt, base_prompt: AnyBasePrompt | None, **options: Any) -> dict[str, Any]:
     """The question as it was given, so that the page can show the command that asks it again under another rule."""
     if not isinstance(prompt, str):
         return {}
-    given = {name: value for name, value in options.items() if value not in (None, False)}
+    words = {name: value for name, value in options.items() if value not in (None, False)}
     own = BasePrompt.named(model.base_prompt if base_prompt is None else base_prompt)
-    given |= {"base_prompt": own} if own else {}
+    words |= {"base_prompt": own} if own else {}
     pair = public_name(getattr(model.config, "_name_or_path", ""))
-    return {"asked": {"prompt": prompt, **({"pair": pair} if pair else {}), **given}}
+    return {"asked": {"prompt": prompt, **({"pair": pair} if pair else {}), **words}}
 
 
 def how_generated(answer: Answer) -> dict[str, Any]:
     """`Trace.generation` of an answer."""
-    made: dict[str, Any] = {"source": "generated", "do_sample": answer.seed is not None}
+    generation: dict[str, Any] = {"source": "generated", "do_sample": answer.seed is not None}
     if answer.seed is not None:
-        made |= {"temperature": answer.temperature, "seed": answer.seed}
-    return made | {"finish_reason": answer.finish_reason, "draft_tokens": answer.drafting.draft_tokens}
+        generation |= {"temperature": answer.temperature, "seed": answer.seed}
+    return generation | {"finish_reason": answer.finish_reason, "draft_tokens": answer.drafting.draft_tokens}

@@ -1,9 +1,9 @@
 // What the page asks of its server: the OpenAI API, with what only kad knows in the fields "kad".
 kad.server = (() => {
   // With --api-key, the address that the command prints carries the key behind a #. It leaves the address at once.
-  const given = location.hash.match(/^#key=(.+)$/);
-  if (given) {
-    sessionStorage.setItem("kad-key", decodeURIComponent(given[1]));
+  const withKey = location.hash.match(/^#key=(.+)$/);
+  if (withKey) {
+    sessionStorage.setItem("kad-key", decodeURIComponent(withKey[1]));
     history.replaceState(null, "", location.pathname);
   }
   const key = sessionStorage.getItem("kad-key");
@@ -52,7 +52,7 @@ kad.server = (() => {
 
 // One answer of one model: a text that grows, its numbers, and what can be done with it.
 //
-// `column` is plain data, and is kept over a reload: the request, how it was made (`made`), and what came. The view
+// `column` is plain data, and is kept over a reload: the request, how it is made (`generation`), and what came. The view
 // shows it.
 kad.Answer = class {
   constructor(column, {shown, link}) {
@@ -76,7 +76,7 @@ kad.Answer = class {
       if (trace) {
         // A continuation keeps the tokens before the one that it begins with. That one is not drawn.
         const {positions: before = [], vocabulary: words = {}} = column.trace ?? {};
-        column.trace = {...trace, generation: {...trace.generation, ...column.made}, vocabulary: words, positions: before};
+        column.trace = {...trace, generation: {...trace.generation, ...column.generation}, vocabulary: words, positions: before};
         column.drawn = column.request.kad.continuation.length ? -1 : 0;
         this.reading = null;
       }

@@ -6,13 +6,13 @@
   const $ = (id) => document.getElementById(id);
   const {panel, fold} = kad.panelPlace(document.querySelector("aside"));
   const narrow = matchMedia("(max-width: 56rem)");
-  const talk = {turns: [], settings: {rule: null, value: null}, ...kept("kad-talk")};
+  const talk = {turns: [], settings: {rule: null, value: null}, ...stored("kad-talk")};
   const views = new Map();
   let [facts, controls, running, measure, early] = [null, null, null, "origin", false];
 
   // ---------------------------------------------------------------- kept over a reload
 
-  function kept(name) {
+  function stored(name) {
     try { return JSON.parse(sessionStorage.getItem(name)) ?? {}; } catch { return {}; }
   }
   const keep = () => {
@@ -46,7 +46,7 @@
   const textOf = (column) => column.done?.text ?? (column.trace?.positions ?? []).map((position) => position.text).join("");
 
   // The question as kad trace can ask it again, if there is nothing before it.
-  const made = (request) => {
+  const generationOf = (request) => {
     const [system, ...others] = request.messages[0].role === "system" ? request.messages : [null, ...request.messages];
     // Two models without a pair are named base+aligned.
     const unnamed = facts.name.startsWith(`${facts.models.base}+`);
@@ -54,14 +54,13 @@
       ...(request.chat_template_kwargs ? {thinking: request.chat_template_kwargs.enable_thinking} : {})};
     return {source: "generated", ...(others.length === 1 ? {asked} : {})};
   };
-  const columnOf = (of, request, {continuation = [], ...more} = {}) => ({of, request: {...request, kad: {of, continuation}}, made: made(request), trace: null, done: null, problem: null, ...more});
+  const columnOf = (of, request, {continuation = [], ...more} = {}) => ({of, request: {...request, kad: {of, continuation}}, generation: generationOf(request), trace: null, done: null, problem: null, ...more});
 
   const ask = (question) => {
-    const request = {messages: messages(talk.turns, question), ...choices()};
     const turn = {question, versions: [], shown: 0};
     talk.turns.push(turn);
     $("talk").querySelector(".welcome")?.remove();
-    run(turn, ($("columns").checked ? ["base", "aligned", "composed"] : ["composed"]).map((of) => columnOf(of, request)));
+    again(turn, $("columns").checked);
   };
   const again = (turn, all) => {
     const request = {messages: messages(talk.turns.slice(0, talk.turns.indexOf(turn)), turn.question), ...choices()};
@@ -72,11 +71,11 @@
     const turn = talk.turns.find(({versions}) => versions.some(({columns}) => columns.includes(column)));
     const before = column.trace.positions.slice(0, index).map((position) => position.token);
     const chosen = [...(column.trace.generation.chosen ?? []).filter((at) => at < index), index];
-    goOn(turn, column, [...before, token], {...column.made, chosen});
+    goOn(turn, column, [...before, token], {...column.generation, chosen});
   };
-  const goOn = (turn, column, continuation, how = column.made) => {
+  const goOn = (turn, column, continuation, generation = column.generation) => {
     const trace = structuredClone({...column.trace, positions: column.trace.positions.slice(0, continuation.length - 1)});
-    run(turn, [columnOf(column.of, column.request, {continuation, made: how, trace})]);
+    run(turn, [columnOf(column.of, column.request, {continuation, generation, trace})]);
   };
 
   // ---------------------------------------------------------------- answering

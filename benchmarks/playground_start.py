@@ -24,7 +24,7 @@ def seconds() -> tuple[float, float]:
             assert server.stderr is not None
             address = next(found[0] for line in server.stderr if (found := re.search(r"http://\S+", line)))
             took = []
-            for path in ("", "/kad/model"):
+            for path in ("", "/v1/models"):
                 with urlopen(address + path, timeout=120) as answer:
                     answer.read()
                 took.append(time.perf_counter() - began)

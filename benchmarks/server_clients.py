@@ -63,7 +63,7 @@ async def everybody(address: str, model: str, clients: int, new_tokens: int, see
         draws = [random.Random(1000 * seed + number) for number in range(clients)]
         texts = await asyncio.gather(*(ask(http, model, number, new_tokens, draw) for number, draw in enumerate(draws)))
         async with asyncio.timeout(60):
-            while (await http.get("/kad/model")).json()["waiting"]:
+            while (await http.get(f"/v1/models/{model}")).json()["kad"]["waiting"]:
                 await asyncio.sleep(0.05)
     return texts
 

@@ -58,7 +58,7 @@ def test_a_port_that_is_taken() -> None:
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kad.server.run.find_spec", lambda package: None)
+    monkeypatch.setattr("kad.server.listening.find_spec", lambda package: None)
     text = 'fastapi is not installed. Install it with: pip install "kad-align[server]"'
     assert text in serve(*HERE, code=2).stderr
 
@@ -96,7 +96,7 @@ def test_a_server_from_its_start_to_ctrl_c() -> None:
                 http.headers["Authorization"] = "Bearer secret"
                 answered = http.post("/v1/chat/completions", json=asked)
                 assert answered.json()["usage"]["completion_tokens_details"]["drafted_tokens"] == 0
-                assert http.get("/kad/model").json()["rule"] == "base_only"
+                assert http.get("/v1/models/tiny").json()["kad"]["rule"] == "base_only"
                 server.send_signal(signal.SIGINT)
                 assert server.wait(timeout=60) == 130
         finally:

@@ -23,9 +23,9 @@ from kad.cli.main import load_command
 from kad.method.composition import acceptance, deferred_mass, origin_shares
 from kad.method.rules.describe import family
 from kad.rules import parse_rule
-from kad.tracing.page import trace_page
+from kad.text.answer import Piece
 from kad.tracing.schema import Trace
-from kad.tracing.tracer import SpeculationEvent, record
+from kad.tracing.tracer import record, with_event
 
 pytestmark = [pytest.mark.browser, needs.chromium]
 HOSTILE = {3: "<script>alert(1)</script>", 4: "</script><img src=x onerror=alert(1)>", 5: "&amp;", 6: "\u2028", 7: "\n"}
@@ -51,14 +51,8 @@ class Sample:
         vocabulary = {token: HOSTILE.get(token, f" w{token}") for token in range(self.base.shape[-1])}
         positions = record(rule, self.tokens, self.base, self.aligned)
         positions = [replace(position, text=vocabulary[position.token]) for position in positions]
-        events = [SpeculationEvent("accepted"), SpeculationEvent("corrected", 9, (10, 11)), SpeculationEvent("bonus")]
-        for index, event in enumerate(events):
-            positions[index] = replace(
-                positions[index],
-                event=event.event,
-                rejected_draft=event.rejected_draft,
-                dropped_drafts=event.dropped_drafts,
-            )
+        events = [Piece(3, "", "accepted"), Piece(4, "", "corrected", 9, (10, 11)), Piece(5, "", "bonus")]
+        positions[:3] = map(with_event, positions[:3], events)
         self.trace = Trace(
             rule=rule.to_dict(), rule_text=str(rule), family=family(type(rule)),
             models={"base": "big", "aligned": "small"}, generation={"source": "generated", "do_sample": False},
@@ -105,7 +99,7 @@ def open_page(browser: Any, tmp_path: Path) -> Iterator[Any]:
         *traces: Trace, width: int = 1280, height: int = 860, scheme: str = "light", metrics: bool = False, at: str = ""
     ) -> Opened:
         path = tmp_path / "trace.html"
-        path.write_text(trace_page(*traces), encoding="utf-8")
+        path.write_text(traces[0].to_html(*traces[1:]), encoding="utf-8")
         context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
         contexts.append(context)
         opened = Opened(context.new_page(), [], [])
@@ -467,7 +461,7 @@ def test_a_thousand_tokens_open_within_two_seconds(open_page: Any) -> None:
     scale = 1.0 + 5.0 * torch.rand(1000, 1, generator=generator, dtype=torch.float64)
     base, aligned = (scale * logits(seed, 1000, 2000, 1.0) for seed in (5, 6))
     trace = Sample(base, aligned, base.argmax(-1)).trace
-    assert len(trace_page(trace).encode()) < 5_000_000
+    assert len(trace.to_html().encode()) < 5_000_000
     opened = open_page(trace, metrics=True)
     page = opened.page
     page.wait_for_selector("#panel table")

@@ -32,9 +32,8 @@ from test_translated import where  # noqa: F401  (a fixture, for the other one)
 fastapi = pytest.importorskip("fastapi", reason='pip install "kad-align[server]"')
 
 from kad.server.app import make_app  # noqa: E402
-from kad.server.options import Listening  # noqa: E402
-from kad.server.playground import Playground, run  # noqa: E402
-from kad.server.run import listen, server_of  # noqa: E402
+from kad.server.listening import Listening, listen, server_of  # noqa: E402
+from kad.server.playground_app import Playground, run  # noqa: E402
 from server_runs import serving  # noqa: E402
 
 pytestmark = [pytest.mark.browser, needs.chromium]
@@ -51,7 +50,7 @@ def tiny() -> kad.KadForCausalLM:
 @contextmanager
 def running(make: Callable[[], Any]) -> Iterator[str]:
     """A playground in a thread, and its address."""
-    with serving(server_of(Playground(make, lambda error: None)), seconds_to_end=60) as address:
+    with serving(server_of(Playground(make, lambda error: None, Listening())), seconds_to_end=60) as address:
         yield address
 
 
@@ -222,7 +221,7 @@ def test_models_with_tokenizers_of_their_own(open_page: Any, two_tokenizers: kad
     with running(lambda: make_app(two_tokenizers, "two")) as own:
         player = open_page(at=own)
         player.page.wait_for_selector("#send:not([disabled])")
-        player.choose(num_draft_tokens=0, temperature=0, max_new_tokens=8)
+        player.choose(num_draft_tokens=0, temperature=0, max_tokens=8)
         player.page.check("#columns")
         player.ask("What is it?")
         base, _, composed = player.page.locator(".answer").all()
@@ -286,7 +285,7 @@ def test_drafts_are_shown_as_they_happen(open_page: Any, tiny: kad.KadForCausalL
 
 def long_answer(player: Player) -> None:
     """A long answer under way: at this temperature, nothing ends the text soon."""
-    player.choose(num_draft_tokens=0, temperature=30, max_new_tokens=400, seed=1)
+    player.choose(num_draft_tokens=0, temperature=30, max_tokens=400, seed=1)
     player.ask(wait=False)
     player.page.wait_for_selector(".token[data-index='5']")
 
@@ -300,12 +299,12 @@ def test_a_reload_in_the_middle(open_page: Any, address: str) -> None:
     count = player.page.locator(".token").count()
     assert 5 <= count < 400
     for _ in range(100):
-        waiting = httpx.get(f"{address}/kad/model").json()["waiting"]
+        waiting = httpx.get(f"{address}/v1/models/tiny").json()["kad"]["waiting"]
         if not waiting:
             break
         time.sleep(0.1)
     assert waiting == 0, "nobody reads the answer, and it goes on"
-    player.choose(num_draft_tokens=0, max_new_tokens=8)
+    player.choose(num_draft_tokens=0, max_tokens=8)
     player.page.get_by_role("button", name="Go on").click()
     player.page.wait_for_selector(".versions")
     player.page.wait_for_selector(f".token[data-index='{count + 2}']")
@@ -404,16 +403,13 @@ def test_everything_that_is_used_has_a_name(open_page: Any) -> None:
 def test_text_of_a_model_is_text(open_page: Any) -> None:
     """The models of this answer write markup, and so does their server's error."""
     trace = make_sample().trace.to_dict()
-    start = {key: trace[key] for key in trace if key not in ("positions", "vocabulary", "summary", "generation")}
-    events = [("start", {"trace": start, "drafting": "", "draft_tokens": 0, "seed": None, "temperature": None})]
-    for index, position in enumerate(trace["positions"]):
-        vocabulary = trace["vocabulary"] if index == 0 else {}
-        piece = {"index": index, "position": position, "vocabulary": vocabulary, "forced": False, "seconds": 1.0}
-        events.append(("piece", piece))
-    events.append(("error", {"error": {"message": HOSTILE[4]}}))
-    body = "".join(f"event: {name}\ndata: {json.dumps(data)}\n\n" for name, data in events)
-    player = open_page()
-    player.page.route("**/kad/answer", lambda route: route.fulfill(body=body, content_type="text/event-stream"))
+    steps = [{"position": position, "vocabulary": {}, "seconds": 1.0} for position in trace["positions"]]
+    steps[0]["trace"] = {name: trace[name] for name in trace if name not in ("positions", "vocabulary", "summary")}
+    steps[0]["vocabulary"] = trace["vocabulary"]
+    chunks = [*({"choices": [], "kad": step} for step in steps), {"error": {"message": HOSTILE[4]}}]
+    body = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks)
+    player, kind = open_page(), "text/event-stream"
+    player.page.route("**/v1/chat/completions", lambda route: route.fulfill(body=body, content_type=kind))
     player.ask(HOSTILE[3])
     page = player.page
     assert page.locator(".question").inner_text() == HOSTILE[3]
@@ -462,11 +458,11 @@ def test_models_that_cannot_be_loaded_end_it() -> None:
 
     # In a thread: the browser's driver has an event loop in this one.
     with ThreadPoolExecutor(1) as thread, pytest.raises(UsageError, match="no such pair"):
-        thread.submit(run, make, listen(Listening(port=0))).result()
+        thread.submit(run, make, listen(Listening(port=0)), Listening()).result()
 
 
 def test_a_key_is_asked_for_and_comes_with_the_address(open_page: Any, tiny: kad.KadForCausalLM) -> None:
-    with running(lambda: make_app(tiny, "tiny", api_key="open sesame")) as address:
+    with running(lambda: make_app(tiny, "tiny", Listening(api_key="open sesame"))) as address:
         locked = open_page(at=address)
         locked.page.wait_for_selector("#pair.problem")
         assert "Give the key of this server" in locked.page.locator("#pair").inner_text()

@@ -22,7 +22,8 @@ pytest.importorskip("fastapi", reason='pip install "kad-align[server]"')
 
 from benchmarks.server_clients import everybody, question
 
-from kad.server.desk import Busy, Desk, Job
+from kad.server.desk import AnswerJob, Desk
+from kad.server.refusals import Busy
 from kad.text.contexts import Context
 from kad.text.warm import WarmScorers
 from server_runs import client, events, running, until
@@ -90,13 +91,13 @@ def pair() -> kad.KadForCausalLM:
 # ------------------------------------------------------------------------------------------------------------- the line
 
 
-def _job(model: Any, prompt: str, new_tokens: int = 3) -> Job:
+def _job(model: Any, prompt: str, new_tokens: int = 3) -> AnswerJob:
     ids = model.tokenizer(prompt).input_ids
     sampling = kad.Sampling(max_new_tokens=new_tokens, temperature=1.0, seed=0)
-    return Job(Context.of(ids), model.composition, sampling, num_draft_tokens=0)
+    return AnswerJob(Context.of(ids), model.composition, sampling, num_draft_tokens=0)
 
 
-async def _all(desk: Desk, job: Job) -> int:
+async def _all(desk: Desk, job: AnswerJob) -> int:
     async with desk.answering(job) as run:
         return len([piece async for piece in run])
 
@@ -143,7 +144,7 @@ def test_the_line_is_bounded(gated: Gated) -> None:
         pass
     with desk.admitted():
         assert desk.requests == 1
-    with running(gated, most_requests=1) as address, client(address) as http:
+    with running(gated, max_requests=1) as address, client(address) as http:
         first = threading.Thread(target=lambda: http.post(CHAT, json=ASKED))
         first.start()
         until(lambda: gated.begun)
@@ -159,7 +160,7 @@ def test_the_line_is_bounded(gated: Gated) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_hangs_up_frees_its_place(gated: Gated, stream: bool) -> None:
-    with running(gated, most_requests=1) as address, client(address) as http:
+    with running(gated, max_requests=1) as address, client(address) as http:
         body = json.dumps({**ASKED, "max_tokens": 400, "stream": stream}).encode()
         host, port = address.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as raw:
@@ -169,7 +170,7 @@ def test_a_client_that_hangs_up_frees_its_place(gated: Gated, stream: bool) -> N
             gated.open(6)
             if stream:
                 assert b"200 OK" in raw.recv(4096)
-        until(lambda: http.get("/kad/model").json()["waiting"] == 0)
+        until(lambda: http.get("/v1/models/pair").json()["kad"]["waiting"] == 0)
         gated.open()
         assert http.post(CHAT, json=ASKED).status_code == 200
         assert gated.passes < 60
@@ -214,7 +215,7 @@ def test_fifty_clients_with_bad_requests_and_disconnects(pair: kad.KadForCausalL
     for number in range(50):
         how = kad.Sampling(seed=number, temperature=1.0, max_new_tokens=4)
         truth.append(kad.generate(pair, question(number), sampling=how).text)
-    with running(pair, most_requests=200) as address:
+    with running(pair, max_requests=200) as address:
         assert asyncio.run(everybody(address, "pair", 50, 4, seed=0)) == truth
         tensors = _tensors()
         assert asyncio.run(everybody(address, "pair", 50, 4, seed=1)) == truth
@@ -231,7 +232,7 @@ def _tensors() -> int:
 # ------------------------------------------------------------------------------------------------------------ the guard
 
 
-@pytest.mark.parametrize("path", ["/", "/health", "/v1/models", "/kad/model", "/openapi.json", CHAT])
+@pytest.mark.parametrize("path", ["/", "/health", "/v1/models", "/v1/models/pair", "/openapi.json", CHAT])
 @pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:1", "https://localhost"])
 def test_a_page_of_another_origin_cannot_use_the_server(gated: Gated, origin: str, path: str) -> None:
     with running(gated) as address, client(address, headers={"Origin": origin}) as http:
@@ -250,7 +251,7 @@ def test_the_servers_own_page_can_use_it(pair: kad.KadForCausalLM) -> None:
 
 
 def test_an_allowed_origin_can_use_the_server(pair: kad.KadForCausalLM) -> None:
-    with running(pair, origins=("http://ui.example",)) as address, client(address) as http:
+    with running(pair, cors=("http://ui.example",)) as address, client(address) as http:
         ask = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
         allowed = http.options(CHAT, headers={"Origin": "http://ui.example", **ask})
         assert allowed.headers["access-control-allow-origin"] == "http://ui.example"
@@ -275,7 +276,7 @@ def test_the_key(pair: kad.KadForCausalLM) -> None:
         key = "kéy".encode()
         for value in (None, b"", b"Bearer", b"Bearer key", b"Basic " + key, b"Bearer " + key + b"x", key):
             headers = {} if value is None else {b"Authorization": value}
-            for path in ("/v1/models", "/kad/model"):
+            for path in ("/v1/models", "/v1/models/pair"):
                 assert http.get(path, headers=headers).status_code == 401
         assert http.get("/v1/models", headers={b"Authorization": b"Bearer " + key}).status_code == 200
         assert http.get("/health").json() == {"status": "ok"}
@@ -299,34 +300,36 @@ def test_random_requests_are_answered_or_refused(pair: kad.KadForCausalLM) -> No
         before = http.post(CHAT, json={**ASKED, "seed": 1}).json()["choices"]
         seen = set()
         for number in range(250):
-            path = draw.choice([CHAT, "/v1/completions", "/kad/answer", "/kad/trace", "/kad/page", "/v1/models", "/no"])
-            body = json.dumps(_body(draw, path)) if number % 8 else _noise(draw)
+            kind = draw.choice([CHAT, "/v1/completions", "kad", "kad", "/v1/models", "/no"])
+            body = json.dumps(_body(draw, kind)) if number % 8 else _noise(draw)
+            path = CHAT if kind == "kad" else kind
             got = http.post(path, content=body.encode("utf-8", "surrogatepass"))
             assert got.status_code in (200, 400, 404, 405), (path, body, got.text)
-            seen.add((path, got.status_code))
+            seen.add((kind, got.status_code))
             if got.headers["content-type"].startswith("text/event-stream"):
-                assert not [data for _, data in events(got) if "error" in data]
-        assert {(CHAT, 200), (CHAT, 400), ("/kad/answer", 200), ("/kad/answer", 400), ("/no", 404)} <= seen
+                assert not [data for data in events(got) if "error" in data]
+        assert {(CHAT, 200), (CHAT, 400), ("kad", 200), ("kad", 400), ("/no", 404)} <= seen
         assert http.post(CHAT, json={**ASKED, "seed": 1}).json()["choices"] == before
 
 
-def _body(draw: random.Random, path: str) -> dict[str, Any]:
+def _body(draw: random.Random, kind: str) -> dict[str, Any]:
     """A good request with up to three fields made strange."""
     messages = [{"role": "user", "content": "Hi"}]
     body: dict[str, Any] = {
         CHAT: {"model": "pair", "messages": messages, "max_tokens": 2},
         "/v1/completions": {"model": "pair", "prompt": "Hi", "max_tokens": 2},
-        "/kad/answer": {"messages": messages, "max_new_tokens": 2},
-        "/kad/trace": {"messages": messages, "token_ids": [5, 6]},
-    }.get(path, {})
+        "kad": {"model": "pair", "messages": messages, "max_tokens": 2, "stream": True, "kad": {"continuation": [5]}},
+    }.get(kind, {})
     names = [
         *body, "temperature", "top_p", "top_k", "min_p", "seed", "rule", "stop", "n", "logprobs", "top_logprobs",
-        "stream", "continuation", "of", "thinking", "deferral_temperature", "num_draft_tokens", "response_format",
-        "vllm_xargs", "repetition_penalty", "stream_options", "logit_bias", "echo",
-        "frequency_penalty", "presence_penalty", "tools", "\ud800",
+        "stream", "kad", "continuation", "of", "chat_template_kwargs", "deferral_temperature",
+        "num_draft_tokens", "response_format", "vllm_xargs", "repetition_penalty", "stream_options", "logit_bias",
+        "echo", "frequency_penalty", "presence_penalty", "tools", "\ud800",
     ]  # fmt: skip
     for _ in range(draw.randint(0, 3)):
         body[draw.choice(names)] = _value(draw)
+    if isinstance(body.get("kad"), dict) and draw.random() < 0.5:
+        body["kad"][draw.choice(["continuation", "of", "off"])] = _value(draw)
     return body
 
 
@@ -334,8 +337,8 @@ def _value(draw: random.Random, depth: int = 0) -> Any:
     plain = [
         None, True, False, 0, 1, -1, 2, 0.5, 1e308, -1e-308, 1 << 70, float("nan"), float("inf"), "", "x", "\ud800",
         "\0", "dual:threshold=0.3", "base_only", "contrastive", "dual:threshold=nan", "composed", "auto", "é" * 50, [],
-        {}, [1], ["x"], [[3, 4]], [-1], {"rule": "dual"}, {"type": "json_object"}, {"5": 3.0},
-        {"role": "user", "content": "Hi"},
+        {}, {"of": "base"}, {"continuation": [7]}, [1], ["x"], [[3, 4]], [-1], {"rule": "dual"},
+        {"type": "json_object"}, {"5": 3.0}, {"role": "user", "content": "Hi"},
     ]  # fmt: skip
     if depth < 3 and draw.random() < 0.3:
         return [_value(draw, depth + 1) for _ in range(draw.randint(0, 3))]

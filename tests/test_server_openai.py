@@ -30,8 +30,7 @@ openai = pytest.importorskip("openai", reason="pip install openai")
 from openai.types import Completion, Model  # noqa: E402
 from openai.types.chat import ChatCompletion, ChatCompletionChunk  # noqa: E402
 
-from kad.server.grammar import Grammars  # noqa: E402
-from kad.server.penalties import Penalties  # noqa: E402
+from kad.server.masks import Grammars, Penalties  # noqa: E402
 from server_runs import client, events, running  # noqa: E402
 
 QUESTION = "Mia has 24 apples. She buys 13 more. Then she loses 9. How many are left?"
@@ -111,7 +110,7 @@ def test_a_stream_has_the_same_text(api: Any, http: httpx.Client) -> None:
     asked = {**ASKED, "n": 2, "seed": 4, "temperature": 3.0, "max_tokens": 30, "stream": True}
     with http.stream("POST", "/v1/chat/completions", json={**asked, "stream_options": {"include_usage": True}}) as got:
         assert got.headers["content-type"].startswith("text/event-stream")
-        *chunks, done = [data for _, data in events(got)]
+        *chunks, done = events(got)
     assert done == "[DONE]"
     read = [ChatCompletionChunk.model_validate(chunk, strict=True) for chunk in chunks]
     texts = ["", ""]
@@ -401,6 +400,22 @@ def test_a_wrong_request_says_what_is_wrong(
     assert message in error["message"]
     assert set(error) == {"message", "type", "param", "code"}
     assert error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("path", "change"),
+    [
+        (CHAT, {"messages": [{"role": "user", "content": "\ud800"}]}),
+        (CHAT, {"messages": [{"role": "user", "content": [{"type": "text", "text": "x\udfff"}]}]}),
+        (TEXT, {"prompt": "\ud800"}),
+        (TEXT, {"prompt": ["x", "\ud800"]}),
+    ],
+)
+def test_half_a_surrogate_pair_is_no_text(http: httpx.Client, path: str, change: dict[str, Any]) -> None:
+    good = ASKED if path == CHAT else {"model": "tiny"}
+    refused = http.post(path, content=json.dumps(good | change), headers={"Content-Type": "application/json"})
+    assert refused.status_code == 400, refused.text
+    assert "Input should be a valid string" in refused.json()["error"]["message"]
 
 
 def test_hostile_requests_are_refused_and_the_server_goes_on(address: str) -> None:

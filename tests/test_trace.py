@@ -21,12 +21,14 @@ from conftest import VOCAB, make_tokenizer
 from kad.cli.main import app
 from kad.errors import KadError, UsageError
 from kad.rules import parse_rule
+from kad.text.answer import Piece
 from kad.text.generate import generate
 from kad.text.prompts import pieces
 from kad.text.sampling import Sampling
-from kad.tracing.schema import NOTHING_KEPT, Trace
-from kad.tracing.terminal import overruled, render, visible
-from kad.tracing.tracer import FLOOR, SpeculationEvent, record, trace_tokens
+from kad.tracing.positions import NOTHING_KEPT
+from kad.tracing.schema import Trace
+from kad.tracing.terminal import overruled, visible
+from kad.tracing.tracer import FLOOR, record, trace_tokens
 
 # Traces keep six significant digits.
 DIGITS = {"rel": 6e-6, "abs": 1e-9}
@@ -156,7 +158,8 @@ def test_json_and_back(recorded: Trace) -> None:
 
 def test_events_are_recorded(model: kad.KadForCausalLM, tokenizer: Any, prompt: Any) -> None:
     ids = prompt(8)[0].tolist()
-    events = [SpeculationEvent("accepted"), SpeculationEvent("corrected", 7), None, SpeculationEvent("bonus")]
+    what = [("accepted",), ("corrected", 7), (), ("bonus",)]
+    events = [Piece(token, "", *event) for token, event in zip(ids[4:], what, strict=True)]
     made = trace_tokens(model, tokenizer, ids[:4], ids[4:], events=events)
     assert [position.event for position in made.positions] == ["accepted", "corrected", None, "bonus"]
     assert made.positions[1].rejected_draft == 7
@@ -198,7 +201,7 @@ def test_bad_use_says_what_to_do(model: kad.KadForCausalLM, tokenizer: Any, reco
     with pytest.raises(UsageError, match="at least one token before the answer and one in it"):
         trace_tokens(model, tokenizer, [1], [])
     with pytest.raises(UsageError, match="1 events for 2 tokens"):
-        trace_tokens(model, tokenizer, [4], [5, 6], events=[None])
+        trace_tokens(model, tokenizer, [4], [5, 6], events=[Piece(5, "")])
     with pytest.raises(UsageError, match=r"as .html or .json, not 'trace.txt'"):
         recorded.save(tmp_path / "trace.txt")
     with pytest.raises(UsageError, match="not JSON"):
@@ -207,12 +210,12 @@ def test_bad_use_says_what_to_do(model: kad.KadForCausalLM, tokenizer: Any, reco
 
 def test_terminal_view_lists_what_p_would_not_have_said(recorded: Trace) -> None:
     console = Console(width=140, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(render(recorded))
+    console.print(recorded)
     shown = console.export_text()
     changed = [position for position in recorded.positions if overruled(position)]
     assert f"{len(changed)} tokens other than p's first choice" in shown
     assert "dual:threshold=0.2" in shown
-    console.print(render(recorded, every_position=True))
+    console.print(recorded.in_terminal(every_position=True))
     assert len([line for line in console.export_text().splitlines() if "%" in line]) >= len(recorded.positions)
 
 
@@ -265,7 +268,7 @@ class TestCommand:
         out, few = str(tmp_path / "two.html"), ("-t", "0", "--max-new-tokens", "4")
         assert self.call(self.question, *few, "--beside", "aligned_only", "-o", out).exception is None
         page = (tmp_path / "two.html").read_text()
-        data = re.search(r'<script type="application/json" id="trace">(.*?)</script>', page, flags=re.S)
+        data = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, flags=re.S)
         first, second = (Trace.from_dict(values) for values in json.loads(data[1]))
         assert [first.rule_text, second.rule_text] == ["dual:threshold=0.4", "aligned_only"]
         assert first.prompt == second.prompt

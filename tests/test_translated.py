@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -287,26 +287,26 @@ def test_answers_scores_and_traces_agree(pair: kad.KadForCausalLM) -> None:
 
 def test_the_playground_shows_both_prompts_and_goes_on(pair: kad.KadForCausalLM) -> None:
     pytest.importorskip("fastapi", reason='pip install "kad-align[server]"')
-    from server_runs import client, events, running
+    from server_runs import client, detailed, running
 
     truth = kad.trace(pair, "What is it?", sampling=GREEDY)
-    asked = {"messages": [{"role": "user", "content": "What is it?"}], "temperature": 0, "max_new_tokens": 8}
+    request = {"model": "pair", "messages": [{"role": "user", "content": "What is it?"}], "temperature": 0}
     begun = [position.token for position in truth.positions[:3]]
     with running(pair) as address, client(address) as http:
-        for body, first in ((asked, 0), ({**asked, "continuation": begun, "max_new_tokens": 5}, 2)):
-            with http.stream("POST", "/kad/answer", json=body) as got:
-                (_, start), *pieces, _ = events(got)
-            assert start["trace"]["base_prompt"] == "Question: What is it?\nAnswer:"
-            assert start["trace"]["prompt"] == truth.prompt
-            for (_, piece), position in zip(pieces, truth.positions[first:], strict=True):
-                assert piece["position"]["token"] == position.token
-                assert piece["position"]["pi"] == pytest.approx(position.pi, rel=1e-3)
+        for continuation, first in (([], 0), (begun, 2)):
+            body = request | {"max_tokens": 8 - len(continuation)}
+            tokens = detailed(http, body, continuation=continuation).tokens
+            assert tokens[0]["trace"]["base_prompt"] == "Question: What is it?\nAnswer:"
+            assert tokens[0]["trace"]["prompt"] == truth.prompt
+            for step, position in zip(tokens, truth.positions[first:], strict=True):
+                assert step["position"]["token"] == position.token
+                assert step["position"]["pi"] == pytest.approx(position.pi, rel=1e-3)
 
 
 def test_the_playground_asks_the_base_model_alone_in_its_own_tokens(pair: kad.KadForCausalLM) -> None:
     """The column "base alone": p's tokens and probabilities after its own prompt, "what if", and its stops."""
     pytest.importorskip("fastapi", reason='pip install "kad-align[server]"')
-    from server_runs import client, events, running
+    from server_runs import client, detailed, running
 
     prompt = pair.base_tokenizer("Question: What is it?\nAnswer:", return_tensors="pt").input_ids
     ids = pair.base.generate(prompt, max_new_tokens=8, do_sample=False)
@@ -314,32 +314,37 @@ def test_the_playground_asks_the_base_model_alone_in_its_own_tokens(pair: kad.Ka
         rows = pair.base(ids).logits[0, prompt.shape[1] - 1 : -1].softmax(-1)
     wanted = ids[0, prompt.shape[1] :].tolist()
     text = pair.base_tokenizer.decode(wanted, skip_special_tokens=True)
-    asked = {"messages": [{"role": "user", "content": "What is it?"}], "temperature": 0, "of": "base"}
+    request = {"model": "pair", "messages": [{"role": "user", "content": "What is it?"}], "temperature": 0}
     with running(pair) as address, client(address) as http:
 
-        def ask(**change: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-            with http.stream("POST", "/kad/answer", json={**asked, **change}) as got:
-                (_, start), *pieces, (_, done) = events(got)
-            assert start["trace"]["prompt"] == "Question: What is it?\nAnswer:"
-            assert (list(start["trace"]["models"]), start["draft_tokens"]) == (["base"], 0)
-            return [piece["position"] for _, piece in pieces], done
+        def ask(continuation: Sequence[int] = (), **change: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+            tokens, end, _, _ = detailed(http, request | change, of="base", continuation=list(continuation))
+            trace = tokens[0]["trace"]
+            assert trace["prompt"] == "Question: What is it?\nAnswer:"
+            assert (list(trace["models"]), trace["generation"]["draft_tokens"]) == (["base"], 0)
+            return [step["position"] for step in tokens], end
 
-        whole, done = ask(max_new_tokens=8)
-        assert (done["token_ids"], done["text"]) == (wanted, text)
+        whole, end = ask(max_tokens=8)
+        assert ([position["token"] for position in whole], end["text"]) == (wanted, text)
         for position, token, row in zip(whole, wanted, rows, strict=True):
             assert position["token"] == token
             assert position["p"] == position["pi"] == pytest.approx(float(row[token]), rel=1e-3)
             assert position["p_aligned"] is position["acceptance"] is None
             assert [candidate[0] for candidate in position["candidates"]] == row.topk(8).indices.tolist()
-        again, done = ask(continuation=wanted[:3], max_new_tokens=5)
-        assert done["token_ids"] == wanted
+        again, end = ask(wanted[:3], max_tokens=5)
+        assert [position["token"] for position in again] == wanted[2:]
+        assert end["text"] == text
         assert [position["p"] for position in again] == pytest.approx([one["p"] for one in whole[2:]], rel=1e-3)
         other = whole[2]["candidates"][1]
-        (chosen, *_), _ = ask(continuation=[*wanted[:2], other[0]], max_new_tokens=1)
+        (chosen, *_), _ = ask([*wanted[:2], other[0]], max_tokens=1)
         assert (chosen["token"], chosen["p"]) == (other[0], pytest.approx(other[1], rel=1e-3))
         stop = next(letter for letter in text[1:] if letter.isascii())
-        _, done = ask(stop=[stop])
-        assert (done["text"], done["finish_reason"]) == (text.partition(stop)[0], "stop_string")
+        _, end = ask(stop=[stop])
+        assert (end["text"], end["generation"]["finish_reason"]) == (text.partition(stop)[0], "stop_string")
+        for change in ({"logit_bias": {"3": 1}}, {"response_format": {"type": "json_object"}}):
+            body = {**request, "stream": True, "kad": {"of": "base"}, **change}
+            refused = http.post("/v1/chat/completions", json=body)
+            assert (refused.status_code, refused.json()["error"]["param"]) == (400, "kad")
 
 
 def test_a_probe_counts_tokens_and_not_the_mass_of_nobody(pair: kad.KadForCausalLM) -> None:

@@ -9,7 +9,7 @@ from urllib.parse import quote
 from kad.cli import stdio
 from kad.cli.options import ModelOptions, PairArgument
 from kad.options import Option
-from kad.server.options import Listening
+from kad.server.listening import Listening, address_of, check_installed, listen
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -36,23 +36,24 @@ def command(
     Without --host, only this machine can reach the page. It asks nothing of other places. The OpenAI API is there too,
     under /v1. Ctrl-C ends it.
     """
-    from kad.server import run
-
     models = models.of(pair_argument)
     models.check_places()
-    run.check_installed()
-    socket = run.listen(listening)
-    from kad.server import playground
+    check_installed()
+    socket = listen(listening)
+    from kad.server import playground_app
 
     def make() -> FastAPI:
-        return run.app_of(models.load(), models.name, listening)
+        model = models.load()
+        from kad.server.app import make_app
 
-    address, key = run.address_of(socket), run.key_of(listening)
+        return make_app(model, models.name, listening)
+
+    address, key = address_of(socket), listening.key
     if key is not None:
         address += f"/#key={quote(key, safe='')}"
     stdio.message(f"The page is at {address} (Ctrl-C ends it).")
-    if not run.is_loopback(listening) and key is None:
+    if not listening.is_loopback and key is None:
         stdio.message("Everybody who reaches this machine can use it: give --api-key, or set KAD_API_KEY.")
     if browser:
         webbrowser.open(address)
-    playground.run(make, socket, run.hosts_of(listening))
+    playground_app.run(make, socket, listening)

@@ -19,7 +19,7 @@ from kad.engines.vllm import host as vllm
 from kad.errors import UsageError
 from kad.method.defaults import FIXED_DRAFT_TOKENS
 from kad.options import Option, options_of
-from kad.server.options import Listening
+from kad.server.listening import Listening, address_of, check_installed, listen, server_of
 
 if TYPE_CHECKING:
     from kad.pair.config import KadConfig
@@ -94,21 +94,22 @@ def _refuse(wrong: bool, text: str) -> None:
 def _serve_here(models: ModelOptions, draft_tokens: int | None, options: Listening) -> None:
     """kad's own server, until Ctrl-C."""
     from kad.cli import stdio
-    from kad.server import run
     from kad.text import drafting
 
     models.check_places()
     drafting.check(draft_tokens)
-    run.check_installed()
-    listening = run.listen(options)
+    check_installed()
+    listening = listen(options)
     with stdio.stderr().status("Loading the models ..."):
         model = models.load()
     name = models.name
-    stdio.message(f"{name} is served at {run.address_of(listening)}/v1. Ctrl-C ends it.")
-    if not run.is_loopback(options) and not run.key_of(options):
+    stdio.message(f"{name} is served at {address_of(listening)}/v1. Ctrl-C ends it.")
+    if not options.is_loopback and not options.key:
         stdio.message("Everybody who reaches this machine can use it: give --api-key, or set KAD_API_KEY.")
-    app = run.app_of(model, name, options, draft_tokens=draft_tokens)
-    run.server_of(app).run(sockets=[listening])
+    from kad.server.app import make_app
+
+    app = make_app(model, name, options, draft_tokens=draft_tokens)
+    server_of(app).run(sockets=[listening])
 
 
 def _serve_with_vllm(

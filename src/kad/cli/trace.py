@@ -113,6 +113,4 @@ def _deliver(trace: Trace, beside: Trace | None, out: Path | None, every_positio
     if as_json:
         stdio.print_json(trace.to_dict())
     elif out is None:
-        from kad.tracing.terminal import render
-
-        stdio.stdout().print(render(trace, every_position))
+        stdio.stdout().print(trace.in_terminal(every_position))

@@ -1,45 +1,40 @@
-"""The application: the routes over one model, and the guard around them."""
+"""The application: the routes of the OpenAI API over one model, and the guard around them."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request, Response
 from starlette.middleware.cors import CORSMiddleware
 
 from kad import __version__
-from kad.server import errors, openai_routes, page_routes
+from kad.server import refusals
+from kad.server.completions import Completions
 from kad.server.desk import Desk
-from kad.server.guard import LOOPBACK, Guard
+from kad.server.fields import ChatRequest, CompletionRequest
+from kad.server.guard import Guard
+from kad.server.listening import MAX_REQUESTS, Listening
 
 if TYPE_CHECKING:
     from kad.engines.load import Loaded
 
 
 def make_app(
-    model: Loaded,
-    name: str,
-    *,
-    api_key: str | None = None,
-    hosts: Collection[str] | None = LOOPBACK,
-    origins: Collection[str] = (),
-    most_requests: int = 64,
-    draft_tokens: int | str | None = None,
+    model: Loaded, name: str, options: Listening | None = None, *, draft_tokens: int | str | None = None
 ) -> FastAPI:
     """The server as an ASGI application.
 
     Args:
         model: the pair, as `kad.load` gives it.
         name: the name under which it is served, the `model` of requests.
-        api_key: see `kad.server.guard.Guard`, also for `hosts`.
-        hosts: the names in the header `Host` that are answered; None for all.
-        origins: origins of other pages that may use the server (CORS); "*" for all.
-        most_requests: how many requests may be in the line.
+        options: whom to answer.
         draft_tokens: how many tokens are drafted at a time where a request does not say; see `kad.generate`.
     """
-    desk = Desk(model, most_requests, draft_tokens)
+    options = options or Listening()
+    desk = Desk(model, options.max_requests or MAX_REQUESTS, draft_tokens)
+    completions = Completions(desk, name)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -48,15 +43,30 @@ def make_app(
 
     # The pages with documentation load scripts from elsewhere, so there are none.
     app = FastAPI(title="kad", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
-    errors.install(app)
-    app.include_router(openai_routes.router(desk, name))
-    app.include_router(page_routes.router(desk, name))
+    refusals.install(app)
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [completions.model()]}
+
+    @app.get("/v1/models/{model:path}")
+    async def one_model(model: str) -> dict[str, Any]:
+        completions.check_name(model)
+        return completions.model()
+
+    @app.post("/v1/chat/completions")
+    async def chat(body: ChatRequest, http: Request) -> Response:
+        return await completions.respond(body, http)
+
+    @app.post("/v1/completions")
+    async def text(body: CompletionRequest, http: Request) -> Response:
+        return await completions.respond(body, http)
 
     @app.get("/health")
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
-    app.add_middleware(Guard, api_key=api_key, hosts=hosts, origins=origins)
-    if origins:
-        app.add_middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=["*"], allow_headers=["*"])
+    app.add_middleware(Guard, api_key=options.key, hosts=options.names, origins=options.cors)
+    if options.cors:
+        app.add_middleware(CORSMiddleware, allow_origins=options.cors, allow_methods=["*"], allow_headers=["*"])
     return app

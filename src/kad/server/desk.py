@@ -18,7 +18,7 @@ import torch
 from kad.engines.pair import Pair, pair_of
 from kad.method.composition import Composition
 from kad.method.scorer import Scorer
-from kad.server.errors import Busy
+from kad.server.refusals import Busy
 from kad.text.answer import Answer, Piece
 from kad.text.contexts import Context
 from kad.text.sampling import Sampling, end_tokens
@@ -35,7 +35,7 @@ KEPT_ANSWERS = 2
 
 
 @dataclass(frozen=True)
-class Job:
+class AnswerJob:
     """One answer to generate.
 
     Attributes:
@@ -119,7 +119,7 @@ class Desk:
         """The base model in its own tokens. None where the models share them: then the pair answers as `base_only`."""
         return None if self.model.base_tokenizer is None else self.model.base_model()
 
-    def model_of(self, job: Job) -> Pair:
+    def model_of(self, job: AnswerJob) -> Pair:
         """What answers a job."""
         alone = self.base_alone if job.alone else None
         return self.model if alone is None else alone
@@ -140,7 +140,7 @@ class Desk:
             self.requests -= 1
 
     @asynccontextmanager
-    async def answering(self, job: Job) -> AsyncIterator[Run]:
+    async def answering(self, job: AnswerJob) -> AsyncIterator[Run]:
         """An answer, as its pieces come. When the block is left, the answer ends: at once, or after its next piece."""
         run = Run()
         future = self._models.submit(self._answer, job, run)
@@ -149,10 +149,6 @@ class Desk:
         finally:
             run.given_up = True
             future.cancel()
-
-    async def with_models(self, work: Callable[..., Result], *arguments: Any) -> Result:
-        """Other work on the models, in turn."""
-        return await asyncio.get_running_loop().run_in_executor(self._models, partial(work, *arguments))
 
     async def with_texts(self, work: Callable[..., Result], *arguments: Any) -> Result:
         """Work without the models that may take a while: tokens of a long prompt, a grammar."""
@@ -164,7 +160,7 @@ class Desk:
         for threads in (self._models, self._texts):
             threads.shutdown(wait=False, cancel_futures=True)
 
-    def _answer(self, job: Job, run: Run) -> None:
+    def _answer(self, job: AnswerJob, run: Run) -> None:
         """Runs in the thread of the models."""
         try:
             if job.num_draft_tokens is None:
@@ -194,7 +190,7 @@ class _KeptStream(Stream):
     reused_tokens = 0
     last_begun: Piece | None = None
 
-    def __init__(self, model: Pair, job: Job, kept: WarmScorers) -> None:
+    def __init__(self, model: Pair, job: AnswerJob, kept: WarmScorers) -> None:
         self._model, self._job, self._kept = model, job, kept
         super().__init__(
             model, job.context, job.composition, job.sampling, job.num_draft_tokens, origins=False,

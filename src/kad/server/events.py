@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from kad.server.errors import ClientGone, refusal_of
+from kad.server.refusals import ClientGone, refusal_of
 
 Result = TypeVar("Result")
 
@@ -41,11 +41,10 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
-def event(data: Any, name: str | None = None) -> bytes:
+def event(data: Any) -> bytes:
     """One server-sent event. `data` becomes JSON on one line."""
     text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    head = "" if name is None else f"event: {name}\n"
-    return f"{head}data: {text}\n\n".encode("utf-8", "replace")
+    return f"data: {text}\n\n".encode("utf-8", "replace")
 
 
 class EventStream(Response):
@@ -56,15 +55,14 @@ class EventStream(Response):
     Args:
         first: the first event.
         rest: the others. It is closed when the client goes away.
-        error_name: the name of the event that is an error.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, first: bytes, rest: AsyncGenerator[bytes], error_name: str | None = None) -> None:
+    def __init__(self, first: bytes, rest: AsyncGenerator[bytes]) -> None:
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self._first, self._rest, self._error_name = first, rest, error_name
+        self._first, self._rest = first, rest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def part(chunk: bytes, more: bool = True) -> None:
@@ -79,7 +77,7 @@ class EventStream(Response):
             except (TimeoutError, OSError):
                 raise  # the client does not read
             except Exception as error:  # noqa: BLE001  (the status is sent; the error goes the same way as the text)
-                await part(event(refusal_of(error).body(), self._error_name))
+                await part(event(refusal_of(error).body()))
             await part(b"", more=False)
 
         try:

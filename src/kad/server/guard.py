@@ -16,13 +16,13 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from kad.server.errors import Refusal
+from kad.server.listening import LOOPBACK
+from kad.server.refusals import Refusal
 
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _SECONDS_TO_SEND = 30.0
 _SECONDS_TO_READ = 60.0
 # What needs no key: the page, which holds nothing of anybody's, and whether the server runs.
-_KEYED = ("/v1/", "/kad/")
+_KEYED = ("/v1/",)
 
 
 @dataclass(frozen=True)
@@ -130,6 +130,6 @@ def _name(host: str) -> str:
 
 
 def _equal(header: str, key: str) -> bool:
-    kind, _, given = header.partition(" ")
+    kind, _, sent = header.partition(" ")
     # A header is read as Latin-1, whatever its bytes mean.
-    return kind.lower() == "bearer" and hmac.compare_digest(given.strip().encode("latin-1"), key.encode())
+    return kind.lower() == "bearer" and hmac.compare_digest(sent.strip().encode("latin-1"), key.encode())

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from kad.engines.pair import pair_of
 from kad.pair.base_prompt import BasePrompt
-from kad.text.answer import Answer, Piece
+from kad.text.answer import Answer
 from kad.text.contexts import AnyBasePrompt, Asking
 from kad.text.generate import stream
 from kad.text.prompts import Prompt, text_ids
 from kad.text.sampling import Sampling
-from kad.tracing.tracer import SpeculationEvent, public_name, trace_tokens
+from kad.tracing.tracer import public_name, trace_tokens
 
 if TYPE_CHECKING:
     from kad.engines.load import Loaded
@@ -64,15 +64,13 @@ def trace(
             generation: dict[str, Any] = {"source": "given"} | question
             ids = text_ids(pair.tokenizer, text)
             return trace_tokens(pair, pair.tokenizer, asking.context(pair), ids, generation=generation)
-        answering = stream(
+        answer = stream(
             pair, prompt, system=system, thinking=thinking, raw=raw, base_prompt=base_prompt, sampling=sampling,
             num_draft_tokens=num_draft_tokens, origins=False,
-        )  # fmt: skip
-        events = [_event(piece) for piece in answering]
-        answer = answering.answer
+        ).finish()  # fmt: skip
         return trace_tokens(
             pair, pair.tokenizer, answer.prompt, answer.token_ids,
-            events=events if answer.drafting.speculates else (), generation=how_generated(answer) | question,
+            events=answer.pieces if answer.drafting.speculates else (), generation=how_generated(answer) | question,
         )  # fmt: skip
 
 
@@ -90,11 +88,7 @@ def _question(pair: Pair, asking: Asking) -> dict[str, Any]:
 
 def how_generated(answer: Answer) -> dict[str, Any]:
     """`Trace.generation` of an answer."""
-    made: dict[str, Any] = {"source": "generated", "do_sample": answer.seed is not None}
+    generation: dict[str, Any] = {"source": "generated", "do_sample": answer.seed is not None}
     if answer.seed is not None:
-        made |= {"temperature": answer.temperature, "seed": answer.seed}
-    return made | {"finish_reason": answer.finish_reason, "draft_tokens": answer.drafting.draft_tokens}
-
-
-def _event(piece: Piece) -> SpeculationEvent | None:
-    return None if piece.event is None else SpeculationEvent(piece.event, piece.rejected_draft, piece.dropped_drafts)
+        generation |= {"temperature": answer.temperature, "seed": answer.seed}
+    return generation | {"finish_reason": answer.finish_reason, "draft_tokens": answer.drafting.draft_tokens}

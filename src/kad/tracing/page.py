@@ -1,66 +1,65 @@
-"""The page of a trace: one HTML file with everything in it, from the files in `assets/`."""
+"""Pages: one HTML file with everything in it, from the files in `assets/`. The page of a trace is one."""
 
 from __future__ import annotations
 
 import html
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 
 from kad.tracing import palette
-from kad.tracing.schema import Trace
 
 _ASSETS = files("kad.tracing") / "assets"
-# What both pages are made of, in the order in which the browser reads it.
-COMPONENTS = (
-    "words", "rules", "measures", "reading", "panel", "timeline", "controls", "disagreements", "picture", "downloads",
-    "theme",
-)  # fmt: skip
-
-
-def trace_page(*traces: Trace) -> str:
-    """The page of a trace, or of several side by side, as text.
-
-    It loads nothing, and its content security policy forbids loading. Text of the models reaches the page only as JSON
-    without any `<`. The script shows it as text nodes.
-    """
-    title = " · ".join(["kad trace", *dict.fromkeys(trace.rule_text for trace in traces)])
-    return blank_page(title).replace(DATA, script_safe(f"[{','.join(trace.to_json() for trace in traces)}]"))
-
-
+# What every page is made of, in the order in which the browser reads it. It defines `kad`, and does nothing.
+COMPONENTS = ("words", "rules", "reading", "panel", "timeline", "controls", "files")
 DATA = "<!-- kad:data -->"
 """The place of the data in a page."""
 
 
+def trace_page(title: str, traces: Sequence[str]) -> str:
+    """The page of some traces, given as JSON, side by side.
+
+    It loads nothing, and its content security policy forbids loading. Text of the models reaches the page only as JSON
+    without any `<`. The script shows it as text nodes.
+    """
+    return blank_page(title).replace(DATA, script_safe(f"[{','.join(traces)}]"))
+
+
 def blank_page(title: str) -> str:
-    """The page without its data."""
-    script = components() + asset("trace.js")
-    return fill(asset("trace.html"), title=html.escape(title), style=asset("common.css"), script=script)
+    """The page of a trace without its data."""
+    return fill(title, asset("trace.html"), asset("trace.js"))
 
 
-def components() -> str:
-    """The script of the components that every page shares. They define `kad`, and do nothing."""
-    return "".join(asset(f"{name}.js") for name in COMPONENTS)
+def fill(title: str, body: str, script: str, *, style: str = "", data: str = DATA, connect: str = "'none'") -> str:
+    """A page around a body: what all pages share, and then its own.
+
+    Args:
+        title, body, script, style, data: parts of the page; `data` is JSON that `script_safe` made.
+        connect: whom the page may ask, as its content security policy says it.
+    """
+    style, script = asset("common.css") + style, "".join(asset(f"{name}.js") for name in COMPONENTS) + script
+    parts = {"connect": connect, "title": html.escape(title), "style": style, "body": body, "script": script}
+    return _filled(asset("page.html"), parts | {"data": data})
 
 
-def fill(page: str, **parts: str) -> str:
-    """A page with each `<!-- kad:name -->` replaced by the part of that name."""
-    for name, text in parts.items():
-        page = page.replace(f"<!-- kad:{name} -->", text)
-    return page
-
-
-def notebook_frame(trace: Trace, height: int = 720) -> str:
-    """The page in a frame of its own, so that the styles of a notebook do not affect it."""
-    source = html.escape(trace_page(trace), quote=True)
+def notebook_frame(page: str, height: int = 720) -> str:
+    """A page in a frame of its own, so that the styles of a notebook do not affect it."""
     return (
         f'<iframe title="kad trace" style="width:100%;height:{height}px;border:0;border-radius:8px" '
-        f'sandbox="allow-scripts allow-downloads" srcdoc="{source}"></iframe>'
+        f'sandbox="allow-scripts allow-downloads" srcdoc="{html.escape(page, quote=True)}"></iframe>'
     )
 
 
 def asset(name: str) -> str:
     """A file of the page, with the colors in it."""
-    text = (_ASSETS / name).read_text(encoding="utf-8")
-    return fill(text, light=palette.css(palette.LIGHT), dark=palette.css(palette.DARK))
+    colors = {"light": palette.css(palette.LIGHT), "dark": palette.css(palette.DARK)}
+    return _filled((_ASSETS / name).read_text(encoding="utf-8"), colors)
+
+
+def _filled(page: str, parts: Mapping[str, str]) -> str:
+    """A page with each `<!-- kad:name -->` replaced by the part of that name."""
+    for name, text in parts.items():
+        page = page.replace(f"<!-- kad:{name} -->", text)
+    return page
 
 
 def script_safe(json_text: str) -> str:

@@ -8,85 +8,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from kad.errors import UsageError
+from kad.tracing import page, terminal
+from kad.tracing.positions import Position, summary
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 SCHEMA = "kad-trace/3"
-NOTHING_KEPT = 2.0
-"""How a tau of infinity is written: no probability reaches 2, and JSON has no infinity."""
-
-Event = Literal["accepted", "corrected", "bonus", "deferred"]
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One token of a position's distributions: its id and its probability under base, aligned and composed model."""
-
-    token: int
-    p: float
-    p_aligned: float
-    pi: float
-
-
-@dataclass(frozen=True)
-class Position:
-    """One emitted token and the distributions it came from.
-
-    Attributes:
-        token, text: the emitted token and what it adds to the text ("" while a character is incomplete).
-        p, p_aligned, pi: its probabilities under base, aligned and composed model.
-        base_share, aligned_share: which part of pi came from either; they sum to one. None for product rules.
-        kept: k of the emitted token; None for product rules.
-        deferred_mass: alpha of the position; None for product rules.
-        tau: the threshold on p (`NOTHING_KEPT` for infinity); None where the rule has none.
-        acceptance: the probability that a draft from q* is accepted here, sum_v min(pi_v, q*_v).
-        floor: every token with p >= floor is among the candidates, by falling p first.
-        candidates: the head of p, then the head of q* and of pi as far as not yet listed.
-        event: what speculation did. "accepted": the token is a draft that was accepted. "corrected": a draft was
-            rejected, and this token was drawn instead. "bonus": the token after a whole accepted window. "deferred": a
-            bonus position that p gave up; its token is by definition a draw from q*, so nothing verifies it. None
-            without speculation.
-        rejected_draft: the draft that was rejected, if one was.
-        dropped_drafts: the drafts after it in its window, which fall with it.
-        rank: 1 if no token is more probable under p, 2 if one is, and so on. None if `nobody` could change it.
-        entropy: of p, in nats.
-        divergence: KL(p || q*) in nats. None if it is infinite.
-        overlap: sum_v min(p_v, q*_v). The acceptance if the whole of p were kept.
-        nobody: the mass of p that belongs to no token here, and is deferred. There p ends its answer in its prompt's
-            form, or was not followed to one of q*'s tokens. Every p is a lower bound then: it can be larger, by at most
-            this. `entropy`, `divergence` and `overlap` are sums over the tokens.
-    """
-
-    token: int
-    text: str
-    p: float
-    p_aligned: float
-    pi: float
-    base_share: float | None
-    aligned_share: float | None
-    kept: float | None
-    deferred_mass: float | None
-    tau: float | None
-    acceptance: float
-    floor: float
-    candidates: tuple[Candidate, ...]
-    event: Event | None = None
-    rejected_draft: int | None = None
-    dropped_drafts: tuple[int, ...] = ()
-    rank: int | None = None
-    entropy: float | None = None
-    divergence: float | None = None
-    overlap: float | None = None
-    nobody: float | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON. Candidates are rows [token, p, p_aligned, pi]: they are most of a trace."""
-        values = asdict(self)
-        values["candidates"] = [[row.token, row.p, row.p_aligned, row.pi] for row in self.candidates]
-        return values
 
 
 @dataclass(frozen=True)
@@ -124,17 +57,7 @@ class Trace:
 
     def summary(self) -> dict[str, float | int | None]:
         """Counts and means over the positions; a mean is None where no position has the value."""
-        events = [position.event for position in self.positions]
-        return {
-            "tokens": len(self.positions),
-            "mean_deferred_mass": _mean(position.deferred_mass for position in self.positions),
-            "mean_acceptance": _mean(position.acceptance for position in self.positions),
-            "mean_base_share": _mean(position.base_share for position in self.positions),
-            "accepted": events.count("accepted"),
-            "corrected": events.count("corrected"),
-            "bonus": events.count("bonus"),
-            "deferred": events.count("deferred"),
-        }
+        return summary(self.positions)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -158,7 +81,7 @@ class Trace:
         known = {key: value for key, value in values.items() if key != "summary"}
         try:
             known["vocabulary"] = {int(token): text for token, text in known["vocabulary"].items()}
-            known["positions"] = tuple(_position_from_dict(position) for position in known["positions"])
+            known["positions"] = tuple(Position.from_dict(position) for position in known["positions"])
             return cls(**known)
         except (KeyError, TypeError) as error:
             raise UsageError(f"This trace is damaged ({error}). Make it again with kad trace.") from error
@@ -178,9 +101,13 @@ class Trace:
 
     def to_html(self, beside: Trace | None = None) -> str:
         """The trace as one self-contained page, with another trace beside it if one is given."""
-        from kad.tracing.page import trace_page
+        traces = [self] if beside is None else [self, beside]
+        title = " · ".join(["kad trace", *dict.fromkeys(trace.rule_text for trace in traces)])
+        return page.trace_page(title, [trace.to_json() for trace in traces])
 
-        return trace_page(self) if beside is None else trace_page(self, beside)
+    def in_terminal(self, every_position: bool = False) -> RenderableType:
+        """The trace for `rich.print`; see `kad.tracing.terminal.render`."""
+        return terminal.render(self.rule_text, self.positions, self.vocabulary, every_position)
 
     def save(self, path: Path | str, *, beside: Trace | None = None) -> Path:
         """Write the page (`.html`) or the JSON (`.json`).
@@ -205,21 +132,7 @@ class Trace:
         return path
 
     def _repr_html_(self) -> str:
-        from kad.tracing.page import notebook_frame
+        return page.notebook_frame(self.to_html())
 
-        return notebook_frame(self)
-
-    def __rich__(self) -> Any:
-        from kad.tracing.terminal import render
-
-        return render(self)
-
-
-def _position_from_dict(values: Mapping[str, Any]) -> Position:
-    rows = tuple(Candidate(*row) for row in values["candidates"])
-    return Position(**{**values, "candidates": rows, "dropped_drafts": tuple(values["dropped_drafts"])})
-
-
-def _mean(values: Any) -> float | None:
-    present = [value for value in values if value is not None]
-    return sum(present) / len(present) if present else None
+    def __rich__(self) -> RenderableType:
+        return self.in_terminal()

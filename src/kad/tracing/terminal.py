@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kad.tracing import palette
-from kad.tracing.schema import Candidate, Position, Trace
+from kad.tracing.positions import Candidate, Position, summary
 from kad.words import counted
 
 _BARS = " ▁▂▃▄▅▆▇█"
@@ -20,14 +20,17 @@ _WIDTH = 72
 _SHOWN = 0.0005
 
 
-def render(trace: Trace, every_position: bool = False) -> RenderableType:
-    """The trace for `rich.print`. By default it lists only the positions where p's first choice was another token."""
-    listed = [item for item in enumerate(trace.positions, 1) if every_position or overruled(item[1])]
-    parts: list[RenderableType] = [_headline(trace), Padding(colored_text(trace), (1, 0))]
-    parts += [_bars(trace, "α deferred  ", [position.deferred_mass for position in trace.positions])]
-    parts += [_bars(trace, "β acceptance", [position.acceptance for position in trace.positions])]
+def render(
+    rule_text: str, positions: Sequence[Position], vocabulary: Mapping[int, str], every_position: bool = False
+) -> RenderableType:
+    """A trace for `rich.print`. By default it lists only the positions where p's first choice was another token."""
+    listed = [item for item in enumerate(positions, 1) if every_position or overruled(item[1])]
+    parts: list[RenderableType] = [_headline(rule_text, positions), Padding(colored_text(positions), (1, 0))]
+    parts += [_bars("α deferred  ", [position.deferred_mass for position in positions])]
+    parts += [_bars("β acceptance", [position.acceptance for position in positions])]
     if listed:
-        parts += [Padding(_table(trace, listed, every_position), (1, 0, 0, 0))]
+        words = {token: visible(text) for token, text in vocabulary.items()}
+        parts += [Padding(_table(positions, words, listed, every_position), (1, 0, 0, 0))]
         if any(_is_bounded(position) for _, position in listed):
             parts += [Text("≥ ≤  A part of p belongs to no token here (docs/trace.md).", "dim")]
     else:
@@ -40,10 +43,10 @@ def overruled(position: Position) -> bool:
     return _best(position, "p").token != position.token
 
 
-def colored_text(trace: Trace) -> Text:
+def colored_text(positions: Sequence[Position]) -> Text:
     """The answer, each token between the base model's blue and the aligned model's orange."""
     text = Text()
-    for position in trace.positions:
+    for position in positions:
         text.append(position.text, palette.style(position.base_share))
     return text
 
@@ -54,21 +57,20 @@ def visible(text: str) -> str:
     return "".join(c if c.isprintable() else "�" for c in text.translate(_GLYPHS)) or "∅"
 
 
-def _headline(trace: Trace) -> Text:
-    summary = trace.summary()
-    share, alpha = summary["mean_base_share"], summary["mean_deferred_mass"]
-    parts = [f"{trace.rule_text}   {counted(len(trace.positions), 'token')}   "]
-    line = Text(parts[0], "bold")
+def _headline(rule_text: str, positions: Sequence[Position]) -> Text:
+    counts = summary(positions)
+    share, alpha = counts["mean_base_share"], counts["mean_deferred_mass"]
+    line = Text(f"{rule_text}   {counted(len(positions), 'token')}   ", "bold")
     if share is not None and alpha is not None:
         line.append("base ", palette.style(1.0)).append(f"{share:.0%}   ").append("aligned", palette.style(0.0))
         line.append(f" {1 - share:.0%}   mean α {alpha:.3f}")
-    line.append(f"   mean β {summary['mean_acceptance']:.3f}")
-    if summary["accepted"] or summary["corrected"]:
-        line.append(f"   drafts accepted {summary['accepted']}, rejected {summary['corrected']}", "dim")
+    line.append(f"   mean β {counts['mean_acceptance']:.3f}")
+    if counts["accepted"] or counts["corrected"]:
+        line.append(f"   drafts accepted {counts['accepted']}, rejected {counts['corrected']}", "dim")
     return line
 
 
-def _bars(trace: Trace, name: str, values: Sequence[float | None]) -> Text:
+def _bars(name: str, values: Sequence[float | None]) -> Text:
     if any(value is None for value in values):
         return Text(f"{name} – (a product of models defers nothing)", "dim")
     present = [value for value in values if value is not None]
@@ -81,36 +83,41 @@ def _bars(trace: Trace, name: str, values: Sequence[float | None]) -> Text:
     return Text.assemble((f"{name} ", "dim"), bars)
 
 
-def _table(trace: Trace, listed: Sequence[tuple[int, Position]], every_position: bool) -> Table:
+def _table(
+    positions: Sequence[Position],
+    words: Mapping[int, str],
+    listed: Sequence[tuple[int, Position]],
+    every_position: bool,
+) -> Table:
     title = None if every_position else f"{counted(len(listed), 'token')} other than p's first choice"
     table = Table(
         title=title, title_justify="left", title_style="bold", header_style="dim", box=None, padding=(0, 1, 0, 0)
     )
-    table.add_column("#", justify="right", no_wrap=True, min_width=len(str(len(trace.positions))))
+    table.add_column("#", justify="right", no_wrap=True, min_width=len(str(len(positions))))
     table.add_column("token", no_wrap=True, max_width=14)
     for name in ("base", "p", "q*", "π", "α"):
         table.add_column(name, justify="right", no_wrap=True, min_width=4)
     # A threshold that is the same everywhere already stands in the rule.
-    varies = len({position.tau for position in trace.positions}) > 1
+    varies = len({position.tau for position in positions}) > 1
     if varies:
         table.add_column("τ", justify="right", no_wrap=True, min_width=4)
     for name in ("p's first", "q*'s first"):
         table.add_column(name, no_wrap=True, max_width=14)
-    speculated = any(position.event for position in trace.positions)
+    speculated = any(position.event for position in positions)
     if speculated:
         table.add_column("draft", no_wrap=True, min_width=8)
     for number, position in listed:
         tau = [_tau(position.tau)] if varies else []
-        event = [_event(trace, position)] if speculated else []
-        table.add_row(*_numbers(trace, number, position), *tau, *_firsts(trace, position), *event)
+        event = [_event(words, position)] if speculated else []
+        table.add_row(*_numbers(words, number, position), *tau, *_firsts(words, position), *event)
     return table
 
 
-def _numbers(trace: Trace, number: int, position: Position) -> list[Text | str]:
+def _numbers(words: Mapping[int, str], number: int, position: Position) -> list[Text | str]:
     share = position.base_share
     return [
         str(number),
-        Text(visible(trace.vocabulary[position.token]), palette.style(share)),
+        Text(words[position.token], palette.style(share)),
         "–" if share is None else f"{share:.0%}",
         _bounded(position.p, position),
         *(_probability(value) for value in (position.p_aligned, position.pi)),
@@ -118,10 +125,10 @@ def _numbers(trace: Trace, number: int, position: Position) -> list[Text | str]:
     ]
 
 
-def _firsts(trace: Trace, position: Position) -> list[Text]:
+def _firsts(words: Mapping[int, str], position: Position) -> list[Text]:
     of_p, of_aligned = (_best(position, model) for model in ("p", "p_aligned"))
     return [
-        Text(f"{mass} {visible(trace.vocabulary[row.token])}")
+        Text(f"{mass} {words[row.token]}")
         for row, mass in (
             (of_p, _bounded(of_p.p, position)),
             (of_aligned, _probability(of_aligned.p_aligned)),
@@ -155,7 +162,7 @@ def _best(position: Position, model: str) -> Candidate:
     return max(position.candidates, key=lambda row: float(getattr(row, model)))
 
 
-def _event(trace: Trace, position: Position) -> str:
+def _event(words: Mapping[int, str], position: Position) -> str:
     if position.event == "corrected" and position.rejected_draft is not None:
-        return f"✗ {visible(trace.vocabulary[position.rejected_draft])}"
+        return f"✗ {words[position.rejected_draft]}"
     return "✓" if position.event == "accepted" else position.event or ""

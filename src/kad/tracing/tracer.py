@@ -4,7 +4,7 @@ rule did at every position."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +19,12 @@ from kad.method.distribution import Rows
 from kad.method.rules import CascadeRule, ThresholdRule
 from kad.method.rules.describe import family
 from kad.pair.sources import resolve_pair
+from kad.text.answer import Piece
 from kad.text.contexts import Context
 from kad.text.prompts import decode, pieces
 from kad.text.score import logits_of
-from kad.tracing.schema import NOTHING_KEPT, Candidate, Event, Position, Trace
+from kad.tracing.positions import NOTHING_KEPT, Candidate, Position
+from kad.tracing.schema import Trace
 
 if TYPE_CHECKING:
     from kad.engines.load import Loaded
@@ -33,22 +35,13 @@ HEAD = 8
 """At least this many tokens of each of p, q* and pi are recorded."""
 
 
-@dataclass(frozen=True)
-class SpeculationEvent:
-    """What speculation did at one emitted token; see `Position` for the three."""
-
-    event: Event
-    rejected_draft: int | None = None
-    dropped_drafts: tuple[int, ...] = ()
-
-
 def trace_tokens(
     model: Loaded,
     tokenizer: Any,
     prompt: Context | Sequence[int],
     output_ids: Sequence[int],
     *,
-    events: Sequence[SpeculationEvent | None] = (),
+    events: Sequence[Piece] = (),
     generation: dict[str, Any] | None = None,
 ) -> Trace:
     """The trace of an answer under the model's rule in force.
@@ -60,7 +53,7 @@ def trace_tokens(
         tokenizer: of the aligned model.
         prompt: what stands before the answer.
         output_ids: the tokens of the answer.
-        events: what speculation did at each token of the answer, if it was used.
+        events: the pieces of the answer, if they say what speculation did at each token.
         generation: how the answer was made, for the record.
 
     Raises:
@@ -77,7 +70,7 @@ def trace_tokens(
     texts = pieces(tokenizer, output_ids, context.ids, special=True)
     positions = [replace(position, text=text) for position, text in zip(positions, texts, strict=True)]
     if events:
-        positions = [_with_event(position, event) for position, event in zip(positions, events, strict=True)]
+        positions = [with_event(position, piece) for position, piece in zip(positions, events, strict=True)]
     return Trace(
         rule=rule.to_dict(),
         rule_text=str(rule),
@@ -193,8 +186,11 @@ def _short(value: Tensor) -> float:
     return float(f"{float(value):.6g}")
 
 
-def _with_event(position: Position, event: SpeculationEvent | None) -> Position:
-    return position if event is None else replace(position, **vars(event))
+def with_event(position: Position, piece: Piece) -> Position:
+    """A position that says what speculation did there."""
+    return replace(
+        position, event=piece.event, rejected_draft=piece.rejected_draft, dropped_drafts=piece.dropped_drafts
+    )
 
 
 def mentioned(positions: Sequence[Position]) -> set[int]:

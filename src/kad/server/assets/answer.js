@@ -1,6 +1,58 @@
+// What the page asks of its server: the OpenAI API, with what only kad knows in the fields "kad".
+kad.server = (() => {
+  // With --api-key, the address that the command prints carries the key behind a #. It leaves the address at once.
+  const withKey = location.hash.match(/^#key=(.+)$/);
+  if (withKey) {
+    sessionStorage.setItem("kad-key", decodeURIComponent(withKey[1]));
+    history.replaceState(null, "", location.pathname);
+  }
+  const key = sessionStorage.getItem("kad-key");
+  const headers = {"Content-Type": "application/json", ...(key ? {Authorization: `Bearer ${key}`} : {})};
+  const gone = "The server does not answer. Is kad playground still running?";
+
+  const send = async (path, options) => {
+    let response;
+    try {
+      response = await fetch(path, {headers, cache: "no-store", ...options});
+    } catch (error) {
+      throw error.name === "AbortError" ? error : new Error(gone);
+    }
+    if (response.ok) return response;
+    const said = await response.json().catch(() => null);
+    throw new Error(said?.error?.message ?? `The server answered with status ${response.status}.`);
+  };
+
+  // Calls `take` with the fields "kad" of the chunks as they come, a few at a time.
+  const answer = async (request, signal, take) => {
+    const response = await send("/v1/chat/completions", {method: "POST", body: JSON.stringify({...request, stream: true}), signal});
+    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+    const broken = new Error("The connection broke before the answer was complete.");
+    for (let rest = ""; ;) {
+      const {done, value} = await reader.read().catch((error) => { throw error.name === "AbortError" ? error : broken; });
+      if (done) throw broken;
+      const blocks = (rest + value).split("\n\n");
+      rest = blocks.pop();
+      const data = blocks.map((block) => block.slice("data: ".length));
+      const chunks = data.filter((text) => text !== "[DONE]").map((text) => JSON.parse(text));
+      take(chunks.map((chunk) => chunk.kad).filter(Boolean));
+      const failed = chunks.find((chunk) => chunk.error);
+      if (failed) throw new Error(failed.error.message);
+      if (data.at(-1) === "[DONE]") return;
+    }
+  };
+
+  // The pair: its name, and what the server says of it.
+  const pair = async () => {
+    const {data: [{id, kad: facts}]} = await (await send("/v1/models", {})).json();
+    return {name: id, ...facts};
+  };
+
+  return {pair, answer};
+})();
+
 // One answer of one model: a text that grows, its numbers, and what can be done with it.
 //
-// `column` is plain data, and is kept over a reload: what was asked (`request`), how (`made`), and what came. The view
+// `column` is plain data, and is kept over a reload: the request, how it is made (`generation`), and what came. The view
 // shows it.
 kad.Answer = class {
   constructor(column, {shown, link}) {
@@ -16,31 +68,29 @@ kad.Answer = class {
 
   get name() { return {base: "Base alone", aligned: "Aligned alone", composed: "Composed"}[this.column.of]; }
 
-  // What the server says: the trace without its tokens, tokens, the end.
-  take(events) {
+  // What the server says: tokens, the trace with the first of them, the end.
+  take(details) {
     const {column} = this;
-    const pieces = [];
-    for (const [name, data] of events) {
-      if (name === "start") {
-        // A continuation keeps the tokens before the one that it begins with.
-        const {positions = [], vocabulary = {}} = column.trace ?? {};
-        column.trace = {...data.trace, generation: {...column.made}, vocabulary, positions};
+    const positions = [];
+    for (const {trace, position, vocabulary, seconds, ...end} of details) {
+      if (trace) {
+        // A continuation keeps the tokens before the one that it begins with. That one is not drawn.
+        const {positions: before = [], vocabulary: words = {}} = column.trace ?? {};
+        column.trace = {...trace, generation: {...trace.generation, ...column.generation}, vocabulary: words, positions: before};
+        column.drawn = column.request.kad.continuation.length ? -1 : 0;
         this.reading = null;
-        column.facts = {drafting: data.drafting, draft_tokens: data.draft_tokens, seed: data.seed, temperature: data.temperature};
       }
-      if (name === "piece") {
-        Object.assign(column.trace.vocabulary, data.vocabulary);
-        pieces.push(data.position);
-        column.seconds = data.seconds;
-        column.drawn = (column.drawn ?? 0) + (data.forced ? 0 : 1);
-      }
-      if (name === "done") {
-        column.done = data;
-        Object.assign(column.trace.generation, data.generation);
+      if (position) {
+        Object.assign(column.trace.vocabulary, vocabulary);
+        positions.push(position);
+        [column.seconds, column.drawn] = [seconds, column.drawn + 1];
+      } else {
+        column.done = end;
+        Object.assign(column.trace.generation, end.generation);
       }
     }
     if (!this.reading && column.trace) this.write();
-    if (pieces.length) this.reading.add(pieces);
+    if (positions.length) this.reading.add(positions);
     this.say();
   }
 
@@ -61,8 +111,9 @@ kad.Answer = class {
   }
 
   say() {
-    const {trace, done, problem, seconds, drawn, facts} = this.column;
-    const drawing = !facts ? "" : facts.seed === null ? "greedy" : `temperature ${facts.temperature}, seed ${facts.seed}`;
+    const {trace, done, problem, seconds, drawn} = this.column;
+    const {do_sample: sampled, temperature, seed} = trace?.generation ?? {};
+    const drawing = !trace ? "" : sampled ? `temperature ${temperature}, seed ${seed}` : "greedy";
     const title = this.column.of === "composed" ? trace?.rule_text ?? "" : this.name;
     this.head.replaceChildren(title, kad.make("small", {}, drawing));
     this.problem.hidden = !problem;
@@ -75,8 +126,9 @@ kad.Answer = class {
     if (sum.mean_base_share !== null) parts.push(`${kad.percent(sum.mean_base_share)} from base`);
     const drafted = sum.accepted + sum.corrected;
     if (drafted) parts.push(`drafts: ${sum.accepted} accepted, ${sum.corrected} rejected`);
-    const ends = {length: "ended at the token limit", context: "the context is full", interrupted: "stopped", stop_string: "ended at a stop"};
-    if (done && ends[done.finish_reason]) parts.push(ends[done.finish_reason]);
+    const ends = {length: "ended at the token limit", context: "the context is full", stop_string: "ended at a stop"};
+    const end = done && ends[done.generation.finish_reason];
+    if (end) parts.push(end);
     this.stats.textContent = parts.join(" · ");
   }
 
@@ -92,7 +144,7 @@ kad.Answer = class {
   }
 
   page() {
-    const empty = JSON.parse(document.getElementById("trace-page").textContent);
+    const empty = JSON.parse(document.getElementById("data").textContent);
     const data = `[${kad.files.json.make(this.reading)}]`.replace(/[<>&\u2028\u2029]/g, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`);
     return empty.replace("<!-- kad:" + "data -->", () => data);
   }

@@ -6,13 +6,13 @@
   const $ = (id) => document.getElementById(id);
   const {panel, fold} = kad.panelPlace(document.querySelector("aside"));
   const narrow = matchMedia("(max-width: 56rem)");
-  const talk = {turns: [], settings: {rule: null, value: null}, ...kept("kad-talk")};
+  const talk = {turns: [], settings: {rule: null, value: null}, ...stored("kad-talk")};
   const views = new Map();
   let [facts, controls, running, measure, early] = [null, null, null, "origin", false];
 
   // ---------------------------------------------------------------- kept over a reload
 
-  function kept(name) {
+  function stored(name) {
     try { return JSON.parse(sessionStorage.getItem(name)) ?? {}; } catch { return {}; }
   }
   const keep = () => {
@@ -30,11 +30,11 @@
   };
   const option = (name) => $("options").querySelector(`[name=${name}]`).value;
   const choices = () => {
-    const chosen = {rule: ruleText()};
-    for (const name of ["temperature", "max_new_tokens", "seed"]) if (option(name) !== "") chosen[name] = Number(option(name));
+    const chosen = {model: facts.name, rule: ruleText()};
+    for (const name of ["temperature", "max_tokens", "seed"]) if (option(name) !== "") chosen[name] = Number(option(name));
     const drafts = option("num_draft_tokens");
     if (drafts !== "") chosen.num_draft_tokens = drafts === "auto" ? drafts : Number(drafts);
-    if (option("thinking") !== "") chosen.thinking = option("thinking") === "on";
+    if (option("thinking") !== "") chosen.chat_template_kwargs = {enable_thinking: option("thinking") === "on"};
     return chosen;
   };
   const shownColumn = (turn) => turn.versions[turn.shown].columns.at(-1);
@@ -46,22 +46,21 @@
   const textOf = (column) => column.done?.text ?? (column.trace?.positions ?? []).map((position) => position.text).join("");
 
   // The question as kad trace can ask it again, if there is nothing before it.
-  const made = (request) => {
+  const generationOf = (request) => {
     const [system, ...others] = request.messages[0].role === "system" ? request.messages : [null, ...request.messages];
     // Two models without a pair are named base+aligned.
     const unnamed = facts.name.startsWith(`${facts.models.base}+`);
     const asked = {prompt: others[0].content, ...(unnamed ? {} : {pair: facts.name}), ...(system ? {system: system.content} : {}),
-      ...(request.thinking === undefined ? {} : {thinking: request.thinking})};
+      ...(request.chat_template_kwargs ? {thinking: request.chat_template_kwargs.enable_thinking} : {})};
     return {source: "generated", ...(others.length === 1 ? {asked} : {})};
   };
-  const columnOf = (of, request, more = {}) => ({of, request: {of, continuation: [], ...request}, made: made(request), trace: null, done: null, problem: null, ...more});
+  const columnOf = (of, request, {continuation = [], ...more} = {}) => ({of, request: {...request, kad: {of, continuation}}, generation: generationOf(request), trace: null, done: null, problem: null, ...more});
 
   const ask = (question) => {
-    const request = {messages: messages(talk.turns, question), ...choices()};
     const turn = {question, versions: [], shown: 0};
     talk.turns.push(turn);
     $("talk").querySelector(".welcome")?.remove();
-    run(turn, ($("columns").checked ? ["base", "aligned", "composed"] : ["composed"]).map((of) => columnOf(of, request)));
+    again(turn, $("columns").checked);
   };
   const again = (turn, all) => {
     const request = {messages: messages(talk.turns.slice(0, talk.turns.indexOf(turn)), turn.question), ...choices()};
@@ -72,12 +71,11 @@
     const turn = talk.turns.find(({versions}) => versions.some(({columns}) => columns.includes(column)));
     const before = column.trace.positions.slice(0, index).map((position) => position.token);
     const chosen = [...(column.trace.generation.chosen ?? []).filter((at) => at < index), index];
-    goOn(turn, column, [...before, token], {...column.made, chosen});
+    goOn(turn, column, [...before, token], {...column.generation, chosen});
   };
-  const goOn = (turn, column, continuation, how = column.made) => {
-    const request = {...column.request, continuation};
+  const goOn = (turn, column, continuation, generation = column.generation) => {
     const trace = structuredClone({...column.trace, positions: column.trace.positions.slice(0, continuation.length - 1)});
-    run(turn, [columnOf(column.of, request, {made: how, trace})]);
+    run(turn, [columnOf(column.of, column.request, {continuation, generation, trace})]);
   };
 
   // ---------------------------------------------------------------- answering
@@ -97,10 +95,9 @@
     await Promise.all(answers.map(async (answer) => {
       answer.running(true);
       try {
-        await kad.server.answer(answer.column.request, signal, (events) => { answer.take(events); followEnd(); });
+        await kad.server.answer(answer.column.request, signal, (details) => { answer.take(details); followEnd(); });
       } catch (error) {
         if (error.name !== "AbortError") answer.column.problem = error.message;
-        else answer.column.stopped = true;
       }
       answer.running(false);
     }));
@@ -111,7 +108,8 @@
     show(turn);
     // After "what if", the token that was chosen is the one in focus.
     const [{reading, column: {trace, request}}] = answers;
-    if (request.continuation.length && reading && trace.generation.chosen) reading.show(request.continuation.length - 1, {scroll: false});
+    const {continuation} = request.kad;
+    if (continuation.length && reading && trace.generation.chosen) reading.show(continuation.length - 1, {scroll: false});
     say(columns.some(({problem}) => problem) ? "The answer failed." : `The answer has ${columns.at(-1).trace?.positions.length ?? 0} tokens.`);
   };
   // The end of the text stays in sight while it grows, if it was.
@@ -226,7 +224,7 @@
     const select = (name, text, values) => kad.make("label", {}, text, kad.make("select", {name}, ...values.map(([value, said]) => kad.make("option", {value}, said))));
     $("options").querySelector(".options").append(
       field("temperature", "Temperature", {min: 0, step: 0.1, placeholder: sampling.temperature ?? "0"}),
-      field("max_new_tokens", "Most tokens", {min: 1, step: 1, placeholder: sampling.max_new_tokens ?? "512"}),
+      field("max_tokens", "Most tokens", {min: 1, step: 1, placeholder: sampling.max_new_tokens ?? "512"}),
       field("seed", "Seed", {min: 0, step: 1, placeholder: "random"}),
       select("num_draft_tokens", "Drafts at a time", [["", "as the pair"], ["0", "none"], ["auto", "auto"], ["2", "2"], ["4", "4"], ["8", "8"]]),
       select("thinking", "Thinking", [["", "as the template"], ["on", "on"], ["off", "off"]]),
@@ -235,7 +233,7 @@
   };
   const start = async () => {
     try {
-      facts = await kad.server.facts();
+      facts = await kad.server.pair();
     } catch (error) {
       $("pair").textContent = error.message;
       $("pair").classList.add("problem");

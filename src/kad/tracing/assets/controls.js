@@ -106,3 +106,25 @@ kad.copyable = (title) => {
   const element = kad.make("div", {class: "command"}, kad.make("span", {}, title), kad.make("div", {}, text, button));
   return {element, set: (value) => { element.hidden = value === null; text.textContent = value ?? ""; }};
 };
+
+// A choice of the measure, and the legend that belongs to it.
+kad.measureChoice = (changed) => {
+  const select = kad.make("select", {class: "measure", change: () => changed(select.value)});
+  for (const [key, measure] of Object.entries(kad.measures)) select.append(kad.make("option", {value: key}, measure.name));
+  return kad.make("label", {}, kad.make("span", {class: "by"}, "Color by "), select);
+};
+
+kad.legend = (measure, {origins, drafts}) => {
+  const key = (kind, ...text) => kad.make("span", {class: "key"}, kad.make("i", {class: kind}), ...text);
+  const legend = kad.make("div", {class: "legend", "aria-hidden": "true"});
+  const {ends} = kad.measures[measure];
+  if (ends) legend.append(kad.make("span", {class: "key"}, ends[0]), kad.make("span", {class: "ramp heat"}), kad.make("span", {class: "key"}, ends[1]));
+  else if (origins) {
+    legend.append(key("swatch base", "base ", kad.make("var", {}, "p")), kad.make("span", {class: "ramp"}), key("swatch aligned", "aligned ", kad.make("var", {}, "q*")));
+  }
+  if (drafts) legend.append(key("mark corrected", "corrected"), key("mark bonus", "bonus"));
+  const changed = key("mark differs", "greedy picks another");
+  changed.classList.add("changed");
+  legend.append(changed);
+  return legend;
+};

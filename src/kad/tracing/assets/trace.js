@@ -1,6 +1,6 @@
 // The page of a trace, or of several side by side.
 (() => {
-  const traces = JSON.parse(document.getElementById("trace").textContent);
+  const traces = JSON.parse(document.getElementById("data").textContent);
   const page = document.querySelector("main");
   const {panel} = kad.panelPlace(document.querySelector("aside"));
   const views = [];

@@ -55,3 +55,19 @@ kad.summary = ({positions}) => {
   return {tokens: positions.length, mean_deferred_mass: mean("deferred_mass"), mean_acceptance: mean("acceptance"), mean_base_share: mean("base_share"),
     accepted: count("accepted"), corrected: count("corrected"), bonus: count("bonus"), deferred: count("deferred")};
 };
+
+// Light, dark, or as the system is: the page always says which of the two is in force.
+kad.theme = (button) => {
+  const [names, signs] = [["auto", "light", "dark"], {auto: "◐", light: "☀", dark: "☾"}];
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  let theme = "auto";
+  const apply = () => {
+    document.documentElement.dataset.theme = theme !== "auto" ? theme : dark.matches ? "dark" : "light";
+    button.textContent = signs[theme];
+    button.title = `Color theme: ${theme === "auto" ? "as the system" : theme}`;
+    button.setAttribute("aria-label", button.title);
+  };
+  button.addEventListener("click", () => { theme = names[(names.indexOf(theme) + 1) % names.length]; apply(); });
+  dark.addEventListener("change", apply);
+  apply();
+};

@@ -1,13 +1,14 @@
-"""A JSON schema as a mask on log pi: at every position, only tokens that can still become JSON of the schema.
+"""Masks on log pi: penalties and biases of the OpenAI API, and JSON schemas. Functions of the answer's tokens so far.
 
-The mask acts on log pi before the sampling options. So what is drawn is pi, conditioned at each token on the tokens
-that the grammar allows, whatever was drafted: the drafting model's proposals go through the same mask.
+They act on log pi before temperature, top-k and the rest. So what is drawn is pi, changed or conditioned at each token
+as the request says, whatever was drafted: drafts go through the same masks. Speculation stays exact, with any engine.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -20,8 +21,39 @@ from kad.tokens.token_bytes import TokenBytes
 _LONGEST_MESSAGE = 300
 
 
+@dataclass(frozen=True)
+class Penalties:
+    """What is added to the score of a token v that occurs c times in the answer so far:
+    bias[v] - frequency * c - presence * [c > 0]. This is the definition of the OpenAI API, with log pi as the scores.
+
+    Attributes:
+        frequency: what each occurrence costs.
+        presence: what having occurred costs.
+        bias: a number for some tokens.
+    """
+
+    frequency: float = 0.0
+    presence: float = 0.0
+    bias: Mapping[int, float] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.frequency or self.presence or self.bias)
+
+    def mask(self, prompt_tokens: int, ids: Tensor, scores: Tensor) -> Tensor:
+        """The scores (1, vocab) after ids (1, length), whose answer begins after the prompt.
+
+        With the length of the prompt given, this is a `kad.text.streaming.Mask`.
+        """
+        counts = torch.bincount(ids[0, prompt_tokens:], minlength=scores.shape[-1])
+        changed = scores - self.frequency * counts - self.presence * (counts > 0)
+        if self.bias:
+            tokens = torch.tensor(list(self.bias), device=scores.device)
+            changed[0, tokens] += torch.tensor(list(self.bias.values()), dtype=scores.dtype, device=scores.device)
+        return changed
+
+
 class Grammars:
-    """Makes grammars for one tokenizer.
+    """Makes grammars for one tokenizer: at every position, only tokens that can still become JSON of a schema.
 
     Args:
         tokenizer: the tokenizer of the aligned model.

@@ -6,7 +6,7 @@ import asyncio
 import json
 import socket
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from importlib.resources import files
@@ -16,10 +16,10 @@ from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
 from starlette.types import Receive, Scope, Send
 
-from kad.server.errors import Refusal
-from kad.server.guard import LOOPBACK, Guard
-from kad.server.run import server_of
-from kad.tracing.page import asset, blank_page, components, fill, script_safe
+from kad.server.guard import Guard
+from kad.server.listening import Listening, server_of
+from kad.server.refusals import Refusal
+from kad.tracing.page import blank_page, fill, script_safe
 
 _ASSETS = files("kad.server") / "assets"
 
@@ -29,13 +29,14 @@ def playground_page() -> str:
 
     It holds the page of a trace without a trace, so that an answer can be saved as a page while the server is away.
     """
-    scripts = [(_ASSETS / name).read_text(encoding="utf-8") for name in ("server.js", "answer.js", "playground.js")]
+
+    def own(name: str) -> str:
+        return (_ASSETS / name).read_text(encoding="utf-8")
+
     return fill(
-        (_ASSETS / "playground.html").read_text(encoding="utf-8"),
-        style=asset("common.css") + (_ASSETS / "playground.css").read_text(encoding="utf-8"),
-        script=components() + "".join(scripts),
-        **{"trace-page": script_safe(json.dumps(blank_page("kad trace")))},
-    )
+        "kad playground", own("playground.html"), own("answer.js") + own("playground.js"), style=own("playground.css"),
+        data=script_safe(json.dumps(blank_page("kad trace"))), connect="'self'",
+    )  # fmt: skip
 
 
 class Playground:
@@ -44,18 +45,15 @@ class Playground:
     Args:
         make: loads the models and makes the application (`kad.server.app.make_app`). Runs in a thread of its own.
         failed: called with the error if `make` fails.
-        hosts: see `kad.server.guard.Guard`.
+        options: whom to answer.
     """
 
     def __init__(
-        self,
-        make: Callable[[], FastAPI],
-        failed: Callable[[BaseException], None],
-        hosts: Collection[str] | None = LOOPBACK,
+        self, make: Callable[[], FastAPI], failed: Callable[[BaseException], None], options: Listening
     ) -> None:
         self._make, self._failed = make, failed
         page = HTMLResponse(playground_page(), headers={"Cache-Control": "no-store"})
-        self._page = Guard(page, hosts=hosts)
+        self._page = Guard(page, hosts=options.names)
         self._loading: asyncio.Future[FastAPI]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -70,7 +68,7 @@ class Playground:
             await app(scope, receive, send)
 
     async def _live(self, receive: Receive, send: Send) -> None:
-        """From the start of the server to its end. The application inside lives from when it is made."""
+        """From the start of the server to its end. The application inside lives from when it is loaded."""
         await receive()
         async with AsyncExitStack() as inside:
             self._loading = asyncio.ensure_future(self._load(inside))
@@ -80,31 +78,31 @@ class Playground:
 
     async def _load(self, inside: AsyncExitStack) -> FastAPI:
         loop = asyncio.get_running_loop()
-        made: asyncio.Future[FastAPI] = loop.create_future()
+        loaded: asyncio.Future[FastAPI] = loop.create_future()
 
         def work() -> None:
             settle: Callable[[], Any]
             try:
-                settle = partial(made.set_result, self._make())
+                settle = partial(loaded.set_result, self._make())
             except BaseException as error:  # noqa: BLE001  (it is raised where the server is run)
                 self._failed(error)
-                settle = made.cancel
+                settle = loaded.cancel
             with suppress(RuntimeError):  # the server has ended meanwhile
                 loop.call_soon_threadsafe(settle)
 
         # Whoever ends the server does not wait for a model of many gigabytes: such a thread ends with the process.
         threading.Thread(target=work, daemon=True).start()
-        app = await made
+        app = await loaded
         await inside.enter_async_context(app.router.lifespan_context(app))
         return app
 
 
-def run(make: Callable[[], FastAPI], listening: socket.socket, hosts: Collection[str] | None = LOOPBACK) -> None:
+def run(make: Callable[[], FastAPI], listening: socket.socket, options: Listening) -> None:
     """Serve a playground until it is interrupted.
 
     Args:
-        make, hosts: see `Playground`.
-        listening: where to listen; see `kad.server.run.listen`.
+        make, options: see `Playground`.
+        listening: where to listen; see `kad.server.listening.listen`.
 
     Raises:
         Exception: whatever `make` raised.
@@ -115,7 +113,7 @@ def run(make: Callable[[], FastAPI], listening: socket.socket, hosts: Collection
         failures.append(error)
         server.should_exit = True
 
-    server = server_of(Playground(make, failed, hosts))
+    server = server_of(Playground(make, failed, options))
     with listening:
         server.run(sockets=[listening])
     if failures:

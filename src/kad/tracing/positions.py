@@ -1,0 +1,107 @@
+"""Positions: the emitted token, what was decided there, and the distributions behind it, as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kad.method.speculation.loop import Event
+
+NOTHING_KEPT = 2.0
+"""How a tau of infinity is written: no probability reaches 2, and JSON has no infinity."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One token of a position's distributions: its id and its probability under base, aligned and composed model."""
+
+    token: int
+    p: float
+    p_aligned: float
+    pi: float
+
+
+@dataclass(frozen=True)
+class Position:
+    """One emitted token and the distributions it came from.
+
+    Attributes:
+        token, text: the emitted token and what it adds to the text ("" while a character is incomplete).
+        p, p_aligned, pi: its probabilities under base, aligned and composed model.
+        base_share, aligned_share: which part of pi came from either; they sum to one. None for product rules.
+        kept: k of the emitted token; None for product rules.
+        deferred_mass: alpha of the position; None for product rules.
+        tau: the threshold on p (`NOTHING_KEPT` for infinity); None where the rule has none.
+        acceptance: the probability that a draft from q* is accepted here, sum_v min(pi_v, q*_v).
+        floor: every token with p >= floor is among the candidates, by falling p first.
+        candidates: the head of p, then the head of q* and of pi as far as not yet listed.
+        event: what speculation did. "accepted": the token is a draft that was accepted. "corrected": a draft was
+            rejected, and this token was drawn instead. "bonus": the token after a whole accepted window. "deferred": a
+            bonus position that p gave up; its token is by definition a draw from q*, so nothing verifies it. None
+            without speculation.
+        rejected_draft: the draft that was rejected, if one was.
+        dropped_drafts: the drafts after it in its window, which fall with it.
+        rank: 1 if no token is more probable under p, 2 if one is, and so on. None if `nobody` could change it.
+        entropy: of p, in nats.
+        divergence: KL(p || q*) in nats. None if it is infinite.
+        overlap: sum_v min(p_v, q*_v). The acceptance if the whole of p were kept.
+        nobody: the mass of p that belongs to no token here, and is deferred. There p ends its answer in its prompt's
+            form, or was not followed to one of q*'s tokens. Every p is a lower bound then: it can be larger, by at most
+            this. `entropy`, `divergence` and `overlap` are sums over the tokens.
+    """
+
+    token: int
+    text: str
+    p: float
+    p_aligned: float
+    pi: float
+    base_share: float | None
+    aligned_share: float | None
+    kept: float | None
+    deferred_mass: float | None
+    tau: float | None
+    acceptance: float
+    floor: float
+    candidates: tuple[Candidate, ...]
+    event: Event | None = None
+    rejected_draft: int | None = None
+    dropped_drafts: tuple[int, ...] = ()
+    rank: int | None = None
+    entropy: float | None = None
+    divergence: float | None = None
+    overlap: float | None = None
+    nobody: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON. Candidates are rows [token, p, p_aligned, pi]: they are most of a trace."""
+        values = asdict(self)
+        values["candidates"] = [[row.token, row.p, row.p_aligned, row.pi] for row in self.candidates]
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Position:
+        """The position that `to_dict` wrote. Raises KeyError or TypeError: a missing or unknown field."""
+        rows = tuple(Candidate(*row) for row in values["candidates"])
+        return cls(**{**values, "candidates": rows, "dropped_drafts": tuple(values["dropped_drafts"])})
+
+
+def summary(positions: Sequence[Position]) -> dict[str, float | int | None]:
+    """Counts and means over positions; a mean is None where no position has the value."""
+    events = [position.event for position in positions]
+    return {
+        "tokens": len(positions),
+        "mean_deferred_mass": _mean(position.deferred_mass for position in positions),
+        "mean_acceptance": _mean(position.acceptance for position in positions),
+        "mean_base_share": _mean(position.base_share for position in positions),
+        "accepted": events.count("accepted"),
+        "corrected": events.count("corrected"),
+        "bonus": events.count("bonus"),
+        "deferred": events.count("deferred"),
+    }
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    present = [value for value in values if value is not None]
+    return sum(present) / len(present) if present else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from cli_runs import as_json, generate, make_tiny_tokenizer
 from conftest import make_tokenizer
 from kad import tiny
 from kad.tracing import palette
+from kad.tracing.page import blank_page
 
 QUESTION = "Mia has 24 apples. She buys 13 more. Then she loses 9 of them. How many apples does she have now?"
 
@@ -206,9 +208,15 @@ def test_color_shows_the_same_text_in_the_colors_of_its_origins() -> None:
 
 
 def without_escapes(text: str) -> str:
-    import re
-
     return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+def test_the_colors_stand_in_one_place() -> None:
+    """Of what the package contains, only the palette names a color by its numbers."""
+    sources = [file for kind in ("py", "css", "js", "html") for file in Path(kad.__file__).parent.rglob(f"*.{kind}")]
+    colors = re.compile(r"#[0-9a-fA-F]{6}\b")
+    assert [file.name for file in sources if colors.search(file.read_text(encoding="utf-8"))] == ["palette.py"]
+    assert not re.search("kad:(light|dark)", blank_page("kad trace"))
 
 
 def test_the_two_ends_of_the_colors() -> None:

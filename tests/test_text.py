@@ -53,8 +53,7 @@ class TableEngine(InForce):
     base_tokenizer = None
 
     def __init__(self, rule: str, vocab: int, eos: int | None = None) -> None:
-        self.config = SimpleNamespace(base_prompt=None, foreign_ids=None, vocab_size=vocab)
-        self.reference, self.vocab = None, vocab
+        self.config, self.reference, self.vocab = SimpleNamespace(base_prompt=None, foreign_ids=None), None, vocab
         self.own_composition = Composition.of(rule)
         self.generation_config = GenerationConfig(eos_token_id=eos)
         self.tokenizer = make_tokenizer()

@@ -42,7 +42,7 @@ class BaseAlone:
         base = model.parts["base"]
         transformers = isinstance(base, PreTrainedModel)
         self._rows = int(base.config.get_text_config().vocab_size if transformers else base.vocab_size)
-        self.config = SimpleNamespace(vocab_size=self._rows, foreign_ids=None)
+        self.config = SimpleNamespace(vocab_size=self._rows)
         self.generation_config = GenerationConfig.from_dict(model.generation_config.to_dict())
         ends = base.generation_config.eos_token_id
         self.generation_config.eos_token_id = self.tokenizer.eos_token_id if ends is None else ends

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -203,7 +204,8 @@ def _rows(model: PreTrainedModel | Model, tokenizer: Any, prompts: list[Context]
         return Lockstep(model, ids, pad)
     own = [prompt.ids if prompt.base_ids is None else prompt.base_ids for prompt in prompts]
     never_kept = prompts[0].never_kept(cast("Any", model), composition)
-    return Lockstep(model, ids, pad, own, None if never_kept is None else never_kept.after)
+    after = None if never_kept is None else partial(never_kept.after, vocab_size=model.config.vocab_size)
+    return Lockstep(model, ids, pad, own, after)
 
 
 def _pad_token(tokenizer: Any, config: GenerationConfig, ends: Sequence[int]) -> int:

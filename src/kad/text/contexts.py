@@ -117,11 +117,11 @@ class Context:
 
     def never_kept(self, model: ComposedModel, composition: Composition) -> NeverKept | None:
         """The tokens that p never keeps. None if it may keep all."""
-        config = cast("Any", model).config
+        foreign_ids = tuple(getattr(getattr(model, "config", None), "foreign_ids", None) or ())
         # A translation defers the stops itself. A product of models defers nothing.
         ends = () if self.translated or not isinstance(composition.rule, CascadeRule) else self.stops
         stops = _stops_of(model.tokenizer, ends) if ends else None
-        return NeverKept.of(config.foreign_ids, config.vocab_size, model.device, stops)
+        return NeverKept(foreign_ids, stops) if foreign_ids or stops else None
 
     def _languages(self, model: ComposedModel) -> Languages:
         size, stops = int(cast("Any", model).config.vocab_size), tuple(stop.encode() for stop in self.stops)

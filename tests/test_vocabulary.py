@@ -96,7 +96,7 @@ def test_a_foreign_token_is_one_that_is_never_kept(name: str, before: bool) -> N
     base, *others = (3 * torch.randn(40, 12, generator=generator, dtype=DOUBLE) for _ in range(3))
     base[:, 7] += 4  # p wants it
     stops = torch.rand(12, generator=generator) < 0.2
-    foreign = foreign_tokens([4, 7], 12, base.device)
+    foreign = foreign_tokens([4, 7], 12)
     composition = Composition(parse_rule(name), 1.5)
     rows = move_to_rest(move_to_rest(base, stops, 1.5) if before else base, foreign, 1.5)
     expected = compose(composition, move_to_rest(base, foreign | (stops & before), 1.5), *others)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kad.method.distribution import RowsWithRest, move_to_rest
 from kad.method.scorer import Scorer
-from kad.tokens.never_kept import NeverKept
+from kad.tokens.never_kept import NeverKept, foreign_tokens
 
 
 class Restricted:
@@ -39,12 +39,14 @@ class Restricted:
         """See `kad.method.scorer.Scorer`."""
         new = ids[max(self._shared - self.processed, 0) :]
         rows = self.scorer.advance(ids, keep)
+        vocab = rows.shape[-1]
         if self._never_kept.stops is None:  # then the answer need not be read from the device
-            return move_to_rest(rows, self._never_kept.foreign, self._temperature)
+            foreign = foreign_tokens(self._never_kept.foreign_ids, vocab, rows.device)
+            return move_to_rest(rows, foreign, self._temperature)
         self._answer += new.tolist()
         ends = range(len(self._answer) - keep + 1, len(self._answer) + 1)
-        tokens = torch.stack([self._never_kept.after(self._answer[:end]) for end in ends])
-        return move_to_rest(rows, tokens, self._temperature)
+        tokens = torch.stack([self._never_kept.after(self._answer[:end], vocab) for end in ends])
+        return move_to_rest(rows, tokens.to(rows.device), self._temperature)
 
     def rollback(self, length: int) -> None:
         """See `kad.method.scorer.Scorer`."""

@@ -181,7 +181,8 @@ def _decode_in_step(
     for _ in range(min(int(config.max_new_tokens), room)):
         rows: dict[str, Rows] = {role: batch.advance(tokens).to(device) for role, batch in batches.items()}
         if never_kept is not None:
-            marks = torch.stack([never_kept.after(answer) for answer in ids[:, width:].tolist()])
+            size = int(pair.config.vocab_size or 0)
+            marks = torch.stack([never_kept.after(answer, size) for answer in ids[:, width:].tolist()])
             rows["base"] = move_to_rest(rows["base"], marks, composition.deferral_temperature)
         log_pi = compose(composition, *in_order(rows))
         raise_if_bad(log_pi, composition, *in_order(rows))

@@ -121,10 +121,11 @@ class Context:
 
     def never_kept(self, pair: Pair, composition: Composition) -> NeverKept | None:
         """The tokens that p never keeps. None if it may keep all."""
+        foreign_ids = tuple(pair.config.foreign_ids or ())
         # A translation defers the stops itself. A product of models defers nothing.
         ends = () if self.translated or not isinstance(composition.rule, CascadeRule) else self.stops
         stops = _stops_of(pair.tokenizer, ends) if ends else None
-        return NeverKept.of(pair.config.foreign_ids, int(pair.config.vocab_size or 0), pair.device, stops)
+        return NeverKept(foreign_ids, stops) if foreign_ids or stops else None
 
     def _languages(self, pair: Pair) -> Languages:
         size, stops = int(pair.config.vocab_size or 0), tuple(stop.encode() for stop in self.stops)

@@ -12,39 +12,31 @@ from torch import Tensor
 from kad.tokens.token_bytes import TokenBytes
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class NeverKept:
     """The tokens that p never keeps.
 
     Attributes:
-        foreign: (vocab,), bool: the tokens that mean something else to q*, see `kad.tokens.vocabulary.foreign_ids`.
+        foreign_ids: those that mean something else to q*, see `kad.tokens.vocabulary.foreign_ids`.
         stops: the texts by which p's own prompt ends an answer. p keeps no token of them.
     """
 
-    foreign: Tensor
+    foreign_ids: tuple[int, ...] = ()
     stops: Stops | None = None
 
-    @classmethod
-    def of(
-        cls, foreign_ids: Sequence[int] | None, vocab_size: int, device: torch.device, stops: Stops | None = None
-    ) -> NeverKept | None:
-        """These tokens of a vocabulary. None if there are none, so that p may keep all."""
-        if not foreign_ids and stops is None:
-            return None
-        return cls(foreign_tokens(foreign_ids or (), vocab_size, device), stops)
-
-    def after(self, answer: Sequence[int]) -> Tensor:
-        """(vocab,), bool, on the device of `foreign`: the tokens after an answer so far."""
+    def after(self, answer: Sequence[int], vocab_size: int) -> Tensor:
+        """(vocab,), bool, on the CPU: the tokens after an answer so far."""
+        foreign = foreign_tokens(self.foreign_ids, vocab_size)
         if self.stops is None:
-            return self.foreign
-        own = self.stops.after(answer).to(self.foreign.device)
+            return foreign
+        own = self.stops.after(answer)
         # Rows of logits may be longer: what is past the tokenizer stands for no token.
-        return self.foreign | torch.nn.functional.pad(own, (0, len(self.foreign) - len(own)), value=True)
+        return foreign | torch.nn.functional.pad(own, (0, vocab_size - len(own)), value=True)
 
 
-def foreign_tokens(ids: Sequence[int], vocab_size: int, device: torch.device) -> Tensor:
+def foreign_tokens(ids: Sequence[int], vocab_size: int, device: torch.device | str = "cpu") -> Tensor:
     """(vocab,), bool: these tokens."""
-    return _marked(tuple(ids), vocab_size, device)
+    return _marked(tuple(ids), vocab_size, torch.device(device))
 
 
 @lru_cache(maxsize=8)

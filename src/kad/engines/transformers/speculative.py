@@ -130,9 +130,8 @@ def speculative(
     )
     if own is not None:
         scorers["base"] = OwnPrompt(scorers["base"], own, input_ids.shape[1] - padding)
-    never_kept = NeverKept.of(model.config.foreign_ids, model.config.vocab_size, model.base.device)
-    if never_kept is not None:
-        temperature = model.composition.deferral_temperature
+    if model.config.foreign_ids:
+        never_kept, temperature = NeverKept(tuple(model.config.foreign_ids)), model.composition.deferral_temperature
         scorers["base"] = Restricted(scorers["base"], never_kept, input_ids.shape[1] - padding, temperature)
     records = Records() if _wants_records(generation_config) else None
     loop = SpeculativeLoop(

@@ -21,7 +21,7 @@ from kad.method.distribution import joined, move_to_rest
 from kad.pair.base_prompt import BasePrompt
 from kad.text.batch import generate_all
 from kad.text.contexts import Asking, Context
-from kad.text.score import score_tokens
+from kad.text.scoring import score_tokens
 from kad.tokens.never_kept import NeverKept, Stops
 from speculative_tables import TableScorer
 

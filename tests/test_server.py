@@ -25,7 +25,7 @@ from benchmarks.server_clients import everybody, question
 from kad.server.desk import AnswerJob, Desk
 from kad.server.refusals import Busy
 from kad.text.contexts import Context
-from kad.text.warm import WarmScorers
+from kad.text.conversation import WarmScorers
 from server_runs import client, events, running, until
 
 ASKED = {"model": "pair", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4, "temperature": 1.0}

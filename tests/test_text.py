@@ -23,7 +23,7 @@ from kad.pair.config import KadConfig
 from kad.rules import parse_rule
 from kad.text.batch import Noise, generate_all, seeds_from
 from kad.text.sampling import processors
-from kad.text.score import score_tokens
+from kad.text.scoring import score_tokens
 from speculative_tables import PROMPT, Script, TableScorer, total_variation, true_distribution
 
 GREEDY = kad.Sampling(temperature=0, max_new_tokens=24)
@@ -226,7 +226,7 @@ def test_messages_ids_and_raw_text(pair: kad.KadForCausalLM) -> None:
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_a_score_is_the_definition(pair: kad.KadForCausalLM, temperature: float, monkeypatch: Any) -> None:
-    monkeypatch.setattr("kad.text.score.LOGITS_AT_ONCE", 500)  # several chunks
+    monkeypatch.setattr("kad.text.scoring.LOGITS_AT_ONCE", 500)  # several chunks
     found = kad.score(pair, "Hi", "one two three", rule="dual:threshold=0.2", deferral_temperature=temperature)
     prompt = pair.tokenizer("[user]Hi\n[assistant]", add_special_tokens=False).input_ids
     ids = torch.tensor([[*prompt, *found.token_ids]])

@@ -11,7 +11,7 @@ import kad
 from kad import tiny
 from kad.engines.pair import Pair
 from kad.engines.transformers.model import TransformersModel
-from kad.text.score import score_tokens
+from kad.text.scoring import score_tokens
 from kad.tiny.measure import attempt
 
 WEIGHTS = tiny.path().parent

@@ -22,7 +22,7 @@ from kad.cli.main import app
 from kad.errors import KadError, UsageError
 from kad.rules import parse_rule
 from kad.text.answer import Piece
-from kad.text.generate import generate
+from kad.text.answering import generate
 from kad.text.prompts import pieces
 from kad.text.sampling import Sampling
 from kad.tracing.positions import NOTHING_KEPT
@@ -129,7 +129,7 @@ def test_a_trace_is_one_forward_of_the_models(
     ids = prompt(30)
     log_pi = model(ids).logits[0, 5:-1].gather(-1, ids[0, 6:, None]).squeeze(-1)
     assert [position.pi for position in recorded.positions] == pytest.approx(log_pi.exp().tolist(), rel=1e-4)
-    monkeypatch.setattr("kad.text.score.LOGITS_AT_ONCE", 5 * VOCAB)
+    monkeypatch.setattr("kad.text.scoring.LOGITS_AT_ONCE", 5 * VOCAB)
     chunked = trace_tokens(model, make_tokenizer(), ids[0, :6].tolist(), ids[0, 6:].tolist())
     for one, other in zip(chunked.positions, recorded.positions, strict=True):
         assert one.pi == pytest.approx(other.pi, rel=1e-4)

@@ -32,7 +32,7 @@ from kad.pair.sources import Source
 from kad.rules import parse_rule
 from kad.text.batch import generate_all
 from kad.text.contexts import Asking
-from kad.text.score import score_tokens
+from kad.text.scoring import score_tokens
 from kad.tokens import TokenBytes, Translation
 from kad.tokens.token_bytes import whole_characters
 from own_rules import Wanted

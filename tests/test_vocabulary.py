@@ -26,7 +26,7 @@ from kad.method.distribution import move_to_rest
 from kad.pair.config import KadConfig
 from kad.rules import CascadeRule, parse_rule, registry
 from kad.text.batch import generate_all
-from kad.text.score import score_tokens
+from kad.text.scoring import score_tokens
 from kad.tokens.never_kept import foreign_tokens
 from kad.tokens.vocabulary import TokenMap, common_size, foreign_ids
 from kad.tracing.tracer import trace_tokens

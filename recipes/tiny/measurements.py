@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from kad import tiny
 from kad.engines.transformers.modeling import KadForCausalLM
 from kad.rules import Rule
-from kad.text.score import score_tokens
+from kad.text.scoring import score_tokens
 from kad.tiny.measure import Attempt, attempt
 
 Record = dict[str, Any]

@@ -21,11 +21,10 @@ if TYPE_CHECKING:
     from kad.method.rules import parse_rule, register
     from kad.pair.config import KadConfig
     from kad.text.answer import Answer
+    from kad.text.answering import generate, stream
     from kad.text.conversation import Conversation
-    from kad.text.generate import generate, stream
-    from kad.text.perplexity import Perplexity, perplexity
     from kad.text.sampling import Sampling
-    from kad.text.score import score
+    from kad.text.scoring import Perplexity, perplexity, score
     from kad.tracing.ask import trace
 
 __version__ = "0.2.0.dev0"
@@ -38,21 +37,21 @@ _PUBLIC = {
     "KadConfig": "kad.pair.config",
     "KadError": "kad.errors",
     "KadForCausalLM": "kad.engines.transformers.modeling",
-    "Perplexity": "kad.text.perplexity",
+    "Perplexity": "kad.text.scoring",
     "Sampling": "kad.text.sampling",
     "acceptance": "kad.method.composition",
     "compose": "kad.method.composition",
     "deferred_mass": "kad.method.composition",
-    "generate": "kad.text.generate",
+    "generate": "kad.text.answering",
     "load": "kad.engines.load",
     "loading_bars": "kad.engines.transformers.loading",
     "origin_shares": "kad.method.composition",
     "parse_rule": "kad.rules",
-    "perplexity": "kad.text.perplexity",
+    "perplexity": "kad.text.scoring",
     "register": "kad.rules",
-    "score": "kad.text.score",
+    "score": "kad.text.scoring",
     "speculative": "kad.engines.transformers.speculative",
-    "stream": "kad.text.generate",
+    "stream": "kad.text.answering",
     "trace": "kad.tracing.ask",
 }
 _MODULES = ("rules", "tiny")

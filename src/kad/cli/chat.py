@@ -244,7 +244,7 @@ class Chat:
 
     def show_origins(self, _: str) -> None:
         """/color           the last answer, each token in the color of the model it came from (rule in force)"""
-        from kad.text.score import score_tokens
+        from kad.text.scoring import score_tokens
 
         answer, composition = self._last(), self.model.composition
         display.require_origins(composition)

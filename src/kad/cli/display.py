@@ -21,8 +21,7 @@ from kad.words import counted
 if TYPE_CHECKING:
     from kad.engines.load import Loaded
     from kad.method.composition import Composition
-    from kad.text.answer import Answer
-    from kad.text.live import LiveAnswer
+    from kad.text.answer import Answer, LiveAnswer
 
 _REMARKS = {
     "length": "stopped after {tokens}; --max-new-tokens allows more",
@@ -216,7 +215,7 @@ def speculation(answer: Answer) -> dict[str, Any]:
 
 def speed_up(model: Loaded, answer: Answer) -> dict[str, float]:
     """The speed of plain decoding, from a few steps, and how much faster this answer was. Empty without drafts."""
-    from kad.text.speed import plain_step_seconds
+    from kad.text.drafting import plain_step_seconds
 
     step = None if answer.statistics is None else plain_step_seconds(model, model.composition, answer)
     if step is None:

@@ -58,7 +58,7 @@ def command(
     started = time.perf_counter()
     models.say_topic(text)
     model = models.load()
-    from kad.text.generate import stream as answer_to
+    from kad.text.answering import stream as answer_to
 
     if color:
         display.require_origins(model.composition)

@@ -36,7 +36,7 @@ def command(
     """
     text = options.read_prompt(None, file)
     model = models.load()
-    from kad.text.perplexity import perplexity
+    from kad.text.scoring import perplexity
 
     scores = perplexity(model, text, part_length=part_length)
     units, who = ("tokens", "words", "bytes"), ("composed", "base", "aligned")

@@ -31,7 +31,7 @@ from kad.text.contexts import Context, default_base_prompt, own_context
 from kad.text.ends import before_stop
 from kad.text.prompts import encode_plain, start_token
 from kad.text.sampling import Sampling, end_tokens
-from kad.text.score import logits_of, score_tokens
+from kad.text.scoring import logits_of, score_tokens
 from kad.tokens.vocabulary import OWN
 
 if TYPE_CHECKING:

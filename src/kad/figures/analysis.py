@@ -15,7 +15,7 @@ from kad.figures.answers import CheckedPrompt, answer
 from kad.figures.approximation import Approximation, approximation, concatenate
 from kad.method.knapsack import TOLERANCE, Exact
 from kad.method.rules import Dual, LinearProgram, Primal, Rule
-from kad.text.score import logits_of
+from kad.text.scoring import logits_of
 from kad.words import counted
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from kad.figures.analysis import whole_rows
 from kad.figures.answers import Answers, CheckedPrompt, answer
 from kad.figures.approximation import LAMBDAS, Approximation, approximation, concatenate, entropy_difference
 from kad.method.rules import Dual, ImplicitReward, Nudging, Primal, Rule, parse_rule
-from kad.text.score import score_tokens
+from kad.text.scoring import score_tokens
 from kad.tracing.positions import Position
 from kad.tracing.tracer import trace_tokens
 from kad.words import counted

@@ -13,11 +13,11 @@ from kad.engines.pair import pair_of
 from kad.method.composition import acceptance, deferred_mass, in_order
 from kad.method.distribution import joined
 from kad.method.rules import CascadeRule
+from kad.text.answering import generate
 from kad.text.contexts import Context
-from kad.text.generate import generate
 from kad.text.prompts import decode
 from kad.text.sampling import Sampling
-from kad.text.score import logits_of
+from kad.text.scoring import logits_of
 
 if TYPE_CHECKING:
     from kad.engines.load import Loaded

@@ -21,9 +21,9 @@ from kad.method.scorer import Scorer
 from kad.server.refusals import Busy
 from kad.text.answer import Answer, Piece
 from kad.text.contexts import Context
+from kad.text.conversation import WarmScorers
 from kad.text.sampling import Sampling, end_tokens
 from kad.text.streaming import Mask, Note, Stream
-from kad.text.warm import WarmScorers
 
 if TYPE_CHECKING:
     from kad.engines.load import Loaded

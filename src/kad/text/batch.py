@@ -79,7 +79,7 @@ def generate_all(
     Args:
         model: a pair of any engine. One model is a pair, too: `Pair.one`.
         tokenizer: the tokenizer of the answers.
-        prompts: token ids, see `kad.text.prompts.encode`; or what each model of a pair reads, see `context_of`, all
+        prompts: token ids, see `kad.text.prompts.encode`; or what each model of a pair reads, see `Asking.context`, all
             with the same stops.
         sampling: how to draw tokens. It overrides the model's own settings.
         seeds: one for each prompt. Sampled answers need them.

@@ -26,10 +26,9 @@ from kad.method.speculation.randomness import TorchRandomness
 from kad.method.speculation.windows import window_size
 from kad.method.verification import verify_block
 from kad.text import drafting
-from kad.text.answer import Piece
+from kad.text.answer import LiveAnswer, Piece
 from kad.text.contexts import Context
 from kad.text.ends import Ending
-from kad.text.live import LiveAnswer
 from kad.text.prompts import Detokenizer
 from kad.text.sampling import Sampling, processors
 

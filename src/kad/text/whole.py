@@ -15,10 +15,9 @@ from kad.errors import OptionError
 from kad.method.speculation.statistics import SpeculationStatistics
 from kad.method.speculation.windows import AUTO
 from kad.text import drafting
-from kad.text.answer import Answer, Piece, answers_at_once
+from kad.text.answer import Answer, LiveAnswer, Piece, answers_at_once
 from kad.text.contexts import Context
 from kad.text.drafting import Drafting
-from kad.text.live import LiveAnswer
 from kad.text.prompts import Detokenizer
 from kad.text.sampling import Sampling, end_tokens
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from kad.engines.pair import pair_of
 from kad.pair.base_prompt import BasePrompt
 from kad.text.answer import Answer
+from kad.text.answering import stream
 from kad.text.contexts import AnyBasePrompt, Asking
-from kad.text.generate import stream
 from kad.text.prompts import Prompt, text_ids
 from kad.text.sampling import Sampling
 from kad.tracing.tracer import public_name, trace_tokens

@@ -22,7 +22,7 @@ from kad.pair.sources import resolve_pair
 from kad.text.answer import Piece
 from kad.text.contexts import Context
 from kad.text.prompts import decode, pieces
-from kad.text.score import logits_of
+from kad.text.scoring import logits_of
 from kad.tracing.positions import NOTHING_KEPT, Candidate, Position
 from kad.tracing.schema import Trace
 

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from kad.engines.pair import pair_of
 from kad.errors import OptionError
-from kad.text.answer import Answer
+from kad.text.answer import Answer, LiveAnswer
 from kad.text.contexts import AnyBasePrompt, Asking
-from kad.text.live import LiveAnswer
 from kad.text.prompts import Prompt
 from kad.text.sampling import Sampling
 from kad.text.streaming import Stream

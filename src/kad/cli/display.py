@@ -215,7 +215,7 @@ def speculation(answer: Answer) -> dict[str, Any]:
 
 def speed_up(model: Loaded, answer: Answer) -> dict[str, float]:
     """The speed of plain decoding, from a few steps, and how much faster this answer was. Empty without drafts."""
-    from kad.text.drafting import plain_step_seconds
+    from kad.text.scoring import plain_step_seconds
 
     step = None if answer.statistics is None else plain_step_seconds(model, model.composition, answer)
     if step is None:

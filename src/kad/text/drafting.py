@@ -1,29 +1,19 @@
-"""Whether the aligned model drafts, how many tokens at a time, and what plain decoding would cost."""
+"""Whether the aligned model drafts, and how many tokens at a time, if the caller does not say."""
 
 from __future__ import annotations
 
 import re
-import time
 from dataclasses import dataclass
-from statistics import median
 from typing import TYPE_CHECKING, Annotated
 
-import torch
-
-from kad.engines.pair import pair_of
 from kad.errors import OptionError, UsageError
 from kad.method import defaults
-from kad.method.composition import compose, in_order
 from kad.method.speculation.windows import AUTO
 from kad.options import Option
-from kad.text.answer import Answer
-from kad.text.contexts import Context
 
 if TYPE_CHECKING:
-    from kad.engines.load import Loaded
     from kad.engines.pair import Pair
     from kad.method.composition import Composition
-
 
 MAX_DRAFT_TOKENS = 64
 PAYS_BELOW = 0.5
@@ -102,27 +92,3 @@ def choose(pair: Pair, composition: Composition, draft_tokens: int | str | None,
     except UsageError:
         return Drafting(0, "a model's cache cannot take rejected drafts back")
     return Drafting(defaults.draft_tokens(sampled), f"the aligned model has {cost:.1%} of the base model's parameters")
-
-
-@torch.no_grad()
-def plain_step_seconds(model: Loaded, composition: Composition, answer: Answer, steps: int = 8) -> float | None:
-    """The seconds of a step of plain decoding at the end of this answer: the median of `steps`.
-
-    None for an answer with fewer than two tokens.
-    """
-    steps = min(steps, len(answer.token_ids) - 1)
-    if steps < 1:
-        return None
-    pair = pair_of(model)
-    ids = torch.tensor([*answer.prompt_ids, *answer.token_ids], device=pair.device)[:-1]
-    context = Context.of(answer.prompt, pair)
-    scorers = context.scorers(pair, composition, pair.roles_of(composition), rollback=False)
-    for scorer in scorers.values():
-        scorer.advance(ids[:-steps], 1)
-    times = []
-    for token in torch.split(ids[-steps:], 1):
-        started = time.perf_counter()
-        rows = {role: scorer.advance(token, 1) for role, scorer in scorers.items()}
-        compose(composition, *in_order(rows)).argmax().item()
-        times.append(time.perf_counter() - started)
-    return median(times)

@@ -1,10 +1,12 @@
-"""A finished text under a composed model: what the rule makes of every token, and the perplexity."""
+"""A finished text under a composed model: every token, the perplexity, and the speed of plain decoding."""
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,12 +20,11 @@ from kad.text.contexts import AnyBasePrompt, Asking, Context, check_tokens
 from kad.text.prompts import Prompt, start_token, text_ids
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
     from kad.engines.load import Loaded
     from kad.method.composition import Composition
     from kad.method.distribution import Rows
     from kad.method.scorer import Scorer
+    from kad.text.answer import Answer
 
 
 LOGITS_AT_ONCE = 8_000_000
@@ -289,3 +290,27 @@ def _parts(ids: Sequence[int], size: int) -> Iterator[tuple[Sequence[int], Seque
     """What stands before each part (one token), and the part."""
     for first in range(1, len(ids), size):
         yield ids[first - 1 : first], ids[first : first + size]
+
+
+@torch.no_grad()
+def plain_step_seconds(model: Loaded, composition: Composition, answer: Answer, steps: int = 8) -> float | None:
+    """The seconds of a step of plain decoding at the end of this answer: the median of `steps`.
+
+    None for an answer with fewer than two tokens.
+    """
+    steps = min(steps, len(answer.token_ids) - 1)
+    if steps < 1:
+        return None
+    pair = pair_of(model)
+    ids = torch.tensor([*answer.prompt_ids, *answer.token_ids], device=pair.device)[:-1]
+    context = Context.of(answer.prompt, pair)
+    scorers = context.scorers(pair, composition, pair.roles_of(composition), rollback=False)
+    for scorer in scorers.values():
+        scorer.advance(ids[:-steps], 1)
+    times = []
+    for token in torch.split(ids[-steps:], 1):
+        started = time.perf_counter()
+        rows = {role: scorer.advance(token, 1) for role, scorer in scorers.items()}
+        compose(composition, *in_order(rows)).argmax().item()
+        times.append(time.perf_counter() - started)
+    return median(times)

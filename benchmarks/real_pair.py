@@ -16,7 +16,7 @@ from pathlib import Path
 
 from kad.evaluation.evaluate import Plan, evaluate
 from kad.evaluation.methods import parse_methods
-from kad.evaluation.results.report import build_report, write_report
+from kad.evaluation.results.tables import build_report, write_report
 from kad.pair.sources import Source
 from kad.tiny import real_pair
 

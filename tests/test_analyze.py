@@ -16,8 +16,7 @@ import oracle
 from conftest import make_tokenizer
 from kad.cli.main import app
 from kad.errors import UsageError
-from kad.figures.analysis import accuracies, approximation_on, summarize
-from kad.figures.answers import CheckedPrompt, answer
+from kad.figures.analysis import CheckedPrompt, accuracies, answer, approximation_on, summarize
 from kad.figures.approximation import approximation, concatenate
 from kad.rules import Primal
 

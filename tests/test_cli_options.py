@@ -15,8 +15,8 @@ from kad.cli.main import COMMANDS, load_command
 from kad.cli.options import ModelOptions
 from kad.errors import UsageError
 from kad.evaluation.evaluate import Plan
-from kad.evaluation.options import RunOptions, TaskOptions
 from kad.evaluation.results.settings import Settings
+from kad.evaluation.run_options import RunOptions, TaskOptions
 from kad.options import Option, check_fields
 
 

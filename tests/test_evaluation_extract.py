@@ -9,23 +9,23 @@ from pathlib import Path
 
 import pytest
 
-from kad.evaluation.tasks import extract
+from kad.evaluation.tasks import marking
 
 CASES = [json.loads(line) for line in (Path(__file__).parent / "golden" / "extract.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['extractor']}: {case['why']}")
 def test_extractor_reads_what_the_golden_case_says(case: dict[str, str]) -> None:
-    found = getattr(extract, case["extractor"])(case["text"])
+    answer = getattr(marking, case["extractor"])(case["text"])
     expected = case["expected"]
     if case["extractor"] == "strict_number" and expected is not None:
         expected = Fraction(expected)
-    assert found == expected
+    assert answer == expected
 
 
 def test_every_extractor_has_the_trap_of_an_empty_answer() -> None:
     covered = {case["extractor"] for case in CASES if case["text"] == ""}
-    assert covered == {name for name in vars(extract) if name.startswith(("paper_", "strict_"))}
+    assert covered == {name for name in vars(marking) if name.startswith(("paper_", "strict_"))}
 
 
 @pytest.mark.parametrize(
@@ -41,4 +41,4 @@ def test_every_extractor_has_the_trap_of_an_empty_answer() -> None:
     ],
 )
 def test_numbers_are_read_as_numbers(text: str, value: Fraction | None) -> None:
-    assert extract.parse_number(text) == value
+    assert marking.parse_number(text) == value

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from kad.errors import RuleError, UsageError
-from kad.evaluation.grid import make_grid
 from kad.evaluation.methods import execution_order, parse_method, parse_methods
+from kad.evaluation.tuning import make_grid
 from kad.pair.presets import PRESETS, preset
 
 

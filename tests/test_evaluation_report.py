@@ -13,10 +13,10 @@ from rich.console import Console
 
 from kad.errors import UsageError
 from kad.evaluation.results import tables
-from kad.evaluation.results.report import build_report, write_report
 from kad.evaluation.results.settings import Settings
 from kad.evaluation.results.storage import RunDirectory
 from kad.evaluation.results.summary import summarize
+from kad.evaluation.results.tables import build_report, write_report
 from kad.evaluation.tasks.task import TaskInfo
 
 

@@ -20,7 +20,7 @@ from conftest import make_model
 from kad.errors import UsageError
 from kad.evaluation import evaluate as evaluation
 from kad.evaluation.methods import parse_methods
-from kad.evaluation.results.fingerprint import fingerprint
+from kad.evaluation.results.settings import fingerprint
 from kad.evaluation.results.storage import read_samples
 from kad.pair.sources import Source
 from kad.text.batch import Noise
@@ -109,8 +109,8 @@ def test_diagnostics_equal_the_definition(folders: dict[str, Path], uninterrupte
         if question.question_id == row["question"]
     )
     prompt = tokenizer(question.prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    from kad.evaluation.evaluate import sample_seed
     from kad.evaluation.methods import parse_method
-    from kad.evaluation.run import sample_seed
 
     noise = Noise([sample_seed(0, "kad_tiny", row["question"], row["sample"])], torch.device("cpu"))
     drawing = LogitsProcessorList([lambda ids, scores: noise.add(scores)])

@@ -14,8 +14,8 @@ from scipy.stats import binom
 import needs
 from kad.evaluation.evaluate import Plan, evaluate
 from kad.evaluation.methods import parse_methods
-from kad.evaluation.results.report import build_report
 from kad.evaluation.results.storage import Record, read_samples
+from kad.evaluation.results.tables import build_report
 from kad.evaluation.tasks.task import PAPER_TASKS
 from kad.pair.sources import Source
 

@@ -12,12 +12,10 @@ from typer.testing import CliRunner
 
 from kad.cli.main import app
 from kad.errors import UsageError
-from kad.evaluation.choice import choose, refuse_test_splits, write_rule
 from kad.evaluation.engine import Completion
 from kad.evaluation.evaluate import Plan
-from kad.evaluation.grid import Point, make_grid
-from kad.evaluation.speed import alternating, measure_speeds
 from kad.evaluation.tasks.task import load_tasks
+from kad.evaluation.tuning import Point, alternating, choose, make_grid, measure_speeds, refuse_test_splits, write_rule
 from kad.pair.sources import Source
 
 POINTS = make_grid("dual", None, "0.2,0.4,0.6")

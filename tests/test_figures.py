@@ -17,7 +17,7 @@ from conftest import make_model, make_tokenizer
 from kad.cli.main import app
 from kad.engines.transformers.model import TransformersModel
 from kad.errors import UsageError
-from kad.figures.answers import CheckedPrompt, answer
+from kad.figures.analysis import CheckedPrompt, answer
 from kad.figures.approximation import LAMBDAS, approximation, entropy_difference
 from kad.figures.data import FigureOptions, collect
 from kad.rules import parse_rule

@@ -18,10 +18,10 @@ import needs
 from kad.cli import demo
 from kad.cli.main import app
 from kad.errors import MissingExtraError, PairError
-from kad.evaluation.tasks import extract
+from kad.evaluation.tasks import marking
 from kad.tiny import real_pair
 
-FACTS = Path(extract.__file__).parent / "kad_facts.tsv"
+FACTS = Path(marking.__file__).parent / "kad_facts.tsv"
 
 
 @pytest.fixture

@@ -362,8 +362,7 @@ def test_noise_draws_from_the_softmax_by_the_rows_own_seed() -> None:
 
 def test_figures_and_analysis_respect_the_deferral_temperature(models_: dict[str, Any]) -> None:
     """They say of an answer what its trace says."""
-    from kad.figures.analysis import approximation_on
-    from kad.figures.answers import CheckedPrompt
+    from kad.figures.analysis import CheckedPrompt, approximation_on
     from kad.figures.data import FigureOptions, measure
 
     model = kad.KadForCausalLM.from_models(**models_, rule="dual:threshold=0.2", deferral_temperature=3.0)

@@ -64,8 +64,7 @@ def command(
         "seed": seed,
     }
 
-    from kad.figures.analysis import accuracies, approximation_on, summarize
-    from kad.figures.answers import answer
+    from kad.figures.analysis import accuracies, answer, approximation_on, summarize
 
     stdio.message(f"answering {counted(len(prompts), 'question')} under {Primal(budget)}")
     text = answer(model, tokenizer, prompts, Primal(budget), **how)

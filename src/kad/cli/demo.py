@@ -208,7 +208,7 @@ def lacks_box(text: str, accepted: str) -> str | None:
 
 def lacks_fact(text: str, accepted: str) -> str | None:
     """What is wrong with a text in which one of the accepted answers, separated by "|", should stand."""
-    from kad.evaluation.tasks.extract import contains
+    from kad.evaluation.tasks.marking import contains
 
     return None if any(contains(text, answer) for answer in accepted.split("|")) else "wrong"
 

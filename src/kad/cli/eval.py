@@ -7,7 +7,7 @@ from typing import Annotated
 from kad.cli import evaluation_runs as shared
 from kad.cli.flatten import Without
 from kad.cli.options import Json, ModelOptions
-from kad.evaluation.options import RunOptions, TaskOptions
+from kad.evaluation.run_options import RunOptions, TaskOptions
 from kad.options import Option
 
 EXAMPLES = (
@@ -41,8 +41,8 @@ def command(
 
     Every finished answer is on disk at once. A stopped run continues with the same command.
     """
-    from kad.evaluation.results.report import build_report
     from kad.evaluation.results.summary import choose_baseline
+    from kad.evaluation.results.tables import build_report
 
     plan = shared.make_plan(models, tasks, run, methods)
     choose_baseline([method.name for method in plan.methods], baseline)

@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 from kad.cli import stdio
 from kad.cli.options import ModelOptions
 from kad.engines.load import first_device
-from kad.evaluation.options import RunOptions, TaskOptions
+from kad.evaluation.run_options import RunOptions, TaskOptions
 from kad.options import Option
 
 if TYPE_CHECKING:
-    from kad.evaluation.evaluate import Plan
+    from kad.evaluation.evaluate import Plan, Progress
     from kad.evaluation.methods import Method
-    from kad.evaluation.results.report import Report
     from kad.evaluation.results.settings import Settings
-    from kad.evaluation.run import Progress
+    from kad.evaluation.results.tables import Report
     from kad.method.composition import Composition
     from kad.pair.base_prompt import BasePrompt
     from kad.pair.sources import Source
@@ -97,8 +96,7 @@ def execute(plan: Plan, out: Path) -> Settings:
 
 def show_report(report: Report, folder: Path | None, as_json: bool, **more: Any) -> None:
     """Print the report as a table or as JSON, and write its files to `folder` if one is given."""
-    from kad.evaluation.results import tables
-    from kad.evaluation.results.report import write_report
+    from kad.evaluation.results.tables import terminal_table, write_report
 
     if folder is not None:
         for path in write_report(report, folder):
@@ -107,7 +105,7 @@ def show_report(report: Report, folder: Path | None, as_json: bool, **more: Any)
         stdio.print_json({**report.to_dict(), **more})
         return
     console = stdio.stdout()
-    console.print(tables.terminal_table(report.rows, console.width))
+    console.print(terminal_table(report.rows, console.width))
     for note in report.notes:
         stdio.message(f"note: {note}")
 
@@ -119,7 +117,7 @@ def progress() -> Iterator[Start]:
         with _bar() as start:
             yield start
     else:
-        yield lambda settings: ProgressLines(_total(settings), stdio.message)
+        yield lambda settings: ProgressLines(settings.total_samples, stdio.message)
 
 
 class ProgressLines:
@@ -158,16 +156,10 @@ def _bar() -> Iterator[Start]:
     with rich.Progress(*columns, console=stdio.stderr()) as bar:
 
         def start(settings: Settings) -> Progress:
-            task = bar.add_task("", total=_total(settings))
+            task = bar.add_task("", total=settings.total_samples)
             return lambda what, done: bar.update(task, description=what, advance=done)
 
         yield start
-
-
-def _total(settings: Settings) -> int:
-    from kad.evaluation.run import total_samples
-
-    return total_samples(settings)
 
 
 def _duration(seconds: float) -> str:

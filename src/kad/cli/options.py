@@ -3,7 +3,7 @@
 Importing it is cheap: neither torch nor Transformers is loaded.
 
 Groups of options that belong to a part of the library are defined there, for example `RunOptions` in
-`kad.evaluation.options`.
+`kad.evaluation.run_options`.
 """
 
 from __future__ import annotations

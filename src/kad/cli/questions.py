@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from kad.errors import UsageError
-from kad.evaluation.options import DataDir
+from kad.evaluation.run_options import DataDir
 from kad.options import Option, check_fields
 from kad.text.prompts import messages, render
 
 if TYPE_CHECKING:
     from kad.evaluation.tasks.task import Task
-    from kad.figures.answers import CheckedPrompt
+    from kad.figures.analysis import CheckedPrompt
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Questions:
             UsageError: an unknown task, or a file without a question.
             MissingExtraError: a task, but lm-eval is not installed.
         """
-        from kad.figures.answers import CheckedPrompt
+        from kad.figures.analysis import CheckedPrompt
 
         def chat(conversation: str | Sequence[Mapping[str, str]]) -> str:
             """A question as `kad eval` would put it: without thinking."""

@@ -23,7 +23,7 @@ Out = Annotated[Path | None, Option("Also write Markdown, CSV, JSON and plots to
 
 def command(runs: Runs, *, out: Out = None, baseline: shared.Baseline = None, as_json: Json = False) -> None:
     """Show one run again, or compare several: accuracies, paired differences, throughput, acceptance."""
-    from kad.evaluation.results.report import build_report
+    from kad.evaluation.results.tables import build_report
 
     if out is not None:
         stdio.check_folder(out)

@@ -13,7 +13,7 @@ from kad.cli import stdio
 from kad.cli.flatten import Only, Without
 from kad.cli.options import Json, ModelOptions
 from kad.errors import UsageError
-from kad.evaluation.options import RunOptions, TaskOptions
+from kad.evaluation.run_options import RunOptions, TaskOptions
 from kad.options import Option
 
 EXAMPLES = (
@@ -47,7 +47,7 @@ def command(
     if dry_run:
         return
     from kad.evaluation.methods import parse_method
-    from kad.evaluation.results.report import build_report
+    from kad.evaluation.results.tables import build_report
 
     folder = out or Path("runs") / name
     named = {role: getattr(chosen, role).model for role in ("base", "aligned", "reference")}

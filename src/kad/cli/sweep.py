@@ -8,7 +8,7 @@ from kad.cli import evaluation_runs as shared
 from kad.cli import stdio
 from kad.cli.flatten import Without
 from kad.cli.options import Json, ModelOptions
-from kad.evaluation.options import RunOptions, TaskOptions
+from kad.evaluation.run_options import RunOptions, TaskOptions
 from kad.options import Option
 
 EXAMPLES = (
@@ -42,9 +42,9 @@ def command(
 
     A stopped run continues with the same command.
     """
-    from kad.evaluation.grid import make_grid
     from kad.evaluation.results.plots import write_curve
-    from kad.evaluation.results.report import build_report
+    from kad.evaluation.results.tables import build_report
+    from kad.evaluation.tuning import make_grid
 
     points = make_grid(rule, parameter, grid, speculative=speculative)
     plan = shared.make_plan(models, tasks, run, [point.method for point in points])

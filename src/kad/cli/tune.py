@@ -13,13 +13,13 @@ from kad.cli.flatten import Without
 from kad.cli.options import Json, ModelOptions
 from kad.cli.sweep import DEVELOPMENT, Grid, Parameter, RuleToSweep, Speculative
 from kad.errors import KadError, UsageError
-from kad.evaluation.options import RunOptions, TaskOptions
+from kad.evaluation.run_options import RunOptions, TaskOptions
 from kad.options import Option
 from kad.words import counted
 
 if TYPE_CHECKING:
-    from kad.evaluation.choice import Choice
     from kad.evaluation.tasks.task import Task
+    from kad.evaluation.tuning import Choice
     from kad.text.prompts import Prompt
 
 EXAMPLES = (
@@ -64,11 +64,17 @@ def command(
 
     The command says how sure the choice is, writes the rule into the pair, and shows whether the models fit.
     """
-    from kad.evaluation.choice import check_objective, choose, refuse_test_splits, write_rule
-    from kad.evaluation.grid import WINDOW, make_grid
     from kad.evaluation.results.storage import read_samples
-    from kad.evaluation.speed import measure_speeds
     from kad.evaluation.tasks.task import load_tasks
+    from kad.evaluation.tuning import (
+        WINDOW,
+        check_objective,
+        choose,
+        make_grid,
+        measure_speeds,
+        refuse_test_splits,
+        write_rule,
+    )
     from kad.figures.probe import PROMPTS
 
     check_objective(objective, floor)

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from kad.engines.pair import pair_of
 from kad.errors import UsageError
-from kad.figures.analysis import whole_rows
-from kad.figures.answers import Answers, CheckedPrompt, answer
+from kad.figures.analysis import Answers, CheckedPrompt, answer, whole_rows
 from kad.figures.approximation import LAMBDAS, Approximation, approximation, concatenate, entropy_difference
 from kad.method.rules import Dual, ImplicitReward, Nudging, Primal, Rule, parse_rule
 from kad.text.scoring import score_tokens

@@ -1,35 +1,28 @@
-"""What a run is (`Settings`, which a resumed run must repeat) and where it ran (`session`, which may
-differ)."""
+"""What a run is (`Settings`, which a resumed run must repeat), and where it ran (`session`, which may differ)."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
 import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from kad.evaluation.options import RunOptions
+from kad.evaluation.run_options import RunOptions
 from kad.evaluation.tasks.task import TaskInfo
+from kad.pair.sources import Source
 
 SCHEMA = "kad-run/2"
-_PACKAGES = (
-    "kad-align",
-    "torch",
-    "transformers",
-    "lm-eval",
-    "math-verify",
-    "vllm",
-    "llama-cpp-python",
-    "mlx-lm",
-    "numpy",
-)
+_MEGABYTE = 1 << 20
+_PACKAGES = "kad-align torch transformers lm-eval math-verify vllm llama-cpp-python mlx-lm numpy"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +62,11 @@ class Settings(RunOptions):
         """How many answers each question gets. Log-likelihoods are the same every time."""
         return 1 if task.scored else self.samples
 
+    @property
+    def total_samples(self) -> int:
+        """How many samples the whole run holds."""
+        return len(self.methods) * sum(self.samples_of(task) * task.rows for task in self.tasks)
+
     def temperature_of(self, task: TaskInfo) -> float:
         """The temperature of the run, else that of the task."""
         return task.temperature if self.temperature is None else self.temperature
@@ -76,6 +74,32 @@ class Settings(RunOptions):
     def max_new_tokens_of(self, task: TaskInfo) -> int:
         """The token limit of the run, else that of the task."""
         return task.max_new_tokens if self.max_new_tokens is None else self.max_new_tokens
+
+
+def fingerprint(source: Source) -> str:
+    """The hub id with its revision, or the name of a folder or a GGUF file with a digest of the files.
+
+    The same weights in another place are the same model. Other weights in the same place are another model.
+    """
+    if source.gguf_path is not None:
+        return f"{source.gguf_path.name}:{_digest([source.gguf_path])}"
+    if source.is_local:
+        folder = Path(source.model)
+        return f"{folder.name}:{_digest(path for path in folder.iterdir() if path.is_file())}"
+    return source.model if source.revision is None else f"{source.model}@{source.revision}"
+
+
+def _digest(files: Iterable[Path]) -> str:
+    hashed = hashlib.sha256()
+    for file in sorted(files):
+        size = file.stat().st_size
+        hashed.update(f"{file.name} {size}".encode())
+        with file.open("rb") as data:
+            # Beginning, middle and end are enough: training changes all weights, and files can have gigabytes.
+            for start in sorted({0, max(0, size // 2), max(0, size - _MEGABYTE)}):
+                data.seek(start)
+                hashed.update(data.read(_MEGABYTE))
+    return hashed.hexdigest()[:16]
 
 
 def session(command: Sequence[str] = sys.argv) -> dict[str, Any]:
@@ -90,8 +114,7 @@ def session(command: Sequence[str] = sys.argv) -> dict[str, Any]:
 
 
 def git_revision(folder: Path = Path(__file__).parent) -> str | None:
-    """The revision of the source tree, with "+changes" where files differ from it; None outside of a git
-    checkout."""
+    """The revision of the source tree, with "+changes" where files differ from it; None outside of a git checkout."""
     revision = _git(folder, "rev-parse", "HEAD")
     if revision is None:
         return None
@@ -100,23 +123,19 @@ def git_revision(folder: Path = Path(__file__).parent) -> str | None:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
+    command = ["git", "-C", str(folder), *arguments]
     try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=20, check=True
-        )
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
 
 
 def _versions() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    versions = {}
+    for package in _PACKAGES.split():
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions
 
 
 def _hardware() -> dict[str, Any]:
@@ -132,11 +151,7 @@ def _hardware() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    try:
+    with suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return platform.processor()
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
-        platform.processor(),
-    )
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return platform.processor()

@@ -9,19 +9,21 @@ ones, word for word.
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kad.errors import UsageError, first_line
-from kad.evaluation.tasks.rows import Row, read_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from kad.tiny import Split
+
+Row = Mapping[str, Any]
 
 # The column that says where a local row stands.
 _PLACE = "kad_place"
@@ -183,3 +185,34 @@ def _converted(row: Row, index: int, convert: Callable[[Row], dict[str, str]]) -
         raise UsageError(f"{place} lacks the field {error.args[0]!r}. It has: {', '.join(there)}.") from error
     except (AttributeError, IndexError, TypeError, ValueError) as error:
         raise UsageError(f"{place} is no row of this task: {error}.") from error
+
+
+def read_rows(path: Path) -> Iterator[tuple[Row, str]]:
+    """The JSON lines of one file, each with its place: "questions.jsonl, line 3".
+
+    Raises:
+        UsageError: the file cannot be read, or a line is no JSON object.
+    """
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except FileNotFoundError:
+        raise UsageError(f"No file {path.name} in {path.parent}: the rows of the task should be there.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"Cannot read {path}: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}."
+        ) from error
+    rows = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not rows:
+        raise UsageError(f"{path} has no row. Put one JSON object on each line.")
+    for number, line in rows:
+        yield _row(line, f"{path}, line {number}"), f"{path}, line {number}"
+
+
+def _row(line: str, place: str) -> Row:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{place} is not JSON ({error.msg}). Each line is one JSON object.") from error
+    if not isinstance(row, dict):
+        raise UsageError(f"{place} is no JSON object but {type(row).__name__}. Each line is one JSON object.")
+    return row

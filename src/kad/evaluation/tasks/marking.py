@@ -3,40 +3,79 @@
 
 A document (see `documents.py`) carries `answer`, the plain answer, and `solution`, a text that ends in it. The
 published code reads the answer out of the solution as it reads the prediction's.
+
+An extractor takes a text and returns its answer, or None. The `paper` extractors are the published metric, so they
+keep its quirks:
+
+- The last number in the text is the answer. A check after the answer changes it.
+- A sign belongs to decimals only: "-5" is read as "5", and "-5.0" as "-5.0". Numbers are compared as strings, so "18"
+  is not "18.0".
+- A comma between two digits is removed, in "1,234" and also in the list "1,2".
+- A single capital letter from A to J is an option letter. So the article "A" and the pronoun "I" count as answers, and
+  K and later letters do not.
+- A box that is never closed hides every box before it.
+
+The `strict` extractors read an answer only where the text says that it is one: a box, "#### x", "the answer is x", and
+for options a last line with nothing but the letter. An open box is a cut-off answer, which counts as no answer.
 """
 
 from __future__ import annotations
 
+import re
 import threading
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 from kad.errors import missing_extra
-from kad.evaluation.tasks import extract
 
 Document = Mapping[str, Any]
 Marks = dict[str, float]
 
+_PAPER_NUMBER = re.compile(r"[-+]?\d*\.\d+|\d+")
+_PAPER_OPTION = re.compile(r"\b[A-J]\b")
+
+_STATEMENT = re.compile(r"\banswer\b[\s*_]*(?:is|was|=|:)(?!\s+not\b)[\s*_:]*(?=(?P<rest>[^\n]*))", re.IGNORECASE)
+_HASHES = re.compile(r"####[ \t]*(?=(?P<rest>[^\n]*))")
+_CLAUSE_END = re.compile(r"[.;](?=\s|$)")
+_NUMBER = re.compile(
+    r"(?P<sign>[-+−]?)[ ]?(?:"
+    r"\\[dt]?frac\{(?P<top>-?\d+)\}\{(?P<bottom>\d+)\}"
+    r"|(?P<number>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?:/(?P<over>\d+))?"
+    r")"
+)
+_WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")
+_SPACING = re.compile(r"\\[,;!: ]|\{,\}|\\?\$|\\?%|\\left|\\right")
+
+_OPTION_STATEMENT = re.compile(
+    r"\b(?:[Aa]nswer|ANSWER|[Oo]ption|[Cc]hoice)(?:[ ](?:choice|option|letter))?[\s*_]*(?:is|was|=|:)[\s*_:]*"
+    r"(?:[Oo]ption[ ]|[Cc]hoice[ ]|[Ll]etter[ ])?[*_(\[\"'`$ ]*(?P<letter>[A-Z])(?P<after>.?.?)"
+)
+_LONE_OPTION = re.compile(r"[\s*_(\[\"'`]*(?P<letter>[A-Z])[\s*_)\].:\"'`]*")
+# After "the answer is", the words A and I may begin a sentence ("A planet ..."). So they need a mark after them.
+_MARKED = re.compile(r"(?:$|[)\].,:;*_\"'`\n}$])")
+
 
 def mark_number(doc: Document, results: Sequence[str]) -> Marks:
     """GSM8K and SVAMP: the last number as a string; the stated number as a number."""
-    stated = extract.strict_number(results[0])
+    stated = strict_number(results[0])
     return {
-        "paper": _same(extract.paper_number, doc, results[0]),
-        "strict": float(stated is not None and stated == extract.parse_number(doc["answer"])),
+        "paper": _same(paper_number, doc, results[0]),
+        "strict": float(stated is not None and stated == parse_number(doc["answer"])),
     }
 
 
 def mark_boxed_number(doc: Document, results: Sequence[str]) -> Marks:
     """The tiny family's problems: a number in a box."""
-    return {**mark_number(doc, results), "paper": _same(extract.paper_boxed, doc, results[0])}
+    return {**mark_number(doc, results), "paper": _same(paper_boxed, doc, results[0])}
 
 
 def mark_math(doc: Document, results: Sequence[str]) -> Marks:
     """MATH-500: the last box as a string; the stated answer by mathematical equivalence (`math-verify`)."""
-    stated = extract.strict_math(results[0])
+    stated = strict_math(results[0])
     return {
-        "paper": _same(extract.paper_boxed, doc, results[0]),
+        "paper": _same(paper_boxed, doc, results[0]),
         "strict": float(stated is not None and equivalent(doc["answer"], stated)),
     }
 
@@ -44,8 +83,8 @@ def mark_math(doc: Document, results: Sequence[str]) -> Marks:
 def mark_option(doc: Document, results: Sequence[str]) -> Marks:
     """ARC, CommonsenseQA, TruthfulQA: the last lone capital; the letter stated as the answer."""
     return {
-        "paper": _same(extract.paper_option, doc, results[0]),
-        "strict": float(extract.strict_option(results[0]) == doc["answer"]),
+        "paper": _same(paper_option, doc, results[0]),
+        "strict": float(strict_option(results[0]) == doc["answer"]),
     }
 
 
@@ -56,10 +95,10 @@ def mark_fact(doc: Document, results: Sequence[str]) -> Marks:
     "finished" into the document; where nobody says it, the text counts as ended.
     """
     text = results[0]
-    short = 1 <= extract.sentences(text) <= 2
+    short = 1 <= sentences(text) <= 2
     return {
-        "right": float(any(extract.contains(text, answer) for answer in doc["accepted"].split("|"))),
-        "behaves": float(short and not extract.asks(text) and bool(doc.get("finished", True))),
+        "right": float(any(contains(text, answer) for answer in doc["accepted"].split("|"))),
+        "behaves": float(short and not asks(text) and bool(doc.get("finished", True))),
     }
 
 
@@ -81,3 +120,137 @@ def equivalent(answer: str, given: str) -> bool:
 def _same(read: Callable[[str], str | None], doc: Document, text: str) -> float:
     found = read(text)
     return float(found is not None and found == read(doc["solution"]))
+
+
+def paper_number(text: str) -> str | None:
+    """The last thing that looks like a number, as the string that it is."""
+    found = _PAPER_NUMBER.findall(re.sub(r"(\d),(\d)", r"\1\2", text))
+    return found[-1] if found else None
+
+
+def paper_boxed(text: str) -> str | None:
+    """The content of the last box after its last "="; None without a box, or if the last box is never closed."""
+    start = text.rfind("\\boxed")
+    content = _braced(text, start + len("\\boxed")) if start >= 0 else None
+    if content is None:
+        return None
+    return content.rsplit("=", 1)[1].lstrip(" ") if "=" in content else content
+
+
+def paper_option(text: str) -> str | None:
+    """The last capital letter A to J that stands alone."""
+    found = _PAPER_OPTION.findall(text)
+    return found[-1] if found else None
+
+
+def strict_number(text: str) -> Fraction | None:
+    """The number that is stated as the answer. `\\boxed{}` wins over `####`, which wins over "the answer is"."""
+    answer = _stated_answer(text)
+    return None if answer is None else parse_number(answer)
+
+
+def strict_math(text: str) -> str | None:
+    """The LaTeX that is stated as the answer. An equivalence checker judges it."""
+    answer = _stated_answer(text)
+    return answer.strip().strip("$").strip() or None if answer is not None else None
+
+
+def strict_option(text: str) -> str | None:
+    """The option letter that is boxed, stated as the answer, or alone on the last line."""
+    if "\\boxed" in text:
+        return _boxed_option(text)
+    stated = [match for match in _OPTION_STATEMENT.finditer(text) if _is_option(match)]
+    if stated:
+        return stated[-1]["letter"]
+    lines = text.strip().splitlines()
+    lone = _LONE_OPTION.fullmatch(lines[-1]) if lines else None
+    return lone["letter"] if lone else None
+
+
+def parse_number(text: str) -> Fraction | None:
+    """The first number of `text` (behind its last "="): signs, thousands separators, decimals, a/b and
+    \\frac{a}{b}."""
+    plain = _SPACING.sub("", _WRAPPED.sub(r"\1", text))
+    match = _NUMBER.search(plain.rsplit("=", 1)[-1])
+    if match is None:
+        return None
+    top = match["top"] or match["number"].replace(",", "")
+    bottom = int(match["bottom"] or match["over"] or 1)
+    if bottom == 0:
+        return None
+    value = Fraction(top) / bottom
+    return -value if match["sign"] in ("-", "−") else value
+
+
+def _stated_answer(text: str) -> str | None:
+    if "\\boxed" in text:
+        return _braced(text, text.rfind("\\boxed") + len("\\boxed"))
+    for pattern in (_HASHES, _STATEMENT):
+        found = [match["rest"] for match in pattern.finditer(text)]
+        if found:
+            return _clause(found[-1])
+    return None
+
+
+def _clause(rest: str) -> str:
+    return _CLAUSE_END.split(rest, maxsplit=1)[0].strip(" *_")
+
+
+def _boxed_option(text: str) -> str | None:
+    content = _braced(text, text.rfind("\\boxed") + len("\\boxed"))
+    match = None if content is None else re.match(r"[\s(*]*([A-Z])(?![A-Za-z])", _WRAPPED.sub(r"\1", content))
+    return match[1] if match else None
+
+
+def _is_option(match: re.Match[str]) -> bool:
+    after = match["after"]
+    if match["letter"] in "AI":
+        return _MARKED.match(after) is not None
+    return not after[:1].isalpha() and not (after[:1] == "'" and after[1:2].isalpha())
+
+
+def _braced(text: str, start: int) -> str | None:
+    """The content of the brace group that opens at `start`; None if none opens there or it is never
+    closed."""
+    if not text.startswith("{", start):
+        return None
+    depth = 0
+    for index in range(start, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[index], 0)
+        if depth == 0:
+            return text[start + 1 : index]
+    return None
+
+
+# A full stop after these ends no sentence: initials ("F. Scott") and titles.
+_SHORTENED = re.compile(r"(?:^|[\s(\"'])(?:[A-Z]|Dr|Mr|Mrs|Ms|St|U\.S|U\.K|B\.C|A\.D|c|ca)\.$")
+_SENTENCE_END = re.compile(r"[.!?]+[\"')\]]*(?=\s|$)|\n+")
+_NEXT_QUESTION = re.compile(r"\?|^\s*(?:question|q|user)\s*:", re.IGNORECASE | re.MULTILINE)
+
+
+def plain(text: str) -> str:
+    """Lower case without accents, for comparing names."""
+    letters = unicodedata.normalize("NFKD", text.casefold())
+    return "".join(letter for letter in letters if not unicodedata.combining(letter))
+
+
+def contains(text: str, answer: str) -> bool:
+    """Whether the words of an answer stand in a text, in singular or plural. Accents and capitals do not count."""
+    return re.search(rf"(?<!\w){re.escape(plain(answer))}s?(?!\w)", plain(text)) is not None
+
+
+def sentences(text: str) -> int:
+    """The number of sentences. A line is one too, and so is a text without a full stop."""
+    count = start = 0
+    for end in _SENTENCE_END.finditer(text):
+        piece = text[start : end.end()]
+        if _SHORTENED.search(piece.rstrip("\n")) and end.end() < len(text.rstrip()) and "\n" not in end.group():
+            continue
+        count += bool(re.search(r"\w", piece))
+        start = end.end()
+    return count + bool(re.search(r"\w", text[start:]))
+
+
+def asks(text: str) -> bool:
+    """Whether a text asks something, or begins another turn."""
+    return _NEXT_QUESTION.search(text) is not None

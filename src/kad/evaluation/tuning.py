@@ -1,10 +1,12 @@
-"""Choose a parameter of a rule on development questions, and say how sure the choice is."""
+"""Choose a parameter of a rule: a grid of its values, their accuracy and speed on development questions, and how sure
+the choice is."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,156 @@ from numpy.typing import NDArray
 
 from kad.disk import write_atomically
 from kad.errors import UsageError
-from kad.evaluation.grid import Point
+from kad.evaluation.engine import Engine
+from kad.evaluation.evaluate import Plan, batches_of, make_engine, request_of
+from kad.evaluation.methods import Method, Speculation
 from kad.evaluation.results.intervals import Means, question_means
+from kad.evaluation.results.settings import Settings
 from kad.evaluation.results.storage import Record
 from kad.evaluation.results.summary import marks_by_question, metrics_of
-from kad.evaluation.tasks.task import Task
+from kad.evaluation.tasks.task import Task, load_tasks
+from kad.method.rules import parse_rule
 
+OBJECTIVES = ("accuracy", "speed")
+WINDOW = "num_draft_tokens"
+# A mistyped step should not start a thousand evaluations.
+_MOST_VALUES = 200
+_ROUNDS = 8
 _BOOTSTRAP_DRAWS = 10_000
 _ROUNDING = 1e-9
-OBJECTIVES = ("accuracy", "speed")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value of the grid and the method that it makes."""
+
+    parameter: str
+    value: float | str
+    method: Method
+
+
+def make_grid(rule_text: str, parameter: str | None, values: str, *, speculative: bool = False) -> list[Point]:
+    """The methods of a sweep.
+
+    Args:
+        rule_text: the rule whose parameter varies; other parameters keep the values given here.
+        parameter: a parameter of the rule (by default its first), or "num_draft_tokens".
+        values: "0.1,0.2,0.4", or "0.1:0.9:0.1" from start to stop in steps, both ends included.
+        speculative: decode speculatively; implied by "num_draft_tokens".
+
+    Raises:
+        UsageError: a rule without parameters, an unknown parameter, or values that are not numbers.
+        RuleError: a value outside of the rule's range.
+    """
+    rule = parse_rule(rule_text)
+    known = [field.name for field in fields(rule)]
+    chosen = parameter or next(iter(known), None)
+    if chosen == WINDOW:
+        counts = [value if value == "auto" else _count(value) for value in _split(values)]
+        return [Point(WINDOW, count, Method("composed", rule, speculation=Speculation(count))) for count in counts]
+    if chosen is None:
+        raise UsageError(f"{rule.name} has no parameter to sweep. Give --parameter {WINDOW}, or choose another rule.")
+    if chosen not in known:
+        raise UsageError(
+            f"{rule.name} has no parameter {chosen!r} to sweep. Choose from: {', '.join([*known, WINDOW])}."
+        )
+    speculation = Speculation() if speculative else None
+    return [
+        Point(chosen, number, Method("composed", replace(rule, **{chosen: number}), speculation=speculation))
+        for number in (float(value) for value in _numbers(values))
+    ]
+
+
+def _numbers(text: str) -> list[Fraction]:
+    """The numbers as exact decimals: 0.1:0.9:0.1 has nine values, and 0.3 is 0.3."""
+    if ":" not in text:
+        values = [_fraction(part, text) for part in _split(text)]
+        if len(set(values)) < len(values):
+            raise UsageError(f"The grid {text!r} holds a value twice. Give each once.")
+        return values
+    parts = [_fraction(part, text) for part in text.split(":")]
+    if len(parts) != 3:
+        raise UsageError(f"A grid is 0.1,0.2,0.4 or START:STOP:STEP, but got {text!r}.")
+    start, stop, step = parts
+    if step <= 0 or stop < start or (stop - start) / step >= _MOST_VALUES:
+        raise UsageError(
+            f"The grid {text!r} has no value, or more than {_MOST_VALUES}. Give a positive step that ends sooner."
+        )
+    return [start + index * step for index in range(int((stop - start) / step) + 1)]
+
+
+def _fraction(text: str, grid: str) -> Fraction:
+    try:
+        return Fraction(text.strip())
+    except (ValueError, ZeroDivisionError):
+        raise UsageError(
+            f"The grid {grid!r} holds {text!r}, which is no number. Give values like 0.1,0.2,0.4."
+        ) from None
+
+
+def _count(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise UsageError(f"num_draft_tokens takes whole numbers or auto, but the grid holds {text!r}.") from None
+
+
+def _split(text: str) -> list[str]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        raise UsageError("The grid is empty. Give values like 0.1,0.2,0.4.")
+    return parts
+
+
+def measure_speeds(plan: Plan, rounds: int = _ROUNDS) -> Means:
+    """Tokens a second (rounds, methods) of the methods of a plan. Loads the models.
+
+    Args:
+        plan: the methods, the questions and how they are answered.
+        rounds: how often each method is timed.
+
+    Raises:
+        UsageError: no task whose answers are generated.
+    """
+    tasks = load_tasks(plan.tasks, limit=plan.limit, data_dir=plan.data_dir, include_path=plan.include_path)
+    tasks = [task for task in tasks if not task.info.scored]
+    if not tasks:
+        raise UsageError(
+            "--objective speed needs a task whose answers are generated, but these tasks only score options."
+        )
+    engine = make_engine(plan)
+    speeds = alternating(plan, tasks, engine, plan.settings(tasks), rounds)
+    engine.release(())
+    return speeds
+
+
+def alternating(plan: Plan, tasks: Sequence[Task], engine: Engine, settings: Settings, rounds: int) -> Means:
+    """See `measure_speeds`.
+
+    In a round every method answers the same batch of questions. Every second round goes through the methods backwards,
+    so a machine that grows slower or faster favors none. Before the first round every method answers one batch that
+    does not count.
+    """
+    batches = [
+        [(task, batch) for task in tasks for batch in batches_of(method, task, engine, settings)]
+        for method in plan.methods
+    ]
+
+    def tokens_per_second(method: int, number: int) -> float:
+        task, batch = batches[method][number]
+        answers = engine.generate(plan.methods[method], [request_of(job, task, settings) for job in batch])
+        return sum(one.tokens for one in answers) / max(sum(one.seconds for one in answers), 1e-9)
+
+    methods = range(len(plan.methods))
+    # Spread over all batches: within a task the prompts grow shorter.
+    chosen = np.linspace(0, len(batches[0]) - 1, num=rounds).round().astype(int).tolist()
+    for method in methods:
+        tokens_per_second(method, chosen[0])
+    speeds = np.zeros((rounds, len(methods)))
+    for place, number in enumerate(chosen):
+        for method in methods if place % 2 == 0 else reversed(methods):
+            speeds[place, method] = tokens_per_second(method, number)
+    return speeds
 
 
 @dataclass(frozen=True)
@@ -103,7 +246,7 @@ def choose(
         objective: "accuracy" or "speed".
         floor: the least accuracy, for speed alone.
         metric: the accuracy that counts. The default is `strict`, or the tasks' first.
-        speeds: tokens a second (rounds, points), see `kad.evaluation.speed`. The default is what the run itself
+        speeds: tokens a second (rounds, points), see `measure_speeds`. The default is what the run itself
             measured, whose order favors some points.
         seed: of the bootstrap, over the questions and over the rounds.
 

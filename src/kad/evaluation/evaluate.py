@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from kad.engines.files import engines_of
+from kad.engines.load import engines_of
 from kad.errors import UsageError
 from kad.evaluation.engine import Engine
 from kad.evaluation.methods import Method

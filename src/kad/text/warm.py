@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from kad.engines.own_prompt import OwnPrompt
-from kad.engines.restricted import Restricted
-from kad.engines.translated import Translated
+from kad.engines.scorers import OwnPrompt, Restricted, Translated
 from kad.text.contexts import Context
 
 if TYPE_CHECKING:

@@ -20,8 +20,7 @@ from transformers import GenerationConfig
 
 from kad.engines.llama_cpp.host import CACHE_TYPES, forget_messages, library, reason
 from kad.engines.llama_cpp.tokenizer import GgufTokenizer
-from kad.engines.one_at_a_time import OneAtATime
-from kad.engines.protocols import Facts
+from kad.engines.protocols import Facts, OneAtATime
 from kad.errors import OptionError, PairError, UsageError
 from kad.method.scorer import Scorer
 from kad.options import Option, check_fields

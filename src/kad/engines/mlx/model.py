@@ -12,8 +12,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from kad.engines.mlx.host import library
-from kad.engines.one_at_a_time import OneAtATime
-from kad.engines.protocols import Facts
+from kad.engines.protocols import Facts, OneAtATime
 from kad.errors import PairError, UsageError, first_line
 from kad.method.scorer import Scorer
 from kad.pair.model_files import load_config, load_generation_config, load_tokenizer

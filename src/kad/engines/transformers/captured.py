@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, StaticCache
 
-from kad.engines.transformers.forward import cache_option
-from kad.engines.transformers.host import forget, unforgetting
+from kad.engines.transformers.host import cache_option, forget, unforgetting
 from kad.errors import UsageError, first_line
 from kad.tokens.vocabulary import trim
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
+from functools import lru_cache
 from typing import Any
 
 from kad.errors import UsageError
@@ -34,8 +35,10 @@ __all__ = [
     "GenerateDecoderOnlyOutput",
     "cache_name",
     "cache_of",
+    "cache_option",
     "forget",
     "one_cache_name",
+    "parameters_of",
     "record_past",
     "render_jinja_template",
     "unforgetting",
@@ -82,6 +85,17 @@ check(TRANSFORMERS, NEEDS)
 
 CACHE = _cache_name_of_outputs()
 """The installed Transformers' name of the cache, in `forward`, in `generate` and in their outputs."""
+
+
+@lru_cache(maxsize=64)
+def parameters_of(forward: Callable[..., Any]) -> frozenset[str]:
+    """The names of the arguments of a `forward`."""
+    return frozenset(inspect.signature(forward).parameters)
+
+
+def cache_option(model: Any) -> str:
+    """The name of the cache among the arguments of a model's forward."""
+    return cache_name(parameters_of(type(model).forward)) or CACHE
 
 
 def cache_of(output: Any) -> Any:

@@ -17,12 +17,10 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from kad.engines.own_prompt import OwnPrompt
-from kad.engines.restricted import Restricted
-from kad.engines.transformers.cache import KadCache
-from kad.engines.transformers.cached_model import CachedModel
+from kad.engines.scorers import OwnPrompt, Restricted
 from kad.engines.transformers.host import CACHE, BaseStreamer, GenerateDecoderOnlyOutput
-from kad.engines.transformers.modeling import KadForCausalLM
+from kad.engines.transformers.model import CachedModel
+from kad.engines.transformers.modeling import KadCache, KadForCausalLM
 from kad.errors import UsageError
 from kad.method import defaults
 from kad.method.scorer import Scorer

@@ -103,7 +103,7 @@ def check_at_the_door() -> None:
     from vllm.exceptions import VLLMValidationError
     from vllm.sampling_params import SamplingParams
 
-    from kad.engines.vllm.plugin.config import PairView
+    from kad.engines.vllm.plugin.view import PairView
 
     verify = SamplingParams.verify
     if getattr(verify, "knows_rules", False):

@@ -167,13 +167,13 @@ def load_one(
         return MlxModel(source, device=device)
     from kad.engines.llama_cpp.model import LlamaCppModel, LlamaCppOptions
 
-    given: dict[str, Any] = {"gpu_layers": 0} if device == "cpu" else {}
-    given |= engine_options or {}
-    unknown = sorted(given.keys() - LlamaCppOptions.__dataclass_fields__.keys())
+    values: dict[str, Any] = {"gpu_layers": 0} if device == "cpu" else {}
+    values |= engine_options or {}
+    unknown = sorted(values.keys() - LlamaCppOptions.__dataclass_fields__.keys())
     if unknown:
         allowed = ", ".join(LlamaCppOptions.__dataclass_fields__)
         raise OptionError(f"Unknown option {', '.join(map(repr, unknown))} of llama.cpp. Allowed: {allowed}.")
-    return LlamaCppModel(gguf_file(source), LlamaCppOptions(**given))
+    return LlamaCppModel(gguf_file(source), LlamaCppOptions(**values))
 
 
 def gguf_file(source: Source) -> Path:
@@ -244,7 +244,7 @@ def _place(models: Mapping[str, Any], sources: Mapping[str, Source], device: str
     """Move models of Transformers to `device`. Without one: to the first accelerator, unless they say where they go."""
     if device in _SHARDING:
         return
-    chosen: Any = device
+    target: Any = device
     if device is None:
         import torch
 
@@ -253,13 +253,13 @@ def _place(models: Mapping[str, Any], sources: Mapping[str, Source], device: str
         )
         if placed or not torch.accelerator.is_available():
             return
-        chosen = first_device()
+        target = first_device()
     try:
         for model in models.values():
-            model.model.to(chosen)
+            model.model.to(target)
     except RuntimeError as error:
         raise OptionError(
-            f"The models cannot be moved to {chosen}: {first_line(error)}. Try `device` cpu or auto."
+            f"The models cannot be moved to {target}: {first_line(error)}. Try `device` cpu or auto."
         ) from error
 
 
@@ -268,7 +268,7 @@ SCORING_ENGINES = ("auto", "transformers", "llama_cpp", "mlx")
 ENGINES = (*SCORING_ENGINES, "vllm")
 
 
-def engine_for(source: Source, wanted: str = "auto") -> str:
+def engine_for(source: Source, engine: str = "auto") -> str:
     """The engine that runs a model.
 
     A GGUF file is llama.cpp's where llama-cpp-python is installed; else Transformers reads it, as full weights. A
@@ -276,35 +276,35 @@ def engine_for(source: Source, wanted: str = "auto") -> str:
 
     Args:
         source: where the model is.
-        wanted: one of `SCORING_ENGINES`. "auto" follows the files.
+        engine: one of `SCORING_ENGINES`. "auto" follows the files.
 
     Raises:
         OptionError: an unknown engine, or one that does not run this model.
         MissingExtraError: the engine that was asked for is not installed.
     """
-    if wanted not in SCORING_ENGINES:
-        raise OptionError(f"Unknown `engine` {wanted!r}. Choose from: {', '.join(SCORING_ENGINES)}.")
+    if engine not in SCORING_ENGINES:
+        raise OptionError(f"Unknown `engine` {engine!r}. Choose from: {', '.join(SCORING_ENGINES)}.")
     is_gguf = "gguf_file" in source.kwargs
-    if wanted == "auto":
+    if engine == "auto":
         if is_gguf:
             return "llama_cpp" if llama_cpp.is_installed() else "transformers"
         return "mlx" if is_mlx(source) else "transformers"
-    if wanted == "llama_cpp" and not is_gguf:
+    if engine == "llama_cpp" and not is_gguf:
         raise OptionError(
             f"`engine` llama_cpp runs GGUF files, but {source.model} is none. Give the path of a .gguf file."
         )
-    if wanted == "mlx" and is_gguf:
+    if engine == "mlx" and is_gguf:
         raise OptionError(f"`engine` mlx runs folders of MLX, but {source.kwargs['gguf_file']} is a GGUF file.")
-    if wanted == "llama_cpp" and not llama_cpp.is_installed():
+    if engine == "llama_cpp" and not llama_cpp.is_installed():
         raise missing_extra("llama-cpp", "llama-cpp-python")
-    if wanted == "mlx" and not mlx.is_installed():
+    if engine == "mlx" and not mlx.is_installed():
         raise missing_extra("mlx", "mlx-lm")
-    return wanted
+    return engine
 
 
-def engines_of(sources: Mapping[str, Source], wanted: str = "auto") -> dict[str, str]:
+def engines_of(sources: Mapping[str, Source], engine: str = "auto") -> dict[str, str]:
     """The engine of each model by role; see `engine_for`. The role "pair" is a folder without weights."""
-    return {role: engine_for(source, wanted) for role, source in sources.items() if role != "pair"}
+    return {role: engine_for(source, engine) for role, source in sources.items() if role != "pair"}
 
 
 def is_mlx(source: Source) -> bool:
@@ -336,7 +336,7 @@ _LARGEST_HEAD = 100_000_000
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}

@@ -191,7 +191,6 @@ class OneAtATime:
     device = torch.device("cpu")
 
     def captured(self, *args: Any, **kwargs: Any) -> Scorer:
-        """See `kad.engines.protocols.Model`."""
         raise OptionError("Only models that Transformers runs can be compiled. Leave `compile` out.")
 
     def in_step(self, *args: Any, **kwargs: Any) -> None:

@@ -38,7 +38,6 @@ class OwnPrompt:
 
     @property
     def reversible(self) -> bool:
-        """See `kad.method.scorer.Scorer`."""
         return self.scorer.reversible
 
     def advance(self, ids: Tensor, keep: int) -> Rows:
@@ -49,12 +48,10 @@ class OwnPrompt:
         return self.scorer.advance(own, keep)
 
     def rollback(self, length: int) -> None:
-        """See `kad.method.scorer.Scorer`."""
         answer = max(length - self._shared, 0)
         self.scorer.rollback(len(self._prompt) + answer - (length < self._shared))
 
     def release(self) -> None:
-        """See `kad.method.scorer.Scorer`."""
         self.scorer.release()
 
     def has_read(self, ids: Sequence[int]) -> list[int]:
@@ -79,16 +76,13 @@ class Restricted:
 
     @property
     def processed(self) -> int:
-        """See `kad.method.scorer.Scorer`."""
         return self.scorer.processed
 
     @property
     def reversible(self) -> bool:
-        """See `kad.method.scorer.Scorer`."""
         return self.scorer.reversible
 
     def advance(self, ids: Tensor, keep: int) -> RowsWithRest:
-        """See `kad.method.scorer.Scorer`."""
         new = ids[max(self._shared - self.processed, 0) :]
         rows = self.scorer.advance(ids, keep)
         vocab = rows.shape[-1]
@@ -101,12 +95,10 @@ class Restricted:
         return move_to_rest(rows, tokens.to(rows.device), self._temperature)
 
     def rollback(self, length: int) -> None:
-        """See `kad.method.scorer.Scorer`."""
         self.scorer.rollback(length)
         del self._answer[max(length - self._shared, 0) :]
 
     def release(self) -> None:
-        """See `kad.method.scorer.Scorer`."""
         self.scorer.release()
 
 
@@ -171,7 +163,6 @@ class Translated:
 
     @property
     def reversible(self) -> bool:
-        """See `kad.method.scorer.Scorer`."""
         return self.scorer.reversible
 
     @property
@@ -180,7 +171,6 @@ class Translated:
         return 0 if self._translation is None else self._translation[0].forwards
 
     def advance(self, ids: Tensor, keep: int) -> RowsWithRest:
-        """See `kad.method.scorer.Scorer`."""
         self._answer += ids[max(self._shared - self._read, 0) :].tolist()
         self._read += len(ids)
         ends = range(len(self._answer) - keep + 1, len(self._answer) + 1)
@@ -198,7 +188,6 @@ class Translated:
         del self._answer[max(length - self._shared, 0) :]
 
     def release(self) -> None:
-        """See `kad.method.scorer.Scorer`."""
         self.scorer.release()
 
     def has_read(self, ids: Sequence[int]) -> list[int]:

@@ -167,27 +167,27 @@ def write(folder: Any, config: KadConfig, tokenizer: Any, settings: GenerationCo
     )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
-            made = Path(scratch) / "pair"
-            made.mkdir()
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as beside:
+            scratch = Path(beside) / "pair"
+            scratch.mkdir()
             for piece in (written, settings, tokenizer):
-                piece.save_pretrained(made)
-            _put_in_place(target, made)
+                piece.save_pretrained(scratch)
+            _put_in_place(target, scratch)
     except OSError as error:
         raise PairError(f"Cannot write the pair {target}: {error.strerror or error}.") from error
     return written
 
 
-def _put_in_place(target: Path, made: Path) -> None:
+def _put_in_place(target: Path, scratch: Path) -> None:
     """Move the whole folder into place. If the folder exists, move file by file, the configuration last."""
     if not target.exists():
-        made.rename(target)
+        scratch.rename(target)
         return
-    names = sorted((file.name for file in made.iterdir()), key=lambda name: name == "config.json")
+    names = sorted((file.name for file in scratch.iterdir()), key=lambda name: name == "config.json")
     for stale in PAIR_FILES - set(names):
         (target / stale).unlink(missing_ok=True)
     for name in names:
-        (made / name).replace(target / name)
+        (scratch / name).replace(target / name)
 
 
 def _refuse_foreign(target: Path) -> None:

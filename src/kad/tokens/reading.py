@@ -106,9 +106,9 @@ class Nodes:
         weights = logits.softmax(dim=-1)
         weights[len(self.tokens.pieces) :] = 0.0
         text = self.tokens.bytes_of(ids)
-        found = _at_least(weights, max(self._least, torch.finfo(weights.dtype).tiny))
-        likely = {token: weight for token, weight in found.items() if self._is_canonical(text, ids, token)}
-        weights[[token for token in found if token not in likely]] = 0.0
+        candidates = _at_least(weights, max(self._least, torch.finfo(weights.dtype).tiny))
+        likely = {token: weight for token, weight in candidates.items() if self._is_canonical(text, ids, token)}
+        weights[[token for token in candidates if token not in likely]] = 0.0
         whole = float(weights.sum(dtype=torch.float64)) or 1.0
         if whole != whole:
             raise LogitsError(problem_of("the base model's logits", logits))
@@ -126,8 +126,8 @@ def _at_least(weights: Tensor, least: float) -> dict[int, float]:
     """The ids with a weight of at least `least`, and their weights, largest first."""
     columns = columns_above(weights.unsqueeze(0), weights.new_tensor([least]))
     among = torch.arange(len(weights)) if columns is None else columns
-    found = among[weights[among] >= least]
-    return dict(sorted(zip(found.tolist(), weights[found].tolist(), strict=True), key=lambda item: -item[1]))
+    ids = among[weights[among] >= least]
+    return dict(sorted(zip(ids.tolist(), weights[ids].tolist(), strict=True), key=lambda item: -item[1]))
 
 
 def shared_length(first: Sequence[int], second: Sequence[int]) -> int:
@@ -198,7 +198,7 @@ class Translation:
         """The row of phat after the answer so far, in q*'s tokens."""
         answer = tuple(answer)
         text = self._opened + self._aligned.bytes_of(answer)
-        found: dict[int, float] = defaultdict(float)
+        masses: dict[int, float] = defaultdict(float)
         rest = 0.0
         if whole_characters(text) == len(text):
             tail = self._canonical_tail(answer)
@@ -215,7 +215,7 @@ class Translation:
                     elif token == -1:
                         rest += branch.mass
                     elif token is not None:
-                        found[token] += branch.mass
+                        masses[token] += branch.mass
                 if not open_branches or pursued == self._most_branches:
                     break
                 pursued += 1
@@ -223,9 +223,9 @@ class Translation:
                 branches, left = self._grow(branch.ids, branch.text, branch.mass, text)
                 rest += left
             rest += sum(branch.mass for branch in open_branches)
-        total = sum(found.values()) + rest
+        total = sum(masses.values()) + rest
         return (
-            Reading({token: mass / total for token, mass in found.items()}, rest / total)
+            Reading({token: mass / total for token, mass in masses.items()}, rest / total)
             if total > 0
             else Reading({}, 1.0)
         )
@@ -311,11 +311,11 @@ class Translation:
             return _Branch(mass, ids, text, True)
         longer = text + piece
         first = max(len(text), end)
-        found = [
+        ends = [
             (place + len(s), place) for s in self._stops if (place := longer.find(s, max(first - len(s) + 1, 0))) >= 0
         ]
         # The first that is complete: p's reader stops there, whatever longer one has begun before it.
-        return _Branch(mass, ids, longer[: min(found)[1]], True) if found else _Branch(mass, ids, longer, False)
+        return _Branch(mass, ids, longer[: min(ends)[1]], True) if ends else _Branch(mass, ids, longer, False)
 
     def _next_token(self, branch: _Branch, tail: tuple[int, ...], start: int, end: int) -> int | None:
         """q*'s token after the answer on this branch; -1 while it is open (or the text ends), None where the branch

@@ -103,18 +103,18 @@ def foreign_ids(
     both = [index for index in differing if index in first.tokens and index in second.tokens]
     ordinary = [i for i in both if i not in first.special or i not in second.special]
     if ordinary:
-        shown = "; ".join(f"id {i}: {first.tokens[i]!r} / {second.tokens[i]!r}" for i in ordinary[:_SHOWN])
+        examples = "; ".join(f"id {i}: {first.tokens[i]!r} / {second.tokens[i]!r}" for i in ordinary[:_SHOWN])
         raise VocabularyError(
             f"The {names[0]} and {names[1]} models have different vocabularies: {len(ordinary)} ids stand for "
-            f"different tokens ({names[0]} / {names[1]}): {shown}. Both models must share one tokenizer."
+            f"different tokens ({names[0]} / {names[1]}): {examples}. Both models must share one tokenizer."
         )
     size = min(rows)
     past = {i: m.tokens[i] for m in (first, second) for i in m.tokens if i >= size and i not in m.special}
     past |= {i: token for i, token in second.tokens.items() if size <= i < rows[1] and i not in first.tokens}
     if past:
-        shown = "; ".join(f"id {i}: {past[i]!r}" for i in sorted(past)[:_SHOWN])
+        examples = "; ".join(f"id {i}: {past[i]!r}" for i in sorted(past)[:_SHOWN])
         raise VocabularyError(
-            f"{len(past)} tokens lie past the {size} rows that the {names[0]} and {names[1]} models share: {shown}. "
+            f"{len(past)} tokens lie past the {size} rows that the {names[0]} and {names[1]} models share: {examples}. "
             "Resize the smaller model's embeddings, or take a model of the same family."
         )
     return [index for index in differing if index < size]
@@ -168,7 +168,7 @@ def agree(sizes: Mapping[str, int], tokenizers: Mapping[str, Any]) -> Common:
         if not {"base", "aligned"} <= tokenizers.keys():
             raise
         others = [role for role in sizes if role != "base"]
-        found = common_vocabulary(
+        common = common_vocabulary(
             {role: sizes[role] for role in others}, {role: tokenizers[role] for role in others if role in tokenizers}
         )
         for role in ("base", "aligned"):
@@ -182,4 +182,4 @@ def agree(sizes: Mapping[str, int], tokenizers: Mapping[str, Any]) -> Common:
     _LOG.warning(
         "The base model has a tokenizer of its own. It is read through the aligned model's tokens (docs/models.md)."
     )
-    return replace(found, base_tokenizer=OWN)
+    return replace(common, base_tokenizer=OWN)

@@ -68,10 +68,10 @@ NEEDS = (
 CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 
 
-def cache_name(known: Iterable[str]) -> str | None:
+def cache_name(names: Iterable[str]) -> str | None:
     """The name of the cache among these names. None if there is none."""
-    known = set(known)
-    return next((name for name in CACHE_NAMES if name in known), None)
+    names = set(names)
+    return next((name for name in CACHE_NAMES if name in names), None)
 
 
 def _cache_name_of_outputs() -> str:
@@ -203,6 +203,6 @@ class ComposedGeneration(GenerationMixin):
             custom_generate, kwargs, synced_gpus, assistant_model, streamer
         )
         if callable(custom_generate):
-            known = inspect.signature(custom_generate).parameters
-            options |= {key: value for key, value in dropped.items() if value is not None and key in known}
+            parameters = inspect.signature(custom_generate).parameters
+            options |= {key: value for key, value in dropped.items() if value is not None and key in parameters}
         return options

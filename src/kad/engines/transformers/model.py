@@ -36,18 +36,18 @@ def run_part(
     `others` are further tensors that its `forward` takes.
     """
     device = model.device
-    known = parameters_of(type(model).forward)
+    parameters = parameters_of(type(model).forward)
     options: dict[str, Any] = {"use_cache": cache is not None, "return_dict": True, **others}
     if cache is not None:
         options[cache_option(model)] = cache
     if attention_mask is not None:
         options["attention_mask"] = attention_mask.to(device)
-    if position_ids is not None and "position_ids" in known:
+    if position_ids is not None and "position_ids" in parameters:
         options["position_ids"] = position_ids.to(device)
-    if "logits_to_keep" in known:
+    if "logits_to_keep" in parameters:
         options["logits_to_keep"] = logits_to_keep
     logits: Tensor = model(input_ids.to(device), **options).logits
-    if "logits_to_keep" in known:
+    if "logits_to_keep" in parameters:
         return logits
     if isinstance(logits_to_keep, Tensor):
         return logits[:, logits_to_keep.to(device)]
@@ -72,18 +72,15 @@ class TransformersModel:
 
     @property
     def generation_config(self) -> GenerationConfig:
-        """See `kad.engines.protocols.Model`."""
         return self.model.generation_config
 
     @property
     def device(self) -> torch.device:
-        """See `kad.engines.protocols.Model`."""
         device: torch.device = self.model.device
         return device
 
     @cached_property
     def tokenizer(self) -> Any:
-        """See `kad.engines.protocols.Model`."""
         if self.source is None:
             raise MissingTokenizerError(
                 f"The {type(self.model).__name__} was given as an object without a path, so its tokenizer is not "
@@ -93,7 +90,6 @@ class TransformersModel:
 
     @cached_property
     def facts(self) -> Facts:
-        """See `kad.engines.protocols.Model`."""
         return Facts(
             parameters=int(self.model.num_parameters()),
             context_length=getattr(self.model.config.get_text_config(), "max_position_embeddings", None),
@@ -102,18 +98,15 @@ class TransformersModel:
         )
 
     def scorer(self, vocab_size: int, device: torch.device, *, rollback: bool = True) -> Scorer:
-        """See `kad.engines.protocols.Model`."""
         cache = DynamicCache(config=self.model.config)
         return CachedModel(self.model, cache, vocab_size, device, rollback=rollback)
 
     def captured(
         self, vocab_size: int, device: torch.device, capacity: int, shapes: Sequence[int], backend: Backend
     ) -> Scorer:
-        """See `kad.engines.protocols.Model`."""
         return CapturedModel(self.captures, self.model, capacity, shapes, backend, vocab_size, device)
 
     def in_step(self, prompts: list[list[int]], vocab_size: int, pad: int) -> Batch:
-        """See `kad.engines.protocols.Model`."""
         return Lockstep(self.model, prompts, vocab_size, pad)
 
 
@@ -142,17 +135,14 @@ class CachedModel:
 
     @property
     def reversible(self) -> bool:
-        """See `kad.method.scorer.Scorer`."""
         return all(type(layer) is DynamicLayer for layer in self._cache.layers)
 
     def advance(self, ids: Tensor, keep: int) -> Tensor:
-        """Read ids (n,). Returns logits (keep, vocab) at the last `keep` ids."""
         logits = run_part(self._model, ids.unsqueeze(0), self._cache, logits_to_keep=keep)
         self.processed += ids.shape[0]
         return trim(logits[0, -keep:], self._vocab).to(self._device)
 
     def rollback(self, length: int) -> None:
-        """Keep only the first `length` tokens."""
         surplus = max(self.processed - length, 0)
         if surplus == 0 and (not self._recording or self.processed == 0):
             return
@@ -195,7 +185,6 @@ class Lockstep:
         self._cache = DynamicCache(config=model.config)
 
     def advance(self, tokens: Tensor | None = None) -> Tensor:
-        """See `kad.engines.protocols.Batch`."""
         ids = self.ids if tokens is None else tokens.to(self.ids.device).unsqueeze(-1)
         if tokens is not None:
             self._mask = torch.cat((self._mask, self._mask.new_ones(ids.shape)), dim=-1)

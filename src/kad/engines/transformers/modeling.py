@@ -219,7 +219,6 @@ class KadForCausalLM(ComposedGeneration, PreTrainedModel, GenerationMixin):
 
     @property
     def tokenizer(self) -> Any:
-        """See `Pair.tokenizer`."""
         return self.pair.tokenizer
 
     @tokenizer.setter
@@ -228,12 +227,10 @@ class KadForCausalLM(ComposedGeneration, PreTrainedModel, GenerationMixin):
 
     @property
     def base_tokenizer(self) -> Any:
-        """See `Pair.base_tokenizer`."""
         return self.pair.base_tokenizer
 
     @property
     def facts(self) -> dict[str, Facts]:
-        """See `Pair.facts`."""
         return self.pair.facts
 
     @property
@@ -252,7 +249,6 @@ class KadForCausalLM(ComposedGeneration, PreTrainedModel, GenerationMixin):
 
     @property
     def base_prompt(self) -> BasePrompt | None:
-        """See `Pair.base_prompt`."""
         return self.pair.base_prompt
 
     @base_prompt.setter
@@ -262,7 +258,6 @@ class KadForCausalLM(ComposedGeneration, PreTrainedModel, GenerationMixin):
     def using(
         self, rule: RuleLike | None = None, deferral_temperature: float | None = None
     ) -> AbstractContextManager[None]:
-        """See `Pair.using`."""
         return self.pair.using(rule, deferral_temperature)
 
     # ------------------------------------------------------------------ running
@@ -322,8 +317,8 @@ class KadForCausalLM(ComposedGeneration, PreTrainedModel, GenerationMixin):
         if output_attentions or output_hidden_states:
             raise UsageError("A composition has no attentions or hidden states of its own; ask model.base or .aligned.")
         now = self.composition
-        given = one_cache_name({"cache": cache, "past_key_values": past_key_values}).get(CACHE)
-        cache = self._cache_for(given, now.rule) if given is not None or use_cache else None
+        own = one_cache_name({"cache": cache, "past_key_values": past_key_values}).get(CACHE)
+        cache = self._cache_for(own, now.rule) if own is not None or use_cache else None
         logits: dict[str, Rows] = {}
         for role in self._roles(now.rule, cache):
             part = cache.parts[role] if cache is not None else None

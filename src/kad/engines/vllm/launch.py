@@ -58,8 +58,8 @@ def end_with_parent() -> None:
     """Have this process end soon after the one that started it, if it is an engine that vLLM started as a process."""
     if not multiprocessing.current_process().name.startswith("EngineCore"):
         return
-    known = multiprocessing.parent_process()  # None while the file of the parent's program is read
-    parent = os.getppid() if known is None else known.pid
+    server = multiprocessing.parent_process()  # None while the file of the parent's program is read
+    parent = os.getppid() if server is None else server.pid
     if any(thread.name == _NAME for thread in threading.enumerate()):
         return
 

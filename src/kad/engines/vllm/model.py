@@ -111,15 +111,14 @@ class VllmModel:
             engine.abort_request([name for name in names if self._arrived.pop(name, None) is not None])
 
     def draft_counts(self) -> DraftCounts:
-        """See `kad.engines.protocols.WholeModel`."""
         if self._llm is None:
             return self._counted
-        found: dict[str, Any] = {m.name: getattr(m, "value", getattr(m, "values", 0)) for m in self._llm.get_metrics()}
-        windows = int(found.get("vllm:spec_decode_num_drafts", 0))
+        metrics: dict[str, Any] = {m.name: getattr(m, "value", getattr(m, "values", 0)) for m in self._llm.get_metrics()}
+        windows = int(metrics.get("vllm:spec_decode_num_drafts", 0))
         # For each position, how many windows reached it: those that reached k and not k + 1 accepted k drafts.
-        reached = [windows, *map(int, found.get("vllm:spec_decode_num_accepted_tokens_per_pos", ())), 0]
+        reached = [windows, *map(int, metrics.get("vllm:spec_decode_num_accepted_tokens_per_pos", ())), 0]
         lengths = Counter({k: reached[k] - reached[k + 1] for k in range(len(reached) - 1)})
-        drafted = int(found.get("vllm:spec_decode_num_draft_tokens", 0))
+        drafted = int(metrics.get("vllm:spec_decode_num_draft_tokens", 0))
         return DraftCounts(self._counted.drafted + drafted, lengths + Counter(self._counted.lengths))
 
     def close(self) -> None:
@@ -130,15 +129,15 @@ class VllmModel:
             self._llm = None
 
     def _started(self, draft_tokens: int, drafter: str) -> Any:
-        wanted = (draft_tokens, drafter if draft_tokens else "aligned")
-        if self._llm is None or self._drafts != wanted:
+        drafts = (draft_tokens, drafter if draft_tokens else "aligned")
+        if self._llm is None or self._drafts != drafts:
             if self._arrived:
                 raise UsageError(
                     f"vLLM drafts {self.draft_tokens} tokens in the answers under way. Finish or stop them before you "
                     f"ask for {draft_tokens}."
                 )
             self.close()
-            self._llm, self._drafts = self._start(self._arguments | self._speculation(*wanted)), wanted
+            self._llm, self._drafts = self._start(self._arguments | self._speculation(*drafts)), drafts
         return self._llm
 
     def _start(self, arguments: Mapping[str, Any]) -> Any:
@@ -216,10 +215,10 @@ def _check_settings(config: GenerationConfig) -> None:
     Raises:
         UsageError: naming them.
     """
-    asked = [name for name, none in _WITHOUT_EFFECT.items() if getattr(config, name, None) not in (None, *none)]
-    if asked:
+    unsupported = [name for name, none in _WITHOUT_EFFECT.items() if getattr(config, name, None) not in (None, *none)]
+    if unsupported:
         raise UsageError(
-            f"The aligned model's settings ask for {', '.join(asked)}, which vLLM does not have. Use the Transformers "
+            f"The aligned model's settings ask for {', '.join(unsupported)}, which vLLM does not have. Use the Transformers "
             "engine, or take it out of generation_config.json."
         )
 
@@ -264,7 +263,6 @@ class VllmOne(Pair):
 
     @property
     def roles(self) -> Collection[str]:
-        """See `Pair`."""
         return ("aligned",)
 
     @property
@@ -273,7 +271,6 @@ class VllmOne(Pair):
         return None if self.whole is None else self.whole.context_length
 
     def composed_by(self, rule: RuleLike | None = None, deferral_temperature: float | None = None) -> Composition:
-        """See `Pair.one`."""
         return self._own
 
 
@@ -308,12 +305,10 @@ class VllmPair(Pair):
 
     @cached_property
     def tokenizer(self) -> Any:
-        """See `Pair`."""
         return tokenizer_of(self.config)
 
     @property
     def roles(self) -> Collection[str]:
-        """See `Pair`."""
         return self.config.model_sources().keys()
 
     @property
@@ -331,16 +326,15 @@ class VllmPair(Pair):
             RuleError: a bad rule, or a rule that needs the reference model without it.
             UsageError: another deferral temperature.
         """
-        wanted = super().composed_by(rule, deferral_temperature)
-        if wanted.deferral_temperature != self.config.deferral_temperature:
+        composition = super().composed_by(rule, deferral_temperature)
+        if composition.deferral_temperature != self.config.deferral_temperature:
             raise OptionError(
                 f"vLLM runs this pair with `deferral_temperature` {self.config.deferral_temperature}, and "
-                f"{wanted.deferral_temperature} is asked for. Give it to kad.load."
+                f"{composition.deferral_temperature} is asked for. Give it to kad.load."
             )
-        return wanted
+        return composition
 
     def needs_logits(self, what: str) -> None:
-        """See `Pair`."""
         raise UsageError(
             f"{what} needs the models' logits, and vLLM runs whole generations. Load the pair with another engine."
         )

@@ -114,7 +114,7 @@ def part_model_config(pair: ModelConfig, part: Source) -> ModelConfig:
 
 
 def resolve_dtype(pair: ModelConfig) -> torch.dtype:
-    """The engine's one dtype: `--dtype` if it was given, else what the pair says of its parts, else what they are in.
+    """The engine's dtype: `--dtype`, else the pair's, else that of the weights.
 
     vLLM builds attention metadata for one dtype per engine, so parts in different dtypes cannot run side by side
     (quantized weights can: their activations are in the engine's dtype).
@@ -123,9 +123,9 @@ def resolve_dtype(pair: ModelConfig) -> torch.dtype:
         PairError: the parts are in different dtypes and no `--dtype` decides.
     """
     view: PairView = pair.hf_config
-    asked: torch.dtype = pair.dtype
-    if asked != _auto_dtype(pair, view):
-        return asked
+    dtype: torch.dtype = pair.dtype
+    if dtype != _auto_dtype(pair, view):
+        return dtype
     dtypes = {role: _part_dtype(pair, view, role) for role in view.model_sources()}
     if len(set(dtypes.values())) > 1:
         listed = ", ".join(f"{role} {str(dtype).removeprefix('torch.')}" for role, dtype in dtypes.items())
@@ -134,9 +134,9 @@ def resolve_dtype(pair: ModelConfig) -> torch.dtype:
 
 
 def _part_dtype(pair: ModelConfig, view: PairView, role: str) -> torch.dtype:
-    said = view.model_sources()[role].kwargs.get("dtype", "auto")
-    if said != "auto":
-        dtype: torch.dtype = getattr(torch, said)
+    name = view.model_sources()[role].kwargs.get("dtype", "auto")
+    if name != "auto":
+        dtype: torch.dtype = getattr(torch, name)
         return dtype
     return _auto_dtype(pair, view.part_configs()[role])
 

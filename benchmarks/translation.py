@@ -22,7 +22,7 @@ import kad
 from benchmarks.harness import save
 from kad.engines.llama_cpp import host as llama_cpp
 from kad.engines.pair import pair_of
-from kad.engines.translated import LEAST, LEAST_BRANCH, Translated
+from kad.engines.scorers import LEAST, LEAST_BRANCH, Translated
 from kad.text.contexts import Asking
 from kad.text.streaming import Stream
 from kad.tiny import real_pair

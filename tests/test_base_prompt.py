@@ -14,8 +14,7 @@ from torch import Tensor
 import kad
 from conftest import make_tokenizer
 from kad import tiny
-from kad.engines.own_prompt import OwnPrompt
-from kad.engines.restricted import Restricted
+from kad.engines.scorers import OwnPrompt, Restricted
 from kad.errors import KadError, UsageError
 from kad.method.distribution import joined, move_to_rest
 from kad.pair.base_prompt import BasePrompt

@@ -11,15 +11,14 @@ from safetensors.torch import save_file
 
 import kad
 from kad import tiny
-from kad.engines.files import engine_for, is_mlx
 from kad.engines.llama_cpp import host as llama_cpp
-from kad.engines.load import gguf_file
+from kad.engines.load import engine_for, gguf_file, is_mlx
 from kad.engines.mlx import host as mlx
 from kad.engines.pair import Pair
 from kad.engines.transformers.loading import load_model
 from kad.engines.transformers.model import TransformersModel
 from kad.errors import MissingExtraError, OptionError, PairError, VocabularyError
-from kad.pair import resolve
+from kad.pair import folder
 from kad.pair.base_prompt import BasePrompt
 from kad.pair.config import KadConfig
 from kad.pair.folder import read_config
@@ -122,7 +121,7 @@ def test_the_configuration_of_a_pair_is_read_once(monkeypatch: pytest.MonkeyPatc
         read.append(pair)
         return read_config(pair, **place)
 
-    monkeypatch.setattr(resolve, "read_config", counting)
+    monkeypatch.setattr(folder, "read_config", counting)
     model = kad.load("tiny", rule="primal:budget=0.5", deferral_temperature=2.0, base_prompt="qa", device="cpu")
     assert read == ["tiny"]
     assert (str(model.rule), model.composition.deferral_temperature) == ("primal:budget=0.5", 2.0)

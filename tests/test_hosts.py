@@ -21,7 +21,7 @@ from transformers import Cache, GenerationConfig, GenerationMixin, PreTrainedCon
 import kad
 from kad import hosts
 from kad.engines.transformers import host as transformers
-from kad.engines.transformers.forward import run_part
+from kad.engines.transformers.model import run_part
 from kad.errors import HostError, UsageError
 from kad.evaluation import host as lm_eval
 from kad.hosts import HOSTS, LM_EVAL, TRANSFORMERS, Need, check, installed, missing, moved

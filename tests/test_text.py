@@ -14,9 +14,8 @@ from transformers import GenerationConfig
 import kad
 import oracle
 from conftest import make_model, make_tokenizer
-from kad.engines.one_at_a_time import OneAtATime
 from kad.engines.pair import Pair
-from kad.engines.protocols import Facts
+from kad.engines.protocols import Facts, OneAtATime
 from kad.errors import UsageError
 from kad.method.composition import Composition
 from kad.pair.config import KadConfig

@@ -19,7 +19,7 @@ import oracle
 from conftest import CHAT_TEMPLATE, make_model, make_tokenizer
 from kad.engines.pair import Pair
 from kad.engines.protocols import Facts
-from kad.engines.translated import Languages, Translated
+from kad.engines.scorers import Languages, Translated
 from kad.errors import RuleError, UsageError, VocabularyError
 from kad.evaluation.engine import Engine, SampleRequest
 from kad.evaluation.methods import parse_method
@@ -129,10 +129,10 @@ class Toys(Pair):
         with monkeypatch.context() as patch:
             patch.setattr("kad.text.streaming.TorchRandomness", lambda seed: script)
             patch.setattr("kad.text.contexts.token_bytes", lambda tokenizer: tokenizer.bytes)
-            patch.setattr("kad.engines.translated.LEAST", 0.0)
-            patch.setattr("kad.engines.translated.LEAST_BRANCH", 0.0)
+            patch.setattr("kad.engines.scorers.LEAST", 0.0)
+            patch.setattr("kad.engines.scorers.LEAST_BRANCH", 0.0)
             whole = partial(Translation, most_branches=20_000)
-            patch.setattr("kad.engines.translated.Translation", whole)
+            patch.setattr("kad.engines.scorers.Translation", whole)
             how = kad.Sampling(max_new_tokens=count, temperature=1.0)
             answers: dict[tuple[int, ...], float] = defaultdict(float)
             for _ in script.runs():

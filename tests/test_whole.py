@@ -12,7 +12,7 @@ import pytest
 import kad
 from kad.engines.pair import Pair
 from kad.engines.protocols import Ask, DraftCounts, Emission
-from kad.engines.vllm.pair import VllmPair
+from kad.engines.vllm.model import VllmPair
 from kad.errors import OptionError, UsageError
 from kad.text.batch import generate_all
 from kad.text.streaming import Stream

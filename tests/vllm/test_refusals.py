@@ -99,7 +99,7 @@ def test_the_pairs_dtype_is_the_engines(random_pair: Path) -> None:
 
 @pytest.mark.parametrize("option", ["gguf_file", "subfolder"])
 def test_loading_options_that_only_transformers_has(random_pair: Path, option: str) -> None:
-    from kad.engines.vllm.plugin.config import part_model_config
+    from kad.engines.vllm.plugin.view import part_model_config
     from kad.pair.sources import Source
 
     with pytest.raises(KadError, match=f"vLLM cannot load .* with {option}"):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from kad.engines.vllm.plugin.rows import StepRules, bad_tokens
+from kad.engines.vllm.plugin.step_rules import StepRules, bad_tokens
 from kad.method.composition import Composition, compose, composed
 from kad.rules import Rule, parse_rule, registry
 

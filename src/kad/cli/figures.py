@@ -73,8 +73,7 @@ def _oracle(name: str | None, model: Loaded) -> Model | None:
     """The big aligned model, run by the engine that its files are made for."""
     if name is None:
         return None
-    from kad.engines.files import engine_for
-    from kad.engines.load import load_one
+    from kad.engines.load import engine_for, load_one
     from kad.engines.pair import pair_of
     from kad.pair.sources import Source
 

@@ -48,7 +48,7 @@ class Description:
         context: positions it was made for, or None.
         weight_bytes: memory of the weights in that dtype.
         cache_bytes_per_token: memory of keys and values of one token in all layers.
-        engine: what runs it here, see `kad.engines.files`.
+        engine: what runs it here, see `kad.engines.load`.
     """
 
     name: str
@@ -126,8 +126,8 @@ def _show(facts: dict[str, Any], render: Callable[[dict[str, Any]], Table], as_j
 
 def _describe(source: Source) -> Description:
     """One model from its files, as its engine runs it."""
-    from kad.engines.files import engine_for
     from kad.engines.llama_cpp.header import read_header
+    from kad.engines.load import engine_for
 
     engine = engine_for(source)
     if engine == "llama_cpp" and source.gguf_path is not None:

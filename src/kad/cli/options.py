@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import typer
 
 from kad.cli import stdio
-from kad.engines.files import SCORING_ENGINES
-from kad.engines.load import DTYPES, load
+from kad.engines.load import DTYPES, SCORING_ENGINES, load
 from kad.errors import KadError, UsageError
 from kad.options import Option, check_fields
 from kad.pair.base_prompt import BasePrompt
@@ -258,8 +257,8 @@ class ModelOptions:
         check_sources(self.pair, self.base, self.aligned, self.reference)
 
     def resolve(self) -> KadConfig:
-        """The configuration of the pair that the options name; see `kad.pair.resolve.resolve`."""
-        from kad.pair.resolve import resolve
+        """The configuration of the pair that the options name; see `kad.pair.folder.resolve`."""
+        from kad.pair.folder import resolve
 
         return resolve(
             self.pair, base=self.base, aligned=self.aligned, reference=self.reference, rule=self.rule,

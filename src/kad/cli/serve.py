@@ -14,7 +14,7 @@ import typer
 
 from kad.cli.flatten import Without
 from kad.cli.options import ModelOptions, PairArgument
-from kad.engines.files import ENGINES
+from kad.engines.load import ENGINES
 from kad.engines.vllm import host as vllm
 from kad.errors import UsageError
 from kad.method.defaults import FIXED_DRAFT_TOKENS
@@ -156,8 +156,7 @@ def _serve_with_vllm(
 def _command_line(
     pair: str, speculate: bool, draft_tokens: int | None, repeatable: bool, extra: Sequence[str]
 ) -> list[str]:
-    from kad.pair.folder import vocabulary_in_files
-    from kad.pair.resolve import resolve
+    from kad.pair.folder import resolve, vocabulary_in_files
     from kad.pair.sources import resolve_pair
 
     config = resolve(pair)

@@ -1,25 +1,26 @@
-"""Load a pair with the engine that fits its files, and put it on its device."""
+"""Load a pair: which engine runs each model, and on which device."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kad.engines.files import ENGINES, engines_of
-from kad.errors import OptionError, PairError, UsageError, first_line
-from kad.pair.sources import check_sources
+from kad.engines.llama_cpp import host as llama_cpp
+from kad.engines.mlx import host as mlx
+from kad.errors import OptionError, PairError, UsageError, first_line, missing_extra
+from kad.pair.sources import Source, check_sources
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from kad.engines.pair import Pair
     from kad.engines.protocols import Model
     from kad.engines.transformers.modeling import KadForCausalLM
     from kad.method.rules import Rule
-    from kad.pair.sources import Source
 
     Loaded = KadForCausalLM | Pair
+
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _SHARDING = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -76,14 +77,14 @@ def load(
     check_sources(pair, base, aligned, reference)
     check_dtype(dtype)
     options = _loading_options(dtype, device, trust_remote_code) if engine != "vllm" else {}
-    from kad.pair.resolve import resolve
+    from kad.pair.folder import resolve
 
     config = resolve(
         pair, base=base, aligned=aligned, reference=reference, rule=rule, deferral_temperature=deferral_temperature,
         base_prompt=None if engine == "vllm" else base_prompt,
     )  # fmt: skip
     if engine == "vllm":
-        from kad.engines.vllm.pair import VllmPair
+        from kad.engines.vllm.model import VllmPair
 
         for name, value in {"device": device, "base_prompt": base_prompt}.items():
             if value is not None:
@@ -166,13 +167,13 @@ def load_one(
         return MlxModel(source, device=device)
     from kad.engines.llama_cpp.model import LlamaCppModel, LlamaCppOptions
 
-    given: dict[str, Any] = {"gpu_layers": 0} if device == "cpu" else {}
-    given |= engine_options or {}
-    unknown = sorted(given.keys() - LlamaCppOptions.__dataclass_fields__.keys())
+    values: dict[str, Any] = {"gpu_layers": 0} if device == "cpu" else {}
+    values |= engine_options or {}
+    unknown = sorted(values.keys() - LlamaCppOptions.__dataclass_fields__.keys())
     if unknown:
         allowed = ", ".join(LlamaCppOptions.__dataclass_fields__)
         raise OptionError(f"Unknown option {', '.join(map(repr, unknown))} of llama.cpp. Allowed: {allowed}.")
-    return LlamaCppModel(gguf_file(source), LlamaCppOptions(**given))
+    return LlamaCppModel(gguf_file(source), LlamaCppOptions(**values))
 
 
 def gguf_file(source: Source) -> Path:
@@ -181,8 +182,6 @@ def gguf_file(source: Source) -> Path:
     Raises:
         PairError: there is no such file.
     """
-    from pathlib import Path
-
     if source.gguf_path is not None:
         return source.gguf_path
     name = source.kwargs["gguf_file"]
@@ -245,7 +244,7 @@ def _place(models: Mapping[str, Any], sources: Mapping[str, Source], device: str
     """Move models of Transformers to `device`. Without one: to the first accelerator, unless they say where they go."""
     if device in _SHARDING:
         return
-    chosen: Any = device
+    target: Any = device
     if device is None:
         import torch
 
@@ -254,11 +253,90 @@ def _place(models: Mapping[str, Any], sources: Mapping[str, Source], device: str
         )
         if placed or not torch.accelerator.is_available():
             return
-        chosen = first_device()
+        target = first_device()
     try:
         for model in models.values():
-            model.model.to(chosen)
+            model.model.to(target)
     except RuntimeError as error:
         raise OptionError(
-            f"The models cannot be moved to {chosen}: {first_line(error)}. Try `device` cpu or auto."
+            f"The models cannot be moved to {target}: {first_line(error)}. Try `device` cpu or auto."
         ) from error
+
+
+SCORING_ENGINES = ("auto", "transformers", "llama_cpp", "mlx")
+"""What runs single models and gives their logits. "auto" follows the files."""
+ENGINES = (*SCORING_ENGINES, "vllm")
+
+
+def engine_for(source: Source, engine: str = "auto") -> str:
+    """The engine that runs a model.
+
+    A GGUF file is llama.cpp's where llama-cpp-python is installed; else Transformers reads it, as full weights. A
+    folder of MLX is MLX's.
+
+    Args:
+        source: where the model is.
+        engine: one of `SCORING_ENGINES`. "auto" follows the files.
+
+    Raises:
+        OptionError: an unknown engine, or one that does not run this model.
+        MissingExtraError: the engine that was asked for is not installed.
+    """
+    if engine not in SCORING_ENGINES:
+        raise OptionError(f"Unknown `engine` {engine!r}. Choose from: {', '.join(SCORING_ENGINES)}.")
+    is_gguf = "gguf_file" in source.kwargs
+    if engine == "auto":
+        if is_gguf:
+            return "llama_cpp" if llama_cpp.is_installed() else "transformers"
+        return "mlx" if is_mlx(source) else "transformers"
+    if engine == "llama_cpp" and not is_gguf:
+        raise OptionError(
+            f"`engine` llama_cpp runs GGUF files, but {source.model} is none. Give the path of a .gguf file."
+        )
+    if engine == "mlx" and is_gguf:
+        raise OptionError(f"`engine` mlx runs folders of MLX, but {source.kwargs['gguf_file']} is a GGUF file.")
+    if engine == "llama_cpp" and not llama_cpp.is_installed():
+        raise missing_extra("llama-cpp", "llama-cpp-python")
+    if engine == "mlx" and not mlx.is_installed():
+        raise missing_extra("mlx", "mlx-lm")
+    return engine
+
+
+def engines_of(sources: Mapping[str, Source], engine: str = "auto") -> dict[str, str]:
+    """The engine of each model by role; see `engine_for`. The role "pair" is a folder without weights."""
+    return {role: engine_for(source, engine) for role, source in sources.items() if role != "pair"}
+
+
+def is_mlx(source: Source) -> bool:
+    """Whether MLX wrote this folder: its weights say so, or its configuration names MLX's quantization."""
+    folder = Path(source.model) / source.kwargs.get("subfolder", "")
+    if not folder.is_dir():
+        return source.model.startswith("mlx-community/")
+    quantization = _json(folder / "config.json").get("quantization")
+    if isinstance(quantization, dict) and {"group_size", "bits"} <= quantization.keys():
+        return True
+    weights = sorted(folder.glob("model*.safetensors"))
+    return bool(weights) and _written_by(weights[0]) == "mlx"
+
+
+def _written_by(file: Path) -> str | None:
+    """What a safetensors file says wrote it: "pt", "mlx", or nothing."""
+    with file.open("rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        head = stream.read(size) if size < _LARGEST_HEAD else b""
+    try:
+        format_: str | None = json.loads(head).get("__metadata__", {}).get("format")
+    except (ValueError, AttributeError):
+        return None
+    return format_
+
+
+_LARGEST_HEAD = 100_000_000
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -20,8 +20,7 @@ from kad.pair.base_prompt import BasePrompt
 from kad.pair.config import KadConfig
 from kad.pair.folder import generation_config, write
 from kad.pair.model_files import tokenizer_of
-from kad.tokens.agreement import agree
-from kad.tokens.vocabulary import OWN, Common
+from kad.tokens.vocabulary import OWN, Common, agree
 
 # The compositions of the current calls in this context, by the id of the pair. Other pairs and threads see none.
 _CALLS: ContextVar[Mapping[int, Composition] | None] = ContextVar("kad_compositions_of_calls", default=None)

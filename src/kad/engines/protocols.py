@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from kad.errors import OptionError
 from kad.method.scorer import Scorer
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig
 
     from kad.method.composition import Composition
+    from kad.method.scorer import Scorer
 
 
 @dataclass(frozen=True)
@@ -181,3 +183,15 @@ class WholeModel(Protocol):
 
     def close(self) -> None:
         """Stop the engine and free its memory. The next answer starts it again."""
+
+
+class OneAtATime:
+    """A part of `kad.engines.protocols.Model`, on the CPU."""
+
+    device = torch.device("cpu")
+
+    def captured(self, *args: Any, **kwargs: Any) -> Scorer:
+        raise OptionError("Only models that Transformers runs can be compiled. Leave `compile` out.")
+
+    def in_step(self, *args: Any, **kwargs: Any) -> None:
+        """See `kad.engines.protocols.Model`."""

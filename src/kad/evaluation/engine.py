@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationConfig
 
-from kad.engines.files import engines_of
-from kad.engines.load import load_one
+from kad.engines.load import engines_of, load_one
 from kad.engines.pair import Pair, vocabulary_of
 from kad.errors import OptionError, UsageError
 from kad.evaluation.methods import Method
@@ -245,7 +244,7 @@ class Engine:
         return Pair(config, {role: self.model(role) for role in ROLES if role in method.needs})
 
     def _whole_pair(self, method: Method) -> Pair:
-        from kad.engines.vllm.pair import VllmOne, VllmPair
+        from kad.engines.vllm.model import VllmOne, VllmPair
 
         options = {"dtype": self._options.get("dtype", "auto"), **self._engine_options}
         if method.rule is None:

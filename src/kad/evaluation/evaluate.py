@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from kad.engines.files import engines_of
+from kad.engines.load import engines_of
 from kad.errors import UsageError
 from kad.evaluation.engine import Completion, Engine, SampleRequest
 from kad.evaluation.methods import Method, execution_order

@@ -19,8 +19,8 @@ from kad.engines.transformers.speculative import speculative as decode_speculati
 from kad.errors import UsageError
 from kad.evaluation import host
 from kad.evaluation.tasks.task import TASKS_FOLDER, chat_renderer
+from kad.pair.folder import resolve
 from kad.pair.model_files import load_tokenizer
-from kad.pair.resolve import resolve
 from kad.pair.sources import Source
 
 HFLM = host.model_class()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from kad.engines.files import ENGINES
+from kad.engines.load import ENGINES
 from kad.errors import UsageError
 from kad.options import Option, check_fields
 

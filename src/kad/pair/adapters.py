@@ -42,10 +42,10 @@ def adapted(source: Source) -> Source | None:
     beside = folder / str(name)
     place = str(beside.resolve()) if beside.is_dir() else str(name)
     try:
-        found = Source.parse(place)
+        base = Source.parse(place)
     except PairError as error:
         raise PairError(f"The adapter {folder} changes the model {name}, which is not there. {error}") from error
-    return Source(found.model, found.revision, source.kwargs)
+    return Source(base.model, base.revision, source.kwargs)
 
 
 def merged(model: Any, adapter: Source) -> Any:
@@ -63,11 +63,11 @@ def merged(model: Any, adapter: Source) -> Any:
         with warnings.catch_warnings():
             # PEFT asks every model for a name that Transformers is about to drop.
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-            made = PeftModel.from_pretrained(model, adapter.model).merge_and_unload()
+            merged_model = PeftModel.from_pretrained(model, adapter.model).merge_and_unload()
     except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise PairError(f"Cannot merge the adapter {adapter.model}: {first_line(error)}") from error
-    made.config._name_or_path = adapter.model
-    return made
+    merged_model.config._name_or_path = adapter.model
+    return merged_model
 
 
 def share_weights(models: Sequence[torch.nn.Module]) -> None:

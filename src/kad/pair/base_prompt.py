@@ -52,11 +52,11 @@ class BasePrompt:
             raise OptionError(f"A stop of a base prompt is a text, not {self.stops!r}.")
 
     @classmethod
-    def parse(cls, given: str | Path | Mapping[str, Any] | BasePrompt | None) -> BasePrompt | None:
+    def parse(cls, name: str | Path | Mapping[str, Any] | BasePrompt | None) -> BasePrompt | None:
         r"""A base prompt from what names one. None (or "same") means that both models read one prompt.
 
         Args:
-            given: "qa", "chat", "plain", "few-shot:FILE" (lines of JSON with a question and an answer), "same", a text
+            name: "qa", "chat", "plain", "few-shot:FILE" (lines of JSON with a question and an answer), "same", a text
                 with `{question}` or `{messages}`, a file, or the dict of `to_dict`. A .json file holds such a dict,
                 any other file is a template. The stops of a template are taken from the line of its question: from
                 "Question: {question}\nAnswer:" come "\n\nQuestion:" and "\nQuestion:".
@@ -64,11 +64,11 @@ class BasePrompt:
         Raises:
             OptionError: nothing of these, or a file that cannot be read.
         """
-        if given is None or isinstance(given, BasePrompt) or given == SAME:
-            return given if isinstance(given, BasePrompt) else None
-        if isinstance(given, Mapping):
-            return cls._of(given)
-        text = str(given)
+        if name is None or isinstance(name, BasePrompt) or name == SAME:
+            return name if isinstance(name, BasePrompt) else None
+        if isinstance(name, Mapping):
+            return cls._of(name)
+        text = str(name)
         if text in BUILT_IN:
             return BUILT_IN[text]
         if text.startswith(_FEW_SHOT):
@@ -111,15 +111,15 @@ class BasePrompt:
         return {"template": self.template, "stops": list(self.stops), "examples": examples}
 
     @classmethod
-    def named(cls, given: Any) -> str | None:
-        """What `parse` reads back, as one text: a name or a template. None where no text says it, as with examples."""
-        if given == SAME:
+    def named(cls, name: Any) -> str | None:
+        """A string that `parse` accepts: a name or a template. None if it has examples."""
+        if name == SAME:
             return SAME
-        made = cls.parse(given) if given is None or isinstance(given, str | Path | Mapping | BasePrompt) else None
-        names = [name for name, prompt in BUILT_IN.items() if prompt == made]
-        if made is None or names:
+        prompt = cls.parse(name) if name is None or isinstance(name, str | Path | Mapping | BasePrompt) else None
+        names = [key for key, built_in in BUILT_IN.items() if built_in == prompt]
+        if prompt is None or names:
             return names[0] if names else None
-        return made.template if made == cls.parse(made.template) else None
+        return prompt.template if prompt == cls.parse(prompt.template) else None
 
     def line_break_for_space(self) -> BasePrompt:
         """The same with a line break where the template ends in spaces.
@@ -137,19 +137,19 @@ class BasePrompt:
             conversation: messages {"role": ..., "content": ...}, in order.
         """
         system = "\n".join(message["content"] for message in conversation if message["role"] == "system")
-        said = [message for message in conversation if message["role"] != "system"]
+        messages = [message for message in conversation if message["role"] != "system"]
         if "{messages}" in self.template:
-            told = [
+            examples = [
                 {"role": role, "content": text}
                 for example in self.examples
                 for role, text in zip(_SPEAKERS, example, strict=True)
             ]
-            lines = [f"{_SPEAKERS.get(m['role'], m['role'].title())}: {m['content']}\n" for m in (*told, *said)]
-            return self._filled(said[-1]["content"], system, "".join(lines))
-        *before, (question, _) = [*self.examples, *_exchanges(said)]
+            lines = [f"{_SPEAKERS.get(m['role'], m['role'].title())}: {m['content']}\n" for m in (*examples, *messages)]
+            return self._filled(messages[-1]["content"], system, "".join(lines))
+        *before, (question, _) = [*self.examples, *_exchanges(messages)]
         text = ""
-        for asked, answer in before:
-            text += _with_answer(self._filled(asked, "" if text else system), answer)
+        for earlier, answer in before:
+            text += _with_answer(self._filled(earlier, "" if text else system), answer)
         return text + self._filled(question, "" if text else system)
 
     def _filled(self, question: str, system: str, messages: str = "") -> str:
@@ -166,19 +166,19 @@ BUILT_IN = {
 """The templates that have a name."""
 
 
-def _exchanges(said: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
+def _exchanges(messages: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
     """Questions with their answers. The last one has none yet. Messages of one speaker in a row become one."""
-    found: list[tuple[str, str]] = []
-    for message in said:
+    exchanges: list[tuple[str, str]] = []
+    for message in messages:
         role, text = message["role"], message["content"]
-        if role == "assistant" and found:
-            question, answer = found[-1]
-            found[-1] = (question, f"{answer}\n{text}" if answer else text)
-        elif found and not found[-1][1]:
-            found[-1] = (f"{found[-1][0]}\n{text}", "")
+        if role == "assistant" and exchanges:
+            question, answer = exchanges[-1]
+            exchanges[-1] = (question, f"{answer}\n{text}" if answer else text)
+        elif exchanges and not exchanges[-1][1]:
+            exchanges[-1] = (f"{exchanges[-1][0]}\n{text}", "")
         else:
-            found.append((text, ""))
-    return found or [("", "")]
+            exchanges.append((text, ""))
+    return exchanges or [("", "")]
 
 
 def _with_answer(asked: str, answer: str) -> str:
@@ -196,10 +196,10 @@ def _stops_of(template: str) -> tuple[str, ...]:
 
 def _examples(name: str) -> tuple[tuple[str, str], ...]:
     lines = [line for line in _text_of(name).splitlines() if line.strip()]
-    found = tuple(_example(_json(line, name), name) for line in lines)
-    if not found:
+    examples = tuple(_example(_json(line, name), name) for line in lines)
+    if not examples:
         raise OptionError(f'{name} has no example. A line is {{"question": "...", "answer": "..."}}.')
-    return found
+    return examples
 
 
 def _example(example: Any, where: str) -> tuple[str, str]:

@@ -94,9 +94,9 @@ class KadConfig(PreTrainedConfig):
         for name, value in asdict(common).items():
             setattr(self, name, value)
 
-    def set_base_prompt(self, given: Any) -> None:
+    def set_base_prompt(self, prompt: Any) -> None:
         """Ask the base model in another way, see `BasePrompt.parse`."""
-        prompt = BasePrompt.parse(given)
+        prompt = BasePrompt.parse(prompt)
         self.base_prompt = None if prompt is None else prompt.to_dict()
 
     @classmethod

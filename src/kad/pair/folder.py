@@ -1,4 +1,4 @@
-"""The folder of a pair: read its configuration, check that its models fit, write it."""
+"""A pair by name or by its models, and its folder: read, checked, written."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from kad.errors import MissingTokenizerError, PairError, RuleError, first_line
+from kad.errors import MissingTokenizerError, OptionError, PairError, RuleError, first_line
 from kad.method.rules import Rule, parse_rule
 from kad.pair.config import KadConfig
 from kad.pair.model_files import load_config as load_model_config
 from kad.pair.model_files import load_generation_config, load_tokenizer, shared_tokenizer
-from kad.pair.sources import MODEL_KWARGS, Source, resolve_pair
-from kad.tokens.agreement import agree
-from kad.tokens.vocabulary import Common
+from kad.pair.sources import MODEL_KWARGS, Source, check_sources, resolve_pair
+from kad.tokens.vocabulary import Common, agree
 
 # How to find the pair itself, not its models.
 _PAIR_OPTIONS = frozenset({"cache_dir", "force_download", "local_files_only", "revision", "token"})
@@ -168,27 +167,27 @@ def write(folder: Any, config: KadConfig, tokenizer: Any, settings: GenerationCo
     )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
-            made = Path(scratch) / "pair"
-            made.mkdir()
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as beside:
+            scratch = Path(beside) / "pair"
+            scratch.mkdir()
             for piece in (written, settings, tokenizer):
-                piece.save_pretrained(made)
-            _put_in_place(target, made)
+                piece.save_pretrained(scratch)
+            _put_in_place(target, scratch)
     except OSError as error:
         raise PairError(f"Cannot write the pair {target}: {error.strerror or error}.") from error
     return written
 
 
-def _put_in_place(target: Path, made: Path) -> None:
+def _put_in_place(target: Path, scratch: Path) -> None:
     """Move the whole folder into place. If the folder exists, move file by file, the configuration last."""
     if not target.exists():
-        made.rename(target)
+        scratch.rename(target)
         return
-    names = sorted((file.name for file in made.iterdir()), key=lambda name: name == "config.json")
+    names = sorted((file.name for file in scratch.iterdir()), key=lambda name: name == "config.json")
     for stale in PAIR_FILES - set(names):
         (target / stale).unlink(missing_ok=True)
     for name in names:
-        (made / name).replace(target / name)
+        (scratch / name).replace(target / name)
 
 
 def _refuse_foreign(target: Path) -> None:
@@ -208,3 +207,42 @@ def is_pair(folder: Path) -> bool:
         return isinstance(config, dict) and config.get("model_type") == "kad"
     except (OSError, ValueError):
         return False
+
+
+EMBEDDED = "tiny"
+"""The pair where nobody names one."""
+
+
+def resolve(
+    pair: str | None = None,
+    *,
+    base: str | Source | None = None,
+    aligned: str | Source | None = None,
+    reference: str | Source | None = None,
+    rule: str | Mapping[str, Any] | Rule | None = None,
+    deferral_temperature: float | None = None,
+    base_prompt: Any = None,
+) -> KadConfig:
+    """The configuration of a pair, from its name or from the names of its models. No weights are read.
+
+    Args:
+        pair: a folder, a hub id, or "tiny", which is the default.
+        base, aligned, reference: the models, if there is no pair.
+        rule, deferral_temperature, base_prompt: replace the pair's own.
+
+    Raises:
+        OptionError: both a pair and models, one model without the other, or a rule that lacks the reference model.
+        PairError: no such pair.
+        RuleError: a bad rule.
+    """
+    check_sources(pair, base, aligned, reference)
+    replaced = {} if rule is None else {"rule": parse_rule(rule)}
+    if base is None or aligned is None:
+        config = read_config(pair or EMBEDDED)
+    else:
+        if rule is not None and reference is None and replaced["rule"].needs_reference:
+            raise OptionError(f"Rule {replaced['rule']} needs the reference model. Give one with `reference`.")
+        named = {"base": base, "aligned": aligned, "reference": reference}
+        config = KadConfig(**{role: name for role, name in named.items() if name is not None})
+    config.replace(**replaced, deferral_temperature=deferral_temperature, base_prompt=base_prompt)
+    return config

@@ -192,8 +192,8 @@ def check_sources(pair: object, base: object, aligned: object, reference: object
     Raises:
         UsageError: both, or one of the two models without the other.
     """
-    given = {"`base`": base, "`aligned`": aligned, "`reference`": reference}
-    named = [option for option, value in given.items() if value is not None]
+    models = {"`base`": base, "`aligned`": aligned, "`reference`": reference}
+    named = [option for option, value in models.items() if value is not None]
     if pair is not None and named:
         raise OptionError(f"Give `pair` or {' '.join(named)}, not both.")
     if named and (base is None or aligned is None):

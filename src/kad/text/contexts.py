@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
-from kad.engines.own_prompt import OwnPrompt
 from kad.engines.pair import Pair
-from kad.engines.restricted import Restricted
-from kad.engines.translated import Languages, Translated
+from kad.engines.scorers import Languages, OwnPrompt, Restricted, Translated
 from kad.errors import OptionError, RuleError, UsageError
 from kad.method.rules import CascadeRule, Rule
 from kad.method.scorer import Scorer

@@ -7,8 +7,7 @@ Example:
     >>> reading.p  # by token of the aligned model, and what is left over: reading.rest
 """
 
-from kad.tokens.nodes import Nodes
-from kad.tokens.reading import Reading, Translation
+from kad.tokens.reading import Nodes, Reading, Translation
 from kad.tokens.token_bytes import TokenBytes
 
 __all__ = ["Nodes", "Reading", "TokenBytes", "Translation"]

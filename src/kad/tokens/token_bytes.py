@@ -264,8 +264,8 @@ def _without_added_space(plain: dict[str, Any]) -> dict[str, Any]:
     plain["post_processor"] = None
     normalizer = plain["normalizer"] or {}
     steps = normalizer.get("normalizers", [normalizer] if normalizer else [])
-    kept = [step for step in steps if step["type"] != "Prepend"]
-    plain["normalizer"] = {"type": "Sequence", "normalizers": kept} if kept else None
+    steps = [step for step in steps if step["type"] != "Prepend"]
+    plain["normalizer"] = {"type": "Sequence", "normalizers": steps} if steps else None
     splitter = plain["pre_tokenizer"] or {}
     for step in splitter.get("pretokenizers", [splitter]):
         if "prepend_scheme" in step:

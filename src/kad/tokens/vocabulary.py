@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from kad.errors import VocabularyError
+from kad.tokens.token_bytes import token_bytes
 from kad.words import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
+
 
 _LOG = logging.getLogger(__name__)
 _SHOWN = 5
@@ -101,18 +103,18 @@ def foreign_ids(
     both = [index for index in differing if index in first.tokens and index in second.tokens]
     ordinary = [i for i in both if i not in first.special or i not in second.special]
     if ordinary:
-        shown = "; ".join(f"id {i}: {first.tokens[i]!r} / {second.tokens[i]!r}" for i in ordinary[:_SHOWN])
+        examples = "; ".join(f"id {i}: {first.tokens[i]!r} / {second.tokens[i]!r}" for i in ordinary[:_SHOWN])
         raise VocabularyError(
             f"The {names[0]} and {names[1]} models have different vocabularies: {len(ordinary)} ids stand for "
-            f"different tokens ({names[0]} / {names[1]}): {shown}. Both models must share one tokenizer."
+            f"different tokens ({names[0]} / {names[1]}): {examples}. Both models must share one tokenizer."
         )
     size = min(rows)
     past = {i: m.tokens[i] for m in (first, second) for i in m.tokens if i >= size and i not in m.special}
     past |= {i: token for i, token in second.tokens.items() if size <= i < rows[1] and i not in first.tokens}
     if past:
-        shown = "; ".join(f"id {i}: {past[i]!r}" for i in sorted(past)[:_SHOWN])
+        examples = "; ".join(f"id {i}: {past[i]!r}" for i in sorted(past)[:_SHOWN])
         raise VocabularyError(
-            f"{len(past)} tokens lie past the {size} rows that the {names[0]} and {names[1]} models share: {shown}. "
+            f"{len(past)} tokens lie past the {size} rows that the {names[0]} and {names[1]} models share: {examples}. "
             "Resize the smaller model's embeddings, or take a model of the same family."
         )
     return [index for index in differing if index < size]
@@ -145,3 +147,39 @@ def common_vocabulary(sizes: Mapping[str, int], tokenizers: Mapping[str, Any]) -
                 counted(len(foreign), "special or reserved token"),
             )
     return Common(size, sorted(index for index in differing if index < size))
+
+
+_LOG = logging.getLogger(__name__)
+
+
+def agree(sizes: Mapping[str, int], tokenizers: Mapping[str, Any]) -> Common:
+    """What the models' vocabularies have in common. A base model may have a tokenizer of its own. Says so, once.
+
+    Args:
+        sizes: the number of output rows of each model, by role.
+        tokenizers: by role. The ids of a model without one are taken to agree.
+
+    Raises:
+        VocabularyError: the tokens differ, and one of the two tokenizers does not give the bytes of a text back.
+    """
+    try:
+        return common_vocabulary(sizes, tokenizers)
+    except VocabularyError as error:
+        if not {"base", "aligned"} <= tokenizers.keys():
+            raise
+        others = [role for role in sizes if role != "base"]
+        common = common_vocabulary(
+            {role: sizes[role] for role in others}, {role: tokenizers[role] for role in others if role in tokenizers}
+        )
+        for role in ("base", "aligned"):
+            try:
+                token_bytes(tokenizers[role])
+            except VocabularyError as reason:
+                raise VocabularyError(
+                    f"{error} Nor can the base model be read through the aligned model's tokens, because of the {role} "
+                    f"model's tokenizer. {reason}"
+                ) from reason
+    _LOG.warning(
+        "The base model has a tokenizer of its own. It is read through the aligned model's tokens (docs/models.md)."
+    )
+    return replace(common, base_tokenizer=OWN)

@@ -53,8 +53,8 @@ def read_header(path: Path) -> Header:
         ) from error
 
     def of(name: str, default: Any = None) -> Any:
-        found = _value(reader, f"{architecture}.{name}")
-        return default if found is None else found
+        value = _value(reader, f"{architecture}.{name}")
+        return default if value is None else value
 
     layers, heads = int(of("block_count", 0)), of("attention.head_count", 1)
     pairs = of("attention.head_count_kv", heads)

@@ -20,8 +20,7 @@ from transformers import GenerationConfig
 
 from kad.engines.llama_cpp.host import CACHE_TYPES, forget_messages, library, reason
 from kad.engines.llama_cpp.tokenizer import GgufTokenizer
-from kad.engines.one_at_a_time import OneAtATime
-from kad.engines.protocols import Facts
+from kad.engines.protocols import Facts, OneAtATime
 from kad.errors import OptionError, PairError, UsageError
 from kad.method.scorer import Scorer
 from kad.options import Option, check_fields
@@ -117,7 +116,6 @@ class LlamaCppModel(OneAtATime):
         )
 
     def scorer(self, vocab_size: int, device: torch.device, *, rollback: bool = True) -> Scorer:
-        """See `kad.engines.protocols.Model`."""
         if rollback and not self.rolls_back:
             raise UsageError(
                 f"Speculation must take rejected drafts back, and the recurrent layers of {self.path.name} cannot do "
@@ -180,7 +178,6 @@ class LlamaCppScorer:
 
     @property
     def reversible(self) -> bool:
-        """See `kad.method.scorer.Scorer`."""
         return self._model.rolls_back
 
     def advance(self, ids: Tensor, keep: int) -> Tensor:
@@ -198,17 +195,16 @@ class LlamaCppScorer:
         rows = torch.empty(keep, self._model.vocab_size)
         first, start = len(tokens) - keep, 0
         while start < len(tokens):
-            wanted = max(start, first)
-            end = min(start + self._batch.size, wanted + _ROWS, len(tokens))
-            self._batch.fill(tokens[start:end], self.processed, wanted - start)
+            row_start = max(start, first)
+            end = min(start + self._batch.size, row_start + _ROWS, len(tokens))
+            self._batch.fill(tokens[start:end], self.processed, row_start - start)
             self._decode(end - start)
-            if end > wanted:
-                rows[wanted - first : end - first] = self._logits(end - wanted)
+            if end > row_start:
+                rows[row_start - first : end - first] = self._logits(end - row_start)
             start = end
         return trim(rows, self._vocab).to(self._device)
 
     def rollback(self, length: int) -> None:
-        """Keep only the first `length` tokens."""
         if length >= self.processed:
             return
         if not self._lib.llama_memory_seq_rm(self._memory, 0, length, -1):
@@ -246,13 +242,13 @@ class _Batch:
             self.raw.n_seq_id[index] = 1
             self.raw.seq_id[index][0] = 0
 
-    def fill(self, tokens: list[int], place: int, wanted: int) -> None:
-        """Tokens that begin at position `place`. The logits of those from index `wanted` on are asked for."""
+    def fill(self, tokens: list[int], place: int, logits_from: int) -> None:
+        """Tokens that begin at position `place`. The logits of those from index `logits_from` on are asked for."""
         count = len(tokens)
         self.raw.n_tokens = count
         self._tokens[:count] = tokens
         self._places[:count] = np.arange(place, place + count)
-        self._wanted[:count] = np.arange(count) >= wanted
+        self._wanted[:count] = np.arange(count) >= logits_from
 
 
 def _load(lib: Any, path: Path, options: LlamaCppOptions) -> Any:
@@ -277,8 +273,8 @@ def _load(lib: Any, path: Path, options: LlamaCppOptions) -> Any:
 
 
 def _template(lib: Any, model: Any) -> str | None:
-    found = lib.llama_model_chat_template(model, None)
-    return None if found is None else found.decode()
+    template = lib.llama_model_chat_template(model, None)
+    return None if template is None else template.decode()
 
 
 def _free(lib: Any, model: Any, contexts: list[Any]) -> None:

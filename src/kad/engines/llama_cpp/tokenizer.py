@@ -50,7 +50,7 @@ class GgufTokenizer:
         self._size = int(lib.llama_vocab_n_tokens(vocab))
         self.end_token_ids = [index for index in range(self._size) if lib.llama_vocab_is_eog(vocab, index)]
         self.bos_token_id, self.eos_token_id, self.pad_token_id = (
-            found if (found := int(ask(vocab))) >= 0 else None
+            index if (index := int(ask(vocab))) >= 0 else None
             for ask in (lib.llama_vocab_bos, lib.llama_vocab_eos, lib.llama_vocab_pad)
         )
 
@@ -78,16 +78,16 @@ class GgufTokenizer:
         Raises:
             UsageError: a token that is not in the vocabulary, at which llama.cpp would end the process.
         """
-        given = [ids] if isinstance(ids, int) else list(ids)
-        wrong = next((token for token in given if not 0 <= token < self._size), None)
+        sequence = [ids] if isinstance(ids, int) else list(ids)
+        wrong = next((token for token in sequence if not 0 <= token < self._size), None)
         if wrong is not None:
             raise UsageError(f"There is no token {wrong} in {self._path.name}: it has {self._size} tokens.")
-        tokens = (self._lib.llama_token * len(given))(*given)
-        room = 16 * len(given) + 64
+        tokens = (self._lib.llama_token * len(sequence))(*sequence)
+        room = 16 * len(sequence) + 64
         while True:
             text = ctypes.create_string_buffer(room)
             count = self._lib.llama_detokenize(
-                self._vocab, tokens, len(given), text, room, False, not skip_special_tokens
+                self._vocab, tokens, len(sequence), text, room, False, not skip_special_tokens
             )
             if count >= 0:
                 return text.raw[:count].decode(errors="replace")
@@ -136,17 +136,17 @@ class GgufTokenizer:
         Raises:
             PairError: Transformers cannot convert it.
         """
-        kept = _converted(self._path)
-        if kept is not None and kept.is_file():
+        cached = _converted(self._path)
+        if cached is not None and cached.is_file():
             try:
-                return Tokenizer.from_file(str(kept))
+                return Tokenizer.from_file(str(cached))
             except Exception as error:  # noqa: BLE001  what tokenizers raises has no class of its own
-                _LOG.debug("%s is damaged, and made anew: %s", kept, error)
-        made = load_tokenizer(Source(str(self._path.parent), None, {"gguf_file": self._path.name})).backend_tokenizer
-        if kept is not None:
+                _LOG.debug("%s is damaged, and made anew: %s", cached, error)
+        backend = load_tokenizer(Source(str(self._path.parent), None, {"gguf_file": self._path.name})).backend_tokenizer
+        if cached is not None:
             with suppress(OSError):  # a full disk; this process has what it needs
-                write_atomically(kept, made.to_str())
-        return made
+                write_atomically(cached, backend.to_str())
+        return backend
 
     def _text(self, index: int | None) -> str:
         ask: Callable[..., bytes] = self._lib.llama_vocab_get_text

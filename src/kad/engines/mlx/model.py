@@ -12,8 +12,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from kad.engines.mlx.host import library
-from kad.engines.one_at_a_time import OneAtATime
-from kad.engines.protocols import Facts
+from kad.engines.protocols import Facts, OneAtATime
 from kad.errors import PairError, UsageError, first_line
 from kad.method.scorer import Scorer
 from kad.pair.model_files import load_config, load_generation_config, load_tokenizer
@@ -49,12 +48,10 @@ class MlxModel(OneAtATime):
 
     @cached_property
     def tokenizer(self) -> Any:
-        """See `kad.engines.protocols.Model`."""
         return load_tokenizer(self.source)
 
     @cached_property
     def facts(self) -> Facts:
-        """See `kad.engines.protocols.Model`."""
         from mlx.utils import tree_flatten
 
         text = self._config.get("text_config", self._config)
@@ -70,18 +67,16 @@ class MlxModel(OneAtATime):
 
     @cached_property
     def generation_config(self) -> GenerationConfig:
-        """See `kad.engines.protocols.Model`."""
         return load_generation_config(self.source) or GenerationConfig.from_model_config(load_config(self.source))
 
     def scorer(self, vocab_size: int, device: torch.device, *, rollback: bool = True) -> Scorer:
-        """See `kad.engines.protocols.Model`."""
-        made = MlxScorer(self, vocab_size, device)
-        if rollback and not made.reversible:
+        scorer = MlxScorer(self, vocab_size, device)
+        if rollback and not scorer.reversible:
             raise UsageError(
                 f"Speculation must take rejected drafts back, and the cache of {self.source.model} forgets (layers "
                 "with a sliding window or a recurrent state). Decode without speculation."
             )
-        return made
+        return scorer
 
     def new_cache(self) -> list[Any]:
         """An empty cache."""
@@ -107,17 +102,14 @@ class MlxScorer:
 
     @property
     def reversible(self) -> bool:
-        """See `kad.method.scorer.Scorer`."""
         return all(type(layer) is self._caches.KVCache for layer in self._cache)
 
     def advance(self, ids: Tensor, keep: int) -> Tensor:
-        """Read ids (n,). Returns logits (keep, vocab) at the last `keep` ids."""
         logits = self._model.logits(ids, self._cache, keep)
         self.processed += ids.shape[0]
         return trim(logits, self._vocab).to(self._device)
 
     def rollback(self, length: int) -> None:
-        """Keep only the first `length` tokens."""
         if length >= self.processed:
             return
         if not self.reversible:

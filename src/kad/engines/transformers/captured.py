@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, StaticCache
 
-from kad.engines.transformers.forward import cache_option
-from kad.engines.transformers.host import forget, unforgetting
+from kad.engines.transformers.host import cache_option, forget, unforgetting
 from kad.errors import UsageError, first_line
 from kad.tokens.vocabulary import trim
 
@@ -166,7 +165,6 @@ class CapturedModel:
         self._vocab, self._device = vocab_size, device
 
     def advance(self, ids: Tensor, keep: int) -> Tensor:
-        """Read ids (n,). Returns logits (keep, vocab) at the last `keep` ids."""
         capture = self._capture
         if capture is None:
             raise UsageError("This scorer was released: its cache belongs to another generation by now.")
@@ -181,7 +179,6 @@ class CapturedModel:
         return trim(logits, self._vocab).to(self._device)
 
     def rollback(self, length: int) -> None:
-        """Keep only the first `length` tokens."""
         surplus = max(self.processed - length, 0)
         if self._capture is not None:
             self._capture.forget(surplus)

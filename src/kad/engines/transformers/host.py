@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
+from functools import lru_cache
 from typing import Any
 
 from kad.errors import UsageError
@@ -34,8 +35,10 @@ __all__ = [
     "GenerateDecoderOnlyOutput",
     "cache_name",
     "cache_of",
+    "cache_option",
     "forget",
     "one_cache_name",
+    "parameters_of",
     "record_past",
     "render_jinja_template",
     "unforgetting",
@@ -65,10 +68,10 @@ NEEDS = (
 CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 
 
-def cache_name(known: Iterable[str]) -> str | None:
+def cache_name(names: Iterable[str]) -> str | None:
     """The name of the cache among these names. None if there is none."""
-    known = set(known)
-    return next((name for name in CACHE_NAMES if name in known), None)
+    names = set(names)
+    return next((name for name in CACHE_NAMES if name in names), None)
 
 
 def _cache_name_of_outputs() -> str:
@@ -82,6 +85,17 @@ check(TRANSFORMERS, NEEDS)
 
 CACHE = _cache_name_of_outputs()
 """The installed Transformers' name of the cache, in `forward`, in `generate` and in their outputs."""
+
+
+@lru_cache(maxsize=64)
+def parameters_of(forward: Callable[..., Any]) -> frozenset[str]:
+    """The names of the arguments of a `forward`."""
+    return frozenset(inspect.signature(forward).parameters)
+
+
+def cache_option(model: Any) -> str:
+    """The name of the cache among the arguments of a model's forward."""
+    return cache_name(parameters_of(type(model).forward)) or CACHE
 
 
 def cache_of(output: Any) -> Any:
@@ -189,6 +203,6 @@ class ComposedGeneration(GenerationMixin):
             custom_generate, kwargs, synced_gpus, assistant_model, streamer
         )
         if callable(custom_generate):
-            known = inspect.signature(custom_generate).parameters
-            options |= {key: value for key, value in dropped.items() if value is not None and key in known}
+            parameters = inspect.signature(custom_generate).parameters
+            options |= {key: value for key, value in dropped.items() if value is not None and key in parameters}
         return options

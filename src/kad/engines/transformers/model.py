@@ -2,21 +2,56 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
-from transformers import DynamicCache, GenerationConfig, PreTrainedModel
+from torch import Tensor
+from transformers import Cache, DynamicCache, DynamicLayer, GenerationConfig, PreTrainedModel
 
 from kad.engines.protocols import Batch, Facts
-from kad.engines.transformers.cached_model import CachedModel
 from kad.engines.transformers.captured import Backend, CapturedModel, Captures
-from kad.engines.transformers.lockstep import Lockstep
-from kad.errors import MissingTokenizerError
+from kad.engines.transformers.host import cache_option, forget, parameters_of, record_past, unforgetting
+from kad.errors import MissingTokenizerError, UsageError
 from kad.method.scorer import Scorer
 from kad.pair.model_files import load_tokenizer
 from kad.pair.sources import Source
+from kad.tokens.vocabulary import trim
+
+
+def run_part(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    cache: Any = None,
+    *,
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    logits_to_keep: int | Tensor = 0,
+    **others: Tensor,
+) -> Tensor:
+    """The logits of one model (batch, kept positions, vocab) on its own device. Fills `cache` if there is one.
+
+    `others` are further tensors that its `forward` takes.
+    """
+    device = model.device
+    parameters = parameters_of(type(model).forward)
+    options: dict[str, Any] = {"use_cache": cache is not None, "return_dict": True, **others}
+    if cache is not None:
+        options[cache_option(model)] = cache
+    if attention_mask is not None:
+        options["attention_mask"] = attention_mask.to(device)
+    if position_ids is not None and "position_ids" in parameters:
+        options["position_ids"] = position_ids.to(device)
+    if "logits_to_keep" in parameters:
+        options["logits_to_keep"] = logits_to_keep
+    logits: Tensor = model(input_ids.to(device), **options).logits
+    if "logits_to_keep" in parameters:
+        return logits
+    if isinstance(logits_to_keep, Tensor):
+        return logits[:, logits_to_keep.to(device)]
+    return logits[:, -logits_to_keep:] if logits_to_keep else logits
 
 
 class TransformersModel:
@@ -37,18 +72,15 @@ class TransformersModel:
 
     @property
     def generation_config(self) -> GenerationConfig:
-        """See `kad.engines.protocols.Model`."""
         return self.model.generation_config
 
     @property
     def device(self) -> torch.device:
-        """See `kad.engines.protocols.Model`."""
         device: torch.device = self.model.device
         return device
 
     @cached_property
     def tokenizer(self) -> Any:
-        """See `kad.engines.protocols.Model`."""
         if self.source is None:
             raise MissingTokenizerError(
                 f"The {type(self.model).__name__} was given as an object without a path, so its tokenizer is not "
@@ -58,7 +90,6 @@ class TransformersModel:
 
     @cached_property
     def facts(self) -> Facts:
-        """See `kad.engines.protocols.Model`."""
         return Facts(
             parameters=int(self.model.num_parameters()),
             context_length=getattr(self.model.config.get_text_config(), "max_position_embeddings", None),
@@ -67,16 +98,98 @@ class TransformersModel:
         )
 
     def scorer(self, vocab_size: int, device: torch.device, *, rollback: bool = True) -> Scorer:
-        """See `kad.engines.protocols.Model`."""
         cache = DynamicCache(config=self.model.config)
         return CachedModel(self.model, cache, vocab_size, device, rollback=rollback)
 
     def captured(
         self, vocab_size: int, device: torch.device, capacity: int, shapes: Sequence[int], backend: Backend
     ) -> Scorer:
-        """See `kad.engines.protocols.Model`."""
         return CapturedModel(self.captures, self.model, capacity, shapes, backend, vocab_size, device)
 
     def in_step(self, prompts: list[list[int]], vocab_size: int, pad: int) -> Batch:
-        """See `kad.engines.protocols.Model`."""
         return Lockstep(self.model, prompts, vocab_size, pad)
+
+
+class CachedModel:
+    """A Transformers model with its key-value cache.
+
+    Args:
+        model: the model.
+        cache: its cache. It may already hold a prefix.
+        vocab_size: the size of the common vocabulary. Later rows are cut off.
+        device: the device of the logits.
+        rollback: whether the cache must roll back.
+
+    Raises:
+        UsageError: `rollback` with a cache that cannot roll back.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, cache: Cache, vocab_size: int, device: torch.device, *, rollback: bool = True
+    ) -> None:
+        if rollback:
+            _check_can_roll_back(cache)
+        self.processed = int(cache.get_seq_length())
+        self._model, self._cache, self._vocab, self._device = model, cache, vocab_size, device
+        self._recording = rollback and record_past(cache, True)
+
+    @property
+    def reversible(self) -> bool:
+        return all(type(layer) is DynamicLayer for layer in self._cache.layers)
+
+    def advance(self, ids: Tensor, keep: int) -> Tensor:
+        logits = run_part(self._model, ids.unsqueeze(0), self._cache, logits_to_keep=keep)
+        self.processed += ids.shape[0]
+        return trim(logits[0, -keep:], self._vocab).to(self._device)
+
+    def rollback(self, length: int) -> None:
+        surplus = max(self.processed - length, 0)
+        if surplus == 0 and (not self._recording or self.processed == 0):
+            return
+        forget(self._cache, surplus)
+        self.processed -= surplus
+
+    def release(self) -> None:
+        """Put the cache back into its ordinary state."""
+        if self._recording:
+            record_past(self._cache, False)
+
+
+def _check_can_roll_back(cache: Cache) -> None:
+    """Layers must be dynamic or plain static. Other kinds cannot drop rejected drafts."""
+    stuck = unforgetting(cache)
+    if stuck:
+        raise UsageError(
+            f"Speculation must take rejected drafts back out of the cache, which {', '.join(stuck)} cannot do. Use a "
+            "dynamic cache (leave cache_implementation out), or decode without speculation."
+        )
+
+
+class Lockstep:
+    """See `kad.engines.protocols.Batch`.
+
+    Args:
+        model: the model.
+        prompts: token ids, at least one each.
+        vocab_size: the size of the common vocabulary. Later rows are cut off.
+        pad: the token that fills short prompts.
+    """
+
+    def __init__(self, model: PreTrainedModel, prompts: list[list[int]], vocab_size: int, pad: int) -> None:
+        width = max(map(len, prompts))
+        filled = [[pad] * (width - len(prompt)) + prompt for prompt in prompts]
+        mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+        self._model, self._vocab = model, vocab_size
+        self.room = sys.maxsize  # which Transformers does not limit
+        self.ids, self._mask = torch.tensor(filled, device=model.device), torch.tensor(mask, device=model.device)
+        self._cache = DynamicCache(config=model.config)
+
+    def advance(self, tokens: Tensor | None = None) -> Tensor:
+        ids = self.ids if tokens is None else tokens.to(self.ids.device).unsqueeze(-1)
+        if tokens is not None:
+            self._mask = torch.cat((self._mask, self._mask.new_ones(ids.shape)), dim=-1)
+        positions = (self._mask.cumsum(dim=-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        logits = run_part(
+            self._model, ids, self._cache, attention_mask=self._mask, position_ids=positions, logits_to_keep=1
+        )
+        return trim(logits[:, -1], self._vocab)

@@ -8,17 +8,17 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig, GenerationMixin, PreTrainedModel
+from torch.nn.functional import nll_loss
+from transformers import AutoModelForCausalLM, Cache, DynamicCache, GenerationConfig, GenerationMixin, PreTrainedModel
 
 from kad.engines.pair import Pair
 from kad.engines.protocols import Facts
-from kad.engines.transformers.cache import KadCache
-from kad.engines.transformers.forward import check_one_tokenizer, loss_of, own_inputs, own_step, prompt_length, run_part
 from kad.engines.transformers.host import CACHE, CausalLMOutputWithPast, ComposedGeneration, one_cache_name
 from kad.engines.transformers.late_check import LateCheck
 from kad.engines.transformers.loading import load_models
-from kad.engines.transformers.model import TransformersModel
+from kad.engines.transformers.model import TransformersModel, run_part
 from kad.errors import PairError, UsageError
 from kad.method import defaults
 from kad.method.composition import Composition, RuleLike, compose, in_order, raise_if_bad
@@ -30,6 +30,53 @@ from kad.pair.folder import load_config, write
 from kad.pair.model_files import load_tokenizer
 from kad.tokens.never_kept import foreign_tokens
 from kad.tokens.vocabulary import trim
+
+
+class KadCache(Cache):
+    """One cache for each model. Its `layers` are the layers of all models, base first.
+
+    Transformers' `Cache` works on `layers`. So cropping, beam reordering, resetting and recording for a rollback act on
+    all models. The sequence length is that of the aligned model: the base model may have read a prompt of its own.
+
+    Attributes:
+        given: whether a user gave it to `generate`, and may use it afterwards.
+    """
+
+    given = False
+
+    def __init__(self, base: Cache, aligned: Cache, reference: Cache | None = None) -> None:
+        self.base = base
+        self.aligned = aligned
+        self.reference = reference
+        self.offloading = False
+
+    @property
+    def parts(self) -> dict[str, Cache]:
+        """The caches by role."""
+        parts = {"base": self.base, "aligned": self.aligned}
+        return parts if self.reference is None else parts | {"reference": self.reference}
+
+    @property
+    def layers(self) -> list[Any]:
+        """All layers of all models."""
+        return [layer for part in self.parts.values() for layer in part.layers]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """How many tokens the aligned model has read."""
+        return int(self.aligned.get_seq_length())
+
+    @property
+    def is_compileable(self) -> bool:
+        """Always false, because each model makes its own masks for its own cache."""
+        return False
+
+    def update(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Not for use. Every model updates its own part.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError("A KadCache is updated by its models, part by part; pass it to a KadForCausalLM.")
 
 
 class KadForCausalLM(ComposedGeneration, PreTrainedModel, GenerationMixin):
@@ -172,7 +219,6 @@ class KadForCausalLM(ComposedGeneration, PreTrainedModel, GenerationMixin):
 
     @property
     def tokenizer(self) -> Any:
-        """See `Pair.tokenizer`."""
         return self.pair.tokenizer
 
     @tokenizer.setter
@@ -181,12 +227,10 @@ class KadForCausalLM(ComposedGeneration, PreTrainedModel, GenerationMixin):
 
     @property
     def base_tokenizer(self) -> Any:
-        """See `Pair.base_tokenizer`."""
         return self.pair.base_tokenizer
 
     @property
     def facts(self) -> dict[str, Facts]:
-        """See `Pair.facts`."""
         return self.pair.facts
 
     @property
@@ -205,7 +249,6 @@ class KadForCausalLM(ComposedGeneration, PreTrainedModel, GenerationMixin):
 
     @property
     def base_prompt(self) -> BasePrompt | None:
-        """See `Pair.base_prompt`."""
         return self.pair.base_prompt
 
     @base_prompt.setter
@@ -215,7 +258,6 @@ class KadForCausalLM(ComposedGeneration, PreTrainedModel, GenerationMixin):
     def using(
         self, rule: RuleLike | None = None, deferral_temperature: float | None = None
     ) -> AbstractContextManager[None]:
-        """See `Pair.using`."""
         return self.pair.using(rule, deferral_temperature)
 
     # ------------------------------------------------------------------ running
@@ -275,8 +317,8 @@ class KadForCausalLM(ComposedGeneration, PreTrainedModel, GenerationMixin):
         if output_attentions or output_hidden_states:
             raise UsageError("A composition has no attentions or hidden states of its own; ask model.base or .aligned.")
         now = self.composition
-        given = one_cache_name({"cache": cache, "past_key_values": past_key_values}).get(CACHE)
-        cache = self._cache_for(given, now.rule) if given is not None or use_cache else None
+        own = one_cache_name({"cache": cache, "past_key_values": past_key_values}).get(CACHE)
+        cache = self._cache_for(own, now.rule) if own is not None or use_cache else None
         logits: dict[str, Rows] = {}
         for role in self._roles(now.rule, cache):
             part = cache.parts[role] if cache is not None else None
@@ -365,6 +407,76 @@ class KadForCausalLM(ComposedGeneration, PreTrainedModel, GenerationMixin):
 
     def get_output_embeddings(self) -> None:
         """None: log pi is not a linear function of one hidden state."""
+
+
+def own_inputs(
+    ids: Tensor, mask: Tensor | None, cache: Any, logits_to_keep: int | Tensor
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """What the base model still has to read of its own tokens: ids, attention mask and positions."""
+    if not isinstance(logits_to_keep, int) or logits_to_keep < 1:
+        raise UsageError(
+            "With base_input_ids, say with logits_to_keep=n how many of the last positions are composed: before the "
+            "answer the models have read different texts."
+        )
+    read = 0 if cache is None else int(cache.get_seq_length())
+    positions = None if mask is None else (mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, read:]
+    return ids[:, read:], mask, positions
+
+
+def own_step(answer: Tensor, kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The base model's own tokens and attention mask with the answer so far (batch, new). Empty without a prompt of its
+    own."""
+    ids, mask = kwargs.get("base_input_ids"), kwargs.get("base_attention_mask")
+    if ids is None:
+        return {}
+    inputs = {"base_input_ids": torch.cat((ids, answer), dim=-1)}
+    if mask is not None:
+        inputs["base_attention_mask"] = torch.cat((mask, mask.new_ones(answer.shape)), dim=-1)
+    return inputs
+
+
+def check_one_tokenizer(base_tokenizer: Any) -> None:
+    """Refuse a base model with a tokenizer of its own.
+
+    Raises:
+        UsageError: there is such a tokenizer.
+    """
+    if base_tokenizer is not None:
+        raise UsageError(
+            "The base model has a tokenizer of its own, so the models' positions differ, and Transformers' generate "
+            "cannot run the pair. Use kad.generate, kad.stream or kad.Conversation."
+        )
+
+
+def prompt_length(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """How many tokens of `input_ids` are the prompt, beside a prompt of the base model's own."""
+    ids = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
+    if ids is None or ids.shape[0] != kwargs["base_input_ids"].shape[0]:
+        raise UsageError("base_input_ids stands beside input_ids, with the same number of rows.")
+    if kwargs.get("assistant_model") is not None or kwargs.get("prompt_lookup_num_tokens") is not None:
+        raise UsageError(
+            "Transformers' assisted decoding cuts all caches to one length, which base_input_ids does not allow. Use "
+            "custom_generate=kad.speculative."
+        )
+    return int(ids.shape[1])
+
+
+def loss_of(log_pi: Tensor, labels: Tensor) -> Tensor:
+    """The mean of -log pi of each label, predicted from the positions before it.
+
+    Args:
+        log_pi: (batch, positions, vocab), log-probabilities.
+        labels: (batch, positions); -100 is left out.
+
+    Raises:
+        UsageError: other shapes.
+    """
+    if labels.shape != log_pi.shape[:-1]:
+        raise UsageError(
+            f"labels must have the shape of the kept positions, {tuple(log_pi.shape[:-1])}, but have "
+            f"{tuple(labels.shape)}. Leave logits_to_keep at 0."
+        )
+    return nll_loss(log_pi[:, :-1].flatten(0, 1), labels[:, 1:].flatten().to(log_pi.device))
 
 
 _FORWARD = frozenset(inspect.signature(KadForCausalLM.forward).parameters) - {"self"}

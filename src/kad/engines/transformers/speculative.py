@@ -17,12 +17,10 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from kad.engines.own_prompt import OwnPrompt
-from kad.engines.restricted import Restricted
-from kad.engines.transformers.cache import KadCache
-from kad.engines.transformers.cached_model import CachedModel
+from kad.engines.scorers import OwnPrompt, Restricted
 from kad.engines.transformers.host import CACHE, BaseStreamer, GenerateDecoderOnlyOutput
-from kad.engines.transformers.modeling import KadForCausalLM
+from kad.engines.transformers.model import CachedModel
+from kad.engines.transformers.modeling import KadCache, KadForCausalLM
 from kad.errors import UsageError
 from kad.method import defaults
 from kad.method.scorer import Scorer
@@ -119,8 +117,8 @@ def speculative(
     ids = _room_for_new_tokens(input_ids, criteria, generation_config)
     cache = _cache_for(model, draft_model, model_kwargs.get(CACHE))
     own = _own_prompt(model_kwargs)
-    asked = defaults.draft_tokens(bool(generation_config.do_sample)) if num_draft_tokens is None else num_draft_tokens
-    window = window_size(asked, few=bool(compile))
+    drafts = defaults.draft_tokens(bool(generation_config.do_sample)) if num_draft_tokens is None else num_draft_tokens
+    window = window_size(drafts, few=bool(compile))
     if compile and cache.given:
         raise UsageError(f"compile=True makes caches of its own: leave {CACHE} out, or decode without compile.")
     scorers = (

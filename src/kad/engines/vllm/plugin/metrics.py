@@ -91,9 +91,9 @@ class DeferredMass:
             self._copied.record()
 
     def _show(self, sums: Tensor) -> None:
-        found = sums.tolist()
+        totals = sums.tolist()
         for name, place in [*((str(rule), place) for rule, place in self._places.items()), (OTHERS, MOST_RULES)]:
-            mass, rows = found[place]
+            mass, rows = totals[place]
             before = self._shown[place]
             if rows > before[1]:
                 self._mass.labels(name).inc(mass - before[0])

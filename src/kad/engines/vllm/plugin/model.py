@@ -16,11 +16,11 @@ from vllm.model_executor.model_loader.utils import initialize_model
 from vllm.model_executor.model_loader.weight_tying import maybe_retie_word_embeddings
 
 from kad.engines.vllm.host import SECOND_RUNNER
-from kad.engines.vllm.plugin.config import PairView, part_model_config
 from kad.engines.vllm.plugin.metrics import DeferredMass
-from kad.engines.vllm.plugin.rows import RULE_COLUMNS, StepRules
 from kad.engines.vllm.plugin.runner import patch_worker
 from kad.engines.vllm.plugin.scheduler import zero_new_blocks
+from kad.engines.vllm.plugin.step_rules import RULE_COLUMNS, StepRules
+from kad.engines.vllm.plugin.view import PairView, part_model_config
 from kad.hosts import VLLM, check
 from kad.method.composition import Composition, compose, composed
 from kad.method.distribution import Rows, move_to_rest

@@ -28,21 +28,21 @@ def rule_of(params: Any) -> Rule | None:
     Raises:
         RuleError: an unknown rule or a parameter out of its range.
     """
-    wanted = (getattr(params, "extra_args", None) or {}).get(RULE_ARGUMENT)
-    if wanted is None:
+    value = (getattr(params, "extra_args", None) or {}).get(RULE_ARGUMENT)
+    if value is None:
         return None
-    if not isinstance(wanted, str | Mapping):
+    if not isinstance(value, str | Mapping):
         raise RuleError(
             f"The request's {RULE_ARGUMENT!r} must be a string such as 'dual:threshold=0.4' or an object with a 'rule' "
-            f"and its parameters, but is {_quoted(wanted)}."
+            f"and its parameters, but is {_quoted(value)}."
         )
-    length = len(wanted if isinstance(wanted, str) else repr(wanted))
+    length = len(value if isinstance(value, str) else repr(value))
     if length > _LONGEST_RULE:
         raise RuleError(
-            f"The request's {RULE_ARGUMENT!r} is {length:,} characters long ({_quoted(wanted)}), but at most "
+            f"The request's {RULE_ARGUMENT!r} is {length:,} characters long ({_quoted(value)}), but at most "
             f"{_LONGEST_RULE} are allowed. Write it like dual:threshold=0.4."
         )
-    return _parse(wanted) if isinstance(wanted, str) else parse_rule(wanted)
+    return _parse(value) if isinstance(value, str) else parse_rule(value)
 
 
 def check_request(params: Any, has_reference: bool) -> None:
@@ -103,7 +103,7 @@ def check_at_the_door() -> None:
     from vllm.exceptions import VLLMValidationError
     from vllm.sampling_params import SamplingParams
 
-    from kad.engines.vllm.plugin.config import PairView
+    from kad.engines.vllm.plugin.view import PairView
 
     verify = SamplingParams.verify
     if getattr(verify, "knows_rules", False):

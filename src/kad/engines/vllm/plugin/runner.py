@@ -22,7 +22,7 @@ from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from kad.engines.vllm.host import FIRST_RUNNER
 from kad.engines.vllm.plugin.requests import rule_of
-from kad.engines.vllm.plugin.rows import bad_tokens
+from kad.engines.vllm.plugin.step_rules import bad_tokens
 from kad.hosts import VLLM, check
 
 

@@ -19,8 +19,8 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.request import RequestStatus
 
-from kad.engines.vllm.plugin.config import PairView
-from kad.engines.vllm.plugin.parent import end_with_parent
+from kad.engines.vllm.launch import end_with_parent
+from kad.engines.vllm.plugin.view import PairView
 
 logger = init_logger(f"vllm.{__name__}")
 

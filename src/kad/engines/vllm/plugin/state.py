@@ -12,7 +12,7 @@ from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 from vllm.v1.worker.gpu.spec_decode.rejection_sampler import RejectionSampler
 
 from kad.engines.vllm.plugin.requests import rule_of
-from kad.engines.vllm.plugin.rows import bad_tokens
+from kad.engines.vllm.plugin.step_rules import bad_tokens
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import NewRequestData
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vllm.v1.worker.gpu.sample.output import SamplerOutput
     from vllm.v1.worker.gpu.states import RequestState
 
-    from kad.engines.vllm.plugin.rows import StepRules
+    from kad.engines.vllm.plugin.step_rules import StepRules
     from kad.method.rules import Rule
 
 

@@ -1,4 +1,4 @@
-"""A scorer of the base model that answers in the aligned model's tokens, where the two have no tokenizer in common."""
+"""Scorers around the base model's scorer: its own prompt, tokens that it never keeps, a tokenizer of its own."""
 
 from __future__ import annotations
 
@@ -10,10 +10,97 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from kad.method.distribution import EXCLUDED, RowsWithRest
+from kad.method.distribution import EXCLUDED, Rows, RowsWithRest, move_to_rest
 from kad.method.scorer import Scorer
 from kad.tokens import Nodes, Reading, TokenBytes, Translation
+from kad.tokens.never_kept import NeverKept, foreign_tokens
 from kad.tokens.token_bytes import whole_characters
+
+
+class OwnPrompt:
+    """A scorer for callers that count in the tokens of another prompt, with the same answer after it.
+
+    Args:
+        scorer: the model's scorer. It may have read a prefix of its own prompt.
+        prompt: the tokens of its own prompt, at least one.
+        shared: the number of tokens of the callers' prompt, at least one.
+    """
+
+    def __init__(self, scorer: Scorer, prompt: Sequence[int], shared: int) -> None:
+        self.scorer, self._prompt, self._shared = scorer, list(prompt), shared
+
+    @property
+    def processed(self) -> int:
+        """How many of the callers' tokens count as read. The prompt counts as a whole."""
+        read = self.scorer.processed
+        whole = len(self._prompt)
+        return read - whole + self._shared if read >= whole else min(read, self._shared - 1)
+
+    @property
+    def reversible(self) -> bool:
+        return self.scorer.reversible
+
+    def advance(self, ids: Tensor, keep: int) -> Rows:
+        """See `kad.method.scorer.Scorer`. In the place of what is left of the callers' prompt it reads its own."""
+        unread = self._prompt[self.scorer.processed :]
+        new = ids[max(self._shared - self.processed, 0) :] if unread else ids
+        own = torch.cat((torch.tensor(unread, dtype=ids.dtype, device=ids.device), new))
+        return self.scorer.advance(own, keep)
+
+    def rollback(self, length: int) -> None:
+        answer = max(length - self._shared, 0)
+        self.scorer.rollback(len(self._prompt) + answer - (length < self._shared))
+
+    def release(self) -> None:
+        self.scorer.release()
+
+    def has_read(self, ids: Sequence[int]) -> list[int]:
+        """The tokens that the model has read, given those of the callers' prompt and of the answer."""
+        return [*self._prompt, *ids[self._shared :]][: self.scorer.processed]
+
+
+class Restricted:
+    """The rows of another scorer, in which the probability of the tokens that p never keeps belongs to the rest.
+
+    Args:
+        scorer: the base model's scorer.
+        never_kept: the tokens.
+        shared: the number of tokens of the prompt, as `scorer` counts them.
+        deferral_temperature: see `kad.method.distribution.move_to_rest`.
+    """
+
+    def __init__(self, scorer: Scorer, never_kept: NeverKept, shared: int, deferral_temperature: float = 1.0) -> None:
+        self.scorer, self._never_kept, self._shared = scorer, never_kept, shared
+        self._temperature = deferral_temperature
+        self._answer: list[int] = []
+
+    @property
+    def processed(self) -> int:
+        return self.scorer.processed
+
+    @property
+    def reversible(self) -> bool:
+        return self.scorer.reversible
+
+    def advance(self, ids: Tensor, keep: int) -> RowsWithRest:
+        new = ids[max(self._shared - self.processed, 0) :]
+        rows = self.scorer.advance(ids, keep)
+        vocab = rows.shape[-1]
+        if self._never_kept.stops is None:  # then the answer need not be read from the device
+            foreign = foreign_tokens(self._never_kept.foreign_ids, vocab, rows.device)
+            return move_to_rest(rows, foreign, self._temperature)
+        self._answer += new.tolist()
+        ends = range(len(self._answer) - keep + 1, len(self._answer) + 1)
+        tokens = torch.stack([self._never_kept.after(self._answer[:end], vocab) for end in ends])
+        return move_to_rest(rows, tokens.to(rows.device), self._temperature)
+
+    def rollback(self, length: int) -> None:
+        self.scorer.rollback(length)
+        del self._answer[max(length - self._shared, 0) :]
+
+    def release(self) -> None:
+        self.scorer.release()
+
 
 # Tokens of the base model below this probability are not looked at one by one. Part of the definition of the rows.
 LEAST = 0.002
@@ -76,7 +163,6 @@ class Translated:
 
     @property
     def reversible(self) -> bool:
-        """See `kad.method.scorer.Scorer`."""
         return self.scorer.reversible
 
     @property
@@ -85,7 +171,6 @@ class Translated:
         return 0 if self._translation is None else self._translation[0].forwards
 
     def advance(self, ids: Tensor, keep: int) -> RowsWithRest:
-        """See `kad.method.scorer.Scorer`."""
         self._answer += ids[max(self._shared - self._read, 0) :].tolist()
         self._read += len(ids)
         ends = range(len(self._answer) - keep + 1, len(self._answer) + 1)
@@ -103,7 +188,6 @@ class Translated:
         del self._answer[max(length - self._shared, 0) :]
 
     def release(self) -> None:
-        """See `kad.method.scorer.Scorer`."""
         self.scorer.release()
 
     def has_read(self, ids: Sequence[int]) -> list[int]:

@@ -72,14 +72,14 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(
     Path("folder.html").mkdir()
     Path("file").write_text("")
     before = sorted(tmp_path.iterdir())
-    monkeypatch.setattr("kad.cli.options.ModelOptions.load", lambda options: pytest.fail("loaded a model"))
+    monkeypatch.setattr("kad.cli.common.ModelOptions.load", lambda options: pytest.fail("loaded a model"))
     assert problem in call("trace", "Hi", "--out", place, code=2).stderr
     assert sorted(tmp_path.iterdir()) == before
 
 
 def test_a_good_place_is_left_as_it_is_until_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "old.html").write_text("before")
-    monkeypatch.setattr("kad.cli.options.ModelOptions.load", lambda options: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("kad.cli.common.ModelOptions.load", lambda options: (_ for _ in ()).throw(KeyboardInterrupt))
     for name in ("old.html", "new.html"):
         call("trace", "Hi", "--out", tmp_path / name, code=130)
     assert [path.name for path in tmp_path.iterdir()] == ["old.html"]

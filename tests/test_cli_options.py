@@ -10,9 +10,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from kad.cli.common import ModelOptions
 from kad.cli.flatten import Only, Prefix, Without, flatten
 from kad.cli.main import COMMANDS, load_command
-from kad.cli.options import ModelOptions
 from kad.errors import UsageError
 from kad.evaluation.evaluate import Plan
 from kad.evaluation.results.settings import Settings

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from kad.cli import stdio
+from kad.cli.common import Json, ModelOptions
 from kad.cli.flatten import Without
-from kad.cli.options import Json, ModelOptions
 from kad.cli.questions import Questions
 from kad.errors import UsageError
 from kad.options import Option

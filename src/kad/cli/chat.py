@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kad.cli import display, options, stdio
+from kad.cli import common, display, stdio
 from kad.errors import KadError, UsageError
 from kad.text.drafting import DraftTokens
 from kad.text.prompts import pieces
@@ -38,12 +38,12 @@ EXAMPLES = (
 
 
 def command(
-    pair_argument: options.PairArgument = None,
+    pair_argument: common.PairArgument = None,
     *,
-    system: options.System = None,
-    thinking: options.Thinking = None,
+    system: common.System = None,
+    thinking: common.Thinking = None,
     draft_tokens: DraftTokens = None,
-    models: options.ModelOptions,
+    models: common.ModelOptions,
     sampling: Sampling,
 ) -> None:
     """Talk with the composed model.

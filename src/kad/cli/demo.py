@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kad.cli import display, stdio
-from kad.cli.options import Json
+from kad.cli.common import Json
 from kad.options import Option
 from kad.tracing import palette
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Annotated
 
 from kad.cli import evaluation_runs as shared
+from kad.cli.common import Json, ModelOptions
 from kad.cli.flatten import Without
-from kad.cli.options import Json, ModelOptions
 from kad.evaluation.run_options import RunOptions, TaskOptions
 from kad.options import Option
 

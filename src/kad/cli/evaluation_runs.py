@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from kad.cli import stdio
-from kad.cli.options import ModelOptions
+from kad.cli.common import ModelOptions
 from kad.engines.load import first_device
 from kad.evaluation.run_options import RunOptions, TaskOptions
 from kad.options import Option

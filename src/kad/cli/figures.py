@@ -9,8 +9,8 @@ import typer
 
 from kad.cli import stdio
 from kad.cli.analyze import Budget
+from kad.cli.common import Json, ModelOptions
 from kad.cli.flatten import Without
-from kad.cli.options import Json, ModelOptions
 from kad.cli.questions import Questions
 from kad.options import Option
 

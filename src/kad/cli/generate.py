@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kad.cli import display, options, stdio
+from kad.cli import common, display, stdio
 from kad.errors import UsageError
 from kad.options import Option
 from kad.text.drafting import DraftTokens
@@ -27,10 +27,10 @@ def command(
         str | None, typer.Argument(metavar="PROMPT", help="The prompt; - or nothing reads standard input.")
     ] = None,
     *,
-    file: options.PromptFile = None,
-    system: options.System = None,
-    raw: options.Raw = False,
-    thinking: options.Thinking = None,
+    file: common.PromptFile = None,
+    system: common.System = None,
+    raw: common.Raw = False,
+    thinking: common.Thinking = None,
     color: Annotated[bool, Option("Show, once the text is finished, which model each token came from.")] = False,
     stats: Annotated[
         bool,
@@ -42,8 +42,8 @@ def command(
         Option("Compile the forward passes first, on CUDA as graphs. For models that Transformers runs."),
     ] = False,
     stream: Annotated[bool, Option("Show the text as it arrives.")] = True,
-    as_json: options.Json = False,
-    models: options.ModelOptions,
+    as_json: common.Json = False,
+    models: common.ModelOptions,
     sampling: Sampling,
 ) -> None:
     """Generate text from a prompt with the composed model.
@@ -51,8 +51,8 @@ def command(
     The prompt goes through the chat template of the aligned model, unless you give --raw. Tokens are drawn as the
     generation settings of the aligned model say, unless you give sampling options.
     """
-    text = options.read_prompt(prompt, file)
-    options.check_raw(raw, system, thinking)
+    text = common.read_prompt(prompt, file)
+    common.check_raw(raw, system, thinking)
     if as_json and color:
         raise UsageError("Give --json or --color, not both; the JSON holds the origin shares.")
     started = time.perf_counter()

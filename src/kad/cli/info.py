@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from kad.cli import environment, options, stdio
+from kad.cli import common, environment, stdio
 from kad.cli.flatten import Only
 from kad.cli.stdio import WRONG_INPUT
 from kad.errors import PairError, UsageError, VocabularyError
@@ -63,9 +63,9 @@ class Description:
 
 
 def command(
-    pair_argument: options.PairArgument = None,
+    pair_argument: common.PairArgument = None,
     *,
-    named: Annotated[options.ModelOptions, Only("base", "aligned", "reference", "base_prompt", "imported")],
+    named: Annotated[common.ModelOptions, Only("base", "aligned", "reference", "base_prompt", "imported")],
     of_environment: Annotated[
         bool,
         Option("Show versions, system and devices instead, for a report of an error.", name="--environment"),
@@ -74,7 +74,7 @@ def command(
         bool, Option("Also load the pair, let it answer, and show where its models disagree and what to try.")
     ] = False,
     prompts: Annotated[Path | None, Option("Ask --probe's questions from a file, one per line.", "FILE")] = None,
-    as_json: options.Json = False,
+    as_json: common.Json = False,
 ) -> None:
     """Show a pair: models, sizes, vocabulary match, memory.
 
@@ -111,7 +111,7 @@ def command(
     if probe and vocabulary["match"]:
         facts["probe"] = probed(named, _probe_prompts(named, prompts))
     _show(facts, lambda facts: _render(facts, models), as_json)
-    for note in options.doubts(sources, {role: model.parameters for role, model in models.items()}):
+    for note in common.doubts(sources, {role: model.parameters for role, model in models.items()}):
         stdio.message(f"note: {note}")
     if not vocabulary["match"]:
         raise typer.Exit(WRONG_INPUT)
@@ -282,7 +282,7 @@ def _vocabulary_text(vocabulary: dict[str, Any]) -> Text:
     return Text(f"one for all models, {counted(vocabulary['size'], 'token')}{padding}{apart}")
 
 
-def _probe_prompts(models: options.ModelOptions, prompts: Path | None) -> Sequence[Prompt]:
+def _probe_prompts(models: common.ModelOptions, prompts: Path | None) -> Sequence[Prompt]:
     """What a pair is asked: the lines of a file, the embedded pair's own problems, or common requests."""
     from kad.cli.questions import read_lines
     from kad.figures.probe import PROMPTS
@@ -295,7 +295,7 @@ def _probe_prompts(models: options.ModelOptions, prompts: Path | None) -> Sequen
     return PROMPTS
 
 
-def probed(models: options.ModelOptions, prompts: Sequence[Prompt], thinking: bool | None = None) -> dict[str, Any]:
+def probed(models: common.ModelOptions, prompts: Sequence[Prompt], thinking: bool | None = None) -> dict[str, Any]:
     """What the pair does on these prompts, as JSON, with what to try."""
     from kad.figures.probe import probe
 

@@ -11,8 +11,8 @@ from rich.syntax import Syntax
 from rich.text import Text
 
 from kad.cli import stdio
+from kad.cli.common import Json, ModelOptions, check_rule, doubts
 from kad.cli.flatten import Only, Prefix
-from kad.cli.options import Json, ModelOptions, check_rule, doubts
 from kad.engines.load import DTYPES
 from kad.errors import UsageError
 from kad.method import defaults

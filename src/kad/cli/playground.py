@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from urllib.parse import quote
 
 from kad.cli import stdio
-from kad.cli.options import ModelOptions, PairArgument
+from kad.cli.common import ModelOptions, PairArgument
 from kad.options import Option
 from kad.server.listening import Listening, address_of, check_installed, listen
 

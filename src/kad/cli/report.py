@@ -9,7 +9,7 @@ import typer
 
 from kad.cli import evaluation_runs as shared
 from kad.cli import stdio
-from kad.cli.options import Json
+from kad.cli.common import Json
 from kad.options import Option
 
 EXAMPLES = (

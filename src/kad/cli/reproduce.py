@@ -10,8 +10,8 @@ import typer
 
 from kad.cli import evaluation_runs as shared
 from kad.cli import stdio
+from kad.cli.common import Json, ModelOptions
 from kad.cli.flatten import Only, Without
-from kad.cli.options import Json, ModelOptions
 from kad.errors import UsageError
 from kad.evaluation.run_options import RunOptions, TaskOptions
 from kad.options import Option

@@ -13,7 +13,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from kad.cli import options, stdio
+from kad.cli import common, stdio
 
 EXAMPLES = (
     "kad rules",
@@ -26,7 +26,7 @@ EXAMPLES = (
 def command(
     name: Annotated[str | None, typer.Argument(metavar="[RULE]", help="Explain this rule.")] = None,
     *,
-    as_json: options.Json = False,
+    as_json: common.Json = False,
 ) -> None:
     """List the rules and their parameters, or explain one.
 

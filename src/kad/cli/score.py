@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kad.cli import options, stdio
+from kad.cli import common, stdio
 from kad.options import Option
 from kad.words import counted
 
@@ -26,15 +26,15 @@ def command(
     part_length: Annotated[
         int | None, Option("Read so many tokens at once.", "N", allowed=">= 1", shown="1024, or the models' context")
     ] = None,
-    as_json: options.Json = False,
-    models: options.ModelOptions,
+    as_json: common.Json = False,
+    models: common.ModelOptions,
 ) -> None:
     """Score a text: its perplexity under the composed model, and under each model alone.
 
     The text stands alone, without a chat template. Perplexities are per token, per word and per byte. They are those of
     lm-eval's rolling log-likelihoods. Only models of one tokenizer can be compared per token.
     """
-    text = options.read_prompt(None, file)
+    text = common.read_prompt(None, file)
     model = models.load()
     from kad.text.scoring import perplexity
 

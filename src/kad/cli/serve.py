@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kad.cli.common import ModelOptions, PairArgument
 from kad.cli.flatten import Without
-from kad.cli.options import ModelOptions, PairArgument
 from kad.engines.load import ENGINES
 from kad.engines.vllm import host as vllm
 from kad.errors import UsageError

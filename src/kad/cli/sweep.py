@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 from kad.cli import evaluation_runs as shared
 from kad.cli import stdio
+from kad.cli.common import Json, ModelOptions
 from kad.cli.flatten import Without
-from kad.cli.options import Json, ModelOptions
 from kad.evaluation.run_options import RunOptions, TaskOptions
 from kad.options import Option
 

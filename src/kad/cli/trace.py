@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kad.cli import options, stdio
+from kad.cli import common, stdio
 from kad.errors import UsageError
 from kad.options import Option
 from kad.text.drafting import DraftTokens
@@ -32,7 +32,7 @@ def command(
         typer.Argument(metavar="[PROMPT]", help="The prompt, or a trace (.json) to show again. - reads the prompt."),
     ] = None,
     *,
-    file: options.PromptFile = None,
+    file: common.PromptFile = None,
     text: Annotated[Path | None, Option("Score the answer in this file instead of generating one.", "FILE")] = None,
     out: Annotated[Path | None, Option("Write a page (.html) or the data (.json).", "FILE", "-o")] = None,
     beside: Annotated[
@@ -46,12 +46,12 @@ def command(
             name="--all",
         ),
     ] = False,
-    system: options.System = None,
-    raw: options.Raw = False,
-    thinking: options.Thinking = None,
+    system: common.System = None,
+    raw: common.Raw = False,
+    thinking: common.Thinking = None,
     draft_tokens: DraftTokens = None,
-    as_json: options.Json = False,
-    models: options.ModelOptions,
+    as_json: common.Json = False,
+    models: common.ModelOptions,
     sampling: Sampling,
 ) -> None:
     """Record what the rule did at every position: which model each token came from, and the distributions behind it.
@@ -70,12 +70,12 @@ def command(
     if stored is not None:
         _deliver(_read(stored), None if beside is None else _read(Path(beside)), out, every_position, as_json)
         return
-    question = options.read_prompt(prompt, file)
-    options.check_raw(raw, system, thinking)
-    answer = None if text is None else options.read_prompt(None, text)
+    question = common.read_prompt(prompt, file)
+    common.check_raw(raw, system, thinking)
+    answer = None if text is None else common.read_prompt(None, text)
     other = _stored(beside)
     if beside is not None and other is None:
-        options.check_rule(beside)
+        common.check_rule(beside)
     models.say_topic(question)
     model = models.load()
     from kad.tracing.ask import trace

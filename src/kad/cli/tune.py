@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from kad.cli import evaluation_runs as shared
 from kad.cli import info, stdio
+from kad.cli.common import Json, ModelOptions
 from kad.cli.flatten import Without
-from kad.cli.options import Json, ModelOptions
 from kad.cli.sweep import DEVELOPMENT, Grid, Parameter, RuleToSweep, Speculative
 from kad.errors import KadError, UsageError
 from kad.evaluation.run_options import RunOptions, TaskOptions

@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from kad.engines.own_prompt import OwnPrompt
 from kad.engines.pair import pair_of
-from kad.engines.restricted import Restricted
-from kad.engines.translated import Translated
+from kad.engines.scorers import OwnPrompt, Restricted, Translated
 from kad.text.contexts import AnyBasePrompt, Asking, Context
 from kad.text.prompts import messages
 from kad.text.sampling import Sampling

@@ -113,7 +113,9 @@ class VllmModel:
     def draft_counts(self) -> DraftCounts:
         if self._llm is None:
             return self._counted
-        metrics: dict[str, Any] = {m.name: getattr(m, "value", getattr(m, "values", 0)) for m in self._llm.get_metrics()}
+        metrics: dict[str, Any] = {
+            metric.name: getattr(metric, "value", getattr(metric, "values", 0)) for metric in self._llm.get_metrics()
+        }
         windows = int(metrics.get("vllm:spec_decode_num_drafts", 0))
         # For each position, how many windows reached it: those that reached k and not k + 1 accepted k drafts.
         reached = [windows, *map(int, metrics.get("vllm:spec_decode_num_accepted_tokens_per_pos", ())), 0]
@@ -218,8 +220,8 @@ def _check_settings(config: GenerationConfig) -> None:
     unsupported = [name for name, none in _WITHOUT_EFFECT.items() if getattr(config, name, None) not in (None, *none)]
     if unsupported:
         raise UsageError(
-            f"The aligned model's settings ask for {', '.join(unsupported)}, which vLLM does not have. Use the Transformers "
-            "engine, or take it out of generation_config.json."
+            f"The aligned model's settings ask for {', '.join(unsupported)}, which vLLM does not have. Use the "
+            "Transformers engine, or take it out of generation_config.json."
         )
 
 

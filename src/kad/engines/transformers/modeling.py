@@ -219,6 +219,7 @@ class KadForCausalLM(ComposedGeneration, PreTrainedModel, GenerationMixin):
 
     @property
     def tokenizer(self) -> Any:
+        """See `Pair.tokenizer`."""
         return self.pair.tokenizer
 
     @tokenizer.setter
@@ -227,10 +228,12 @@ class KadForCausalLM(ComposedGeneration, PreTrainedModel, GenerationMixin):
 
     @property
     def base_tokenizer(self) -> Any:
+        """See `Pair.base_tokenizer`."""
         return self.pair.base_tokenizer
 
     @property
     def facts(self) -> dict[str, Facts]:
+        """See `Pair.facts`."""
         return self.pair.facts
 
     @property
@@ -249,6 +252,7 @@ class KadForCausalLM(ComposedGeneration, PreTrainedModel, GenerationMixin):
 
     @property
     def base_prompt(self) -> BasePrompt | None:
+        """See `Pair.base_prompt`."""
         return self.pair.base_prompt
 
     @base_prompt.setter
@@ -258,6 +262,7 @@ class KadForCausalLM(ComposedGeneration, PreTrainedModel, GenerationMixin):
     def using(
         self, rule: RuleLike | None = None, deferral_temperature: float | None = None
     ) -> AbstractContextManager[None]:
+        """See `Pair.using`."""
         return self.pair.using(rule, deferral_temperature)
 
     # ------------------------------------------------------------------ running

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -27,8 +27,10 @@ import kad
 from benchmarks import harness, smollm2
 from kad.engines.llama_cpp.host import library
 from kad.engines.llama_cpp.model import LlamaCppModel, _Batch
-from kad.engines.load import Loaded
 from kad.engines.pair import pair_of
+
+if TYPE_CHECKING:
+    from kad.engines.load import Loaded
 
 QUESTIONS = ("Write a short poem about the sea.", "How do plants make sugar?")
 # One thread: its processor time is the wall time of a quiet machine, and on a busy machine it still means something.

@@ -10,7 +10,7 @@ own rule, RULE any rule's string such as "dual:threshold=0.4". `draft` is the mo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 
 from kad.errors import RuleError, UsageError
@@ -35,12 +35,8 @@ class Speculation:
             raise UsageError(f"draft is aligned or reference, but got {self.draft!r}.")
 
     def __str__(self) -> str:
-        default = Speculation()
-        options = [
-            f"{name}={getattr(self, name)}"
-            for name in ("num_draft_tokens", "draft")
-            if getattr(self, name) != getattr(default, name)
-        ]
+        values = [(field, getattr(self, field.name)) for field in fields(self)]
+        options = [f"{field.name}={value}" for field, value in values if value != field.default]
         return f"speculative:{','.join(options)}" if options else "speculative"
 
 

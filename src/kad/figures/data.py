@@ -107,10 +107,10 @@ def measure(
     )
     alphas, betas = [], []
     for item in answers.answers:
-        found = score_tokens(model, item.prompt_ids, item.token_ids, pair_of(model).composed_by(rule))
-        betas.append(found.acceptance)
-        if found.deferred_mass is not None:
-            alphas.append(found.deferred_mass)
+        score = score_tokens(model, item.prompt_ids, item.token_ids, pair_of(model).composed_by(rule))
+        betas.append(score.acceptance)
+        if score.deferred_mass is not None:
+            alphas.append(score.deferred_mass)
     return Measured(answers, alphas, betas)
 
 
@@ -118,19 +118,17 @@ def distributions(model: Loaded, tokenizer: Any, answers: Answers) -> dict[str, 
     """Figure 1: p, q* and pi at a position of the first answer where p is unsure and q* prefers another token."""
     first = answers.answers[0]
     with model.using(answers.rule):
-        made = trace_tokens(model, tokenizer, first.prompt_ids, first.token_ids)
-    index, position = max(enumerate(made.positions), key=lambda item: _interest(item[1]))
+        trace = trace_tokens(model, tokenizer, first.prompt_ids, first.token_ids)
+    index, position = max(enumerate(trace.positions), key=lambda item: _interest(item[1]))
     rows = sorted(position.candidates, key=lambda row: -max(row.p, row.p_aligned, row.pi))[:8]
-    before = "".join(item.text for item in made.positions[:index])
+    before = "".join(item.text for item in trace.positions[:index])
     return {
-        "rule": made.rule_text,
+        "rule": trace.rule_text,
         "context": before[-60:],
         "deferred_mass": position.deferred_mass,
         "tau": position.tau,
-        "tokens": [made.vocabulary[row.token] for row in rows],
-        "p": [row.p for row in rows],
-        "p_aligned": [row.p_aligned for row in rows],
-        "pi": [row.pi for row in rows],
+        "tokens": [trace.vocabulary[row.token] for row in rows],
+        **{name: [getattr(row, name) for row in rows] for name in ("p", "p_aligned", "pi")},
         "kept": [row.p if row.p >= (position.tau or 0.0) else 0.0 for row in rows],
     }
 
@@ -146,7 +144,7 @@ def acceptance_rates(measured: dict[str, Measured]) -> dict[str, Any]:
 
 
 def entropy_over_threshold(entropies: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
-    """Figure 3: the entropy difference of `measure.entropy_difference`, averaged over positions."""
+    """Figure 3: the mean of `kad.figures.approximation.entropy_difference` over positions."""
     sums, conditionals = (torch.cat(parts, dim=-1) for parts in zip(*entropies, strict=True))
     return {
         "threshold": list(LAMBDAS),
@@ -193,10 +191,7 @@ def alpha_over_positions(measured: dict[str, Measured]) -> dict[str, Any]:
     for name, item in measured.items():
         if isinstance(item.answers.rule, Primal | Dual | Nudging):
             padded = torch.nn.utils.rnn.pad_sequence(item.alpha, batch_first=True, padding_value=torch.nan)
-            curves[name] = {
-                "mean": padded.nanmean(0).tolist(),
-                "answers": (~padded.isnan()).sum(0).tolist(),
-            }
+            curves[name] = {"mean": padded.nanmean(0).tolist(), "answers": (~padded.isnan()).sum(0).tolist()}
     return {"rules": curves}
 
 

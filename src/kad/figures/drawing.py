@@ -27,10 +27,8 @@ def write_figures(figures: Mapping[str, Any], folder: Path) -> list[Path]:
     written = []
     for name, data in figures.items():
         path = folder / f"{name}.json"
-        path.write_text(
-            json.dumps({"schema": SCHEMA, **data}, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
-            encoding="utf-8",
-        )
+        text = json.dumps({"schema": SCHEMA, **data}, indent=1, ensure_ascii=False, allow_nan=False)
+        path.write_text(text + "\n", encoding="utf-8")
         written += [path, *_draw(name, data, folder)]
     return written
 
@@ -64,9 +62,8 @@ def draw_distributions(figure: Any, axes: Any, data: Any) -> None:
     panels[2].barh(places, moved, left=kept, color=ALIGNED, hatch="////", edgecolor="white", lw=0, label="from q*")
     panels[0].set_yticks(places, [visible(token) for token in data["tokens"]])
     panels[0].invert_yaxis()
-    for panel, title in zip(
-        panels, ("base p", "aligned q*", f"composed π, α = {data['deferred_mass']:.2f}"), strict=True
-    ):
+    titles = ("base p", "aligned q*", f"composed π, α = {data['deferred_mass']:.2f}")
+    for panel, title in zip(panels, titles, strict=True):
         panel.set_title(title, fontsize=9)
         panel.set_xlim(0, 1)
     panels[0].legend(loc="lower right", fontsize=8)

@@ -156,7 +156,7 @@ class Engine:
             requests = [replace(request, until=(*request.until, *own.stops)) for request in requests]
         else:
             prompts = [self._context(pair, tokenizer, request) for request in requests]
-        way = method.speculation
+        speculation = method.speculation
         with pair.using(method.rule):
             answers = generate_all(
                 pair,
@@ -165,8 +165,8 @@ class Engine:
                 sampling=requests[0].sampling,
                 seeds=[request.seed for request in requests],
                 batch_size=len(requests),
-                num_draft_tokens=0 if way is None else way.num_draft_tokens,
-                drafter="aligned" if way is None else way.draft,
+                num_draft_tokens=0 if speculation is None else speculation.num_draft_tokens,
+                drafter="aligned" if speculation is None else speculation.draft,
             )
             return [self._completion(pair, answer, () if own is None else own.stops) for answer in answers]
 

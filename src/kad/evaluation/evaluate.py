@@ -84,12 +84,9 @@ class Plan(TaskOptions, RunOptions):
 
 
 def evaluate(plan: Plan, out: Path, progress: Callable[[Settings], Progress] | None = None) -> Settings:
-    """Carry out a plan in the run directory `out`, or what is left of it there.
+    """Carry out a plan in the run directory `out`, new or of the same plan; what is finished there stays.
 
-    Args:
-        plan: what to do.
-        out: the run directory, new or of the same plan.
-        progress: given the settings, makes the function that is told of every finished batch.
+    `progress` gets the settings, and makes the function that is told of every finished batch.
 
     Raises:
         UsageError: a directory of another run, unknown tasks, data that cannot be had.

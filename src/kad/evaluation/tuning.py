@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,10 +118,6 @@ def _split(text: str) -> list[str]:
 def measure_speeds(plan: Plan, rounds: int = _ROUNDS) -> Means:
     """Tokens a second (rounds, methods) of the methods of a plan. Loads the models.
 
-    Args:
-        plan: the methods, the questions and how they are answered.
-        rounds: how often each method is timed.
-
     Raises:
         UsageError: no task whose answers are generated.
     """
@@ -203,10 +198,6 @@ class Choice:
     reason: str
     metric: str
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
-        return asdict(self)
-
 
 def refuse_test_splits(tasks: Sequence[Task], allowed: bool) -> None:
     """A parameter chosen on test questions makes their result worthless.
@@ -240,9 +231,6 @@ def choose(
     reaches the floor.
 
     Args:
-        points: the grid.
-        records: the finished samples of the run.
-        objective: "accuracy" or "speed".
         floor: the least accuracy, for speed alone.
         metric: the accuracy that counts. The default is `strict`, or the tasks' first.
         speeds: tokens a second (rounds, points), see `measure_speeds`. The default is what the run itself
@@ -254,10 +242,11 @@ def choose(
             that the tasks do not have.
     """
     check_objective(objective, floor)
-    if metric is None:
-        metric = metrics_of(records[0]["marks"])[0]
-    else:
-        _check_metric(records, metric)
+    metric = metrics_of(records[0]["marks"])[0] if metric is None else metric
+    for record in records:
+        if metric not in record["marks"]:
+            known = ", ".join(metrics_of(record["marks"]))
+            raise UsageError(f"{record['task']} has no metric {metric!r}. Choose --metric from: {known}.")
     means, of_run = _table(points, records, metric)
     rounds = of_run[None] if speeds is None else speeds
     throughputs = rounds.mean(axis=0)
@@ -344,13 +333,6 @@ def check_objective(objective: str, floor: float | None) -> None:
         raise UsageError("--objective speed needs --floor ACCURACY, and --objective accuracy takes none.")
     if floor is not None and not 0 <= floor <= 1:
         raise UsageError(f"--floor is an accuracy from 0 to 1, but got {floor}.")
-
-
-def _check_metric(records: Sequence[Record], metric: str) -> None:
-    for record in records:
-        if metric not in record["marks"]:
-            known = ", ".join(metrics_of(record["marks"]))
-            raise UsageError(f"{record['task']} has no metric {metric!r}. Choose --metric from: {known}.")
 
 
 def _table(points: Sequence[Point], records: Sequence[Record], metric: str) -> tuple[Means, Means]:

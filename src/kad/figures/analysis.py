@@ -50,12 +50,12 @@ class Answers:
     @property
     def tokens(self) -> int:
         """Tokens of all answers."""
-        return sum(len(answer.token_ids) for answer in self.answers)
+        return sum(len(item.token_ids) for item in self.answers)
 
     @property
-    def seconds(self) -> float:
-        """The time to generate them."""
-        return sum(answer.seconds for answer in self.answers)
+    def tokens_per_second(self) -> float:
+        """`tokens` over the time to generate them."""
+        return self.tokens / sum(item.seconds for item in self.answers)
 
     @property
     def accuracy(self) -> float | None:

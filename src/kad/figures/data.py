@@ -73,7 +73,7 @@ def collect(
     if not questions:
         raise UsageError("Figures need at least one question.")
     measured = {}
-    for rule in rules_for(model):
+    for rule in [*map(parse_rule, RULES), *([ImplicitReward()] if "reference" in pair_of(model).roles else [])]:
         progress(f"answering {counted(len(questions), 'question')} under {rule}")
         measured[str(rule)] = measure(model, tokenizer, questions, rule, settings)
     dual = measured[str(Dual(settings.threshold))].answers
@@ -90,12 +90,6 @@ def collect(
     if entropies:
         figures["3-entropy-difference"] = entropy_over_threshold(entropies)
     return dict(sorted(figures.items()))
-
-
-def rules_for(model: Loaded) -> list[Rule]:
-    """The rules that figures compare, as far as the pair can run them."""
-    rules = [parse_rule(name) for name in RULES]
-    return rules if "reference" not in pair_of(model).roles else [*rules, ImplicitReward()]
 
 
 def measure(
@@ -166,7 +160,7 @@ def accuracy_throughput(measured: dict[str, Measured]) -> dict[str, Any]:
         {
             "rule": name,
             "accuracy": item.answers.accuracy,
-            "tokens_per_second": item.answers.tokens / item.answers.seconds,
+            "tokens_per_second": item.answers.tokens_per_second,
             "questions": len(item.answers.answers),
         }
         for name, item in measured.items()

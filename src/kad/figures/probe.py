@@ -129,16 +129,15 @@ def probe(
             whole = joined(base)  # p's favorite may be no token
             favorites.append(torch.stack([whole.argmax(-1), aligned.argmax(-1)]))
             sure.append(whole.softmax(-1)[:, :vocab].amax(-1) >= SURE)
-    alpha, beta = (torch.cat(rows) if rows else None for rows in (alphas, betas))
+    alpha = torch.cat(alphas) if alphas else None
     both, is_sure = torch.cat(favorites, dim=-1), torch.cat(sure)
     apart = both[0] != both[1]
     common = Counter((base, aligned) for base, aligned in both[:, apart].T.tolist()).most_common(_MOST_LISTED)
-    assert beta is not None
     return Probe(
         answers=len(prompts),
         positions=len(is_sure),
         deferred_mass=None if alpha is None else float(alpha.mean()),
-        acceptance=float(beta.mean()),
+        acceptance=float(torch.cat(betas).mean()),
         agreement=1 - float(apart.float().mean()),
         sure=float(is_sure.float().mean()),
         sure_deferred=float(alpha[is_sure].mean()) if alpha is not None and is_sure.any() else None,

@@ -5,7 +5,7 @@ Markers and lines differ, not only colors: a plot is read in print and by the co
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ def write_curve(points: Sequence[tuple[float | str, Row]], parameter: str, path:
         metric = next(iter(rows[0].accuracy))
         values = [str(value) for value, _ in points]
         marks = [row.accuracy[metric] for row in rows]
-        axis.errorbar(values, _percents(marks), yerr=_bars(marks), marker="o", color=CYCLE[0], capsize=3)
+        axis.errorbar(values, _percents(marks), yerr=bars(marks), marker="o", color=CYCLE[0], capsize=3)
         axis.set(xlabel=parameter, ylabel=f"accuracy ({metric}) in %, 95 % interval", ylim=WHOLE)
         if all(row.throughput is not None for row in rows):
             speed = axis.twinx()
@@ -89,7 +89,7 @@ def _accuracy_against_throughput(axis: Any, rows: Sequence[Row]) -> None:
         mark = row.accuracy[metric]
         fill = "none" if both and row.acceptance_length is not None else "full"
         axis.errorbar(
-            row.throughput, 100 * mark.estimate, yerr=_bars([mark]), capsize=3, ls="none", fillstyle=fill,
+            row.throughput, 100 * mark.estimate, yerr=bars([mark]), capsize=3, ls="none", fillstyle=fill,
             label=row.method, **style,
         )  # fmt: skip
     note = "open: speculative, one question at a time; filled: plain, in batches" if both else None
@@ -102,7 +102,7 @@ def _accuracy(axis: Any, rows: Sequence[Row]) -> None:
     metric = next(iter(rows[0].accuracy))
     marks = [row.accuracy[metric] for row in rows]
     places = range(len(rows))
-    axis.errorbar(_percents(marks), places, xerr=_bars(marks), marker="o", color=CYCLE[0], capsize=3, ls="none")
+    axis.errorbar(_percents(marks), places, xerr=bars(marks), marker="o", color=CYCLE[0], capsize=3, ls="none")
     axis.set_yticks(places, [row.method for row in rows])
     axis.invert_yaxis()
     axis.set(xlabel=f"accuracy ({metric}) in %, 95 % interval", title=rows[0].task, xlim=WHOLE)
@@ -122,23 +122,44 @@ def _percents(marks: Sequence[Interval]) -> list[float]:
     return [100 * mark.estimate for mark in marks]
 
 
-def _bars(marks: Sequence[Interval]) -> list[list[float]]:
+def bars(marks: Sequence[Interval]) -> list[list[float]]:
     """How far the intervals reach below and above, in per cent."""
     below = [100 * (mark.estimate - mark.low) for mark in marks]
     return [below, [100 * (mark.high - mark.estimate) for mark in marks]]
 
 
-def _save(draw: Any, rows: Sequence[Row], path: Path) -> Path:
+def _save(draw: Callable[[Any, Sequence[Row]], None], rows: Sequence[Row], path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save(lambda figure, axis: draw(axis, rows), [path], (7, 5))
+    return path
+
+
+def save(draw: Callable[[Any, Any], None], paths: Sequence[Path], size: tuple[float, float]) -> None:
+    """Write a picture of `size` inches to files: `draw` gets the figure of matplotlib and its axes.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    matplotlib = require_matplotlib()
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        # Without pyplot there is no global state and no display. With a fixed salt and no date the same data give the
+        # same file.
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure, figure.subplots())
+        for path in paths:
+            figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def require_matplotlib() -> Any:
+    """The module matplotlib.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
     try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
+        import matplotlib
     except ImportError:
         raise missing_extra("report", "matplotlib") from None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with mpl.rc_context(STYLE):
-        # Without pyplot there is no global state and no display. With a fixed salt and no date the same run gives the
-        # same file.
-        figure = Figure(figsize=(7, 5), layout="constrained")
-        draw(figure.subplots(), rows)
-        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
-    return path
+    return matplotlib

@@ -26,7 +26,7 @@ class OneAtATimeModel(TransformersModel):
 
 
 class OneAtATimeEngine(Engine):
-    def batch_size(self, method: Method, wanted: int) -> int:
+    def batch_size(self, method: Method, limit: int) -> int:
         return 1
 
     def model(self, role: str) -> Model:

@@ -41,10 +41,11 @@ def command(
     1: the distributions at one position. 2: acceptance by rule. 3: entropy difference over the threshold. 4: critical
     item and unfilled budget. 5: accuracy against throughput. 6: optimality gap. 7: deferred mass over positions.
     """
-    from kad.figures.drawing import require_pyplot, write_figures
+    from kad.evaluation.results.plots import require_matplotlib
+    from kad.figures.drawing import write_figures
 
     stdio.check_folder(out)
-    require_pyplot()  # a missing matplotlib is worth knowing before the models run
+    require_matplotlib()  # a missing matplotlib is worth knowing before the models run
     model = models.load()
     tokenizer = model.tokenizer
     prompts = questions.load(tokenizer)

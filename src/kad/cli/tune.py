@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -105,7 +105,7 @@ def command(
         stdio.message(f"wrote {chosen} into {own_pair}")
     seen = _probe(models, chosen, first_rows, run.engine) if probe else None
     if as_json:
-        stdio.print_json({**choice.to_dict(), "rule": chosen, "written": own_pair is not None, "probe": seen})
+        stdio.print_json({**asdict(choice), "rule": chosen, "written": own_pair is not None, "probe": seen})
     else:
         _show(choice)
         stdio.stdout().print(stdio.facts(info.probe_lines(seen)))

@@ -6,7 +6,7 @@ of the run under a rule, or one of its models (or an oracle) by itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -79,24 +79,6 @@ class Completion:
     deferred_mass: float | None = None
     acceptance: float | None = None
 
-    @classmethod
-    def of(cls, answer: Answer, *, deferred_mass: float | None = None, acceptance: float | None = None) -> Completion:
-        """The completion that an answer is, with what was measured along it."""
-        counts = answer.statistics
-        lengths = {} if counts is None else {str(length): count for length, count in sorted(counts.lengths.items())}
-        return cls(
-            text=answer.text,
-            prompt_tokens=len(answer.prompt_ids),
-            tokens=len(answer.token_ids),
-            finished=answer.finished,
-            seconds=answer.seconds,
-            drafted=None if counts is None else counts.drafted,
-            accepted=None if counts is None else counts.accepted,
-            acceptance_lengths=lengths,
-            deferred_mass=deferred_mass,
-            acceptance=acceptance,
-        )
-
 
 class Engine:
     """Runs methods.
@@ -136,7 +118,11 @@ class Engine:
         self._whole = engine == "vllm"
         self._engines = {} if self._whole else engines_of(sources, engine)
         if self._whole:
-            _check_vllm(base_prompt)
+            from kad.engines.vllm.host import check_installed
+
+            if base_prompt is not None:
+                raise UsageError("vLLM gives all models one prompt: a base prompt needs another engine.")
+            check_installed()
         elif engine_options and "llama_cpp" not in self._engines.values():
             raise OptionError("`engine_options` are for models that llama.cpp or vLLM runs, and this run has none.")
         self._models: dict[str, Model] = {}
@@ -150,13 +136,13 @@ class Engine:
             return lambda conversation: own.render(conversation).rstrip(" ")
         return chat_renderer(self.tokenizer(method))
 
-    def batch_size(self, method: Method, wanted: int) -> int:
-        """How many requests the method takes at once, at most `wanted`.
+    def batch_size(self, method: Method, limit: int) -> int:
+        """How many requests the method takes at once, at most `limit`.
 
         Texts that accept different numbers of drafts cannot share a cache, and llama.cpp and MLX take one at a time.
         """
         many = method.speculation is None and set(self._engines.values()) <= {"transformers"}
-        return wanted if self._whole or many else 1
+        return limit if self._whole or many else 1
 
     def generate(self, method: Method, requests: Sequence[SampleRequest]) -> list[Completion]:
         """One completion for each request, in their order. All share `max_new_tokens` and `temperature`.
@@ -169,7 +155,7 @@ class Engine:
             requests = [replace(request, until=(*request.until, *own.stops)) for request in requests]
         else:
             prompts = [self._context(pair, tokenizer, request) for request in requests]
-        way = method.speculation
+        speculation = method.speculation
         with pair.using(method.rule):
             answers = generate_all(
                 pair,
@@ -178,12 +164,10 @@ class Engine:
                 sampling=requests[0].sampling,
                 seeds=[request.seed for request in requests],
                 batch_size=len(requests),
-                num_draft_tokens=0 if way is None else way.num_draft_tokens,
-                drafter="aligned" if way is None else way.draft,
+                num_draft_tokens=0 if speculation is None else speculation.num_draft_tokens,
+                drafter="aligned" if speculation is None else speculation.draft,
             )
-            completions = [self._complete(pair, answer) for answer in answers]
-        stops = () if own is None else own.stops
-        return [replace(completion, text=before_stop(completion.text, stops)) for completion in completions]
+            return [self._completion(pair, answer, () if own is None else own.stops) for answer in answers]
 
     def log_likelihoods(self, method: Method, continuations: Sequence[Continuation]) -> list[tuple[float, bool]]:
         """For each continuation its log-probability after its context, and whether greedy decoding says just it."""
@@ -191,7 +175,7 @@ class Engine:
             raise UsageError("vLLM cannot score options by their log-likelihood. Use another engine.")
         pair, tokenizer = self.pair(method), self.tokenizer(method)
         with pair.using(method.rule):
-            return [_log_likelihood(pair, *_split(tokenizer, *one)) for one in continuations]
+            return [_log_likelihood(pair, *_split(tokenizer, *continuation)) for continuation in continuations]
 
     def release(self, keep: Collection[str]) -> None:
         """Let go of every model whose role is not in `keep`. vLLM closes when no model is needed any more."""
@@ -205,8 +189,8 @@ class Engine:
             torch.cuda.empty_cache()
 
     def tokenizer(self, method: Method) -> Any:
-        """The tokenizer of the method's prompts; see `speaker`."""
-        role = speaker(method, self.sources, self._own_prompt(method))
+        """The tokenizer of the method's prompts."""
+        role = self._speaker(method)
         if role == "pair" and self._engines.get("aligned") == "llama_cpp":
             role = "aligned"  # a GGUF file has its own
         if self._engines.get(role) == "llama_cpp":
@@ -220,12 +204,10 @@ class Engine:
         key = method.needs if method.rule is not None and not self._whole else (method.rule is None and method.name)
         if self._pair is None or self._pair[0] != key:
             self._close()
-            self._pair = (key, self._whole_pair(method) if self._whole else self._made(method))
+            self._pair = (key, self._vllm_pair(method) if self._whole else self._pair_of(method))
         pair = self._pair[1]
         pair.tokenizer = self.tokenizer(method)
-        pair.generation_config = settings_of(
-            method, self.sources, pair.tokenizer, self._own_prompt(method), self._stored_settings
-        )
+        pair.generation_config = self._ends(method, pair.tokenizer)
         return pair
 
     def model(self, role: str) -> Model:
@@ -237,19 +219,19 @@ class Engine:
             )
         return self._models[role]
 
-    def _made(self, method: Method) -> Pair:
+    def _pair_of(self, method: Method) -> Pair:
         if method.rule is None:
             return Pair.one(self.model(method.name))
         config = KadConfig(rule=str(method.rule), deferral_temperature=self._deferral_temperature)
         return Pair(config, {role: self.model(role) for role in ROLES if role in method.needs})
 
-    def _whole_pair(self, method: Method) -> Pair:
+    def _vllm_pair(self, method: Method) -> Pair:
         from kad.engines.vllm.model import VllmOne, VllmPair
 
         options = {"dtype": self._options.get("dtype", "auto"), **self._engine_options}
         if method.rule is None:
-            place, speaks = self.sources[method.name], self.sources[speaker(method, self.sources)]
-            return VllmOne(place.model, {**options, "revision": place.revision, "tokenizer": speaks.model})
+            source, speaker = self.sources[method.name], self.sources[self._speaker(method)]
+            return VllmOne(source.model, {**options, "revision": source.revision, "tokenizer": speaker.model})
         parts = {role: self.sources[role] for role in ROLES if role in self.sources}
         # Its own rule is never used: every request brings one.
         config = KadConfig(**parts, rule="base_only", deferral_temperature=self._deferral_temperature)
@@ -265,6 +247,16 @@ class Engine:
         if role not in self.sources:
             raise UsageError(f"A method needs the {role} model, and none is given. Give one with --{role} MODEL.")
         return self.sources[role]
+
+    def _speaker(self, method: Method) -> str:
+        """The role whose tokenizer, chat template and ends of a text the method uses.
+
+        An oracle uses its own, and so does a base model alone that is asked in a way of its own. Other methods use the
+        pair's, if there is a pair, else the aligned model's.
+        """
+        if method.role == "oracle" or self._own_prompt(method) is not None:
+            return method.name
+        return "pair" if "pair" in self.sources else "aligned"
 
     def _own_prompt(self, method: Method) -> BasePrompt | None:
         """How a base model alone is asked. None: as the aligned model, or the method is another one."""
@@ -282,10 +274,18 @@ class Engine:
             return vocabulary_of({role: self.model(role) for role in roles}).base_tokenizer == OWN
         return vocabulary_in_files({role: self.sources[role] for role in roles}).base_tokenizer == OWN
 
-    def _stored_settings(self, role: str) -> GenerationConfig | None:
-        """The generation settings that come with a model."""
-        gguf = self._engines.get(role) == "llama_cpp"
-        return self.model(role).generation_config if gguf else load_generation_config(self._source(role))
+    def _ends(self, method: Method, tokenizer: Any) -> GenerationConfig:
+        """Ends of a text, and nothing else: top-p, penalties and the like of a model's file would not be the method's.
+
+        A base model alone also ends where the aligned model would: it sees the aligned model's chat.
+        """
+        ends = {tokenizer.eos_token_id}
+        for role in {self._speaker(method), *(method.needs if method.rule is None else ())}:
+            gguf = self._engines.get(role) == "llama_cpp"
+            config = self.model(role).generation_config if gguf else load_generation_config(self._source(role))
+            ends.update(end_tokens(config) if config is not None else ())
+        eos = sorted(token for token in ends if token is not None)
+        return GenerationConfig(eos_token_id=eos, pad_token_id=tokenizer.pad_token_id)
 
     def _context(self, pair: Pair, tokenizer: Any, request: SampleRequest) -> Context:
         # The template has already written all special tokens.
@@ -295,54 +295,25 @@ class Engine:
         own = self.base_prompt or default_base_prompt(pair)
         return Context.of(ids, pair) if own is None else own_context(pair, ids, own, request.conversation)
 
-    def _complete(self, pair: Pair, answer: Answer) -> Completion:
-        if not self.diagnostics or pair.is_one or self._whole or not answer.token_ids:
-            return Completion.of(answer)
-        score = score_tokens(pair, answer.prompt, answer.token_ids, pair.composition)
-        deferred_mass = None if score.deferred_mass is None else float(score.deferred_mass.mean())
-        return Completion.of(answer, deferred_mass=deferred_mass, acceptance=float(score.acceptance.mean()))
-
-
-def speaker(method: Method, sources: Collection[str], base_prompt: BasePrompt | None = None) -> str:
-    """The role whose tokenizer, chat template and ends of a text the method uses.
-
-    An oracle uses its own, and so does a base model alone that is asked in a way of its own. Other methods use the
-    pair's, if there is a pair, else the aligned model's.
-    """
-    if method.role == "oracle":
-        return method.name
-    if method.role == "base" and base_prompt is not None:
-        return "base"
-    return "pair" if "pair" in sources else "aligned"
-
-
-def settings_of(
-    method: Method,
-    sources: Mapping[str, Source],
-    tokenizer: Any,
-    base_prompt: BasePrompt | None = None,
-    stored: Callable[[str], GenerationConfig | None] | None = None,
-) -> GenerationConfig:
-    """Ends of a text, and nothing else: top-p, penalties and the like of a model's file would not be the method's.
-
-    A base model alone also ends where the aligned model would: it sees the aligned model's chat. `stored` gives the
-    settings of a role; by default they are read from its files.
-    """
-    stored = stored or (lambda role: load_generation_config(sources[role]))
-    roles = {speaker(method, sources, base_prompt), *(method.needs if method.rule is None else ())}
-    ends = {tokenizer.eos_token_id}
-    for config in map(stored, roles):
-        ends.update(end_tokens(config) if config is not None else ())
-    eos = sorted(token for token in ends if token is not None)
-    return GenerationConfig(eos_token_id=eos, pad_token_id=tokenizer.pad_token_id)
-
-
-def _check_vllm(base_prompt: BasePrompt | None) -> None:
-    from kad.engines.vllm.host import check_installed
-
-    if base_prompt is not None:
-        raise UsageError("vLLM gives all models one prompt: a base prompt needs another engine.")
-    check_installed()
+    def _completion(self, pair: Pair, answer: Answer, stops: Sequence[str]) -> Completion:
+        measures: dict[str, Any] = {}
+        if answer.statistics is not None:
+            counts = answer.statistics
+            lengths = {str(length): count for length, count in sorted(counts.lengths.items())}
+            measures = {"drafted": counts.drafted, "accepted": counts.accepted, "acceptance_lengths": lengths}
+        if self.diagnostics and answer.token_ids and not (pair.is_one or self._whole):
+            score = score_tokens(pair, answer.prompt, answer.token_ids, pair.composition)
+            measures["acceptance"] = float(score.acceptance.mean())
+            if score.deferred_mass is not None:
+                measures["deferred_mass"] = float(score.deferred_mass.mean())
+        return Completion(
+            text=before_stop(answer.text, stops),
+            prompt_tokens=len(answer.prompt_ids),
+            tokens=len(answer.token_ids),
+            finished=answer.finished,
+            seconds=answer.seconds,
+            **measures,
+        )
 
 
 def _split(tokenizer: Any, context: str, continuation: str) -> tuple[list[int], list[int]]:

@@ -62,18 +62,16 @@ class Plan(TaskOptions, RunOptions):
         oracles = {m.name: Source.parse(m.oracle) for m in self.methods if m.oracle is not None}
         return {**self.models, **oracles}
 
-    @property
-    def _engine_run(self) -> str:
-        """The engine that runs all models. "auto" if there are several."""
-        if self.engine == "vllm":
-            return self.engine
-        one, *others = set(engines_of(self.sources, self.engine).values())
-        return "auto" if others else one
+    def load_tasks(self) -> list[Task]:
+        """The tasks with their questions."""
+        return load_tasks(self.tasks, limit=self.limit, data_dir=self.data_dir, include_path=self.include_path)
 
     def settings(self, tasks: Sequence[Task]) -> Settings:
-        """What a resumed run must repeat."""
+        """What a resumed run must repeat. Its engine is the one that runs all models, "auto" if there are several."""
+        engines = {"vllm"} if self.engine == "vllm" else set(engines_of(self.sources, self.engine).values())
+        options = {option.name: getattr(self, option.name) for option in fields(RunOptions)}
         return Settings(
-            **{option.name: getattr(self, option.name) for option in fields(RunOptions)} | {"engine": self._engine_run},
+            **options | {"engine": "auto" if len(engines) > 1 else engines.pop()},
             models={role: fingerprint(source) for role, source in sorted(self.sources.items())},
             methods=tuple(method.name for method in self.methods),
             pair_rule=next((str(method.rule) for method in self.methods if method.role == "pair"), None),
@@ -86,17 +84,14 @@ class Plan(TaskOptions, RunOptions):
 
 
 def evaluate(plan: Plan, out: Path, progress: Callable[[Settings], Progress] | None = None) -> Settings:
-    """Carry out a plan in the run directory `out`, or what is left of it there.
+    """Carry out a plan in the run directory `out`, new or of the same plan; what is finished there stays.
 
-    Args:
-        plan: what to do.
-        out: the run directory, new or of the same plan.
-        progress: given the settings, makes the function that is told of every finished batch.
+    `progress` gets the settings, and makes the function that is told of every finished batch.
 
     Raises:
         UsageError: a directory of another run, unknown tasks, data that cannot be had.
     """
-    tasks = load_tasks(plan.tasks, limit=plan.limit, data_dir=plan.data_dir, include_path=plan.include_path)
+    tasks = plan.load_tasks()
     settings = plan.settings(tasks)
     order = execution_order(plan.methods)
     with RunDirectory(out, settings) as directory:

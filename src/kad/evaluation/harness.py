@@ -78,20 +78,19 @@ class KadLM(HFLM):  # type: ignore[misc, valid-type]
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The aligned model's chat template with thinking off, as published."""
-        if self._render is None or not add_generation_prompt:
-            rendered: str = super().apply_chat_template(chat_history, add_generation_prompt)
-            return rendered
-        return self._render(chat_history)
+        if self._render is not None and add_generation_prompt:
+            return self._render(chat_history)
+        return str(super().apply_chat_template(chat_history, add_generation_prompt))
 
 
 def main(arguments: list[str] | None = None) -> None:
     """lm-eval's command line, with the model `kad` registered and kad's tasks included."""
     register()
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
     # `lm-eval --model ...` without a subcommand means `run`; only that one takes tasks to include.
-    if (not given or given[0] == "run" or given[0].startswith("-")) and "--include_path" not in given:
-        given += ["--include_path", str(TASKS_FOLDER)]
-    sys.argv = ["lm-eval", *given]
+    if (not words or words[0] == "run" or words[0].startswith("-")) and "--include_path" not in words:
+        words += ["--include_path", str(TASKS_FOLDER)]
+    sys.argv = ["lm-eval", *words]
     host.command()()
 
 

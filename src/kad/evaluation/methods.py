@@ -9,8 +9,8 @@ own rule, RULE any rule's string such as "dual:threshold=0.4". `draft` is the mo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 
 from kad.errors import RuleError, UsageError
@@ -35,12 +35,8 @@ class Speculation:
             raise UsageError(f"draft is aligned or reference, but got {self.draft!r}.")
 
     def __str__(self) -> str:
-        default = Speculation()
-        options = [
-            f"{name}={getattr(self, name)}"
-            for name in ("num_draft_tokens", "draft")
-            if getattr(self, name) != getattr(default, name)
-        ]
+        values = [(field, getattr(self, field.name)) for field in fields(self)]
+        options = [f"{field.name}={value}" for field, value in values if value != field.default]
         return f"speculative:{','.join(options)}" if options else "speculative"
 
 
@@ -78,11 +74,7 @@ class Method:
 
 
 def parse_method(text: str, pair: Rule | None = None) -> Method:
-    """One method from its string.
-
-    Args:
-        text: the method's name.
-        pair: the rule for which the name `pair` stands.
+    """One method from its name; `pair` is the rule for which that name stands.
 
     Raises:
         UsageError: a name that is no method, or speculation that the method cannot do.
@@ -133,19 +125,15 @@ def _parse_head(head: str, pair: Rule | None) -> Method:
         if pair is None:
             raise UsageError("The method pair needs a pair, for it stands for the pair's own rule. Give --pair.")
         return Method("pair", pair)
-    if not _is_oracle(head):
-        return Method("composed", _parse_rule(head))
-    oracle = head.partition("=")[2].strip()
-    if not oracle:
-        raise UsageError("The method oracle needs a model: oracle=HUB_ID or oracle=PATH.")
-    return Method("oracle", oracle=oracle)
-
-
-def _parse_rule(text: str) -> Rule:
+    if _is_oracle(head):
+        oracle = head.partition("=")[2].strip()
+        if not oracle:
+            raise UsageError("The method oracle needs a model: oracle=HUB_ID or oracle=PATH.")
+        return Method("oracle", oracle=oracle)
     try:
-        return parse_rule(text)
+        return Method("composed", parse_rule(head))
     except RuleError as error:
-        close = get_close_matches(text, (*ALONE, "pair", "oracle"), n=1, cutoff=0.7)
+        close = get_close_matches(head, (*ALONE, "pair", "oracle"), n=1, cutoff=0.7)
         raise RuleError(f"{error} Did you mean the method {close[0]}?" if close else str(error)) from None
 
 
@@ -153,20 +141,11 @@ def _parse_speculation(text: str) -> Speculation:
     name, _, rest = text.partition(":")
     if name != "speculative":
         raise UsageError(f"Behind @ stands speculative[:num_draft_tokens=N,draft=aligned|reference], but got {text!r}.")
-    readers: dict[str, Callable[[str], int | str]] = {"num_draft_tokens": _count, "draft": str}
+    known = [field.name for field in fields(Speculation)]
     options: dict[str, int | str] = {}
     for part in filter(None, rest.split(",")):
         key, _, value = (piece.strip() for piece in part.partition("="))
-        if key not in readers:
-            raise UsageError(f"Speculative decoding has no option {key!r}. Choose from: {', '.join(readers)}.")
-        options[key] = readers[key](value)
+        if key not in known:
+            raise UsageError(f"Speculative decoding has no option {key!r}. Choose from: {', '.join(known)}.")
+        options[key] = int(value) if key == "num_draft_tokens" and value.removeprefix("-").isdecimal() else value
     return Speculation(**options)  # type: ignore[arg-type]
-
-
-def _count(text: str) -> int | str:
-    if text == "auto":
-        return text
-    try:
-        return int(text)
-    except ValueError:
-        raise UsageError(f"num_draft_tokens is a positive number or auto, but got {text!r}.") from None

@@ -125,8 +125,5 @@ class RunOptions:
             raise UsageError(
                 f"Engine options are for llama.cpp and vLLM. Leave them out: --engine {self.engine} takes none."
             )
-        taken = sorted(self.engine_options.keys() & _SET_BY_KAD) if self.engine == "vllm" else []
-        if taken:
-            raise UsageError(
-                f"The engine option {taken[0]} is set by the models, the method and --dtype. Leave it out."
-            )
+        for name in sorted(self.engine_options.keys() & _SET_BY_KAD) if self.engine == "vllm" else ():
+            raise UsageError(f"The engine option {name} is set by the models, the method and --dtype. Leave it out.")

@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +21,7 @@ from kad.evaluation.results.intervals import Means, question_means
 from kad.evaluation.results.settings import Settings
 from kad.evaluation.results.storage import Record
 from kad.evaluation.results.summary import marks_by_question, metrics_of
-from kad.evaluation.tasks.task import Task, load_tasks
+from kad.evaluation.tasks.task import Task
 from kad.method.rules import parse_rule
 
 OBJECTIVES = ("accuracy", "speed")
@@ -58,20 +57,20 @@ def make_grid(rule_text: str, parameter: str | None, values: str, *, speculative
     """
     rule = parse_rule(rule_text)
     known = [field.name for field in fields(rule)]
-    chosen = parameter or next(iter(known), None)
-    if chosen == WINDOW:
+    parameter = parameter or next(iter(known), None)
+    if parameter == WINDOW:
         counts = [value if value == "auto" else _count(value) for value in _split(values)]
         return [Point(WINDOW, count, Method("composed", rule, speculation=Speculation(count))) for count in counts]
-    if chosen is None:
+    if parameter is None:
         raise UsageError(f"{rule.name} has no parameter to sweep. Give --parameter {WINDOW}, or choose another rule.")
-    if chosen not in known:
+    if parameter not in known:
         raise UsageError(
-            f"{rule.name} has no parameter {chosen!r} to sweep. Choose from: {', '.join([*known, WINDOW])}."
+            f"{rule.name} has no parameter {parameter!r} to sweep. Choose from: {', '.join([*known, WINDOW])}."
         )
     speculation = Speculation() if speculative else None
     return [
-        Point(chosen, number, Method("composed", replace(rule, **{chosen: number}), speculation=speculation))
-        for number in (float(value) for value in _numbers(values))
+        Point(parameter, number, Method("composed", replace(rule, **{parameter: number}), speculation=speculation))
+        for number in map(float, _numbers(values))
     ]
 
 
@@ -119,15 +118,10 @@ def _split(text: str) -> list[str]:
 def measure_speeds(plan: Plan, rounds: int = _ROUNDS) -> Means:
     """Tokens a second (rounds, methods) of the methods of a plan. Loads the models.
 
-    Args:
-        plan: the methods, the questions and how they are answered.
-        rounds: how often each method is timed.
-
     Raises:
         UsageError: no task whose answers are generated.
     """
-    tasks = load_tasks(plan.tasks, limit=plan.limit, data_dir=plan.data_dir, include_path=plan.include_path)
-    tasks = [task for task in tasks if not task.info.scored]
+    tasks = [task for task in plan.load_tasks() if not task.info.scored]
     if not tasks:
         raise UsageError(
             "--objective speed needs a task whose answers are generated, but these tasks only score options."
@@ -152,8 +146,8 @@ def alternating(plan: Plan, tasks: Sequence[Task], engine: Engine, settings: Set
 
     def tokens_per_second(method: int, number: int) -> float:
         task, batch = batches[method][number]
-        answers = engine.generate(plan.methods[method], [request_of(job, task, settings) for job in batch])
-        return sum(one.tokens for one in answers) / max(sum(one.seconds for one in answers), 1e-9)
+        completions = engine.generate(plan.methods[method], [request_of(sample, task, settings) for sample in batch])
+        return sum(one.tokens for one in completions) / max(sum(one.seconds for one in completions), 1e-9)
 
     methods = range(len(plan.methods))
     # Spread over all batches: within a task the prompts grow shorter.
@@ -204,10 +198,6 @@ class Choice:
     reason: str
     metric: str
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
-        return asdict(self)
-
 
 def refuse_test_splits(tasks: Sequence[Task], allowed: bool) -> None:
     """A parameter chosen on test questions makes their result worthless.
@@ -241,9 +231,6 @@ def choose(
     reaches the floor.
 
     Args:
-        points: the grid.
-        records: the finished samples of the run.
-        objective: "accuracy" or "speed".
         floor: the least accuracy, for speed alone.
         metric: the accuracy that counts. The default is `strict`, or the tasks' first.
         speeds: tokens a second (rounds, points), see `measure_speeds`. The default is what the run itself
@@ -255,7 +242,11 @@ def choose(
             that the tasks do not have.
     """
     check_objective(objective, floor)
-    metric = _metric(records, metric)
+    metric = metrics_of(records[0]["marks"])[0] if metric is None else metric
+    for record in records:
+        if metric not in record["marks"]:
+            known = ", ".join(metrics_of(record["marks"]))
+            raise UsageError(f"{record['task']} has no metric {metric!r}. Choose --metric from: {known}.")
     means, of_run = _table(points, records, metric)
     rounds = of_run[None] if speeds is None else speeds
     throughputs = rounds.mean(axis=0)
@@ -298,20 +289,13 @@ def _among_equals(points: Sequence[Point], top: int, apart: NDArray[np.bool_]) -
         last += 1
     if first == last:
         return top, "the most accurate"
-    equals = (
-        f"{last - first + 1} values that {points[0].parameter} may have without a difference that these questions show"
-    )
-    default = _default(points[top])
+    parameter, rule = points[0].parameter, points[top].method.rule
+    equals = f"{last - first + 1} values that {parameter} may have without a difference that these questions show"
+    defaults = {} if rule is None else {field.name: field.default for field in fields(rule)}
     for index in range(first, last + 1):
-        if points[index].value == default:
+        if points[index].value == defaults.get(parameter):
             return index, f"the rule's default, which is among {equals}"
     return (first + last) // 2, f"the middle of {equals}"
-
-
-def _default(point: Point) -> Any:
-    """The default of the parameter that varies."""
-    rule = point.method.rule
-    return None if rule is None else {field.name: field.default for field in fields(rule)}.get(point.parameter)
 
 
 def _shared(scores: Means) -> Means:
@@ -349,15 +333,6 @@ def check_objective(objective: str, floor: float | None) -> None:
         raise UsageError("--objective speed needs --floor ACCURACY, and --objective accuracy takes none.")
     if floor is not None and not 0 <= floor <= 1:
         raise UsageError(f"--floor is an accuracy from 0 to 1, but got {floor}.")
-
-
-def _metric(records: Sequence[Record], wanted: str | None) -> str:
-    known = metrics_of(records[0]["marks"])
-    for record in records:
-        if wanted is not None and wanted not in record["marks"]:
-            own = ", ".join(metrics_of(record["marks"]))
-            raise UsageError(f"{record['task']} has no metric {wanted!r}. Choose --metric from: {own}.")
-    return known[0] if wanted is None else wanted
 
 
 def _table(points: Sequence[Point], records: Sequence[Record], metric: str) -> tuple[Means, Means]:

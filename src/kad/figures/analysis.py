@@ -50,12 +50,12 @@ class Answers:
     @property
     def tokens(self) -> int:
         """Tokens of all answers."""
-        return sum(len(answer.token_ids) for answer in self.answers)
+        return sum(len(item.token_ids) for item in self.answers)
 
     @property
-    def seconds(self) -> float:
-        """The time to generate them."""
-        return sum(answer.seconds for answer in self.answers)
+    def tokens_per_second(self) -> float:
+        """`tokens` over the time to generate them."""
+        return self.tokens / sum(item.seconds for item in self.answers)
 
     @property
     def accuracy(self) -> float | None:
@@ -80,20 +80,23 @@ def answer(
 
     `progress` is called with the number of questions done, batch by batch.
     """
-    drawing = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} if sampled else {"temperature": 0.0}
+    if sampled:
+        sampling = Sampling(max_new_tokens=max_new_tokens, temperature=1.0, top_k=0, top_p=1.0)
+    else:
+        sampling = Sampling(max_new_tokens=max_new_tokens, temperature=0.0)
     with model.using(rule):
         answers = generate_all(
             model,
             tokenizer,
             [tokenizer(question.prompt, add_special_tokens=False).input_ids for question in questions],
-            sampling=Sampling(max_new_tokens=max_new_tokens, **drawing),  # type: ignore[arg-type]
+            sampling=sampling,
             seeds=seeds_from(seed, len(questions)),
             batch_size=batch_size,
             progress=progress,
         )
     marks = (
-        None if question.correct is None else question.correct(found.text)
-        for question, found in zip(questions, answers, strict=True)
+        None if question.correct is None else question.correct(item.text)
+        for question, item in zip(questions, answers, strict=True)
     )
     return Answers(rule, tuple(answers), tuple(marks))
 
@@ -144,10 +147,7 @@ def summarize(rows: Approximation, *, budget: float, threshold: float) -> dict[s
         "threshold": threshold,
         "tolerance": TOLERANCE,
         "largest_unproven": float(rows.proof.max()),
-        "entropy": _spread(rows.entropy),
-        "head": _spread(rows.head),
-        "unfilled": _spread(rows.unfilled),
-        "critical": _spread(rows.critical),
+        **{name: _spread(getattr(rows, name)) for name in ("entropy", "head", "unfilled", "critical")},
         "unfilled_by_confidence": _by_confidence(rows),
         "primal": {
             "gap": _spread(rows.primal_gap),
@@ -195,35 +195,26 @@ def accuracies(
         "lp": LinearProgram(budget),
         **{str(rule): rule for rule in others},
     }
-    marks = {}
+    by_rule = {}
     for name, rule in rules.items():
         progress(f"answering {counted(len(questions), 'question')} under {rule}")
         answers = answer(
             model, tokenizer, questions, rule,
             max_new_tokens=max_new_tokens, batch_size=batch_size, sampled=sampled, seed=seed,
         )  # fmt: skip
-        marks[name] = answers.accuracy
-    return marks
+        by_rule[name] = answers.accuracy
+    return by_rule
 
 
 def _by_confidence(rows: Approximation) -> list[dict[str, float | int]]:
     """The unfilled budget and primal's gap, grouped by max p."""
     table: list[dict[str, float | int]] = []
+    columns = ("unfilled", "primal_gap", "exact_tv", "lp_tv", "exact_keeps_top")
     for low, high in pairwise(_CONFIDENCE):
         inside = (rows.max_p >= low) & (rows.max_p < high)
         if inside.any():
-            table.append(
-                {
-                    "max_p_from": low,
-                    "max_p_to": min(high, 1.0),
-                    "positions": int(inside.sum()),
-                    "unfilled": float(rows.unfilled[inside].mean()),
-                    "primal_gap": float(rows.primal_gap[inside].mean()),
-                    "exact_tv": float(rows.exact_tv[inside].mean()),
-                    "lp_tv": float(rows.lp_tv[inside].mean()),
-                    "exact_keeps_top": float(rows.exact_keeps_top[inside].mean()),
-                }
-            )
+            means = {name: float(getattr(rows, name)[inside].mean()) for name in columns}
+            table.append({"max_p_from": low, "max_p_to": min(high, 1.0), "positions": int(inside.sum()), **means})
     return table
 
 

@@ -66,11 +66,7 @@ class Approximation:
 def approximation(
     base_logits: Tensor, aligned_logits: Tensor, *, budget: float = 0.9, threshold: float = 0.4
 ) -> Approximation:
-    """The quality of primal and dual at each position, against the exact optimum at `budget`.
-
-    Args:
-        base_logits, aligned_logits: (n, vocab).
-    """
+    """The quality of primal and dual at each position of logits (n, vocab), against the exact optimum at `budget`."""
     log_p, log_aligned = (torch.log_softmax(logits.double(), -1) for logits in (base_logits, aligned_logits))
     primal, dual = knapsack.greedy(log_p, budget), knapsack.thresholded(log_p, threshold, budget)
     exact = knapsack.exact(log_p, budget)

@@ -73,7 +73,7 @@ def collect(
     if not questions:
         raise UsageError("Figures need at least one question.")
     measured = {}
-    for rule in rules_for(model):
+    for rule in [*map(parse_rule, RULES), *([ImplicitReward()] if "reference" in pair_of(model).roles else [])]:
         progress(f"answering {counted(len(questions), 'question')} under {rule}")
         measured[str(rule)] = measure(model, tokenizer, questions, rule, settings)
     dual = measured[str(Dual(settings.threshold))].answers
@@ -92,12 +92,6 @@ def collect(
     return dict(sorted(figures.items()))
 
 
-def rules_for(model: Loaded) -> list[Rule]:
-    """The rules that figures compare, as far as the pair can run them."""
-    rules = [parse_rule(name) for name in RULES]
-    return rules if "reference" not in pair_of(model).roles else [*rules, ImplicitReward()]
-
-
 def measure(
     model: Loaded, tokenizer: Any, questions: Sequence[CheckedPrompt], rule: Rule, settings: FigureOptions
 ) -> Measured:
@@ -107,10 +101,10 @@ def measure(
     )
     alphas, betas = [], []
     for item in answers.answers:
-        found = score_tokens(model, item.prompt_ids, item.token_ids, pair_of(model).composed_by(rule))
-        betas.append(found.acceptance)
-        if found.deferred_mass is not None:
-            alphas.append(found.deferred_mass)
+        score = score_tokens(model, item.prompt_ids, item.token_ids, pair_of(model).composed_by(rule))
+        betas.append(score.acceptance)
+        if score.deferred_mass is not None:
+            alphas.append(score.deferred_mass)
     return Measured(answers, alphas, betas)
 
 
@@ -118,19 +112,17 @@ def distributions(model: Loaded, tokenizer: Any, answers: Answers) -> dict[str, 
     """Figure 1: p, q* and pi at a position of the first answer where p is unsure and q* prefers another token."""
     first = answers.answers[0]
     with model.using(answers.rule):
-        made = trace_tokens(model, tokenizer, first.prompt_ids, first.token_ids)
-    index, position = max(enumerate(made.positions), key=lambda item: _interest(item[1]))
+        trace = trace_tokens(model, tokenizer, first.prompt_ids, first.token_ids)
+    index, position = max(enumerate(trace.positions), key=lambda item: _interest(item[1]))
     rows = sorted(position.candidates, key=lambda row: -max(row.p, row.p_aligned, row.pi))[:8]
-    before = "".join(item.text for item in made.positions[:index])
+    before = "".join(item.text for item in trace.positions[:index])
     return {
-        "rule": made.rule_text,
+        "rule": trace.rule_text,
         "context": before[-60:],
         "deferred_mass": position.deferred_mass,
         "tau": position.tau,
-        "tokens": [made.vocabulary[row.token] for row in rows],
-        "p": [row.p for row in rows],
-        "p_aligned": [row.p_aligned for row in rows],
-        "pi": [row.pi for row in rows],
+        "tokens": [trace.vocabulary[row.token] for row in rows],
+        **{name: [getattr(row, name) for row in rows] for name in ("p", "p_aligned", "pi")},
         "kept": [row.p if row.p >= (position.tau or 0.0) else 0.0 for row in rows],
     }
 
@@ -146,7 +138,7 @@ def acceptance_rates(measured: dict[str, Measured]) -> dict[str, Any]:
 
 
 def entropy_over_threshold(entropies: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
-    """Figure 3: the entropy difference of `measure.entropy_difference`, averaged over positions."""
+    """Figure 3: the mean of `kad.figures.approximation.entropy_difference` over positions."""
     sums, conditionals = (torch.cat(parts, dim=-1) for parts in zip(*entropies, strict=True))
     return {
         "threshold": list(LAMBDAS),
@@ -168,7 +160,7 @@ def accuracy_throughput(measured: dict[str, Measured]) -> dict[str, Any]:
         {
             "rule": name,
             "accuracy": item.answers.accuracy,
-            "tokens_per_second": item.answers.tokens / item.answers.seconds,
+            "tokens_per_second": item.answers.tokens_per_second,
             "questions": len(item.answers.answers),
         }
         for name, item in measured.items()
@@ -193,10 +185,7 @@ def alpha_over_positions(measured: dict[str, Measured]) -> dict[str, Any]:
     for name, item in measured.items():
         if isinstance(item.answers.rule, Primal | Dual | Nudging):
             padded = torch.nn.utils.rnn.pad_sequence(item.alpha, batch_first=True, padding_value=torch.nan)
-            curves[name] = {
-                "mean": padded.nanmean(0).tolist(),
-                "answers": (~padded.isnan()).sum(0).tolist(),
-            }
+            curves[name] = {"mean": padded.nanmean(0).tolist(), "answers": (~padded.isnan()).sum(0).tolist()}
     return {"rules": curves}
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kad.errors import missing_extra
 from kad.evaluation.results.intervals import wilson
-from kad.evaluation.results.plots import DASHES, MARKERS, STYLE, WHOLE, from_zero
+from kad.evaluation.results.plots import DASHES, MARKERS, WHOLE, bars, from_zero, save
 from kad.tracing.palette import CYCLE, LIGHT
 from kad.tracing.terminal import visible
 
@@ -27,28 +27,15 @@ def write_figures(figures: Mapping[str, Any], folder: Path) -> list[Path]:
     written = []
     for name, data in figures.items():
         path = folder / f"{name}.json"
-        path.write_text(
-            json.dumps({"schema": SCHEMA, **data}, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
-            encoding="utf-8",
-        )
-        written += [path, *_draw(name, data, folder)]
+        text = json.dumps({"schema": SCHEMA, **data}, indent=1, ensure_ascii=False, allow_nan=False)
+        path.write_text(text + "\n", encoding="utf-8")
+        pictures = [folder / f"{name}.{kind}" for kind in ("png", "svg")]
+        save(partial(DRAWINGS[name], data), pictures, (6.4, 3.8))
+        written += [path, *pictures]
     return written
 
 
-def _draw(name: str, data: Any, folder: Path) -> list[Path]:
-    pyplot = require_pyplot()
-    with pyplot.rc_context(STYLE):
-        figure, axes = pyplot.subplots(figsize=(6.4, 3.8), layout="constrained")
-        DRAWINGS[name](figure, axes, data)
-        paths = [folder / f"{name}.{kind}" for kind in ("png", "svg")]
-        for path in paths:
-            # Without a date the same data give the same file.
-            figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
-        pyplot.close(figure)
-    return paths
-
-
-def draw_distributions(figure: Any, axes: Any, data: Any) -> None:
+def draw_distributions(data: Any, figure: Any, axes: Any) -> None:
     """Figure 1: three panels of bars, deferred mass hatched."""
     axes.remove()
     panels = figure.subplots(1, 3, sharey=True, sharex=True)
@@ -64,9 +51,8 @@ def draw_distributions(figure: Any, axes: Any, data: Any) -> None:
     panels[2].barh(places, moved, left=kept, color=ALIGNED, hatch="////", edgecolor="white", lw=0, label="from q*")
     panels[0].set_yticks(places, [visible(token) for token in data["tokens"]])
     panels[0].invert_yaxis()
-    for panel, title in zip(
-        panels, ("base p", "aligned q*", f"composed π, α = {data['deferred_mass']:.2f}"), strict=True
-    ):
+    titles = ("base p", "aligned q*", f"composed π, α = {data['deferred_mass']:.2f}")
+    for panel, title in zip(panels, titles, strict=True):
         panel.set_title(title, fontsize=9)
         panel.set_xlim(0, 1)
     panels[0].legend(loc="lower right", fontsize=8)
@@ -75,7 +61,7 @@ def draw_distributions(figure: Any, axes: Any, data: Any) -> None:
     figure.suptitle(f"{data['rule']}\n{after}", fontsize=9, x=0.01, ha="left", parse_math=False)
 
 
-def draw_acceptance(figure: Any, axes: Any, data: Any) -> None:
+def draw_acceptance(data: Any, figure: Any, axes: Any) -> None:
     """Figure 2: one bar for each rule, with 1.96 standard errors over the answers to either side."""
     rules = sorted(data["rules"], key=lambda row: row["acceptance"])
     places = range(len(rules))
@@ -88,7 +74,7 @@ def draw_acceptance(figure: Any, axes: Any, data: Any) -> None:
     axes.set_title("Acceptance of a draft from q*")
 
 
-def draw_entropy(figure: Any, axes: Any, data: Any) -> None:
+def draw_entropy(data: Any, figure: Any, axes: Any) -> None:
     """Figure 3: two curves over λ."""
     axes.axhline(0, color=SOFT, lw=0.8)
     axes.plot(data["threshold"], data["sum_difference"], color=BASE, label="sum over the deferred tokens")
@@ -100,7 +86,7 @@ def draw_entropy(figure: Any, axes: Any, data: Any) -> None:
     axes.legend()
 
 
-def draw_critical(figure: Any, axes: Any, data: Any) -> None:
+def draw_critical(data: Any, figure: Any, axes: Any) -> None:
     """Figure 4: the unfilled budget against the weight of the critical item, which it never exceeds."""
     axes.scatter(data["critical"], data["unfilled"], s=9, alpha=0.35, color=BASE, lw=0, rasterized=True)
     axes.plot([0, 1], [0, 1], color=SOFT, lw=0.8, ls="--", label="bound: no more than the critical item")
@@ -109,13 +95,12 @@ def draw_critical(figure: Any, axes: Any, data: Any) -> None:
     axes.set_title(f"What primal leaves of b = {data['budget']:g}, {len(data['critical']):,} positions")
 
 
-def draw_accuracy(figure: Any, axes: Any, data: Any) -> None:
+def draw_accuracy(data: Any, figure: Any, axes: Any) -> None:
     """Figure 5: one point for each rule. Without marks it shows throughput only."""
     for row, color, marker in zip(data["rules"], CYCLE, MARKERS, strict=False):
         mark = wilson(row["accuracy"] or 0.0, row["questions"])
-        bars = [[100 * (mark.estimate - mark.low)], [100 * (mark.high - mark.estimate)]]
         axes.errorbar(
-            row["tokens_per_second"], 100 * mark.estimate, yerr=None if row["accuracy"] is None else bars,
+            row["tokens_per_second"], 100 * mark.estimate, yerr=None if row["accuracy"] is None else bars([mark]),
             color=color, marker=marker, markersize=7, capsize=3, linestyle="none", label=row["rule"],
         )  # fmt: skip
     questions = data["rules"][0]["questions"]
@@ -125,7 +110,7 @@ def draw_accuracy(figure: Any, axes: Any, data: Any) -> None:
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
-def draw_gap(figure: Any, axes: Any, data: Any) -> None:
+def draw_gap(data: Any, figure: Any, axes: Any) -> None:
     """Figure 6: quantile curves."""
     for (name, gaps), color, style in zip(data["gap"].items(), (BASE, ALIGNED, INK), ("-", "--", ":"), strict=True):
         if gaps is not None:
@@ -136,7 +121,7 @@ def draw_gap(figure: Any, axes: Any, data: Any) -> None:
     axes.legend(fontsize=8)
 
 
-def draw_alpha(figure: Any, axes: Any, data: Any) -> None:
+def draw_alpha(data: Any, figure: Any, axes: Any) -> None:
     """Figure 7: one curve for each rule, up to the median length of the answers."""
     # Thin lines over thick ones, each dashed in its own way: a curve that lies on another one is seen.
     widths = [max(3.4 - 1.1 * place, 0.8) for place in range(len(CYCLE))]
@@ -144,12 +129,8 @@ def draw_alpha(figure: Any, axes: Any, data: Any) -> None:
         most = max(curve["answers"])
         mean = [value for value, count in zip(curve["mean"], curve["answers"], strict=True) if count >= most / 2]
         axes.plot(range(1, len(mean) + 1), mean, color=color, lw=width, ls=dashes, label=name)
-    axes.set(
-        xlabel="position in the answer",
-        ylabel="mean deferred mass α",
-        ylim=(-0.02, 1.02),
-        title="When the proxy speaks",
-    )
+    axes.set(xlabel="position in the answer", ylabel="mean deferred mass α", ylim=(-0.02, 1.02))
+    axes.set_title("When the proxy speaks")
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=4)
 
 
@@ -162,19 +143,3 @@ DRAWINGS: Mapping[str, Callable[[Any, Any, Any], None]] = {
     "6-optimality-gap": draw_gap,
     "7-deferred-mass": draw_alpha,
 }
-
-
-def require_pyplot() -> Any:
-    """matplotlib.pyplot, set to draw to files only.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib
-    except ImportError:
-        raise missing_extra("report", "matplotlib") from None
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    return pyplot

@@ -79,25 +79,25 @@ class Probe:
 
     def advice(self) -> list[str]:
         """What to try, in sentences."""
-        found = []
+        lines = []
         if self.deferred_mass is not None and self.deferred_mass > _MUCH:
-            found.append(
+            lines.append(
                 f"The aligned model gives {self.deferred_mass:.0%} of the tokens. See whether the pair is better than "
                 'the aligned model alone: kad eval --methods "aligned;pair". If not, lower the threshold, or take a '
                 "smaller or another aligned model."
             )
         if self.deferred_mass is not None and self.deferred_mass < _LITTLE:
-            found.append(
+            lines.append(
                 f"Only {self.deferred_mass:.1%} of the tokens come from the aligned model. If the answers have the "
                 "faults of the base model, raise the threshold."
             )
         if self.sure_apart > _OVERRULED:
-            found.append(
+            lines.append(
                 f"At {self.sure_apart:.0%} of the positions the base model is sure and the aligned model prefers "
                 "another token. If these are tokens of form (line ends, markup, end of the answer), ask the base model "
                 "in a form that it knows (--base-prompt) or raise the threshold. If they are content, that is the gain."
             )
-        return found or ["Nothing stands out."]
+        return lines or ["Nothing stands out."]
 
 
 def probe(
@@ -129,16 +129,15 @@ def probe(
             whole = joined(base)  # p's favorite may be no token
             favorites.append(torch.stack([whole.argmax(-1), aligned.argmax(-1)]))
             sure.append(whole.softmax(-1)[:, :vocab].amax(-1) >= SURE)
-    alpha, beta = (torch.cat(rows) if rows else None for rows in (alphas, betas))
+    alpha = torch.cat(alphas) if alphas else None
     both, is_sure = torch.cat(favorites, dim=-1), torch.cat(sure)
     apart = both[0] != both[1]
     common = Counter((base, aligned) for base, aligned in both[:, apart].T.tolist()).most_common(_MOST_LISTED)
-    assert beta is not None
     return Probe(
         answers=len(prompts),
         positions=len(is_sure),
         deferred_mass=None if alpha is None else float(alpha.mean()),
-        acceptance=float(beta.mean()),
+        acceptance=float(torch.cat(betas).mean()),
         agreement=1 - float(apart.float().mean()),
         sure=float(is_sure.float().mean()),
         sure_deferred=float(alpha[is_sure].mean()) if alpha is not None and is_sure.any() else None,

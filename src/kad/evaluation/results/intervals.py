@@ -79,11 +79,7 @@ def effective_size(means: Means) -> float:
 
 
 def compare_paired(
-    method: Sequence[Sequence[float]],
-    baseline: Sequence[Sequence[float]],
-    *,
-    seed: int = 0,
-    confidence: float = 0.95,
+    method: Sequence[Sequence[float]], baseline: Sequence[Sequence[float]], *, seed: int = 0, confidence: float = 0.95
 ) -> PairedComparison:
     """Method against baseline on the same questions, in the same order.
 

@@ -5,7 +5,7 @@ Markers and lines differ, not only colors: a plot is read in print and by the co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +42,9 @@ def write_plots(rows: Sequence[Row], folder: Path) -> list[Path]:
     written = []
     for task in dict.fromkeys(row.task for row in rows):
         of_task = [row for row in rows if row.task == task]
-        if all(row.throughput is not None for row in of_task):
-            written.append(_save(_accuracy_against_throughput, of_task, folder / f"{task}-accuracy-throughput.svg"))
-        else:
-            written.append(_save(_accuracy, of_task, folder / f"{task}-accuracy.svg"))
+        timed = all(row.throughput is not None for row in of_task)
+        draw, name = (_accuracy_against_throughput, "-throughput") if timed else (_accuracy, "")
+        written.append(_save(draw, of_task, folder / f"{task}-accuracy{name}.svg"))
         if any(row.acceptance_histogram for row in of_task):
             written.append(_save(_acceptance, of_task, folder / f"{task}-acceptance.svg"))
     return written
@@ -58,14 +57,13 @@ def write_curve(points: Sequence[tuple[float | str, Row]], parameter: str, path:
         metric = next(iter(rows[0].accuracy))
         values = [str(value) for value, _ in points]
         marks = [row.accuracy[metric] for row in rows]
-        axis.errorbar(values, _percents(marks), yerr=_bars(marks), marker="o", color=CYCLE[0], capsize=3)
+        axis.errorbar(values, _percents(marks), yerr=bars(marks), marker="o", color=CYCLE[0], capsize=3)
         axis.set(xlabel=parameter, ylabel=f"accuracy ({metric}) in %, 95 % interval", ylim=WHOLE)
         if all(row.throughput is not None for row in rows):
             speed = axis.twinx()
             speed.spines["right"].set_visible(True)
-            speed.plot(
-                values, [row.throughput for row in rows], marker="s", ls="--", color=LIGHT["soft"], fillstyle="none"
-            )
+            throughputs = [row.throughput for row in rows]
+            speed.plot(values, throughputs, marker="s", ls="--", color=LIGHT["soft"], fillstyle="none")
             speed.set(ylabel="tokens a second (dashed)", ylim=(0, None))
 
     return _save(draw, [row for _, row in points], path)
@@ -76,22 +74,23 @@ def from_zero(values: Sequence[float]) -> tuple[float, float]:
     return 0, 1.05 * max(values)
 
 
-def legend_of(methods: Sequence[str]) -> list[tuple[str, str, str]]:
-    """The color and the marker of each method, in their order: (method, color, marker)."""
-    # After seven methods the colors begin again, with other markers.
-    marker = [MARKERS[(place + place // len(CYCLE)) % len(MARKERS)] for place in range(len(methods))]
-    return [(method, CYCLE[place % len(CYCLE)], marker[place]) for place, method in enumerate(methods)]
+def _marked(rows: Sequence[Row]) -> Iterator[tuple[Row, dict[str, str]]]:
+    """Each row with the color and the marker of its method."""
+    for place, row in enumerate(rows):
+        # After seven methods the colors begin again, with other markers.
+        marker = MARKERS[(place + place // len(CYCLE)) % len(MARKERS)]
+        yield row, {"color": CYCLE[place % len(CYCLE)], "marker": marker}
 
 
 def _accuracy_against_throughput(axis: Any, rows: Sequence[Row]) -> None:
     metric = next(iter(rows[0].accuracy))
     both = len({row.acceptance_length is None for row in rows}) > 1
-    for row, (method, color, marker) in zip(rows, legend_of([row.method for row in rows]), strict=True):
+    for row, style in _marked(rows):
         mark = row.accuracy[metric]
-        speculative = both and row.acceptance_length is not None
+        fill = "none" if both and row.acceptance_length is not None else "full"
         axis.errorbar(
-            row.throughput, 100 * mark.estimate, yerr=_bars([mark]), marker=marker, color=color, capsize=3,
-            linestyle="none", fillstyle="none" if speculative else "full", label=method,
+            row.throughput, 100 * mark.estimate, yerr=bars([mark]), capsize=3, ls="none", fillstyle=fill,
+            label=row.method, **style,
         )  # fmt: skip
     note = "open: speculative, one question at a time; filled: plain, in batches" if both else None
     axis.set(xlabel="tokens a second", ylabel=f"accuracy ({metric}) in %, 95 % interval", title=rows[0].task)
@@ -102,21 +101,19 @@ def _accuracy_against_throughput(axis: Any, rows: Sequence[Row]) -> None:
 def _accuracy(axis: Any, rows: Sequence[Row]) -> None:
     metric = next(iter(rows[0].accuracy))
     marks = [row.accuracy[metric] for row in rows]
-    axis.errorbar(
-        _percents(marks), range(len(rows)), xerr=_bars(marks), marker="o", color=CYCLE[0], capsize=3, ls="none"
-    )
-    axis.set_yticks(range(len(rows)), [row.method for row in rows])
+    places = range(len(rows))
+    axis.errorbar(_percents(marks), places, xerr=bars(marks), marker="o", color=CYCLE[0], capsize=3, ls="none")
+    axis.set_yticks(places, [row.method for row in rows])
     axis.invert_yaxis()
     axis.set(xlabel=f"accuracy ({metric}) in %, 95 % interval", title=rows[0].task, xlim=WHOLE)
 
 
 def _acceptance(axis: Any, rows: Sequence[Row]) -> None:
-    speculative = [row for row in rows if row.acceptance_histogram]
-    for row, (method, color, marker) in zip(speculative, legend_of([row.method for row in speculative]), strict=True):
+    for row, style in _marked([row for row in rows if row.acceptance_histogram]):
         rate = "" if row.acceptance_rate is None else f": rate {row.acceptance_rate:.2f}"
         lengths = sorted(row.acceptance_histogram)
         shares = [100 * row.acceptance_histogram[length] for length in lengths]
-        axis.plot(lengths, shares, marker=marker, color=color, lw=1, label=f"{method}{rate}")
+        axis.plot(lengths, shares, lw=1, label=f"{row.method}{rate}", **style)
     axis.set(xlabel="accepted drafts in a window", ylabel="windows, %", title=rows[0].task, ylim=(0, None))
     axis.figure.legend(**_BELOW)
 
@@ -125,23 +122,44 @@ def _percents(marks: Sequence[Interval]) -> list[float]:
     return [100 * mark.estimate for mark in marks]
 
 
-def _bars(marks: Sequence[Interval]) -> list[list[float]]:
+def bars(marks: Sequence[Interval]) -> list[list[float]]:
     """How far the intervals reach below and above, in per cent."""
     below = [100 * (mark.estimate - mark.low) for mark in marks]
     return [below, [100 * (mark.high - mark.estimate) for mark in marks]]
 
 
-def _save(draw: Any, rows: Sequence[Row], path: Path) -> Path:
+def _save(draw: Callable[[Any, Sequence[Row]], None], rows: Sequence[Row], path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save(lambda figure, axis: draw(axis, rows), [path], (7, 5))
+    return path
+
+
+def save(draw: Callable[[Any, Any], None], paths: Sequence[Path], size: tuple[float, float]) -> None:
+    """Write a picture of `size` inches to files: `draw` gets the figure of matplotlib and its axes.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    matplotlib = require_matplotlib()
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        # Without pyplot there is no global state and no display. With a fixed salt and no date the same data give the
+        # same file.
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure, figure.subplots())
+        for path in paths:
+            figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def require_matplotlib() -> Any:
+    """The module matplotlib.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
     try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
+        import matplotlib
     except ImportError:
         raise missing_extra("report", "matplotlib") from None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with mpl.rc_context(STYLE):
-        # Without pyplot there is no global state and no display. With a fixed salt and no date the same run gives the
-        # same file.
-        figure = Figure(figsize=(7, 5), layout="constrained")
-        draw(figure.subplots(), rows)
-        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
-    return path
+    return matplotlib

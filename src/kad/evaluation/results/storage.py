@@ -52,22 +52,20 @@ class RunDirectory:
         self._settings = settings
         self._lock = FileLock(path / "lock", timeout=0)
         self._samples: Any = None
-        self._made = False
         self.done: set[SampleKey] = set()
 
     def __enter__(self) -> Self:
         if (self.path / "config.json").exists():
             raise UsageError(f"{self.path} is a pair or a model. Choose another --out.")
-        self._made = not self.path.exists()
+        self._is_new = not self.path.exists()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
-        except OSError as error:
-            if not isinstance(error, Timeout):
-                raise UsageError(
-                    f"Cannot write the run directory {self.path}: {error.strerror}. Choose another --out."
-                ) from error
+        except Timeout:
             raise UsageError(f"{self.path} is in use by another run. Wait for it, or choose another --out.") from None
+        except OSError as error:
+            problem = f"Cannot write the run directory {self.path}: {error.strerror}. Choose another --out."
+            raise UsageError(problem) from error
         try:
             self._samples = (self.path / "samples.jsonl").open("a+b", buffering=0)
             self._check_settings()
@@ -82,7 +80,7 @@ class RunDirectory:
         if self._samples is not None:
             self._samples.close()
         self._lock.release()
-        if error is not None and self._made and not self.done:
+        if error is not None and self._is_new and not self.done:
             shutil.rmtree(self.path, ignore_errors=True)  # nothing came of it
 
     def log_session(self, session: Record) -> None:
@@ -107,15 +105,13 @@ class RunDirectory:
 
     def _check_settings(self) -> None:
         file = self.path / "settings.json"
-        wanted = self._settings.to_dict()
-        empty = self.path.joinpath("samples.jsonl").stat().st_size == 0
-        if empty or not file.exists():
-            if not empty:
-                raise UsageError(f"{self.path} holds samples without settings.json. Choose another --out.")
-            write_atomically(file, json.dumps(wanted, indent=2) + "\n")
+        settings = self._settings.to_dict()
+        if self.path.joinpath("samples.jsonl").stat().st_size == 0:
+            write_atomically(file, json.dumps(settings, indent=2) + "\n")
             return
-        stored = read_settings(self.path)
-        changes = list(differences(stored, wanted))
+        if not file.exists():
+            raise UsageError(f"{self.path} holds samples without settings.json. Choose another --out.")
+        changes = list(differences(read_settings(self.path), settings))
         if changes:
             raise UsageError(
                 f"{self.path} belongs to a run with other settings: {'; '.join(changes)}. "
@@ -123,16 +119,16 @@ class RunDirectory:
             )
 
 
-def differences(stored: Any, wanted: Any, path: str = "") -> Iterator[str]:
+def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
     """Where two JSON values differ, leaf by leaf: "tasks.0.rows was 8, now 9"."""
-    if isinstance(stored, dict) and isinstance(wanted, dict):
-        for key in sorted(stored.keys() | wanted.keys()):
-            yield from differences(stored.get(key), wanted.get(key), f"{path}.{key}" if path else key)
-    elif isinstance(stored, list) and isinstance(wanted, list) and len(stored) == len(wanted):
-        for index, (old, new) in enumerate(zip(stored, wanted, strict=True)):
-            yield from differences(old, new, f"{path}.{index}")
-    elif stored != wanted:
-        yield f"{path} was {_short(stored)}, now {_short(wanted)}"
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            yield from differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for index, values in enumerate(zip(old, new, strict=True)):
+            yield from differences(*values, f"{path}.{index}")
+    elif old != new:
+        yield f"{path} was {_short(old)}, now {_short(new)}"
 
 
 def read_samples(path: Path) -> Iterator[Record]:
@@ -143,22 +139,19 @@ def read_samples(path: Path) -> Iterator[Record]:
     """
     with (path / "samples.jsonl").open("rb") as file:
         for number, line in enumerate(file, 1):
-            if line.endswith(b"\n"):
-                yield _sample(line, f"{path / 'samples.jsonl'}, line {number}")
-
-
-def _sample(line: bytes, place: str) -> Record:
-    """One stored sample."""
-    try:
-        if b"\0" in line:
-            raise ValueError("it has NUL bytes, as after a crash of the machine")
-        record: Record = json.loads(line)
-        key_of(record)
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"{place} is no sample of a run ({error}). Take the line out, and its sample runs again."
-        ) from None
-    return record
+            if not line.endswith(b"\n"):
+                return
+            try:
+                if b"\0" in line:
+                    raise ValueError("it has NUL bytes, as after a crash of the machine")
+                record: Record = json.loads(line)
+                key_of(record)
+            except (ValueError, KeyError, TypeError) as error:
+                raise UsageError(
+                    f"{file.name}, line {number} is no sample of a run ({error}). Take the line out, and its sample "
+                    "runs again."
+                ) from None
+            yield record
 
 
 def read_settings(path: Path) -> Record:
@@ -171,9 +164,8 @@ def read_settings(path: Path) -> Record:
     try:
         settings: Record = {**json.loads(file.read_text("utf-8"))}
     except (FileNotFoundError, NotADirectoryError):
-        raise UsageError(
-            f"{path} is no run directory: it has no settings.json. Give the --out of a kad eval."
-        ) from None
+        message = f"{path} is no run directory: it has no settings.json. Give the --out of a kad eval."
+        raise UsageError(message) from None
     except (ValueError, TypeError) as error:
         raise UsageError(f"{file} is damaged ({error}). Choose another --out.") from None
     if settings.get("schema") != SCHEMA:
@@ -189,16 +181,13 @@ def read_settings(path: Path) -> Record:
 
 def read_sessions(path: Path) -> list[Record]:
     """Every start of the run, oldest first."""
+    file = path / "sessions.jsonl"
     try:
-        lines = (path / "sessions.jsonl").read_text("utf-8").splitlines()
+        return [json.loads(line) for line in file.read_text("utf-8").splitlines() if line.endswith("}")]
     except FileNotFoundError:
         return []
-    try:
-        return [json.loads(line) for line in lines if line.endswith("}")]
     except ValueError as error:
-        raise UsageError(
-            f"{path / 'sessions.jsonl'} is damaged ({error}). Delete it: it only says where the run ran."
-        ) from (error)
+        raise UsageError(f"{file} is damaged ({error}). Delete it: it only says where the run ran.") from error
 
 
 def cut_torn_line(file: BinaryIO) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from kad.errors import UsageError
 from kad.evaluation.results.intervals import Interval, PairedComparison, accuracy_interval, compare_paired
@@ -44,10 +43,6 @@ class Row:
     acceptance_histogram: dict[int, float]
     deferred_mass: float | None
     acceptance: float | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
-        return asdict(self)
 
 
 def summarize(records: Iterable[Record], baseline: str | None = None) -> list[Row]:
@@ -104,8 +99,8 @@ def _row(records: list[Record], baseline: list[Record] | None) -> Row:
         samples=len(records),
         accuracy={metric: accuracy_interval(list(values.values())) for metric, values in marks.items()},
         versus_baseline=_versus(records, baseline, marks),
-        unfinished=_mean([not record["finished"] for record in records]) or 0.0,
-        tokens=_mean([record["tokens"] for record in records]) or 0.0,
+        unfinished=sum(not record["finished"] for record in records) / len(records),
+        tokens=sum(record["tokens"] for record in records) / len(records),
         throughput=_ratio(records, "tokens", "seconds") or None,
         acceptance_rate=_ratio(records, "accepted", "drafted"),
         acceptance_length=sum(k * share for k, share in lengths.items()) if lengths else None,
@@ -132,17 +127,11 @@ def _ratio(records: Sequence[Record], top: str, bottom: str) -> float | None:
     return sum(record[top] or 0 for record in records) / divisor if divisor else None
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
-
-
 def _token_mean(records: Sequence[Record], field: str) -> float | None:
     """The mean over positions of a quantity that each sample holds as its own mean."""
-    measured = [
-        (record[field], record["tokens"]) for record in records if record[field] is not None and record["tokens"]
-    ]
-    total = sum(tokens for _, tokens in measured)
-    return sum(value * tokens for value, tokens in measured) / total if total else None
+    measured = [record for record in records if record[field] is not None]
+    total = sum(record["tokens"] for record in measured)
+    return sum(record[field] * record["tokens"] for record in measured) / total if total else None
 
 
 def _merged_histogram(histograms: Iterable[Mapping[str, int]]) -> dict[int, float]:

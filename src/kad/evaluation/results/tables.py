@@ -10,7 +10,8 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
-        return {
-            "schema": SCHEMA,
-            "baseline": self.baseline,
-            "rows": [row.to_dict() for row in self.rows],
-            "runs": self.runs,
-            "notes": self.notes,
-        }
+        return {"schema": SCHEMA, **asdict(self)}
 
     def markdown(self) -> str:
         """Table, notes, and the commands that made it."""
@@ -63,10 +58,7 @@ def build_report(folders: Sequence[Path], baseline: str | None = None) -> Report
     Raises:
         UsageError: a folder that is no run, no samples, an unknown baseline.
     """
-    runs = [
-        {"folder": folder.name, "settings": read_settings(folder), "sessions": read_sessions(folder)}
-        for folder in folders
-    ]
+    runs = [{"folder": it.name, "settings": read_settings(it), "sessions": read_sessions(it)} for it in folders]
     records = list(_records(folders))
     rows = summarize(records, baseline)
     notes = [note for run in runs for note in _notes(run, [r for r in records if r["run"] == run["folder"]])]
@@ -108,9 +100,9 @@ def _records(folders: Sequence[Path]) -> Iterator[Record]:
 def _notes(run: dict[str, Any], records: Sequence[Record]) -> Iterator[str]:
     settings = run["settings"]
     answers = sum(task["rows"] * (1 if task.get("scored") else settings["samples"]) for task in settings["tasks"])
-    wanted = len(settings["methods"]) * answers
-    if len(records) < wanted:
-        yield f"{run['folder']}: unfinished, {len(records)} of {wanted} samples; no differences until then"
+    total = len(settings["methods"]) * answers
+    if len(records) < total:
+        yield f"{run['folder']}: unfinished, {len(records)} of {total} samples; no differences until then"
     if settings.get("pair_rule") is not None:
         yield f"{run['folder']}: pair is {settings['pair_rule']}"
     speculative = {"@" in name for name in settings["methods"] if not name.startswith("oracle=")}
@@ -133,10 +125,8 @@ def _hardware(session: dict[str, Any]) -> str:
     hardware = session.get("hardware", {})
     gpus = ", ".join(hardware.get("gpus", []))
     versions = session.get("versions", {})
-    software = ", ".join(
-        f"{name} {versions[name]}" for name in ("torch", "transformers", "lm-eval") if name in versions
-    )
-    return f"{gpus or hardware.get('processor', '?')}, {hardware.get('threads', '?')} threads, {software}"
+    software = [f"{name} {versions[name]}" for name in ("torch", "transformers", "lm-eval") if name in versions]
+    return f"{gpus or hardware.get('processor', '?')}, {hardware.get('threads', '?')} threads, {', '.join(software)}"
 
 
 @dataclass(frozen=True)
@@ -149,35 +139,26 @@ class Column:
     core: bool = False
 
 
-def _percent(metric: str) -> Callable[[Row], str]:
-    def cell(row: Row) -> str:
-        return _interval(row.accuracy[metric]) if metric in row.accuracy else "–"
-
-    return cell
+def _percent(metric: str, row: Row) -> str:
+    return _interval(row.accuracy[metric], "") if metric in row.accuracy else "–"
 
 
-def _interval(interval: Interval) -> str:
-    return f"{100 * interval.estimate:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+def _interval(interval: Interval, sign: str) -> str:
+    low, estimate, high = (f"{100 * value:{sign}.1f}" for value in (interval.low, interval.estimate, interval.high))
+    return f"{estimate} [{low}, {high}]"
 
 
-def _difference(metric: str) -> Callable[[Row], str]:
-    def cell(row: Row) -> str:
-        if row.versus_baseline is None or metric not in row.versus_baseline:
-            return "–"
-        found = row.versus_baseline[metric]
-        shift = found.difference
-        p_value = f"p={found.p_value:.3f}" if found.p_value >= 0.001 else "p<0.001"
-        return f"{100 * shift.estimate:+.1f} [{100 * shift.low:+.1f}, {100 * shift.high:+.1f}] {p_value}"
-
-    return cell
+def _difference(metric: str, row: Row) -> str:
+    comparison = (row.versus_baseline or {}).get(metric)
+    if comparison is None:
+        return "–"
+    p_value = f"p={comparison.p_value:.3f}" if comparison.p_value >= 0.001 else "p<0.001"
+    return f"{_interval(comparison.difference, '+')} {p_value}"
 
 
-def _optional(read: Callable[[Row], float | None], style: str) -> Callable[[Row], str]:
-    def cell(row: Row) -> str:
-        value = read(row)
-        return "–" if value is None else format(value, style)
-
-    return cell
+def _optional(field: str, style: str, row: Row) -> str:
+    value = getattr(row, field)
+    return "–" if value is None else format(value, style)
 
 
 _FIRST = (
@@ -188,11 +169,11 @@ _FIRST = (
 _LAST = (
     Column("unfinished %", lambda row: f"{100 * row.unfinished:.1f}"),
     Column("tokens", lambda row: f"{row.tokens:.1f}"),
-    Column("tok/s", _optional(lambda row: row.throughput, ".1f"), core=True),
-    Column("acceptance rate", _optional(lambda row: row.acceptance_rate, ".3f")),
-    Column("acceptance length", _optional(lambda row: row.acceptance_length, ".2f")),
-    Column("acceptance β", _optional(lambda row: row.acceptance, ".3f")),
-    Column("deferred mass α", _optional(lambda row: row.deferred_mass, ".3f")),
+    Column("tok/s", partial(_optional, "throughput", ".1f"), core=True),
+    Column("acceptance rate", partial(_optional, "acceptance_rate", ".3f")),
+    Column("acceptance length", partial(_optional, "acceptance_length", ".2f")),
+    Column("acceptance β", partial(_optional, "acceptance", ".3f")),
+    Column("deferred mass α", partial(_optional, "deferred_mass", ".3f")),
 )
 
 
@@ -254,29 +235,30 @@ def csv_text(rows: Sequence[Row]) -> str:
 
 
 def filled_columns(rows: Sequence[Row]) -> list[Column]:
-    """The columns that say something about at least one row."""
-    columns = (*_FIRST, *_of_metrics(rows), *_LAST)
+    """The columns that say something about at least one row. A narrow terminal shows the metrics that count."""
+    metrics = list(dict.fromkeys(metric for row in rows for metric in row.accuracy))
+    core = {next(iter(row.accuracy)) for row in rows}
+    of_metrics = [
+        Column(f"{metric} {what}", partial(cell, metric), core=metric in core)
+        for what, cell in (("%", _percent), ("vs baseline", _difference))
+        for metric in metrics
+    ]
+    columns = (*_FIRST, *of_metrics, *_LAST)
     return [column for column in columns if any(column.cell(row) != "–" for row in rows)]
 
 
-def _of_metrics(rows: Sequence[Row]) -> list[Column]:
-    """Each metric, then its differences. A narrow terminal shows those that count for a task."""
-    metrics = list(dict.fromkeys(metric for row in rows for metric in row.accuracy))
-    core = {next(iter(row.accuracy)) for row in rows}
-    shares = [Column(f"{metric} %", _percent(metric), core=metric in core) for metric in metrics]
-    return shares + [Column(f"{metric} vs baseline", _difference(metric), core=metric in core) for metric in metrics]
-
-
 def _flat(row: Row) -> dict[str, Any]:
-    flat: dict[str, Any] = {"task": row.task, "method": row.method, "questions": row.questions, "samples": row.samples}
+    flat: dict[str, Any] = {name: getattr(row, name) for name in ("task", "method", "questions", "samples")}
     for metric, interval in row.accuracy.items():
         versus = None if row.versus_baseline is None else row.versus_baseline[metric]
-        flat |= {f"{metric}": interval.estimate, f"{metric}_low": interval.low, f"{metric}_high": interval.high}
         flat |= {
+            metric: interval.estimate,
+            f"{metric}_low": interval.low,
+            f"{metric}_high": interval.high,
             f"{metric}_difference": versus and versus.difference.estimate,
             f"{metric}_difference_low": versus and versus.difference.low,
             f"{metric}_difference_high": versus and versus.difference.high,
             f"{metric}_p_value": versus and versus.p_value,
         }
-    plain = ("unfinished", "tokens", "throughput", "acceptance_rate", "acceptance_length", "acceptance")
-    return flat | {name: getattr(row, name) for name in (*plain, "deferred_mass")}
+    costs = ("unfinished", "tokens", "throughput", "acceptance_rate", "acceptance_length", "acceptance")
+    return flat | {name: getattr(row, name) for name in (*costs, "deferred_mass")}

@@ -1,9 +1,8 @@
-"""Data sets as documents: every task's rows become `question_id`, `prompt`, `answer`, `solution` (see
-`marking`).
+"""Data sets as documents: every task's rows become `question_id`, `prompt`, `answer`, `solution` (see `marking`).
 
-The task files name these functions: `load` gets the rows, from the Hugging Face hub or from local JSON lines
-of the same schema, and one `*_documents` per task turns them into documents. The prompts are the published
-ones, word for word.
+The task files name these functions: `load` gets the rows, from the Hugging Face hub or from local JSON lines of the
+same schema, and one `*_documents` for each task turns them into documents. The prompts are the published ones, word
+for word. Local rows know their place, so that a bad one can be found.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import json
 import random
 import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,8 +73,8 @@ def load_tiny(split: Split, problems: int, **_: Any) -> dict[str, Dataset]:
 
 
 def load_facts(split: str, **_: Any) -> dict[str, Dataset]:
-    """The embedded short questions, compiled from common knowledge: every other line of `kad_facts.tsv`, beginning
-    with the first for "development" and with the second for "held-out"."""
+    """The embedded short questions: every other line of `kad_facts.tsv`, from the first on for "development", from the
+    second on for "held-out"."""
     import datasets
 
     lines = (Path(__file__).parent / "kad_facts.tsv").read_text("utf-8").splitlines()
@@ -83,59 +83,80 @@ def load_facts(split: str, **_: Any) -> dict[str, Dataset]:
     return {split: datasets.Dataset.from_list(rows)}
 
 
-def gsm8k_documents(rows: Dataset) -> Dataset:
+def _of_each_row(document_of: Callable[[Row], dict[str, str]]) -> Callable[[Dataset], Dataset]:
+    """The documents of a data set: numbered, and a row that makes none is named by its place."""
+
+    @wraps(document_of)
+    def documents_of(rows: Dataset) -> Dataset:
+        import datasets
+
+        documents = (_document_at(index, row, document_of) for index, row in enumerate(rows))
+        return datasets.Dataset.from_list(list(documents))
+
+    return documents_of
+
+
+def _document_at(index: int, row: Row, document_of: Callable[[Row], dict[str, str]]) -> dict[str, str]:
+    # A field that other rows have and this one lacks is None in a data set.
+    fields = {key: value for key, value in row.items() if value is not None}
+    place = fields.pop(_PLACE, f"row {index + 1}")
+    try:
+        return {"question_id": f"{index:05d}", **document_of(fields)}
+    except KeyError as error:
+        raise UsageError(f"{place} lacks the field {error.args[0]!r}. It has: {', '.join(fields)}.") from error
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
+        raise UsageError(f"{place} is no row of this task: {error}.") from error
+
+
+@_of_each_row
+def gsm8k_documents(row: Row) -> dict[str, str]:
     """openai/gsm8k: the solution is worked out, the answer what stands behind its `####`."""
-    return _documents(
-        rows,
-        lambda row: _document(row["question"], row["answer"].rsplit("####", 1)[1].strip(), row["answer"]),
-    )
+    return _document(row["question"], row["answer"].rsplit("####", 1)[1].strip(), row["answer"])
 
 
-def math500_documents(rows: Dataset) -> Dataset:
-    """HuggingFaceH4/MATH-500: the published prompt asks for a box, the solution has its
-    box."""
-    return _documents(rows, lambda row: _document(row["problem"] + _BOX_TAIL, row["answer"], row["solution"]))
+@_of_each_row
+def math500_documents(row: Row) -> dict[str, str]:
+    """HuggingFaceH4/MATH-500: the published prompt asks for a box, the solution has its box."""
+    return _document(row["problem"] + _BOX_TAIL, row["answer"], row["solution"])
 
 
-def svamp_documents(rows: Dataset) -> Dataset:
+@_of_each_row
+def svamp_documents(row: Row) -> dict[str, str]:
     """ChilleD/SVAMP: body and question in one, the solution is the equation with its value."""
-    return _documents(
-        rows,
-        lambda row: _document(row["question_concat"], row["Answer"], f"{row['Equation']} = {row['Answer']}"),
-    )
+    return _document(row["question_concat"], row["Answer"], f"{row['Equation']} = {row['Answer']}")
 
 
-def tiny_documents(rows: Dataset) -> Dataset:
+@_of_each_row
+def tiny_documents(row: Row) -> dict[str, str]:
     """The tiny family: a question as it is, its answer in a box."""
-    return _documents(rows, lambda row: _document(row["question"], row["answer"], f"\\boxed{{{row['answer']}}}"))
+    return _document(row["question"], row["answer"], f"\\boxed{{{row['answer']}}}")
 
 
-def facts_documents(rows: Dataset) -> Dataset:
+@_of_each_row
+def facts_documents(row: Row) -> dict[str, str]:
     """Short questions: the answer is the first accepted one; "accepted" has all of them, with "|" between."""
-    return _documents(
-        rows,
-        lambda row: {
-            **_document(row["question"], row["accepted"].partition("|")[0], row["accepted"].partition("|")[0]),
-            "accepted": row["accepted"],
-        },
-    )
+    answer = row["accepted"].partition("|")[0]
+    return {**_document(row["question"], answer, answer), "accepted": row["accepted"]}
 
 
-def arc_documents(rows: Dataset) -> Dataset:
-    """allenai/ai2_arc and tau/commonsense_qa: options lettered A, B, ... in their order (some rows number
-    them 1, 2, ...)."""
-    return _documents(rows, _arc_document)
+@_of_each_row
+def arc_documents(row: Row) -> dict[str, str]:
+    """allenai/ai2_arc and tau/commonsense_qa: options lettered A, B, ... in their order (some rows number them)."""
+    right = row["choices"]["label"].index(row["answerKey"])
+    return _option_document(row["question"], row["choices"]["text"], right)
 
 
-def truthful_qa_documents(rows: Dataset) -> Dataset:
-    """truthfulqa/truthful_qa, MC1: the options in an order fixed by the question, since every row lists the
-    right one first."""
-    return _documents(rows, _truthful_qa_document)
+@_of_each_row
+def truthful_qa_documents(row: Row) -> dict[str, str]:
+    """truthfulqa/truthful_qa, MC1: in an order fixed by the question, since every row lists the right option first."""
+    targets = row["mc1_targets"]
+    order = shuffled(row["question"], len(targets["choices"]))
+    right = order.index(targets["labels"].index(1))
+    return _option_document(row["question"], [targets["choices"][index] for index in order], right)
 
 
 def shuffled(question: str, count: int) -> list[int]:
-    """The fixed order of a question's options: a shuffle whose seed is the question itself, so no run and no
-    library version changes it."""
+    """A fixed order of a question's options: its seed is the question, so no run and no library version changes it."""
     seed = int.from_bytes(hashlib.sha256(question.encode()).digest()[:8], "big")
     generator = random.Random(seed)
     # Fisher-Yates on random(): the one method whose stream Python guarantees across versions.
@@ -146,18 +167,6 @@ def shuffled(question: str, count: int) -> list[int]:
     return order
 
 
-def _arc_document(row: Row) -> dict[str, str]:
-    right = row["choices"]["label"].index(row["answerKey"])
-    return _option_document(row["question"], row["choices"]["text"], right)
-
-
-def _truthful_qa_document(row: Row) -> dict[str, str]:
-    targets = row["mc1_targets"]
-    order = shuffled(row["question"], len(targets["choices"]))
-    right = order.index(targets["labels"].index(1))
-    return _option_document(row["question"], [targets["choices"][index] for index in order], right)
-
-
 def _option_document(question: str, options: Sequence[str], right: int) -> dict[str, str]:
     lines = "".join(f"{letter}). {text}\n" for letter, text in zip(string.ascii_uppercase, options, strict=False))
     letter = string.ascii_uppercase[right]
@@ -166,25 +175,6 @@ def _option_document(question: str, options: Sequence[str], right: int) -> dict[
 
 def _document(prompt: str, answer: str, solution: str) -> dict[str, str]:
     return {"prompt": prompt, "answer": str(answer), "solution": solution}
-
-
-def _documents(rows: Dataset, convert: Callable[[Row], dict[str, str]]) -> Dataset:
-    import datasets
-
-    converted = [{"question_id": f"{index:05d}", **_converted(row, index, convert)} for index, row in enumerate(rows)]
-    return datasets.Dataset.from_list(converted)
-
-
-def _converted(row: Row, index: int, convert: Callable[[Row], dict[str, str]]) -> dict[str, str]:
-    # A field that other rows have and this one lacks is None in a data set.
-    there = {key: value for key, value in row.items() if value is not None}
-    place = there.pop(_PLACE, f"row {index + 1}")
-    try:
-        return convert(there)
-    except KeyError as error:
-        raise UsageError(f"{place} lacks the field {error.args[0]!r}. It has: {', '.join(there)}.") from error
-    except (AttributeError, IndexError, TypeError, ValueError) as error:
-        raise UsageError(f"{place} is no row of this task: {error}.") from error
 
 
 def read_rows(path: Path) -> Iterator[tuple[Row, str]]:
@@ -205,14 +195,11 @@ def read_rows(path: Path) -> Iterator[tuple[Row, str]]:
     if not rows:
         raise UsageError(f"{path} has no row. Put one JSON object on each line.")
     for number, line in rows:
-        yield _row(line, f"{path}, line {number}"), f"{path}, line {number}"
-
-
-def _row(line: str, place: str) -> Row:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{place} is not JSON ({error.msg}). Each line is one JSON object.") from error
-    if not isinstance(row, dict):
-        raise UsageError(f"{place} is no JSON object but {type(row).__name__}. Each line is one JSON object.")
-    return row
+        place = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UsageError(f"{place} is not JSON ({error.msg}). Each line is one JSON object.") from error
+        if not isinstance(row, dict):
+            raise UsageError(f"{place} is no JSON object but {type(row).__name__}. Each line is one JSON object.")
+        yield row, place

@@ -60,10 +60,8 @@ _MARKED = re.compile(r"(?:$|[)\].,:;*_\"'`\n}$])")
 def mark_number(doc: Document, results: Sequence[str]) -> Marks:
     """GSM8K and SVAMP: the last number as a string; the stated number as a number."""
     stated = strict_number(results[0])
-    return {
-        "paper": _same(paper_number, doc, results[0]),
-        "strict": float(stated is not None and stated == parse_number(doc["answer"])),
-    }
+    right = stated is not None and stated == parse_number(doc["answer"])
+    return {"paper": _same(paper_number, doc, results[0]), "strict": float(right)}
 
 
 def mark_boxed_number(doc: Document, results: Sequence[str]) -> Marks:
@@ -74,18 +72,14 @@ def mark_boxed_number(doc: Document, results: Sequence[str]) -> Marks:
 def mark_math(doc: Document, results: Sequence[str]) -> Marks:
     """MATH-500: the last box as a string; the stated answer by mathematical equivalence (`math-verify`)."""
     stated = strict_math(results[0])
-    return {
-        "paper": _same(paper_boxed, doc, results[0]),
-        "strict": float(stated is not None and equivalent(doc["answer"], stated)),
-    }
+    right = stated is not None and equivalent(doc["answer"], stated)
+    return {"paper": _same(paper_boxed, doc, results[0]), "strict": float(right)}
 
 
 def mark_option(doc: Document, results: Sequence[str]) -> Marks:
     """ARC, CommonsenseQA, TruthfulQA: the last lone capital; the letter stated as the answer."""
-    return {
-        "paper": _same(paper_option, doc, results[0]),
-        "strict": float(strict_option(results[0]) == doc["answer"]),
-    }
+    right = strict_option(results[0]) == doc["answer"]
+    return {"paper": _same(paper_option, doc, results[0]), "strict": float(right)}
 
 
 def mark_fact(doc: Document, results: Sequence[str]) -> Marks:
@@ -102,9 +96,9 @@ def mark_fact(doc: Document, results: Sequence[str]) -> Marks:
     }
 
 
-def equivalent(answer: str, given: str) -> bool:
+def equivalent(answer: str, other: str) -> bool:
     """Whether two LaTeX answers say the same; `math-verify` decides what the plain comparison cannot."""
-    if "".join(answer.split()) == "".join(given.split()):
+    if "".join(answer.split()) == "".join(other.split()):
         return True
     try:
         from math_verify import parse, verify
@@ -113,34 +107,31 @@ def equivalent(answer: str, given: str) -> bool:
 
     # math-verify's own time limit is a signal, which only the main thread may set.
     limit = 5 if threading.current_thread() is threading.main_thread() else None
-    expected, found = (parse(f"\\boxed{{{text}}}", parsing_timeout=limit) for text in (answer, given))
-    return bool(expected and found and verify(expected, found, timeout_seconds=limit))
+    first, second = (parse(f"\\boxed{{{text}}}", parsing_timeout=limit) for text in (answer, other))
+    return bool(first and second and verify(first, second, timeout_seconds=limit))
 
 
 def _same(read: Callable[[str], str | None], doc: Document, text: str) -> float:
-    found = read(text)
-    return float(found is not None and found == read(doc["solution"]))
+    answer = read(text)
+    return float(answer is not None and answer == read(doc["solution"]))
 
 
 def paper_number(text: str) -> str | None:
     """The last thing that looks like a number, as the string that it is."""
-    found = _PAPER_NUMBER.findall(re.sub(r"(\d),(\d)", r"\1\2", text))
-    return found[-1] if found else None
+    numbers = _PAPER_NUMBER.findall(re.sub(r"(\d),(\d)", r"\1\2", text))
+    return numbers[-1] if numbers else None
 
 
 def paper_boxed(text: str) -> str | None:
     """The content of the last box after its last "="; None without a box, or if the last box is never closed."""
-    start = text.rfind("\\boxed")
-    content = _braced(text, start + len("\\boxed")) if start >= 0 else None
-    if content is None:
-        return None
-    return content.rsplit("=", 1)[1].lstrip(" ") if "=" in content else content
+    content = _last_box(text)
+    return content.rsplit("=", 1)[1].lstrip(" ") if content is not None and "=" in content else content
 
 
 def paper_option(text: str) -> str | None:
     """The last capital letter A to J that stands alone."""
-    found = _PAPER_OPTION.findall(text)
-    return found[-1] if found else None
+    letters = _PAPER_OPTION.findall(text)
+    return letters[-1] if letters else None
 
 
 def strict_number(text: str) -> Fraction | None:
@@ -158,7 +149,8 @@ def strict_math(text: str) -> str | None:
 def strict_option(text: str) -> str | None:
     """The option letter that is boxed, stated as the answer, or alone on the last line."""
     if "\\boxed" in text:
-        return _boxed_option(text)
+        match = re.match(r"[\s(*]*([A-Z])(?![A-Za-z])", _WRAPPED.sub(r"\1", _last_box(text) or ""))
+        return match[1] if match else None
     stated = [match for match in _OPTION_STATEMENT.finditer(text) if _is_option(match)]
     if stated:
         return stated[-1]["letter"]
@@ -168,8 +160,7 @@ def strict_option(text: str) -> str | None:
 
 
 def parse_number(text: str) -> Fraction | None:
-    """The first number of `text` (behind its last "="): signs, thousands separators, decimals, a/b and
-    \\frac{a}{b}."""
+    """The first number behind the last "=": signs, thousands separators, decimals, a/b and \\frac{a}{b}."""
     plain = _SPACING.sub("", _WRAPPED.sub(r"\1", text))
     match = _NUMBER.search(plain.rsplit("=", 1)[-1])
     if match is None:
@@ -184,22 +175,12 @@ def parse_number(text: str) -> Fraction | None:
 
 def _stated_answer(text: str) -> str | None:
     if "\\boxed" in text:
-        return _braced(text, text.rfind("\\boxed") + len("\\boxed"))
+        return _last_box(text)
     for pattern in (_HASHES, _STATEMENT):
-        found = [match["rest"] for match in pattern.finditer(text)]
-        if found:
-            return _clause(found[-1])
+        statements = [match["rest"] for match in pattern.finditer(text)]
+        if statements:
+            return _CLAUSE_END.split(statements[-1], maxsplit=1)[0].strip(" *_")
     return None
-
-
-def _clause(rest: str) -> str:
-    return _CLAUSE_END.split(rest, maxsplit=1)[0].strip(" *_")
-
-
-def _boxed_option(text: str) -> str | None:
-    content = _braced(text, text.rfind("\\boxed") + len("\\boxed"))
-    match = None if content is None else re.match(r"[\s(*]*([A-Z])(?![A-Za-z])", _WRAPPED.sub(r"\1", content))
-    return match[1] if match else None
 
 
 def _is_option(match: re.Match[str]) -> bool:
@@ -209,16 +190,15 @@ def _is_option(match: re.Match[str]) -> bool:
     return not after[:1].isalpha() and not (after[:1] == "'" and after[1:2].isalpha())
 
 
-def _braced(text: str, start: int) -> str | None:
-    """The content of the brace group that opens at `start`; None if none opens there or it is never
-    closed."""
-    if not text.startswith("{", start):
-        return None
-    depth = 0
-    for index in range(start, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[index], 0)
-        if depth == 0:
-            return text[start + 1 : index]
+def _last_box(text: str) -> str | None:
+    """The content of the last box; None without a box, or if the last box is never closed."""
+    _, box, rest = text.rpartition("\\boxed")
+    if box and rest.startswith("{"):
+        depth = 0
+        for index, letter in enumerate(rest):
+            depth += {"{": 1, "}": -1}.get(letter, 0)
+            if depth == 0:
+                return rest[1:index]
     return None
 
 

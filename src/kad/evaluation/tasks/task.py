@@ -91,12 +91,6 @@ class TaskInfo:
 class Task:
     """One task with its rows: what a run needs of lm-eval's task object.
 
-    Args:
-        harness_task: lm-eval's.
-        limit: only the first rows.
-        source: where the rows come from.
-        of_kad: whether it is one of kad's own tasks.
-
     Attributes:
         metrics: the names of its marks, without those of filters.
 
@@ -131,18 +125,13 @@ class Task:
             self.mark(self.documents[0], [""])  # a metric that fails does so before the first answer
 
     def questions(self, render: Renderer) -> list[Question]:
-        """Every question as a prompt; lm-eval puts system prompt and question together, `render` is the chat
-        template."""
+        """Every question as a prompt: lm-eval puts system prompt and question together, `render` is the template."""
         # The examples of a few-shot prompt are drawn question by question, the same for every method.
         self._task.set_fewshot_seed(_FEWSHOT_SEED)
         return [self._question(index, document, render) for index, document in enumerate(self.documents)]
 
     def mark(self, document: dict[str, Any], replies: Sequence[Reply]) -> dict[str, float]:
-        """The marks of one answer by the task's own metrics, in [0, 1].
-
-        Args:
-            document: a row.
-            replies: one text, or one log-likelihood for each continuation.
+        """The marks of one text, or of one log-likelihood for each continuation, by the task's own metrics, in [0, 1].
 
         Raises:
             UsageError: a mark that is no number from 0 to 1.
@@ -202,13 +191,9 @@ def known_tasks() -> list[str]:
 def load_tasks(
     names: Sequence[str], *, limit: int | None = None, data_dir: Path | None = None, include_path: Path | None = None
 ) -> list[Task]:
-    """The named tasks with their rows; a tag such as `kad_paper` stands for its tasks.
+    """The named tasks with their first `limit` rows; a tag such as `kad_paper` stands for its tasks.
 
-    Args:
-        names: of tasks and tags.
-        limit: only the first rows of each.
-        data_dir: where the local rows of kad's tasks are.
-        include_path: a folder with further task files of lm-eval.
+    `data_dir` has local rows of kad's tasks, `include_path` further task files of lm-eval.
 
     Raises:
         UsageError: an unknown task, a data set that cannot be had, or a task file that cannot be used.
@@ -236,7 +221,8 @@ def load_tasks(
             task = manager.load([name])["tasks"][name]
             tasks.append(Task(task, limit, "embedded" if name.startswith(_EMBEDDED) else source))
         else:
-            tasks.append(Task(*_load_own(manager, name, entry, limit), of_kad=False))
+            task, rows_from = _load_own(manager, name, entry)
+            tasks.append(Task(task, limit, rows_from, of_kad=False))
     return tasks
 
 
@@ -308,8 +294,8 @@ def _digest(documents: Sequence[dict[str, Any]], config: Any) -> str:
     return hashed.hexdigest()
 
 
-def _load_own(manager: Any, name: str, entry: Any, limit: int | None) -> tuple[Any, int | None, str]:
-    """A task that is not kad's, by lm-eval's loader; the limit; and where its rows come from.
+def _load_own(manager: Any, name: str, entry: Any) -> tuple[Any, str]:
+    """A task that is not kad's, by lm-eval's loader, and where its rows come from.
 
     Local JSON lines are read here, relative to the task file, so that a bad row is named by its file and line.
     """
@@ -324,7 +310,7 @@ def _load_own(manager: Any, name: str, entry: Any, limit: int | None) -> tuple[A
     with _in_words(f"{entry.yaml_path or entry.name} cannot be used as a task"):
         task = manager.load([spec])["tasks"][name]
         _ = len(task.eval_docs)
-    return task, limit, "local file" if files is not None else "hub"
+    return task, "local file" if files is not None else "hub"
 
 
 @contextmanager
@@ -366,10 +352,8 @@ def _from_files(files: Mapping[str, list[str]], **_: Any) -> dict[str, Dataset]:
     """lm-eval's `custom_dataset`: the rows of local files by split. A field that a row lacks is None there."""
     import datasets
 
-    return {
-        split: datasets.Dataset.from_list([dict(row) for row, _ in _placed({split: listed})])
-        for split, listed in files.items()
-    }
+    rows = {split: [dict(row) for row, _ in _placed({split: paths})] for split, paths in files.items()}
+    return {split: datasets.Dataset.from_list(rows_of) for split, rows_of in rows.items()}
 
 
 def _check(row: Row, place: str, templates: Mapping[str, Any]) -> None:

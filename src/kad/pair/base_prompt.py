@@ -64,8 +64,10 @@ class BasePrompt:
         Raises:
             OptionError: nothing of these, or a file that cannot be read.
         """
-        if name is None or isinstance(name, BasePrompt) or name == SAME:
-            return name if isinstance(name, BasePrompt) else None
+        if isinstance(name, BasePrompt):
+            return name
+        if name is None or name == SAME:
+            return None
         if isinstance(name, Mapping):
             return cls._of(name)
         text = str(name)
@@ -149,7 +151,8 @@ class BasePrompt:
         *before, (question, _) = [*self.examples, *_exchanges(messages)]
         text = ""
         for earlier, answer in before:
-            text += _with_answer(self._filled(earlier, "" if text else system), answer)
+            filled = self._filled(earlier, "" if text else system)
+            text += f"{filled}{'' if filled[-1:].isspace() else ' '}{answer.strip()}\n\n"
         return text + self._filled(question, "" if text else system)
 
     def _filled(self, question: str, system: str, messages: str = "") -> str:
@@ -179,10 +182,6 @@ def _exchanges(messages: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
         else:
             exchanges.append((text, ""))
     return exchanges or [("", "")]
-
-
-def _with_answer(asked: str, answer: str) -> str:
-    return f"{asked}{'' if asked[-1:].isspace() else ' '}{answer.strip()}\n\n"
 
 
 def _stops_of(template: str) -> tuple[str, ...]:

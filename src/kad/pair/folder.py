@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from transformers import GenerationConfig
 
@@ -23,6 +23,8 @@ from kad.tokens.vocabulary import Common, agree
 _PAIR_OPTIONS = frozenset({"cache_dir", "force_download", "local_files_only", "revision", "token"})
 # What the Auto classes pass along, and a pair does not use.
 _AUTO_OPTIONS = frozenset({"_commit_hash", "_from_auto", "adapter_kwargs", "code_revision", "low_cpu_mem_usage"})
+# What a folder says beside its models.
+_OWN = ("rule", "deferral_temperature", "base_prompt", "vocab_size", "foreign_ids", "base_tokenizer")
 # What lies in a pair folder: the configurations, and whatever the tokenizer saves.
 PAIR_FILES = frozenset({
     "added_tokens.json", "chat_template.jinja", "chat_template.json", "config.json", "generation_config.json",
@@ -38,9 +40,8 @@ def load_config(pair: Any, kwargs: dict[str, Any]) -> tuple[KadConfig, dict[str,
         PairError: no such pair, or an unknown option.
     """
     options = {key: value for key, value in kwargs.items() if key not in _AUTO_OPTIONS}
-    config = options.pop("config", None)
-    rule, temperature = options.pop("rule", None), options.pop("deferral_temperature", None)
-    prompt = options.pop("base_prompt", None)
+    config, rule = options.pop("config", None), options.pop("rule", None)
+    temperature, prompt = options.pop("deferral_temperature", None), options.pop("base_prompt", None)
     place = {key: options.pop(key) for key in _PAIR_OPTIONS if key in options}
     if "torch_dtype" in options:
         options.setdefault("dtype", options.pop("torch_dtype"))
@@ -72,8 +73,7 @@ def read_config(pair: Any, **place: Any) -> KadConfig:
             f"{pair} is not a pair: its config.json names no base and aligned model. "
             "Compose two models with --base and --aligned, or write a pair with kad pack."
         )
-    found: KadConfig = config
-    return found
+    return cast("KadConfig", config)
 
 
 def vocabulary_in_files(sources: Mapping[str, Source], sizes: Mapping[str, int] | None = None) -> Common:
@@ -154,15 +154,17 @@ def write(folder: Any, config: KadConfig, tokenizer: Any, settings: GenerationCo
     Raises:
         PairError: something that is not a pair would be overwritten.
     """
-    _refuse_foreign(target := Path(folder))
+    target = Path(folder)
+    if target.exists() and not target.is_dir():
+        raise PairError(f"{target} is a file; a pair is a folder. Choose another name.")
+    taken = sorted(name for name in PAIR_FILES if (target / name).exists())
+    if taken and not is_pair(target):
+        raise PairError(
+            f"{target} is not a pair, and its {taken[0]} would be written over. Choose another folder for the pair."
+        )
     written = KadConfig(
         **{role: source.to_dict(relative_to=target) for role, source in config.model_sources().items()},
-        rule=config.rule,
-        deferral_temperature=config.deferral_temperature,
-        base_prompt=config.base_prompt,
-        vocab_size=config.vocab_size,
-        foreign_ids=config.foreign_ids,
-        base_tokenizer=config.base_tokenizer,
+        **{name: getattr(config, name) for name in _OWN},
         architectures=["KadForCausalLM"],
     )
     try:
@@ -188,16 +190,6 @@ def _put_in_place(target: Path, scratch: Path) -> None:
         (target / stale).unlink(missing_ok=True)
     for name in names:
         (scratch / name).replace(target / name)
-
-
-def _refuse_foreign(target: Path) -> None:
-    if target.exists() and not target.is_dir():
-        raise PairError(f"{target} is a file; a pair is a folder. Choose another name.")
-    taken = sorted(name for name in PAIR_FILES if (target / name).exists())
-    if taken and not is_pair(target):
-        raise PairError(
-            f"{target} is not a pair, and its {taken[0]} would be written over. Choose another folder for the pair."
-        )
 
 
 def is_pair(folder: Path) -> bool:

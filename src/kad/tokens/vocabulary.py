@@ -149,9 +149,6 @@ def common_vocabulary(sizes: Mapping[str, int], tokenizers: Mapping[str, Any]) -
     return Common(size, sorted(index for index in differing if index < size))
 
 
-_LOG = logging.getLogger(__name__)
-
-
 def agree(sizes: Mapping[str, int], tokenizers: Mapping[str, Any]) -> Common:
     """What the models' vocabularies have in common. A base model may have a tokenizer of its own. Says so, once.
 
@@ -167,10 +164,7 @@ def agree(sizes: Mapping[str, int], tokenizers: Mapping[str, Any]) -> Common:
     except VocabularyError as error:
         if not {"base", "aligned"} <= tokenizers.keys():
             raise
-        others = [role for role in sizes if role != "base"]
-        common = common_vocabulary(
-            {role: sizes[role] for role in others}, {role: tokenizers[role] for role in others if role in tokenizers}
-        )
+        common = common_vocabulary(_without_base(sizes), _without_base(tokenizers))
         for role in ("base", "aligned"):
             try:
                 token_bytes(tokenizers[role])
@@ -183,3 +177,7 @@ def agree(sizes: Mapping[str, int], tokenizers: Mapping[str, Any]) -> Common:
         "The base model has a tokenizer of its own. It is read through the aligned model's tokens (docs/models.md)."
     )
     return replace(common, base_tokenizer=OWN)
+
+
+def _without_base(by_role: Mapping[str, Any]) -> dict[str, Any]:
+    return {role: value for role, value in by_role.items() if role != "base"}

@@ -53,8 +53,7 @@ def read_header(path: Path) -> Header:
         ) from error
 
     def of(name: str, default: Any = None) -> Any:
-        value = _value(reader, f"{architecture}.{name}")
-        return default if value is None else value
+        return _value(reader, f"{architecture}.{name}", default)
 
     layers, heads = int(of("block_count", 0)), of("attention.head_count", 1)
     pairs = of("attention.head_count_kv", heads)
@@ -73,6 +72,7 @@ def read_header(path: Path) -> Header:
     )
 
 
-def _value(reader: Any, name: str) -> Any:
+def _value(reader: Any, name: str, default: Any = None) -> Any:
     field = reader.fields.get(name)
-    return None if field is None else field.contents()
+    value = None if field is None else field.contents()
+    return default if value is None else value

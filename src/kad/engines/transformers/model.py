@@ -25,7 +25,6 @@ def run_part(
     model: PreTrainedModel,
     input_ids: Tensor,
     cache: Any = None,
-    *,
     attention_mask: Tensor | None = None,
     position_ids: Tensor | None = None,
     logits_to_keep: int | Tensor = 0,
@@ -127,8 +126,11 @@ class CachedModel:
     def __init__(
         self, model: PreTrainedModel, cache: Cache, vocab_size: int, device: torch.device, *, rollback: bool = True
     ) -> None:
-        if rollback:
-            _check_can_roll_back(cache)
+        if rollback and (stuck := unforgetting(cache)):
+            raise UsageError(
+                f"Speculation must take rejected drafts back out of the cache, which {', '.join(stuck)} cannot do. Use "
+                "a dynamic cache (leave cache_implementation out), or decode without speculation."
+            )
         self.processed = int(cache.get_seq_length())
         self._model, self._cache, self._vocab, self._device = model, cache, vocab_size, device
         self._recording = rollback and record_past(cache, True)
@@ -155,16 +157,6 @@ class CachedModel:
             record_past(self._cache, False)
 
 
-def _check_can_roll_back(cache: Cache) -> None:
-    """Layers must be dynamic or plain static. Other kinds cannot drop rejected drafts."""
-    stuck = unforgetting(cache)
-    if stuck:
-        raise UsageError(
-            f"Speculation must take rejected drafts back out of the cache, which {', '.join(stuck)} cannot do. Use a "
-            "dynamic cache (leave cache_implementation out), or decode without speculation."
-        )
-
-
 class Lockstep:
     """See `kad.engines.protocols.Batch`.
 
@@ -189,7 +181,5 @@ class Lockstep:
         if tokens is not None:
             self._mask = torch.cat((self._mask, self._mask.new_ones(ids.shape)), dim=-1)
         positions = (self._mask.cumsum(dim=-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        logits = run_part(
-            self._model, ids, self._cache, attention_mask=self._mask, position_ids=positions, logits_to_keep=1
-        )
+        logits = run_part(self._model, ids, self._cache, self._mask, positions, logits_to_keep=1)
         return trim(logits[:, -1], self._vocab)

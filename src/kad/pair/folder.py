@@ -130,20 +130,10 @@ def pack(
         raise PairError(f"{target} is a folder that is not a pair. Choose another one for the pair.")
     if parsed.needs_reference and "reference" not in sources:
         raise RuleError(f"Rule {parsed} needs the reference model. Give one: reference=... (--reference).")
-    aligned = sources["aligned"]
+    aligned, vocabulary = sources["aligned"], asdict(vocabulary_in_files(sources))
     settings = load_generation_config(aligned) or GenerationConfig.from_model_config(load_model_config(aligned))
-    return write(
-        target,
-        KadConfig(
-            **sources,
-            rule=parsed,
-            deferral_temperature=deferral_temperature,
-            base_prompt=base_prompt,
-            **asdict(vocabulary_in_files(sources)),
-        ),
-        load_tokenizer(aligned),
-        settings,
-    )
+    own = {"rule": parsed, "deferral_temperature": deferral_temperature, "base_prompt": base_prompt}
+    return write(target, KadConfig(**sources, **own, **vocabulary), load_tokenizer(aligned), settings)
 
 
 def write(folder: Any, config: KadConfig, tokenizer: Any, settings: GenerationConfig) -> KadConfig:

@@ -132,30 +132,16 @@ class CapturedModel:
     what was filled in is forgotten at once. A model sees only what stands before a token, so this changes nothing.
 
     Args:
-        captures: where captures are taken from.
-        model: the model.
-        capacity: the most tokens of a text.
-        shapes: see `Capture`.
-        backend: see `Backend`.
+        capture: the passes. `release` gives them away.
         vocab_size: the size of the common vocabulary. Later rows are cut off.
         device: the device of the logits.
     """
 
-    # `release` gives the cache away.
-    reversible = False
+    reversible = False  # since `release` gives the cache away
 
-    def __init__(
-        self,
-        captures: Captures,
-        model: PreTrainedModel,
-        capacity: int,
-        shapes: Sequence[int],
-        backend: Backend,
-        vocab_size: int,
-        device: torch.device,
-    ) -> None:
+    def __init__(self, capture: Capture, vocab_size: int, device: torch.device) -> None:
         self.processed = 0
-        self._capture: Capture | None = captures.take(model, capacity + max(shapes), shapes, backend)
+        self._capture: Capture | None = capture
         self._vocab, self._device = vocab_size, device
 
     def advance(self, ids: Tensor, keep: int) -> Tensor:

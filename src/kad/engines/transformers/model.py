@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -75,8 +75,7 @@ class TransformersModel:
 
     @property
     def device(self) -> torch.device:
-        device: torch.device = self.model.device
-        return device
+        return cast("torch.device", self.model.device)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -103,7 +102,8 @@ class TransformersModel:
     def captured(
         self, vocab_size: int, device: torch.device, capacity: int, shapes: Sequence[int], backend: Backend
     ) -> Scorer:
-        return CapturedModel(self.captures, self.model, capacity, shapes, backend, vocab_size, device)
+        capture = self.captures.take(self.model, capacity + max(shapes), shapes, backend)
+        return CapturedModel(capture, vocab_size, device)
 
     def in_step(self, prompts: list[list[int]], vocab_size: int, pad: int) -> Batch:
         return Lockstep(self.model, prompts, vocab_size, pad)
@@ -158,14 +158,7 @@ class CachedModel:
 
 
 class Lockstep:
-    """See `kad.engines.protocols.Batch`.
-
-    Args:
-        model: the model.
-        prompts: token ids, at least one each.
-        vocab_size: the size of the common vocabulary. Later rows are cut off.
-        pad: the token that fills short prompts.
-    """
+    """Many prompts through one model, filled with `pad` on the left; see `kad.engines.protocols.Batch`."""
 
     def __init__(self, model: PreTrainedModel, prompts: list[list[int]], vocab_size: int, pad: int) -> None:
         width = max(map(len, prompts))

@@ -111,21 +111,13 @@ LEAST_BRANCH = 0.4
 
 @dataclass(frozen=True)
 class Languages:
-    """How the text of one model becomes the tokens of another.
+    """How the text of one model becomes the tokens of another."""
 
-    Attributes:
-        base: the base model's tokenizer.
-        aligned: the aligned model's.
-        vocab_size: the number of the aligned model's output rows.
-        opened: bytes that the base model writes before the answer begins: the space after "Answer:".
-        stops: texts by which the base model's prompt ends an answer.
-    """
-
-    base: TokenBytes
-    aligned: TokenBytes
-    vocab_size: int
-    opened: bytes = b""
-    stops: tuple[bytes, ...] = ()
+    base: TokenBytes  # the base model's tokenizer
+    aligned: TokenBytes  # the aligned model's
+    vocab_size: int  # the number of the aligned model's output rows
+    opened: bytes = b""  # bytes that the base model writes before the answer begins: the space after "Answer:"
+    stops: tuple[bytes, ...] = ()  # texts by which the base model's prompt ends an answer
 
 
 class Translated(_Around):

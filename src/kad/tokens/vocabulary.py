@@ -27,15 +27,10 @@ _RESERVED = re.compile(r"[<\[]\|?[a-z_]*(?:unused|reserved)[a-z_]*\d*\|?[>\]]", 
 
 @dataclass(frozen=True)
 class TokenMap:
-    """The tokens of a tokenizer.
+    """The tokens of a tokenizer."""
 
-    Attributes:
-        tokens: id -> token.
-        special: the ids of tokens that are not text: special ones, and those that are kept for later.
-    """
-
-    tokens: Mapping[int, str]
-    special: Collection[int]
+    tokens: Mapping[int, str]  # id -> token
+    special: Collection[int]  # the ids of tokens that are not text: special ones, and those that are kept for later
 
     @classmethod
     def of(cls, tokenizer: Any) -> TokenMap:
@@ -48,16 +43,11 @@ class TokenMap:
 
 @dataclass(frozen=True)
 class Common:
-    """What the vocabularies of a pair's models have in common.
+    """What the vocabularies of a pair's models have in common."""
 
-    Attributes:
-        vocab_size: the number of tokens that all models share.
-        foreign_ids: those among them that are not the same token for all models, see `foreign_ids`.
-        base_tokenizer: `OWN` if the base model has a tokenizer of its own, and is none of these models. Else None.
-    """
-
-    vocab_size: int
-    foreign_ids: list[int]
+    vocab_size: int  # the number of tokens that all models share
+    foreign_ids: list[int]  # those among them that are not the same token for all models, see `foreign_ids`
+    # `OWN` if the base model has a tokenizer of its own, and is none of these models. Else None.
     base_tokenizer: str | None = None
 
 

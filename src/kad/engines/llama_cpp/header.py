@@ -11,25 +11,15 @@ from kad.errors import PairError, missing_extra
 
 @dataclass(frozen=True)
 class Header:
-    """The facts of a GGUF file.
+    """The facts of a GGUF file."""
 
-    Attributes:
-        architecture: llama.cpp's name of it.
-        weights: how most weights are stored, such as "Q4_K_M".
-        parameters: the number of weights.
-        weight_bytes: their memory.
-        vocabulary: the number of tokens.
-        context: the positions it was made for, or None.
-        cache_numbers: keys and values of one token in all layers.
-    """
-
-    architecture: str
-    weights: str
+    architecture: str  # llama.cpp's name of it
+    weights: str  # how most weights are stored, such as "Q4_K_M"
     parameters: int
-    weight_bytes: int
-    vocabulary: int
-    context: int | None
-    cache_numbers: int
+    weight_bytes: int  # their memory
+    vocabulary: int  # the number of tokens
+    context: int | None  # the positions it was made for, or None
+    cache_numbers: int  # keys and values of one token in all layers
 
 
 def read_header(path: Path) -> Header:

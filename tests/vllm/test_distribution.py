@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from kad.method.rules.rule import EXCLUDED
+from kad.method.distribution import EXCLUDED
 from kad.rules import registry
 
 # Both sides are float32 and differ in the order of their sums only. Measured: 2.9e-5 on the tiny pair, 1.3e-4 on the

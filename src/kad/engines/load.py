@@ -115,15 +115,7 @@ def load_models(
     engine_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> dict[str, Model]:
-    """Load the models of a pair, each by its engine, and what two roles share once.
-
-    Args:
-        sources: where the models are, by role.
-        engines: what `engines_of` says.
-        device: see `load_one`.
-        engine_options: see `load`.
-        **options: see `load_one`.
-    """
+    """Load the models of a pair by role, each by its engine, and what two roles share once. See `load_one`."""
     ours = {role: source for role, source in sources.items() if engines[role] == "transformers"}
     models: dict[str, Model] = {}
     if ours:
@@ -264,12 +256,8 @@ ENGINES = (*SCORING_ENGINES, "vllm")
 def engine_for(source: Source, engine: str = "auto") -> str:
     """The engine that runs a model.
 
-    A GGUF file is llama.cpp's where llama-cpp-python is installed; else Transformers reads it, as full weights. A
-    folder of MLX is MLX's.
-
-    Args:
-        source: where the model is.
-        engine: one of `SCORING_ENGINES`. "auto" follows the files.
+    With "auto", a GGUF file is llama.cpp's where llama-cpp-python is installed; else Transformers reads it, as full
+    weights. A folder of MLX is MLX's.
 
     Raises:
         OptionError: an unknown engine, or one that does not run this model.

@@ -125,26 +125,18 @@ class DraftCounts:
 
 
 class WholeModel(Protocol):
-    """A model whose engine runs whole generations itself, as vLLM does. It gives no scorers.
-
-    Attributes:
-        draft_tokens: how many tokens the engine drafts at a time.
-        context_length: the number of positions that the engine was asked to have. None leaves it to the engine.
-    """
+    """A model whose engine runs whole generations itself, as vLLM does. It gives no scorers."""
 
     @property
-    def draft_tokens(self) -> int: ...
+    def draft_tokens(self) -> int:
+        """How many tokens the engine drafts at a time."""
 
     @property
-    def context_length(self) -> int | None: ...
+    def context_length(self) -> int | None:
+        """The number of positions that the engine was asked to have. None leaves it to the engine."""
 
     def batch(self, asks: Sequence[Ask], draft_tokens: int = 0, drafter: str = "aligned") -> Iterator[Emission]:
         """Generate answers, all at once. Tokens come as soon as they are there; to close the iterator ends the rest.
-
-        Args:
-            asks: the answers to generate.
-            draft_tokens: how many tokens to draft at a time.
-            drafter: the role of the drafting model.
 
         Raises:
             UsageError: a request that the engine refuses.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -90,10 +91,8 @@ def vocabulary_in_files(sources: Mapping[str, Source], sizes: Mapping[str, int] 
     for role, source in sources.items():
         if role not in rows:
             rows[role] = int(load_model_config(source).get_text_config().vocab_size)
-        try:
+        with suppress(MissingTokenizerError):
             tokenizers[role] = shared_tokenizer(source)
-        except MissingTokenizerError:
-            continue
     return agree(rows, tokenizers)
 
 
@@ -112,13 +111,6 @@ def pack(
     base_prompt: Any = None,
 ) -> KadConfig:
     """Write a pair folder from the places of its models: reads configurations and tokenizers, loads no weights.
-
-    Args:
-        sources: "base" and "aligned", and "reference" if there is one.
-        folder: where to write; see `write`.
-        rule: the pair's rule.
-        deferral_temperature: see `KadConfig`.
-        base_prompt: how the base model is asked, see `BasePrompt.parse`.
 
     Raises:
         PairError: a model cannot be found, or the folder is taken.

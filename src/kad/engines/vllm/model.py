@@ -222,12 +222,7 @@ def _vllm() -> tuple[Any, Any, dict[str, Any]]:
 
 
 class VllmOne(Pair):
-    """A single model that vLLM runs.
-
-    Args:
-        place: its folder or hub id.
-        options: more arguments of `vllm.LLM`.
-    """
+    """A single model that vLLM runs; see `VllmModel`."""
 
     def __init__(self, place: str, options: Mapping[str, Any] | None = None) -> None:
         self.config, self.models = KadConfig(rule="base_only"), {}
@@ -247,16 +242,7 @@ class VllmOne(Pair):
 
 
 class VllmPair(Pair):
-    """A pair that vLLM runs as a whole, ready for `kad.generate` and `kad.stream`; see `kad.load`.
-
-    Args:
-        config: the pair.
-        options: more arguments of `vllm.LLM`.
-
-    Raises:
-        RuleError: a bad rule.
-        MissingExtraError: vLLM is not installed in this environment.
-    """
+    """A pair that vLLM runs as a whole, ready for `kad.generate` and `kad.stream`; see `kad.load` and `VllmModel`."""
 
     base_tokenizer: Any = None
     """vLLM refuses a pair with two tokenizers when it starts."""

@@ -76,8 +76,7 @@ class BasePrompt:
         if text.startswith(_FEW_SHOT):
             return replace(BUILT_IN["qa"], examples=_examples(text.removeprefix(_FEW_SHOT)))
         if "{question}" in text or "{messages}" in text:
-            text = text if "\n" in text else text.replace("\\n", "\n")
-            return cls(text, _stops_of(text))
+            return cls._of({"template": text if "\n" in text else text.replace("\\n", "\n")})
         return cls._read(text)
 
     @classmethod
@@ -88,10 +87,7 @@ class BasePrompt:
                 "template with {question} or {messages}, or a file that holds one."
             )
         text = _text_of(name)
-        if not name.endswith(".json"):
-            text = text.removesuffix("\n")
-            return cls(text, _stops_of(text))
-        return cls._of(_json(text, name))
+        return cls._of(_json(text, name) if name.endswith(".json") else {"template": text.removesuffix("\n")})
 
     @classmethod
     def _of(cls, values: Any) -> BasePrompt:
@@ -100,12 +96,9 @@ class BasePrompt:
         unknown = sorted(set(values) - {"template", "stops", "examples"})
         if unknown:
             raise OptionError(f"A base prompt has no {unknown[0]!r}. It has template, stops and examples.")
-        stops = values.get("stops")
-        return cls(
-            values["template"],
-            _stops_of(values["template"]) if stops is None else tuple(stops),
-            tuple(_example(example, "a base prompt") for example in values.get("examples", ())),
-        )
+        template, stops = values["template"], values.get("stops")
+        examples = tuple(_example(example, "a base prompt") for example in values.get("examples", ()))
+        return cls(template, _stops_of(template) if stops is None else tuple(stops), examples)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; `parse` reads them back."""
@@ -133,11 +126,7 @@ class BasePrompt:
         return self if bare == self.template else replace(self, template=f"{bare}\n")
 
     def render(self, conversation: Sequence[Mapping[str, str]]) -> str:
-        """The text that the base model reads before the answer to the last message.
-
-        Args:
-            conversation: messages {"role": ..., "content": ...}, in order.
-        """
+        """The text that the base model reads before the answer to the last of these messages."""
         system = "\n".join(message["content"] for message in conversation if message["role"] == "system")
         messages = [message for message in conversation if message["role"] != "system"]
         if "{messages}" in self.template:

@@ -113,7 +113,7 @@ def speculative(
     padding = _left_padding(input_ids, model_kwargs)
     ids = _room_for_new_tokens(input_ids, criteria, generation_config)
     cache = _cache_for(model, draft_model, model_kwargs.get(CACHE))
-    own = _own_prompt(model_kwargs)
+    own, length = _own_prompt(model_kwargs), input_ids.shape[1] - padding
     drafts = defaults.draft_tokens(bool(generation_config.do_sample)) if num_draft_tokens is None else num_draft_tokens
     window = window_size(drafts, few=bool(compile))
     if compile and cache.given:
@@ -126,15 +126,16 @@ def speculative(
         for role, part in cache.parts.items():
             scorers[role] = CachedModel(model.parts[role], part, model.config.vocab_size, model.base.device)
     if own is not None:
-        scorers["base"] = OwnPrompt(scorers["base"], own, input_ids.shape[1] - padding)
+        scorers["base"] = OwnPrompt(scorers["base"], own, length)
     if model.config.foreign_ids:
-        never_kept, temperature = NeverKept(tuple(model.config.foreign_ids)), model.composition.deferral_temperature
-        scorers["base"] = Restricted(scorers["base"], never_kept, input_ids.shape[1] - padding, temperature)
+        never_kept = NeverKept(tuple(model.config.foreign_ids))
+        temperature = model.composition.deferral_temperature
+        scorers["base"] = Restricted(scorers["base"], never_kept, length, temperature)
     wants_rows = generation_config.output_scores or generation_config.output_logits
     records = Records() if generation_config.return_dict_in_generate and wants_rows else None
     loop = SpeculativeLoop(
         ids=ids[padding:],
-        length=input_ids.shape[1] - padding,
+        length=length,
         drafter=draft_model,
         scorers=scorers,
         policy=choose_policy(

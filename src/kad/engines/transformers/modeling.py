@@ -213,6 +213,7 @@ class KadForCausalLM(ComposedGeneration, PreTrainedModel, GenerationMixin):
 
     @property
     def tokenizer(self) -> Any:
+        """See `Pair.tokenizer`."""
         return self.pair.tokenizer
 
     @tokenizer.setter
@@ -221,10 +222,12 @@ class KadForCausalLM(ComposedGeneration, PreTrainedModel, GenerationMixin):
 
     @property
     def base_tokenizer(self) -> Any:
+        """See `Pair.base_tokenizer`."""
         return self.pair.base_tokenizer
 
     @property
     def facts(self) -> dict[str, Facts]:
+        """See `Pair.facts`."""
         return self.pair.facts
 
     @property
@@ -243,6 +246,7 @@ class KadForCausalLM(ComposedGeneration, PreTrainedModel, GenerationMixin):
 
     @property
     def base_prompt(self) -> BasePrompt | None:
+        """See `Pair.base_prompt`."""
         return self.pair.base_prompt
 
     @base_prompt.setter
@@ -252,6 +256,7 @@ class KadForCausalLM(ComposedGeneration, PreTrainedModel, GenerationMixin):
     def using(
         self, rule: RuleLike | None = None, deferral_temperature: float | None = None
     ) -> AbstractContextManager[None]:
+        """See `Pair.using`."""
         return self.pair.using(rule, deferral_temperature)
 
     # ------------------------------------------------------------------ running

@@ -20,7 +20,7 @@ import torch
 
 import kad
 from benchmarks.harness import save
-from kad.engines.llama_cpp import host as llama_cpp
+from kad import hosts
 from kad.engines.pair import pair_of
 from kad.engines.scorers import LEAST, LEAST_BRANCH, Translated
 from kad.text.contexts import Asking
@@ -155,7 +155,7 @@ def main() -> None:
     options = parser.parse_args()
     named: dict[str, Any] = {"base": options.base, "aligned": options.aligned}
     if options.base is None:
-        found = real_pair.files() if llama_cpp.is_installed() else real_pair.folders()
+        found = real_pair.files() if hosts.is_installed("llama_cpp") else real_pair.folders()
         named = {**{role: str(path) for role, path in found.items()}, "base_prompt": real_pair.BASE_PROMPT}
     model: Any = kad.load(**named, rule=f"dual:threshold={THRESHOLD}")
     questions = options.questions.read_text(encoding="utf-8").splitlines() if options.questions else QUESTIONS

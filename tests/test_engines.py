@@ -11,9 +11,7 @@ from safetensors.torch import save_file
 
 import kad
 from kad import tiny
-from kad.engines.llama_cpp import host as llama_cpp
 from kad.engines.load import engine_for, gguf_file, is_mlx
-from kad.engines.mlx import host as mlx
 from kad.engines.pair import Pair
 from kad.engines.transformers.loading import load_model
 from kad.engines.transformers.model import TransformersModel
@@ -78,7 +76,7 @@ def test_a_gguf_file_is_named_by_its_path_and_relative_to_the_pair(tmp_path: Pat
 def test_the_engine_follows_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gguf, plain = Source(str(tmp_path), None, {"gguf_file": "m.gguf"}), Source("organization/name")
     for installed, expected in ((True, "llama_cpp"), (False, "transformers")):
-        monkeypatch.setattr(llama_cpp, "is_installed", lambda installed=installed: installed)
+        monkeypatch.setattr("kad.hosts.is_installed", lambda module, installed=installed: installed)
         assert engine_for(gguf) == expected
     assert engine_for(gguf, "transformers") == "transformers"
     assert engine_for(plain) == "transformers"
@@ -88,7 +86,6 @@ def test_the_engine_follows_the_files(tmp_path: Path, monkeypatch: pytest.Monkey
         engine_for(plain, "llama_cpp")
     with pytest.raises(OptionError, match=r"m\.gguf is a GGUF file"):
         engine_for(gguf, "mlx")
-    monkeypatch.setattr(mlx, "is_installed", lambda: False)
     with pytest.raises(MissingExtraError, match=r"kad-align\[mlx\]"):
         engine_for(plain, "mlx")
     with pytest.raises(OptionError, match="Unknown `engine` 'onnx'"):

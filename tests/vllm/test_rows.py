@@ -62,10 +62,10 @@ def test_threshold_rules_and_others_in_one_step(names: list[str]) -> None:
 @pytest.mark.parametrize("names", [["dual"], ["dual:threshold=0.1", "mixture", "base_only", "implicit_reward"]])
 def test_a_foreign_token_is_deferred_under_every_rule(names: list[str]) -> None:
     """In the model, by a definition of its own: what p gives to these tokens at the deferral temperature goes to q*."""
-    from kad.engines.vllm.plugin.model import KadForCausalLM
+    from kad.engines.vllm.plugin.model import PairModel
 
     foreign, temperature, wanted = [4, 7], 1.7, [parse_rule(name) for name in names]
-    model = KadForCausalLM.__new__(KadForCausalLM)
+    model = PairModel.__new__(PairModel)
     torch.nn.Module.__init__(model)
     model.config = SimpleNamespace(foreign_ids=foreign, deferral_temperature=temperature)  # type: ignore[assignment]
     model.common_size, model.vocab_size, model.step_rules = TOKENS, TOKENS + 2, step_rules()

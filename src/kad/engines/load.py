@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from kad.engines.llama_cpp import host as llama_cpp
-from kad.engines.mlx import host as mlx
-from kad.errors import OptionError, PairError, UsageError, first_line, missing_extra
+from kad import hosts
+from kad.errors import OptionError, PairError, UsageError, first_line
 from kad.pair.sources import Source, check_sources
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+_LARGEST_HEADER = 100_000_000
 _SHARDING = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
@@ -75,7 +76,8 @@ def load(
     if engine not in ENGINES:
         raise OptionError(f"Unknown `engine` {engine!r}. Choose from: {', '.join(ENGINES)}.")
     check_sources(pair, base, aligned, reference)
-    check_dtype(dtype)
+    if dtype is not None and dtype not in DTYPES:
+        raise OptionError(f"Unknown `dtype` {dtype!r}. Choose from: {', '.join(DTYPES)}.")
     options = _loading_options(dtype, device, trust_remote_code) if engine != "vllm" else {}
     from kad.pair.folder import resolve
 
@@ -113,15 +115,7 @@ def load_models(
     engine_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> dict[str, Model]:
-    """Load the models of a pair, each by its engine, and what two roles share once.
-
-    Args:
-        sources: where the models are, by role.
-        engines: what `engines_of` says.
-        device: see `load_one`.
-        engine_options: see `load`.
-        **options: see `load_one`.
-    """
+    """Load the models of a pair by role, each by its engine, and what two roles share once. See `load_one`."""
     ours = {role: source for role, source in sources.items() if engines[role] == "transformers"}
     models: dict[str, Model] = {}
     if ours:
@@ -192,12 +186,6 @@ def gguf_file(source: Source) -> Path:
     return Path(download(source, name))
 
 
-def check_dtype(dtype: str | None, option: str = "dtype") -> None:
-    """Raise UsageError unless `dtype` is None or one of `DTYPES`."""
-    if dtype is not None and dtype not in DTYPES:
-        raise OptionError(f"Unknown `{option}` {dtype!r}. Choose from: {', '.join(DTYPES)}.")
-
-
 def first_device() -> str:
     """Where models go when nobody says: the first accelerator, else the CPU."""
     import torch
@@ -248,9 +236,7 @@ def _place(models: Mapping[str, Any], sources: Mapping[str, Source], device: str
     if device is None:
         import torch
 
-        placed = any(
-            key in source.kwargs for source in sources.values() for key in ("device_map", "quantization_config")
-        )
+        placed = any({"device_map", "quantization_config"} & source.kwargs.keys() for source in sources.values())
         if placed or not torch.accelerator.is_available():
             return
         target = first_device()
@@ -258,9 +244,8 @@ def _place(models: Mapping[str, Any], sources: Mapping[str, Source], device: str
         for model in models.values():
             model.model.to(target)
     except RuntimeError as error:
-        raise OptionError(
-            f"The models cannot be moved to {target}: {first_line(error)}. Try `device` cpu or auto."
-        ) from error
+        problem = f"The models cannot be moved to {target}: {first_line(error)}."
+        raise OptionError(f"{problem} Try `device` cpu or auto.") from error
 
 
 SCORING_ENGINES = ("auto", "transformers", "llama_cpp", "mlx")
@@ -271,12 +256,8 @@ ENGINES = (*SCORING_ENGINES, "vllm")
 def engine_for(source: Source, engine: str = "auto") -> str:
     """The engine that runs a model.
 
-    A GGUF file is llama.cpp's where llama-cpp-python is installed; else Transformers reads it, as full weights. A
-    folder of MLX is MLX's.
-
-    Args:
-        source: where the model is.
-        engine: one of `SCORING_ENGINES`. "auto" follows the files.
+    With "auto", a GGUF file is llama.cpp's where llama-cpp-python is installed; else Transformers reads it, as full
+    weights. A folder of MLX is MLX's.
 
     Raises:
         OptionError: an unknown engine, or one that does not run this model.
@@ -287,7 +268,7 @@ def engine_for(source: Source, engine: str = "auto") -> str:
     is_gguf = "gguf_file" in source.kwargs
     if engine == "auto":
         if is_gguf:
-            return "llama_cpp" if llama_cpp.is_installed() else "transformers"
+            return "llama_cpp" if hosts.is_installed("llama_cpp") else "transformers"
         return "mlx" if is_mlx(source) else "transformers"
     if engine == "llama_cpp" and not is_gguf:
         raise OptionError(
@@ -295,10 +276,9 @@ def engine_for(source: Source, engine: str = "auto") -> str:
         )
     if engine == "mlx" and is_gguf:
         raise OptionError(f"`engine` mlx runs folders of MLX, but {source.kwargs['gguf_file']} is a GGUF file.")
-    if engine == "llama_cpp" and not llama_cpp.is_installed():
-        raise missing_extra("llama-cpp", "llama-cpp-python")
-    if engine == "mlx" and not mlx.is_installed():
-        raise missing_extra("mlx", "mlx-lm")
+    for host, name, module in ((hosts.LLAMA_CPP, "llama_cpp", "llama_cpp"), (hosts.MLX, "mlx", "mlx_lm")):
+        if engine == name:
+            hosts.check_installed(host, module)
     return engine
 
 
@@ -312,9 +292,10 @@ def is_mlx(source: Source) -> bool:
     folder = Path(source.model) / source.kwargs.get("subfolder", "")
     if not folder.is_dir():
         return source.model.startswith("mlx-community/")
-    quantization = _json(folder / "config.json").get("quantization")
-    if isinstance(quantization, dict) and {"group_size", "bits"} <= quantization.keys():
-        return True
+    with suppress(OSError, ValueError, AttributeError, TypeError):
+        quantization = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization")
+        if {"group_size", "bits"} <= quantization.keys():
+            return True
     weights = sorted(folder.glob("model*.safetensors"))
     return bool(weights) and _written_by(weights[0]) == "mlx"
 
@@ -323,20 +304,8 @@ def _written_by(file: Path) -> str | None:
     """What a safetensors file says wrote it: "pt", "mlx", or nothing."""
     with file.open("rb") as stream:
         size = int.from_bytes(stream.read(8), "little")
-        head = stream.read(size) if size < _LARGEST_HEAD else b""
+        header = stream.read(size) if size < _LARGEST_HEADER else b""
     try:
-        format_: str | None = json.loads(head).get("__metadata__", {}).get("format")
+        return cast("str | None", json.loads(header).get("__metadata__", {}).get("format"))
     except (ValueError, AttributeError):
         return None
-    return format_
-
-
-_LARGEST_HEAD = 100_000_000
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}

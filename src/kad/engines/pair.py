@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
@@ -50,7 +51,8 @@ class Pair:
     def __init__(self, config: KadConfig, models: Mapping[str, Model]) -> None:
         self.config, self.models = config, dict(models)
         if config.vocab_size is None:
-            config.set_vocabulary(vocabulary_of(self.models))
+            for name, value in asdict(vocabulary_of(self.models)).items():
+                setattr(config, name, value)
         self.generation_config = generation_config(config, self.models["aligned"].generation_config)
         self.own_composition = Composition.of(config.parsed_rule, config.deferral_temperature)
 
@@ -141,9 +143,8 @@ class Pair:
 
     @rule.setter
     def rule(self, rule: RuleLike) -> None:
-        self.own_composition = (
-            rule if isinstance(rule, Composition) else Composition.of(rule, self._own.deferral_temperature)
-        )
+        temperature = None if isinstance(rule, Composition) else self._own.deferral_temperature
+        self.own_composition = Composition.of(rule, temperature)
 
     @property
     def base_prompt(self) -> BasePrompt | None:
@@ -248,17 +249,13 @@ def pair_of(model: Any) -> Pair:
 
 
 def vocabulary_of(models: Mapping[str, Model]) -> Common:
-    """The vocabulary that all models share, after checking that their tokenizers agree.
-
-    The ids of a model without a tokenizer (bare weights) are taken to agree.
+    """The vocabulary that all models share. The ids of a model without a tokenizer (bare weights) are taken to agree.
 
     Raises:
         VocabularyError: the tokens differ.
     """
     tokenizers: dict[str, Any] = {}
     for role, model in models.items():
-        try:
+        with suppress(MissingTokenizerError):
             tokenizers[role] = model.tokenizer
-        except MissingTokenizerError:
-            continue
     return agree({role: model.vocab_size for role, model in models.items()}, tokenizers)

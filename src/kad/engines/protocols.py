@@ -21,24 +21,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Facts:
-    """What an engine knows about one model.
-
-    Attributes:
-        parameters: the number of its weights.
-        context_length: the number of positions it supports. None if it does not say.
-        engine: the engine that runs it.
-        weight_bytes: the memory of its weights. None if it is not known.
-        weights: how its weights are stored, in words: "float32", "Q4_K - Medium", "4 bits".
-        grows: whether the engine's option `context` can raise `context_length`.
-        tokenizer_in_file: whether the weights' file carries the tokenizer. It is then used, and not a pair's own.
-    """
+    """What an engine knows about one model."""
 
     parameters: int
-    context_length: int | None
+    context_length: int | None  # the number of positions it supports. None if it does not say
     engine: str = "transformers"
-    weight_bytes: int | None = None
-    weights: str = ""
-    grows: bool = False
+    weight_bytes: int | None = None  # the memory of its weights. None if it is not known
+    weights: str = ""  # how its weights are stored, in words: "float32", "Q4_K - Medium", "4 bits"
+    grows: bool = False  # whether the engine's option `context` can raise `context_length`
+    # Whether the weights' file carries the tokenizer. It is then used, and not a pair's own.
     tokenizer_in_file: bool = False
 
 
@@ -106,72 +97,46 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class Ask:
-    """One answer that is asked of an engine that runs whole generations.
+    """One answer that is asked of an engine that runs whole generations."""
 
-    Attributes:
-        prompt_ids: the prompt's tokens.
-        config: how to draw tokens, and how many.
-        ends: the tokens that end the answer.
-        seed: of the random numbers. None if nothing is drawn.
-        composition: how to compose. None if the engine runs one model alone.
-    """
-
-    prompt_ids: Sequence[int]
-    config: GenerationConfig
-    ends: Sequence[int] = ()
-    seed: int | None = None
-    composition: Composition | None = None
+    prompt_ids: Sequence[int]  # the prompt's tokens
+    config: GenerationConfig  # how to draw tokens, and how many
+    ends: Sequence[int] = ()  # the tokens that end the answer
+    seed: int | None = None  # of the random numbers. None if nothing is drawn
+    composition: Composition | None = None  # how to compose. None if the engine runs one model alone
 
 
 @dataclass(frozen=True)
 class Emission:
-    """Some new tokens of one answer.
+    """Some new tokens of one answer."""
 
-    Attributes:
-        index: which answer, by its place among those asked for.
-        token_ids: its new tokens.
-        finish_reason: why it ends here: "stop", "stop_string", "length" or "interrupted". None: it goes on.
-    """
-
-    index: int
+    index: int  # which answer, by its place among those asked for
     token_ids: list[int]
+    # Why it ends here: "stop", "stop_string", "length" or "interrupted". None: it goes on.
     finish_reason: str | None = None
 
 
 @dataclass(frozen=True)
 class DraftCounts:
-    """What speculation did in an engine since it was made.
-
-    Attributes:
-        drafted: drafted tokens.
-        lengths: how many windows accepted 0, 1, 2, ... drafts.
-    """
+    """What speculation did in an engine since it was made."""
 
     drafted: int = 0
-    lengths: Mapping[int, int] = field(default_factory=dict)
+    lengths: Mapping[int, int] = field(default_factory=dict)  # how many windows accepted 0, 1, 2, ... drafts
 
 
 class WholeModel(Protocol):
-    """A model whose engine runs whole generations itself, as vLLM does. It gives no scorers.
-
-    Attributes:
-        draft_tokens: how many tokens the engine drafts at a time.
-        context_length: the number of positions that the engine was asked to have. None leaves it to the engine.
-    """
+    """A model whose engine runs whole generations itself, as vLLM does. It gives no scorers."""
 
     @property
-    def draft_tokens(self) -> int: ...
+    def draft_tokens(self) -> int:
+        """How many tokens the engine drafts at a time."""
 
     @property
-    def context_length(self) -> int | None: ...
+    def context_length(self) -> int | None:
+        """The number of positions that the engine was asked to have. None leaves it to the engine."""
 
     def batch(self, asks: Sequence[Ask], draft_tokens: int = 0, drafter: str = "aligned") -> Iterator[Emission]:
         """Generate answers, all at once. Tokens come as soon as they are there; to close the iterator ends the rest.
-
-        Args:
-            asks: the answers to generate.
-            draft_tokens: how many tokens to draft at a time.
-            drafter: the role of the drafting model.
 
         Raises:
             UsageError: a request that the engine refuses.

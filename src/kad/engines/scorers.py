@@ -17,8 +17,26 @@ from kad.tokens.never_kept import NeverKept, foreign_tokens
 from kad.tokens.token_bytes import whole_characters
 
 
-class OwnPrompt:
-    """A scorer for callers that count in the tokens of another prompt, with the same answer after it.
+class _Around:
+    """What a scorer around another one leaves to it."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer = scorer
+
+    @property
+    def processed(self) -> int:
+        return self.scorer.processed
+
+    @property
+    def reversible(self) -> bool:
+        return self.scorer.reversible
+
+    def release(self) -> None:
+        self.scorer.release()
+
+
+class OwnPrompt(_Around):
+    """Scorer of a base model with its own prompt, for callers that count in the tokens of another prompt.
 
     Args:
         scorer: the model's scorer. It may have read a prefix of its own prompt.
@@ -27,7 +45,8 @@ class OwnPrompt:
     """
 
     def __init__(self, scorer: Scorer, prompt: Sequence[int], shared: int) -> None:
-        self.scorer, self._prompt, self._shared = scorer, list(prompt), shared
+        super().__init__(scorer)
+        self._prompt, self._shared = list(prompt), shared
 
     @property
     def processed(self) -> int:
@@ -36,12 +55,8 @@ class OwnPrompt:
         whole = len(self._prompt)
         return read - whole + self._shared if read >= whole else min(read, self._shared - 1)
 
-    @property
-    def reversible(self) -> bool:
-        return self.scorer.reversible
-
     def advance(self, ids: Tensor, keep: int) -> Rows:
-        """See `kad.method.scorer.Scorer`. In the place of what is left of the callers' prompt it reads its own."""
+        """In the place of what is left of the callers' prompt it reads its own."""
         unread = self._prompt[self.scorer.processed :]
         new = ids[max(self._shared - self.processed, 0) :] if unread else ids
         own = torch.cat((torch.tensor(unread, dtype=ids.dtype, device=ids.device), new))
@@ -51,16 +66,13 @@ class OwnPrompt:
         answer = max(length - self._shared, 0)
         self.scorer.rollback(len(self._prompt) + answer - (length < self._shared))
 
-    def release(self) -> None:
-        self.scorer.release()
-
     def has_read(self, ids: Sequence[int]) -> list[int]:
         """The tokens that the model has read, given those of the callers' prompt and of the answer."""
         return [*self._prompt, *ids[self._shared :]][: self.scorer.processed]
 
 
-class Restricted:
-    """The rows of another scorer, in which the probability of the tokens that p never keeps belongs to the rest.
+class Restricted(_Around):
+    """Scorer of a base model whose probability of the tokens that p never keeps belongs to the rest.
 
     Args:
         scorer: the base model's scorer.
@@ -70,17 +82,9 @@ class Restricted:
     """
 
     def __init__(self, scorer: Scorer, never_kept: NeverKept, shared: int, deferral_temperature: float = 1.0) -> None:
-        self.scorer, self._never_kept, self._shared = scorer, never_kept, shared
-        self._temperature = deferral_temperature
+        super().__init__(scorer)
+        self._never_kept, self._shared, self._temperature = never_kept, shared, deferral_temperature
         self._answer: list[int] = []
-
-    @property
-    def processed(self) -> int:
-        return self.scorer.processed
-
-    @property
-    def reversible(self) -> bool:
-        return self.scorer.reversible
 
     def advance(self, ids: Tensor, keep: int) -> RowsWithRest:
         new = ids[max(self._shared - self.processed, 0) :]
@@ -98,9 +102,6 @@ class Restricted:
         self.scorer.rollback(length)
         del self._answer[max(length - self._shared, 0) :]
 
-    def release(self) -> None:
-        self.scorer.release()
-
 
 # Tokens of the base model below this probability are not looked at one by one. Part of the definition of the rows.
 LEAST = 0.002
@@ -110,24 +111,16 @@ LEAST_BRANCH = 0.4
 
 @dataclass(frozen=True)
 class Languages:
-    """How the text of one model becomes the tokens of another.
+    """How the text of one model becomes the tokens of another."""
 
-    Attributes:
-        base: the base model's tokenizer.
-        aligned: the aligned model's.
-        vocab_size: the number of the aligned model's output rows.
-        opened: bytes that the base model writes before the answer begins: the space after "Answer:".
-        stops: texts by which the base model's prompt ends an answer.
-    """
-
-    base: TokenBytes
-    aligned: TokenBytes
-    vocab_size: int
-    opened: bytes = b""
-    stops: tuple[bytes, ...] = ()
+    base: TokenBytes  # the base model's tokenizer
+    aligned: TokenBytes  # the aligned model's
+    vocab_size: int  # the number of the aligned model's output rows
+    opened: bytes = b""  # bytes that the base model writes before the answer begins: the space after "Answer:"
+    stops: tuple[bytes, ...] = ()  # texts by which the base model's prompt ends an answer
 
 
-class Translated:
+class Translated(_Around):
     """A scorer for callers that count in the aligned model's tokens: its prompt, and the answer.
 
     A row has the logarithms of p's probabilities in the aligned model's tokens; its rest is what belongs to none of
@@ -150,7 +143,8 @@ class Translated:
         languages: Languages,
         deferral_temperature: float = 1.0,
     ) -> None:
-        self.scorer, self._prompt, self._shared = scorer, list(prompt), shared
+        super().__init__(scorer)
+        self._prompt, self._shared = list(prompt), shared
         self._languages, self._temperature = languages, deferral_temperature
         self._answer: list[int] = []
         self._read = 0
@@ -183,12 +177,9 @@ class Translated:
         return RowsWithRest(rows[:, :-1].contiguous(), rows[:, -1:])
 
     def rollback(self, length: int) -> None:
-        """See `kad.method.scorer.Scorer`. The model itself goes back when it reads other tokens."""
+        """The model itself goes back when it reads other tokens."""
         self._read = min(self._read, length)
         del self._answer[max(length - self._shared, 0) :]
-
-    def release(self) -> None:
-        self.scorer.release()
 
     def has_read(self, ids: Sequence[int]) -> list[int]:
         """The tokens that the model has read."""
@@ -198,12 +189,12 @@ class Translated:
     def _begin(self, device: torch.device) -> tuple[Nodes, Translation]:
         unread = torch.tensor(self._prompt[self.scorer.processed :], device=device)
         last = cast("Tensor", self.scorer.advance(unread, 1))[0]
-        known = self._languages
-        nodes = Nodes(self.scorer, last, known.base, LEAST, self._temperature)
-        translation = Translation(
-            nodes, known.aligned, opened=known.opened, stops=known.stops, least_branch=LEAST_BRANCH
+        ours = self._languages
+        nodes = Nodes(self.scorer, last, ours.base, LEAST, self._temperature)
+        self._translation = (
+            nodes,
+            Translation(nodes, ours.aligned, opened=ours.opened, stops=ours.stops, least_branch=LEAST_BRANCH),
         )
-        self._translation = nodes, translation
         return self._translation
 
     def _row(self, reading: Reading) -> Tensor:

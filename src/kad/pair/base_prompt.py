@@ -64,8 +64,10 @@ class BasePrompt:
         Raises:
             OptionError: nothing of these, or a file that cannot be read.
         """
-        if name is None or isinstance(name, BasePrompt) or name == SAME:
-            return name if isinstance(name, BasePrompt) else None
+        if isinstance(name, BasePrompt):
+            return name
+        if name is None or name == SAME:
+            return None
         if isinstance(name, Mapping):
             return cls._of(name)
         text = str(name)
@@ -74,8 +76,7 @@ class BasePrompt:
         if text.startswith(_FEW_SHOT):
             return replace(BUILT_IN["qa"], examples=_examples(text.removeprefix(_FEW_SHOT)))
         if "{question}" in text or "{messages}" in text:
-            text = text if "\n" in text else text.replace("\\n", "\n")
-            return cls(text, _stops_of(text))
+            return cls._of({"template": text if "\n" in text else text.replace("\\n", "\n")})
         return cls._read(text)
 
     @classmethod
@@ -86,10 +87,7 @@ class BasePrompt:
                 "template with {question} or {messages}, or a file that holds one."
             )
         text = _text_of(name)
-        if not name.endswith(".json"):
-            text = text.removesuffix("\n")
-            return cls(text, _stops_of(text))
-        return cls._of(_json(text, name))
+        return cls._of(_json(text, name) if name.endswith(".json") else {"template": text.removesuffix("\n")})
 
     @classmethod
     def _of(cls, values: Any) -> BasePrompt:
@@ -98,12 +96,9 @@ class BasePrompt:
         unknown = sorted(set(values) - {"template", "stops", "examples"})
         if unknown:
             raise OptionError(f"A base prompt has no {unknown[0]!r}. It has template, stops and examples.")
-        stops = values.get("stops")
-        return cls(
-            values["template"],
-            _stops_of(values["template"]) if stops is None else tuple(stops),
-            tuple(_example(example, "a base prompt") for example in values.get("examples", ())),
-        )
+        template, stops = values["template"], values.get("stops")
+        examples = tuple(_example(example, "a base prompt") for example in values.get("examples", ()))
+        return cls(template, _stops_of(template) if stops is None else tuple(stops), examples)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; `parse` reads them back."""
@@ -131,11 +126,7 @@ class BasePrompt:
         return self if bare == self.template else replace(self, template=f"{bare}\n")
 
     def render(self, conversation: Sequence[Mapping[str, str]]) -> str:
-        """The text that the base model reads before the answer to the last message.
-
-        Args:
-            conversation: messages {"role": ..., "content": ...}, in order.
-        """
+        """The text that the base model reads before the answer to the last of these messages."""
         system = "\n".join(message["content"] for message in conversation if message["role"] == "system")
         messages = [message for message in conversation if message["role"] != "system"]
         if "{messages}" in self.template:
@@ -149,7 +140,8 @@ class BasePrompt:
         *before, (question, _) = [*self.examples, *_exchanges(messages)]
         text = ""
         for earlier, answer in before:
-            text += _with_answer(self._filled(earlier, "" if text else system), answer)
+            filled = self._filled(earlier, "" if text else system)
+            text += f"{filled}{'' if filled[-1:].isspace() else ' '}{answer.strip()}\n\n"
         return text + self._filled(question, "" if text else system)
 
     def _filled(self, question: str, system: str, messages: str = "") -> str:
@@ -179,10 +171,6 @@ def _exchanges(messages: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
         else:
             exchanges.append((text, ""))
     return exchanges or [("", "")]
-
-
-def _with_answer(asked: str, answer: str) -> str:
-    return f"{asked}{'' if asked[-1:].isspace() else ' '}{answer.strip()}\n\n"
 
 
 def _stops_of(template: str) -> tuple[str, ...]:

@@ -7,8 +7,6 @@ refused only if it looks like a mistyped key of kad.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,7 +17,6 @@ from kad.method import defaults
 from kad.method.rules import Rule, parse_rule
 from kad.pair.base_prompt import BasePrompt
 from kad.pair.sources import Source, resolve_pair
-from kad.tokens.vocabulary import Common
 
 ROLES = ("base", "aligned", "reference")
 # How similar a key must be to one of ours to count as mistyped: "rul", "Rule", "temperature".
@@ -62,9 +59,10 @@ class KadConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         for key in sorted(kwargs):
-            own = _mistyped(key, KadConfig.__annotations__)
-            if own is not None:
-                raise PairError(f"Unknown key {key!r} in a pair's configuration. Did you mean {own!r}?")
+            name = key.lower().replace("-", "_")
+            close = difflib.get_close_matches(name, KadConfig.__annotations__, n=1, cutoff=_MISTYPED)
+            if close and not hasattr(PreTrainedConfig, key):  # those are the host's
+                raise PairError(f"Unknown key {key!r} in a pair's configuration. Did you mean {close[0]!r}?")
         # Parsed here and nowhere else. The fields hold what is written: plain values.
         self._sources = {role: Source.parse(place) for role in ROLES if (place := getattr(self, role)) is not None}
         for role, source in self._sources.items():
@@ -88,11 +86,6 @@ class KadConfig(PreTrainedConfig):
         """As in Transformers: plain values."""
         plain: dict[str, Any] = super().to_dict()
         return {key: value for key, value in plain.items() if key not in ("_sources", "_rule")}
-
-    def set_vocabulary(self, common: Common) -> None:
-        """What the models' vocabularies have in common, once the models are known."""
-        for name, value in asdict(common).items():
-            setattr(self, name, value)
 
     def set_base_prompt(self, prompt: Any) -> None:
         """Ask the base model in another way, see `BasePrompt.parse`."""
@@ -130,14 +123,6 @@ class KadConfig(PreTrainedConfig):
                     "Add it, or write the pair anew with kad pack."
                 )
         return {role: source.located(self.folder) for role, source in self._sources.items()}
-
-
-def _mistyped(key: str, own: Iterable[str]) -> str | None:
-    """The key of ours that this one is probably meant to be; None for a key of the host."""
-    if hasattr(PreTrainedConfig, key):
-        return None
-    close = difflib.get_close_matches(key.lower().replace("-", "_"), own, n=1, cutoff=_MISTYPED)
-    return close[0] if close else None
 
 
 AutoConfig.register("kad", KadConfig, exist_ok=True)

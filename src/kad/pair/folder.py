@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from transformers import GenerationConfig
 
@@ -23,6 +24,8 @@ from kad.tokens.vocabulary import Common, agree
 _PAIR_OPTIONS = frozenset({"cache_dir", "force_download", "local_files_only", "revision", "token"})
 # What the Auto classes pass along, and a pair does not use.
 _AUTO_OPTIONS = frozenset({"_commit_hash", "_from_auto", "adapter_kwargs", "code_revision", "low_cpu_mem_usage"})
+# What a folder says beside its models.
+_OWN = ("rule", "deferral_temperature", "base_prompt", "vocab_size", "foreign_ids", "base_tokenizer")
 # What lies in a pair folder: the configurations, and whatever the tokenizer saves.
 PAIR_FILES = frozenset({
     "added_tokens.json", "chat_template.jinja", "chat_template.json", "config.json", "generation_config.json",
@@ -38,9 +41,8 @@ def load_config(pair: Any, kwargs: dict[str, Any]) -> tuple[KadConfig, dict[str,
         PairError: no such pair, or an unknown option.
     """
     options = {key: value for key, value in kwargs.items() if key not in _AUTO_OPTIONS}
-    config = options.pop("config", None)
-    rule, temperature = options.pop("rule", None), options.pop("deferral_temperature", None)
-    prompt = options.pop("base_prompt", None)
+    config, rule = options.pop("config", None), options.pop("rule", None)
+    temperature, prompt = options.pop("deferral_temperature", None), options.pop("base_prompt", None)
     place = {key: options.pop(key) for key in _PAIR_OPTIONS if key in options}
     if "torch_dtype" in options:
         options.setdefault("dtype", options.pop("torch_dtype"))
@@ -72,8 +74,7 @@ def read_config(pair: Any, **place: Any) -> KadConfig:
             f"{pair} is not a pair: its config.json names no base and aligned model. "
             "Compose two models with --base and --aligned, or write a pair with kad pack."
         )
-    found: KadConfig = config
-    return found
+    return cast("KadConfig", config)
 
 
 def vocabulary_in_files(sources: Mapping[str, Source], sizes: Mapping[str, int] | None = None) -> Common:
@@ -90,10 +91,8 @@ def vocabulary_in_files(sources: Mapping[str, Source], sizes: Mapping[str, int] 
     for role, source in sources.items():
         if role not in rows:
             rows[role] = int(load_model_config(source).get_text_config().vocab_size)
-        try:
+        with suppress(MissingTokenizerError):
             tokenizers[role] = shared_tokenizer(source)
-        except MissingTokenizerError:
-            continue
     return agree(rows, tokenizers)
 
 
@@ -113,13 +112,6 @@ def pack(
 ) -> KadConfig:
     """Write a pair folder from the places of its models: reads configurations and tokenizers, loads no weights.
 
-    Args:
-        sources: "base" and "aligned", and "reference" if there is one.
-        folder: where to write; see `write`.
-        rule: the pair's rule.
-        deferral_temperature: see `KadConfig`.
-        base_prompt: how the base model is asked, see `BasePrompt.parse`.
-
     Raises:
         PairError: a model cannot be found, or the folder is taken.
         VocabularyError: the models' tokens differ.
@@ -130,20 +122,10 @@ def pack(
         raise PairError(f"{target} is a folder that is not a pair. Choose another one for the pair.")
     if parsed.needs_reference and "reference" not in sources:
         raise RuleError(f"Rule {parsed} needs the reference model. Give one: reference=... (--reference).")
-    aligned = sources["aligned"]
+    aligned, vocabulary = sources["aligned"], asdict(vocabulary_in_files(sources))
     settings = load_generation_config(aligned) or GenerationConfig.from_model_config(load_model_config(aligned))
-    return write(
-        target,
-        KadConfig(
-            **sources,
-            rule=parsed,
-            deferral_temperature=deferral_temperature,
-            base_prompt=base_prompt,
-            **asdict(vocabulary_in_files(sources)),
-        ),
-        load_tokenizer(aligned),
-        settings,
-    )
+    own = {"rule": parsed, "deferral_temperature": deferral_temperature, "base_prompt": base_prompt}
+    return write(target, KadConfig(**sources, **own, **vocabulary), load_tokenizer(aligned), settings)
 
 
 def write(folder: Any, config: KadConfig, tokenizer: Any, settings: GenerationConfig) -> KadConfig:
@@ -154,15 +136,17 @@ def write(folder: Any, config: KadConfig, tokenizer: Any, settings: GenerationCo
     Raises:
         PairError: something that is not a pair would be overwritten.
     """
-    _refuse_foreign(target := Path(folder))
+    target = Path(folder)
+    if target.exists() and not target.is_dir():
+        raise PairError(f"{target} is a file; a pair is a folder. Choose another name.")
+    taken = sorted(name for name in PAIR_FILES if (target / name).exists())
+    if taken and not is_pair(target):
+        raise PairError(
+            f"{target} is not a pair, and its {taken[0]} would be written over. Choose another folder for the pair."
+        )
     written = KadConfig(
         **{role: source.to_dict(relative_to=target) for role, source in config.model_sources().items()},
-        rule=config.rule,
-        deferral_temperature=config.deferral_temperature,
-        base_prompt=config.base_prompt,
-        vocab_size=config.vocab_size,
-        foreign_ids=config.foreign_ids,
-        base_tokenizer=config.base_tokenizer,
+        **{name: getattr(config, name) for name in _OWN},
         architectures=["KadForCausalLM"],
     )
     try:
@@ -188,16 +172,6 @@ def _put_in_place(target: Path, scratch: Path) -> None:
         (target / stale).unlink(missing_ok=True)
     for name in names:
         (scratch / name).replace(target / name)
-
-
-def _refuse_foreign(target: Path) -> None:
-    if target.exists() and not target.is_dir():
-        raise PairError(f"{target} is a file; a pair is a folder. Choose another name.")
-    taken = sorted(name for name in PAIR_FILES if (target / name).exists())
-    if taken and not is_pair(target):
-        raise PairError(
-            f"{target} is not a pair, and its {taken[0]} would be written over. Choose another folder for the pair."
-        )
 
 
 def is_pair(folder: Path) -> bool:

@@ -17,7 +17,7 @@ from kad.pair.sources import Source
 TROUBLE = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, StrictDataclassError)
 _MOST_SHARED = 4
 # Options that say where a model is. Its tokenizer and settings are there too.
-_PLACE = ("cache_dir", "gguf_file", "local_files_only", "subfolder", "token", "trust_remote_code")
+_PLACE = {"cache_dir", "gguf_file", "local_files_only", "subfolder", "token", "trust_remote_code"}
 
 
 def load_tokenizer(source: Source, config: Any = None) -> Any:
@@ -32,7 +32,10 @@ def load_tokenizer(source: Source, config: Any = None) -> Any:
     try:
         return AutoTokenizer.from_pretrained(source.model, config=config, **_place(source))
     except (*TROUBLE, ImportError) as error:
-        kind = MissingTokenizerError if source.is_local and not _has_tokenizer(source) else PairError
+        names = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+        missing = source.is_local and "gguf_file" not in source.kwargs
+        missing = missing and not any((Path(source.model) / name).is_file() for name in names)
+        kind = MissingTokenizerError if missing else PairError
         raise kind(f"Cannot load the tokenizer of {source.model}: {reason_of(error)}") from error
 
 
@@ -84,9 +87,8 @@ def load_generation_config(source: Source) -> GenerationConfig | None:
     underneath = adapted(source)
     if underneath is not None and not (Path(source.model) / "generation_config.json").is_file():
         return load_generation_config(underneath)
-    place = {key: value for key, value in _place(source).items() if key not in ("gguf_file", "trust_remote_code")}
     try:
-        return GenerationConfig.from_pretrained(source.model, **place)
+        return GenerationConfig.from_pretrained(source.model, **_place(source, file=True))
     except OSError:
         return None
 
@@ -99,21 +101,17 @@ def download(source: Source, file: str) -> str:
     """
     from transformers.utils import cached_file
 
-    place = {key: value for key, value in _place(source).items() if key not in ("gguf_file", "trust_remote_code")}
     try:
-        return str(cached_file(source.model, file, **place))
+        return str(cached_file(source.model, file, **_place(source, file=True)))
     except (OSError, ValueError) as error:
         raise PairError(f"Cannot get {file} of {source.model}: {first_line(error)}") from error
 
 
-def _place(source: Source) -> dict[str, Any]:
-    place = {key: source.kwargs[key] for key in _PLACE if key in source.kwargs}
+def _place(source: Source, *, file: bool = False) -> dict[str, Any]:
+    """Where a model is; with `file`, where its files are that hold no weights and no code."""
+    keys = _PLACE - {"gguf_file", "trust_remote_code"} if file else _PLACE
+    place = {key: source.kwargs[key] for key in keys & source.kwargs.keys()}
     return place if source.revision is None else place | {"revision": source.revision}
-
-
-def _has_tokenizer(source: Source) -> bool:
-    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
-    return any((Path(source.model) / name).is_file() for name in names) or "gguf_file" in source.kwargs
 
 
 def reason_of(error: BaseException) -> str:

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from kad.errors import UsageError
 from kad.method.defaults import PUBLISHED_DRAFT_TOKENS
 
-GIGABYTE = 1e9
-
 
 @dataclass(frozen=True)
 class PublishedModel:
@@ -21,9 +19,9 @@ class PublishedModel:
     model: str
     parameters: float
 
-    def gigabytes(self, bytes_per_parameter: int = 2) -> float:
-        """The size of its weights, by default in bfloat16."""
-        return self.parameters * bytes_per_parameter / GIGABYTE
+    def gigabytes(self) -> float:
+        """The size of its weights in bfloat16."""
+        return self.parameters * 2 / 1e9
 
 
 @dataclass(frozen=True)
@@ -44,17 +42,9 @@ class Preset:
     def methods(self) -> tuple[str, ...]:
         """Every method of the papers' tables; the rules are decoded speculatively, as published."""
         window = f"@speculative:num_draft_tokens={self.num_draft_tokens}"
-        return (
-            "base",
-            "aligned",
-            f"oracle={self.oracle.model}",
-            f"nudging:threshold=0.4{window}",
-            f"dual:threshold=0.4{window}",
-            f"primal:budget=0.9{window}",
-            "implicit_reward",
-            f"implicit_reward{window},draft=reference",
-            f"implicit_reward{window},draft=aligned",
-        )
+        cascades = (f"{rule}{window}" for rule in ("nudging:threshold=0.4", "dual:threshold=0.4", "primal:budget=0.9"))
+        products = (f"implicit_reward{window},draft={role}" for role in ("reference", "aligned"))
+        return "base", "aligned", f"oracle={self.oracle.model}", *cascades, "implicit_reward", *products
 
     @property
     def models(self) -> tuple[PublishedModel, ...]:
@@ -68,33 +58,25 @@ class Preset:
         return max(together, self.oracle.gigabytes())
 
 
-PRESETS: dict[str, Preset] = {
-    preset.name: preset
-    for preset in (
-        Preset(
-            name="olmo2",
-            base=PublishedModel("allenai/OLMo-2-1124-13B", 13.7e9),
-            aligned=PublishedModel("allenai/OLMo-2-0425-1B-Instruct", 1.48e9),
-            reference=PublishedModel("allenai/OLMo-2-0425-1B", 1.48e9),
-            oracle=PublishedModel("allenai/OLMo-2-1124-13B-Instruct", 13.7e9),
-        ),
-        Preset(
-            name="qwen3",
-            base=PublishedModel("Qwen/Qwen3-14B-Base", 14.8e9),
-            aligned=PublishedModel("Qwen/Qwen3-1.7B", 2.03e9),
-            reference=PublishedModel("Qwen/Qwen3-1.7B-Base", 2.03e9),
-            oracle=PublishedModel("Qwen/Qwen3-14B", 14.8e9),
-        ),
-    )
-}
+_OLMO2 = Preset(
+    name="olmo2",
+    base=PublishedModel("allenai/OLMo-2-1124-13B", 13.7e9),
+    aligned=PublishedModel("allenai/OLMo-2-0425-1B-Instruct", 1.48e9),
+    reference=PublishedModel("allenai/OLMo-2-0425-1B", 1.48e9),
+    oracle=PublishedModel("allenai/OLMo-2-1124-13B-Instruct", 13.7e9),
+)
+_QWEN3 = Preset(
+    name="qwen3",
+    base=PublishedModel("Qwen/Qwen3-14B-Base", 14.8e9),
+    aligned=PublishedModel("Qwen/Qwen3-1.7B", 2.03e9),
+    reference=PublishedModel("Qwen/Qwen3-1.7B-Base", 2.03e9),
+    oracle=PublishedModel("Qwen/Qwen3-14B", 14.8e9),
+)
+PRESETS = {preset.name: preset for preset in (_OLMO2, _QWEN3)}
 
 
 def preset(name: str) -> Preset:
-    """A published experiment by its name.
-
-    Raises:
-        UsageError: there is none of that name.
-    """
+    """A published experiment by its name."""
     if name not in PRESETS:
         raise UsageError(f"Unknown preset {name!r}. Choose from: {', '.join(PRESETS)}.")
     return PRESETS[name]

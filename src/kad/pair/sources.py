@@ -15,22 +15,10 @@ _TINY = Path(__file__).parents[1] / "tiny" / "weights"
 TINY_MODELS = ("big-base", "small-base", "small-aligned", "big-aligned")
 
 # What may be said about the loading of one model, kept in the pair as plain JSON values.
-MODEL_KWARGS = frozenset(
-    {
-        "attn_implementation",
-        "cache_dir",
-        "device_map",
-        "dtype",
-        "gguf_file",
-        "local_files_only",
-        "max_memory",
-        "offload_folder",
-        "quantization_config",
-        "subfolder",
-        "token",
-        "trust_remote_code",
-    }
-)
+MODEL_KWARGS = frozenset({
+    "attn_implementation", "cache_dir", "device_map", "dtype", "gguf_file", "local_files_only", "max_memory",
+    "offload_folder", "quantization_config", "subfolder", "token", "trust_remote_code",
+})  # fmt: skip
 # Permissions and secrets of the person who loads a model. A pair never carries them: it may come from somebody else.
 _PERSONAL = frozenset({"token", "trust_remote_code"})
 
@@ -77,11 +65,13 @@ class Source:
         if os.fspath(source).endswith(_GGUF):
             return cls(os.fspath(source)).located(None)
         name, at, revision = os.fspath(source).partition("@")
-        if at and Path(name).is_dir() and not Path(source).exists():
+        if not at or Path(source).exists():
+            return cls(resolve_model(source))
+        if Path(name).is_dir():
             raise PairError(
                 f"{name} is a folder, which has no revision; got {os.fspath(source)!r}. Leave out @{revision}."
             )
-        return cls(resolve_model(name), revision) if at and not Path(source).exists() else cls(resolve_model(source))
+        return cls(resolve_model(name), revision)
 
     @property
     def is_local(self) -> bool:

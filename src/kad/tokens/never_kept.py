@@ -14,15 +14,10 @@ from kad.tokens.token_bytes import TokenBytes
 
 @dataclass(frozen=True)
 class NeverKept:
-    """The tokens that p never keeps.
+    """The tokens that p never keeps."""
 
-    Attributes:
-        foreign_ids: those that mean something else to q*, see `kad.tokens.vocabulary.foreign_ids`.
-        stops: the texts by which p's own prompt ends an answer. p keeps no token of them.
-    """
-
-    foreign_ids: tuple[int, ...] = ()
-    stops: Stops | None = None
+    foreign_ids: tuple[int, ...] = ()  # those that mean something else to q*, see `kad.tokens.vocabulary.foreign_ids`
+    stops: Stops | None = None  # the texts by which p's own prompt ends an answer. p keeps no token of them
 
     def after(self, answer: Sequence[int], vocab_size: int) -> Tensor:
         """(vocab,), bool, on the CPU: the tokens after an answer so far."""

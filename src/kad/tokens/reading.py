@@ -30,17 +30,11 @@ _MOST_NODES = 64
 
 @dataclass(frozen=True)
 class Node:
-    """What p says after one sequence of its tokens: p(u | h) over the canonical u, renormalized.
+    """What p says after one sequence of its tokens: p(u | h) over the canonical u, renormalized."""
 
-    Attributes:
-        weights: (vocab,), in proportion to p; 0 for tokens that are not canonical here.
-        whole: their sum, in float64.
-        likely: p of the canonical ids that were at least `least` before that, largest first.
-    """
-
-    weights: Tensor
-    whole: float
-    likely: dict[int, float]
+    weights: Tensor  # (vocab,), in proportion to p; 0 for tokens that are not canonical here
+    whole: float  # their sum, in float64
+    likely: dict[int, float]  # p of the canonical ids that were at least `least` before that, largest first
 
     def p(self, ids: int | Tensor) -> float:
         """The probability of an id, or of the ids (n,) together."""
@@ -142,15 +136,10 @@ _WINDOW = 24
 
 @dataclass(frozen=True)
 class Reading:
-    """One row of phat.
+    """One row of phat."""
 
-    Attributes:
-        p: the lower bound of phat by token of q*, where it is not 0.
-        rest: the probability of p that no token of q* stands for: 1 - sum of `p`.
-    """
-
-    p: dict[int, float]
-    rest: float
+    p: dict[int, float]  # the lower bound of phat by token of q*, where it is not 0
+    rest: float  # the probability of p that no token of q* stands for: 1 - sum of `p`
 
 
 @dataclass(frozen=True)

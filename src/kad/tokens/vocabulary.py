@@ -27,15 +27,10 @@ _RESERVED = re.compile(r"[<\[]\|?[a-z_]*(?:unused|reserved)[a-z_]*\d*\|?[>\]]", 
 
 @dataclass(frozen=True)
 class TokenMap:
-    """The tokens of a tokenizer.
+    """The tokens of a tokenizer."""
 
-    Attributes:
-        tokens: id -> token.
-        special: the ids of tokens that are not text: special ones, and those that are kept for later.
-    """
-
-    tokens: Mapping[int, str]
-    special: Collection[int]
+    tokens: Mapping[int, str]  # id -> token
+    special: Collection[int]  # the ids of tokens that are not text: special ones, and those that are kept for later
 
     @classmethod
     def of(cls, tokenizer: Any) -> TokenMap:
@@ -48,16 +43,11 @@ class TokenMap:
 
 @dataclass(frozen=True)
 class Common:
-    """What the vocabularies of a pair's models have in common.
+    """What the vocabularies of a pair's models have in common."""
 
-    Attributes:
-        vocab_size: the number of tokens that all models share.
-        foreign_ids: those among them that are not the same token for all models, see `foreign_ids`.
-        base_tokenizer: `OWN` if the base model has a tokenizer of its own, and is none of these models. Else None.
-    """
-
-    vocab_size: int
-    foreign_ids: list[int]
+    vocab_size: int  # the number of tokens that all models share
+    foreign_ids: list[int]  # those among them that are not the same token for all models, see `foreign_ids`
+    # `OWN` if the base model has a tokenizer of its own, and is none of these models. Else None.
     base_tokenizer: str | None = None
 
 
@@ -149,9 +139,6 @@ def common_vocabulary(sizes: Mapping[str, int], tokenizers: Mapping[str, Any]) -
     return Common(size, sorted(index for index in differing if index < size))
 
 
-_LOG = logging.getLogger(__name__)
-
-
 def agree(sizes: Mapping[str, int], tokenizers: Mapping[str, Any]) -> Common:
     """What the models' vocabularies have in common. A base model may have a tokenizer of its own. Says so, once.
 
@@ -167,10 +154,7 @@ def agree(sizes: Mapping[str, int], tokenizers: Mapping[str, Any]) -> Common:
     except VocabularyError as error:
         if not {"base", "aligned"} <= tokenizers.keys():
             raise
-        others = [role for role in sizes if role != "base"]
-        common = common_vocabulary(
-            {role: sizes[role] for role in others}, {role: tokenizers[role] for role in others if role in tokenizers}
-        )
+        common = common_vocabulary(_without_base(sizes), _without_base(tokenizers))
         for role in ("base", "aligned"):
             try:
                 token_bytes(tokenizers[role])
@@ -183,3 +167,7 @@ def agree(sizes: Mapping[str, int], tokenizers: Mapping[str, Any]) -> Common:
         "The base model has a tokenizer of its own. It is read through the aligned model's tokens (docs/models.md)."
     )
     return replace(common, base_tokenizer=OWN)
+
+
+def _without_base(by_role: Mapping[str, Any]) -> dict[str, Any]:
+    return {role: value for role, value in by_role.items() if role != "base"}

@@ -11,25 +11,15 @@ from kad.errors import PairError, missing_extra
 
 @dataclass(frozen=True)
 class Header:
-    """The facts of a GGUF file.
+    """The facts of a GGUF file."""
 
-    Attributes:
-        architecture: llama.cpp's name of it.
-        weights: how most weights are stored, such as "Q4_K_M".
-        parameters: the number of weights.
-        weight_bytes: their memory.
-        vocabulary: the number of tokens.
-        context: the positions it was made for, or None.
-        cache_numbers: keys and values of one token in all layers.
-    """
-
-    architecture: str
-    weights: str
+    architecture: str  # llama.cpp's name of it
+    weights: str  # how most weights are stored, such as "Q4_K_M"
     parameters: int
-    weight_bytes: int
-    vocabulary: int
-    context: int | None
-    cache_numbers: int
+    weight_bytes: int  # their memory
+    vocabulary: int  # the number of tokens
+    context: int | None  # the positions it was made for, or None
+    cache_numbers: int  # keys and values of one token in all layers
 
 
 def read_header(path: Path) -> Header:
@@ -53,8 +43,7 @@ def read_header(path: Path) -> Header:
         ) from error
 
     def of(name: str, default: Any = None) -> Any:
-        value = _value(reader, f"{architecture}.{name}")
-        return default if value is None else value
+        return _value(reader, f"{architecture}.{name}", default)
 
     layers, heads = int(of("block_count", 0)), of("attention.head_count", 1)
     pairs = of("attention.head_count_kv", heads)
@@ -73,6 +62,7 @@ def read_header(path: Path) -> Header:
     )
 
 
-def _value(reader: Any, name: str) -> Any:
+def _value(reader: Any, name: str, default: Any = None) -> Any:
     field = reader.fields.get(name)
-    return None if field is None else field.contents()
+    value = None if field is None else field.contents()
+    return default if value is None else value

@@ -34,11 +34,6 @@ _MESSAGES: deque[str] = deque(maxlen=50)
 _WARNING = 3  # llama.cpp's levels: 1 debug, 2 info, 3 warning, 4 error, 5 the line before goes on
 
 
-def is_installed() -> bool:
-    """Whether llama-cpp-python is here."""
-    return hosts.is_installed("llama_cpp")
-
-
 @cache
 def library() -> Any:
     """The module `llama_cpp`, checked. llama.cpp writes nothing to the terminal from then on.

@@ -75,10 +75,11 @@ class LlamaCppModel(OneAtATime):
         self._lib = library()
         self._weights = _Weights(self._lib, path, self.options)
         self._model = self._weights.pointer
+        template = self._lib.llama_model_chat_template(self._model, None)
         self.tokenizer = GgufTokenizer(
             self._lib,
             self._lib.llama_model_get_vocab(self._model),
-            _template(self._lib, self._model),
+            None if template is None else template.decode(),
             path,
             owner=self._weights,
         )
@@ -93,7 +94,7 @@ class LlamaCppModel(OneAtATime):
 
     @cached_property
     def facts(self) -> Facts:
-        """See `kad.engines.protocols.Model`. `context_length` is that of the contexts that are made."""
+        """`context_length` is that of the contexts that are made."""
         words = ctypes.create_string_buffer(128)
         self._lib.llama_model_desc(self._model, words, len(words))
         return Facts(
@@ -270,11 +271,6 @@ def _load(lib: Any, path: Path, options: LlamaCppOptions) -> Any:
         lib.llama_model_free(model)
         raise PairError(f"{path} is no causal language model: it has an encoder. kad composes decoders.")
     return model
-
-
-def _template(lib: Any, model: Any) -> str | None:
-    template = lib.llama_model_chat_template(model, None)
-    return None if template is None else template.decode()
 
 
 def _free(lib: Any, model: Any, contexts: list[Any]) -> None:

@@ -34,12 +34,6 @@ class GgufTokenizer:
         chat_template: the file's chat template, or None.
         path: the file.
         owner: what must live as long as the vocabulary is used.
-
-    Attributes:
-        chat_template: the chat template, or None.
-        end_token_ids: the tokens that end a text.
-        bos_token_id, eos_token_id, pad_token_id: ids, or None.
-        padding_side: as in Transformers.
     """
 
     padding_side = "left"
@@ -48,6 +42,7 @@ class GgufTokenizer:
         self._lib, self._vocab, self._path, self._owner = lib, vocab, path, owner
         self.chat_template = chat_template
         self._size = int(lib.llama_vocab_n_tokens(vocab))
+        # The tokens that end a text.
         self.end_token_ids = [index for index in range(self._size) if lib.llama_vocab_is_eog(vocab, index)]
         self.bos_token_id, self.eos_token_id, self.pad_token_id = (
             index if (index := int(ask(vocab))) >= 0 else None

@@ -8,21 +8,8 @@ from typing import Any
 from kad import hosts
 from kad.hosts import MLX, needs
 
-NEEDS = (
-    *needs("mlx_lm.utils", "load_model(model_path)"),
-    *needs(
-        "mlx_lm.models.cache",
-        "make_prompt_cache(model)",
-        "trim_prompt_cache(cache, num_tokens)",
-        "KVCache",
-        "RotatingKVCache",
-    ),
-)
-
-
-def is_installed() -> bool:
-    """Whether mlx-lm is here."""
-    return hosts.is_installed("mlx_lm")
+_CACHE = ("make_prompt_cache(model)", "trim_prompt_cache(cache, num_tokens)", "KVCache", "RotatingKVCache")
+NEEDS = (*needs("mlx_lm.utils", "load_model(model_path)"), *needs("mlx_lm.models.cache", *_CACHE))
 
 
 @cache

@@ -126,22 +126,15 @@ class MlxScorer:
 
 def _parameters(model: Any) -> int:
     """The number of weights. Quantized ones are packed into words of 32 bits."""
+    import mlx.core as mx
+
     count = 0
     for _, module in model.named_modules():
         bits = getattr(module, "bits", None)
-        for name, array in _own(module):
-            if not bits:
-                count += array.size
-            elif name == "weight":
-                count += array.size * 32 // bits
+        for name, array in module.items():
+            if isinstance(array, mx.array) and (not bits or name == "weight"):
+                count += array.size * 32 // bits if bits else array.size
     return count
-
-
-def _own(module: Any) -> list[tuple[str, Any]]:
-    """The arrays that a module holds itself."""
-    import mlx.core as mx
-
-    return [(name, value) for name, value in module.items() if isinstance(value, mx.array)]
 
 
 def _snapshot(source: Source) -> Path:

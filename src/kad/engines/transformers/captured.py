@@ -38,7 +38,7 @@ class Capture:
     """
 
     def __init__(self, model: PreTrainedModel, capacity: int, shapes: Sequence[int], backend: Backend) -> None:
-        self.capacity = capacity
+        self.free: list[Capture] = []
         self.shapes = tuple(sorted(set(shapes)))
         self._model = model
         self._cache = StaticCache(config=model.config, max_cache_len=capacity)
@@ -68,9 +68,10 @@ class Capture:
         if count:
             forget(self._cache, count)
 
-    def reset(self) -> None:
-        """Drop all tokens."""
+    def give_back(self) -> None:
+        """Drop all tokens, and wait among the captures of this kind."""
         self._cache.reset()
+        self.free.append(self)
 
     def _own_forward(self, shape: int) -> Callable[[Tensor], Tensor]:
         """The forward pass with a code object of its own.
@@ -95,14 +96,14 @@ class Capture:
         try:
             for shape in self.shapes:
                 for _ in range(3 if self._graphs else 1):  # CUDA graphs are recorded at the second run
-                    self.reset()
+                    self._cache.reset()
                     self.read(token[:shape])
         except RuntimeError as error:
             raise UsageError(
                 f"The forward pass of {type(self._model).__name__} cannot be compiled here: {first_line(error)} "
                 "Decode without compile."
             ) from error
-        self.reset()
+        self._cache.reset()
 
 
 class Captures:
@@ -117,17 +118,11 @@ class Captures:
     def take(self, model: PreTrainedModel, capacity: int, shapes: Sequence[int], backend: Backend) -> Capture:
         """An empty capture with room for `capacity` tokens."""
         size = max(_SHORTEST, 1 << (capacity - 1).bit_length())
-        free = self._free.get(self._key(model, size, shapes, backend))
-        return free.pop() if free else Capture(model, size, shapes, backend)
-
-    def give(self, capture: Capture, model: PreTrainedModel, shapes: Sequence[int], backend: Backend) -> None:
-        """Give a capture back."""
-        capture.reset()
-        self._free.setdefault(self._key(model, capture.capacity, shapes, backend), []).append(capture)
-
-    @staticmethod
-    def _key(model: PreTrainedModel, capacity: int, shapes: Sequence[int], backend: Backend) -> Any:
-        return id(model), model.device, model.dtype, capacity, tuple(shapes), backend
+        kind = id(model), model.device, model.dtype, size, tuple(shapes), backend
+        free = self._free.setdefault(kind, [])
+        capture = free.pop() if free else Capture(model, size, shapes, backend)
+        capture.free = free
+        return capture
 
 
 class CapturedModel:
@@ -137,31 +132,16 @@ class CapturedModel:
     what was filled in is forgotten at once. A model sees only what stands before a token, so this changes nothing.
 
     Args:
-        captures: where captures are taken from.
-        model: the model.
-        capacity: the most tokens of a text.
-        shapes: see `Capture`.
-        backend: see `Backend`.
+        capture: the passes. `release` gives them away.
         vocab_size: the size of the common vocabulary. Later rows are cut off.
         device: the device of the logits.
     """
 
-    # `release` gives the cache away.
-    reversible = False
+    reversible = False  # since `release` gives the cache away
 
-    def __init__(
-        self,
-        captures: Captures,
-        model: PreTrainedModel,
-        capacity: int,
-        shapes: Sequence[int],
-        backend: Backend,
-        vocab_size: int,
-        device: torch.device,
-    ) -> None:
+    def __init__(self, capture: Capture, vocab_size: int, device: torch.device) -> None:
         self.processed = 0
-        self._captures, self._args = captures, (model, tuple(shapes), backend)
-        self._capture: Capture | None = captures.take(model, capacity + max(shapes), shapes, backend)
+        self._capture: Capture | None = capture
         self._vocab, self._device = vocab_size, device
 
     def advance(self, ids: Tensor, keep: int) -> Tensor:
@@ -187,6 +167,5 @@ class CapturedModel:
     def release(self) -> None:
         """Give the cache and the captured passes to the next generation."""
         if self._capture is not None:
-            model, shapes, backend = self._args
-            self._captures.give(self._capture, model, shapes, backend)
+            self._capture.give_back()
             self._capture = None

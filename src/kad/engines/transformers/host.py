@@ -26,23 +26,10 @@ except ImportError as error:
     raise moved(TRANSFORMERS, error) from error
 
 __all__ = [
-    "CACHE",
-    "CACHE_NAMES",
-    "AutoQuantizationConfig",
-    "BaseStreamer",
-    "CausalLMOutputWithPast",
-    "ComposedGeneration",
-    "GenerateDecoderOnlyOutput",
-    "cache_name",
-    "cache_of",
-    "cache_option",
-    "forget",
-    "one_cache_name",
-    "parameters_of",
-    "record_past",
-    "render_jinja_template",
-    "unforgetting",
-]
+    "CACHE", "CACHE_NAMES", "AutoQuantizationConfig", "BaseStreamer", "CausalLMOutputWithPast", "ComposedGeneration",
+    "GenerateDecoderOnlyOutput", "cache_name", "cache_of", "cache_option", "forget", "one_cache_name", "parameters_of",
+    "record_past", "render_jinja_template", "unforgetting",
+]  # fmt: skip
 
 NEEDS = (
     *needs(
@@ -171,7 +158,7 @@ class ComposedGeneration(GenerationMixin):
         raise NotImplementedError
 
     def join_caches(self, make: Callable[[Any], Any]) -> Any:
-        """One cache of the caches that `make(model)` gives for each model."""
+        """The caches that `make(model)` gives for the models that must run, as one."""
         raise NotImplementedError
 
     def _prepare_cache_for_generation(

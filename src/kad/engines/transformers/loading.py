@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -59,8 +59,7 @@ def load_model(source: Source, **overrides: Any) -> PreTrainedModel:
             f"Cannot load {source.model}: its config.json describes other weights than it has; {len(lacking)} are "
             f"missing, such as {lacking[0]}."
         )
-    made: PreTrainedModel = model
-    return made.eval()
+    return cast("PreTrainedModel", model.eval())
 
 
 def loading_bars(shown: bool) -> None:
@@ -91,18 +90,15 @@ def load_models(
                     f"The {bare[0]} model is the object in which the adapter of the {role} model works, so it has the "
                     f"adapter too. Give the {bare[0]} model as a folder or a hub id."
                 )
-            # Its own name is that of the model without the adapter.
-            loaded[role] = TransformersModel(inner)
-            continue
-        if isinstance(model, PreTrainedModel):
+            loaded[role] = TransformersModel(inner)  # its own name is that of the model without the adapter
+        elif isinstance(model, PreTrainedModel):
             name = getattr(model, "name_or_path", "")
             loaded[role] = TransformersModel(model, Source.parse(name) if name else None)
-            continue
-        source = model if isinstance(model, Source) else Source.parse(model)
-        if own.get(role):
-            source = Source(source.model, source.revision, {**source.kwargs, **(own[role] or {})})
-        twin = next((other for other in loaded.values() if other.source == source), None)
-        loaded[role] = twin or TransformersModel(load_model(source, **shared), source)
+        else:
+            source = Source.parse(model)
+            source = Source(source.model, source.revision, {**source.kwargs, **(own.get(role) or {})})
+            twin = next((other for other in loaded.values() if other.source == source), None)
+            loaded[role] = twin or TransformersModel(load_model(source, **shared), source)
     if any(model.source is not None and adapted(model.source) for model in loaded.values()):
         share_weights([model.model for model in loaded.values()])
     return loaded

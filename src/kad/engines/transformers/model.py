@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -25,7 +25,6 @@ def run_part(
     model: PreTrainedModel,
     input_ids: Tensor,
     cache: Any = None,
-    *,
     attention_mask: Tensor | None = None,
     position_ids: Tensor | None = None,
     logits_to_keep: int | Tensor = 0,
@@ -76,8 +75,7 @@ class TransformersModel:
 
     @property
     def device(self) -> torch.device:
-        device: torch.device = self.model.device
-        return device
+        return cast("torch.device", self.model.device)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -104,7 +102,8 @@ class TransformersModel:
     def captured(
         self, vocab_size: int, device: torch.device, capacity: int, shapes: Sequence[int], backend: Backend
     ) -> Scorer:
-        return CapturedModel(self.captures, self.model, capacity, shapes, backend, vocab_size, device)
+        capture = self.captures.take(self.model, capacity + max(shapes), shapes, backend)
+        return CapturedModel(capture, vocab_size, device)
 
     def in_step(self, prompts: list[list[int]], vocab_size: int, pad: int) -> Batch:
         return Lockstep(self.model, prompts, vocab_size, pad)
@@ -127,8 +126,11 @@ class CachedModel:
     def __init__(
         self, model: PreTrainedModel, cache: Cache, vocab_size: int, device: torch.device, *, rollback: bool = True
     ) -> None:
-        if rollback:
-            _check_can_roll_back(cache)
+        if rollback and (stuck := unforgetting(cache)):
+            raise UsageError(
+                f"Speculation must take rejected drafts back out of the cache, which {', '.join(stuck)} cannot do. Use "
+                "a dynamic cache (leave cache_implementation out), or decode without speculation."
+            )
         self.processed = int(cache.get_seq_length())
         self._model, self._cache, self._vocab, self._device = model, cache, vocab_size, device
         self._recording = rollback and record_past(cache, True)
@@ -155,25 +157,8 @@ class CachedModel:
             record_past(self._cache, False)
 
 
-def _check_can_roll_back(cache: Cache) -> None:
-    """Layers must be dynamic or plain static. Other kinds cannot drop rejected drafts."""
-    stuck = unforgetting(cache)
-    if stuck:
-        raise UsageError(
-            f"Speculation must take rejected drafts back out of the cache, which {', '.join(stuck)} cannot do. Use a "
-            "dynamic cache (leave cache_implementation out), or decode without speculation."
-        )
-
-
 class Lockstep:
-    """See `kad.engines.protocols.Batch`.
-
-    Args:
-        model: the model.
-        prompts: token ids, at least one each.
-        vocab_size: the size of the common vocabulary. Later rows are cut off.
-        pad: the token that fills short prompts.
-    """
+    """Many prompts through one model, filled with `pad` on the left; see `kad.engines.protocols.Batch`."""
 
     def __init__(self, model: PreTrainedModel, prompts: list[list[int]], vocab_size: int, pad: int) -> None:
         width = max(map(len, prompts))
@@ -189,7 +174,5 @@ class Lockstep:
         if tokens is not None:
             self._mask = torch.cat((self._mask, self._mask.new_ones(ids.shape)), dim=-1)
         positions = (self._mask.cumsum(dim=-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        logits = run_part(
-            self._model, ids, self._cache, attention_mask=self._mask, position_ids=positions, logits_to_keep=1
-        )
+        logits = run_part(self._model, ids, self._cache, self._mask, positions, logits_to_keep=1)
         return trim(logits[:, -1], self._vocab)

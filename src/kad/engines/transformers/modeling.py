@@ -43,18 +43,16 @@ class KadCache(Cache):
     """
 
     given = False
+    offloading = False
 
     def __init__(self, base: Cache, aligned: Cache, reference: Cache | None = None) -> None:
-        self.base = base
-        self.aligned = aligned
-        self.reference = reference
-        self.offloading = False
+        self.base, self.aligned, self.reference = base, aligned, reference
 
     @property
     def parts(self) -> dict[str, Cache]:
         """The caches by role."""
-        parts = {"base": self.base, "aligned": self.aligned}
-        return parts if self.reference is None else parts | {"reference": self.reference}
+        parts = {"base": self.base, "aligned": self.aligned, "reference": self.reference}
+        return {role: part for role, part in parts.items() if part is not None}
 
     @property
     def layers(self) -> list[Any]:
@@ -71,11 +69,6 @@ class KadCache(Cache):
         return False
 
     def update(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Not for use. Every model updates its own part.
-
-        Raises:
-            TypeError: always.
-        """
         raise TypeError("A KadCache is updated by its models, part by part; pass it to a KadForCausalLM.")
 
 
@@ -202,8 +195,9 @@ class KadForCausalLM(ComposedGeneration, PreTrainedModel, GenerationMixin):
                 f"The {' and '.join(unnamed)} model was given as an object without a path. A pair names its models: "
                 "save them first and give their folders or hub ids to from_models."
             )
-        chosen = load_tokenizer(self.config.model_sources()["aligned"]) if tokenizer is None else tokenizer
-        write(save_directory, self.config, chosen, self.generation_config)
+        if tokenizer is None:
+            tokenizer = load_tokenizer(self.config.model_sources()["aligned"])
+        write(save_directory, self.config, tokenizer, self.generation_config)
 
     # ------------------------------------------------------------------ the pair
 
@@ -330,10 +324,7 @@ class KadForCausalLM(ComposedGeneration, PreTrainedModel, GenerationMixin):
             ids, mask, positions = input_ids, attention_mask, position_ids
             if role == "base" and base_input_ids is not None:
                 ids, mask, positions = own_inputs(base_input_ids, base_attention_mask, part, logits_to_keep)
-            row = run_part(
-                self.parts[role], ids, part,
-                attention_mask=mask, position_ids=positions, logits_to_keep=logits_to_keep,
-            )  # fmt: skip
+            row = run_part(self.parts[role], ids, part, mask, positions, logits_to_keep)
             logits[role] = trim(row, self.config.vocab_size).to(self.base.device)
         if self.config.foreign_ids:
             foreign = foreign_tokens(self.config.foreign_ids, self.config.vocab_size, self.base.device)
@@ -396,18 +387,16 @@ class KadForCausalLM(ComposedGeneration, PreTrainedModel, GenerationMixin):
             raise UsageError(f"Rule {rule} needs the reference model, but this cache was made without it; start anew.")
         return cache
 
-    def take_cache(self, cache: Any) -> KadCache:
-        """The cache that a user gave to `generate`, checked and marked as given."""
-        taken = self._cache_for(cache, self.rule)
-        taken.given = True
-        return taken
+    def take_cache(self, cache: Any) -> Any:
+        """It is marked as given."""
+        cache = self._cache_for(cache, self.rule)
+        cache.given = True
+        return cache
 
     def join_caches(self, make: Callable[[PreTrainedModel], Any]) -> KadCache:
-        """The caches that `make` gives for the models that the rule in force needs, as one."""
         return KadCache(**{role: make(self.parts[role]) for role in self._roles(self.rule, None)})
 
     def get_input_embeddings(self) -> Any:
-        """The base model's input embeddings."""
         return self.base.get_input_embeddings()
 
     def get_output_embeddings(self) -> None:
@@ -441,11 +430,7 @@ def own_step(answer: Tensor, kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def check_one_tokenizer(base_tokenizer: Any) -> None:
-    """Refuse a base model with a tokenizer of its own.
-
-    Raises:
-        UsageError: there is such a tokenizer.
-    """
+    """Refuse a base model with a tokenizer of its own."""
     if base_tokenizer is not None:
         raise UsageError(
             "The base model has a tokenizer of its own, so the models' positions differ, and Transformers' generate "
@@ -467,15 +452,7 @@ def prompt_length(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
 
 
 def loss_of(log_pi: Tensor, labels: Tensor) -> Tensor:
-    """The mean of -log pi of each label, predicted from the positions before it.
-
-    Args:
-        log_pi: (batch, positions, vocab), log-probabilities.
-        labels: (batch, positions); -100 is left out.
-
-    Raises:
-        UsageError: other shapes.
-    """
+    """The mean of -log pi (batch, positions, vocab) of labels (batch, positions), each predicted from before it."""
     if labels.shape != log_pi.shape[:-1]:
         raise UsageError(
             f"labels must have the shape of the kept positions, {tuple(log_pi.shape[:-1])}, but have "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -33,13 +33,10 @@ from kad.method.verification import Randomness, Verifier, verify_block, verify_t
 from kad.tokens.never_kept import NeverKept
 
 # What `generate` passes to every decoding method. This one reads it elsewhere, or does not need it.
-_KNOWN = frozenset(
-    {
-        "attention_mask", "position_ids", CACHE, "use_cache", "logits_to_keep", "cache_position",
-        "output_attentions", "output_hidden_states", "return_dict",
-        "base_input_ids", "base_attention_mask", "prompt_length",
-    }
-)  # fmt: skip
+_KNOWN = frozenset({
+    "attention_mask", "position_ids", CACHE, "use_cache", "logits_to_keep", "cache_position", "output_attentions",
+    "output_hidden_states", "return_dict", "base_input_ids", "base_attention_mask", "prompt_length",
+})  # fmt: skip
 VERIFIERS: dict[str, Verifier] = {"block": verify_block, "token": verify_tokens}
 
 
@@ -116,25 +113,29 @@ def speculative(
     padding = _left_padding(input_ids, model_kwargs)
     ids = _room_for_new_tokens(input_ids, criteria, generation_config)
     cache = _cache_for(model, draft_model, model_kwargs.get(CACHE))
-    own = _own_prompt(model_kwargs)
+    own, length = _own_prompt(model_kwargs), input_ids.shape[1] - padding
     drafts = defaults.draft_tokens(bool(generation_config.do_sample)) if num_draft_tokens is None else num_draft_tokens
     window = window_size(drafts, few=bool(compile))
     if compile and cache.given:
         raise UsageError(f"compile=True makes caches of its own: leave {CACHE} out, or decode without compile.")
-    scorers = (
-        model.pair.captured_scorers(cache.parts, draft_model, window.sizes, len(ids) + len(own or ()), compile)
-        if compile
-        else _scorers(model, cache)
-    )
+    scorers: dict[str, Scorer] = {}
+    if compile:
+        capacity = len(ids) + len(own or ())
+        scorers |= model.pair.captured_scorers(cache.parts, draft_model, window.sizes, capacity, compile)
+    else:
+        for role, part in cache.parts.items():
+            scorers[role] = CachedModel(model.parts[role], part, model.config.vocab_size, model.base.device)
     if own is not None:
-        scorers["base"] = OwnPrompt(scorers["base"], own, input_ids.shape[1] - padding)
+        scorers["base"] = OwnPrompt(scorers["base"], own, length)
     if model.config.foreign_ids:
-        never_kept, temperature = NeverKept(tuple(model.config.foreign_ids)), model.composition.deferral_temperature
-        scorers["base"] = Restricted(scorers["base"], never_kept, input_ids.shape[1] - padding, temperature)
-    records = Records() if _wants_records(generation_config) else None
+        never_kept = NeverKept(tuple(model.config.foreign_ids))
+        temperature = model.composition.deferral_temperature
+        scorers["base"] = Restricted(scorers["base"], never_kept, length, temperature)
+    wants_rows = generation_config.output_scores or generation_config.output_logits
+    records = Records() if generation_config.return_dict_in_generate and wants_rows else None
     loop = SpeculativeLoop(
         ids=ids[padding:],
-        length=input_ids.shape[1] - padding,
+        length=length,
         drafter=draft_model,
         scorers=scorers,
         policy=choose_policy(
@@ -151,7 +152,11 @@ def speculative(
         statistics=SpeculationStatistics() if statistics is None else statistics,
     )
     try:
-        _run(loop, streamer)
+        for emitted in loop.run():
+            if streamer is not None:
+                streamer.put(torch.tensor([item.token for item in emitted]))
+        if streamer is not None:
+            streamer.end()
         if not compile and (generation_config.return_dict_in_generate or cache.given):
             loop.bring_level()
     finally:
@@ -161,51 +166,18 @@ def speculative(
     sequences = ids[: padding + loop.length].unsqueeze(0)
     if not generation_config.return_dict_in_generate:
         return sequences
-    new = sequences.shape[1] - input_ids.shape[1]
+    new = sequences.shape[1] - input_ids.shape[1]  # rows of tokens that a stop rule cut off are left out
     return SpeculativeOutput(
         sequences=sequences,
-        scores=_rows(records.scores, new) if records and generation_config.output_scores else None,
-        logits=_rows(records.logits, new) if records and generation_config.output_logits else None,
+        scores=tuple(records.scores[:new]) if records and generation_config.output_scores else None,
+        logits=tuple(records.logits[:new]) if records and generation_config.output_logits else None,
         statistics=loop.statistics,
         **{CACHE: None if compile else cache},
     )
 
 
-def _scorers(model: KadForCausalLM, cache: KadCache) -> dict[str, Scorer]:
-    return {
-        role: CachedModel(model.parts[role], part, model.config.vocab_size, model.base.device)
-        for role, part in cache.parts.items()
-    }
-
-
-def _run(loop: SpeculativeLoop, streamer: BaseStreamer | None) -> None:
-    for emitted in loop.run():
-        if streamer is not None:
-            streamer.put(torch.tensor([item.token for item in emitted]))
-    if streamer is not None:
-        streamer.end()
-
-
-def _wants_records(config: GenerationConfig) -> bool:
-    return bool(config.return_dict_in_generate and (config.output_scores or config.output_logits))
-
-
-def _rows(rows: list[Tensor], count: int) -> tuple[Tensor, ...]:
-    """The rows of the emitted tokens. Rows of tokens that a stop rule cut off are left out."""
-    return tuple(rows[:count])
-
-
-def _check(
-    model: Any,
-    input_ids: Tensor,
-    config: GenerationConfig,
-    model_kwargs: dict[str, Any],
-) -> None:
-    """Refuse what the loop cannot do, before anything runs.
-
-    Raises:
-        UsageError: the loop cannot do this. The message says what to do instead.
-    """
+def _check(model: Any, input_ids: Tensor, config: GenerationConfig, model_kwargs: dict[str, Any]) -> None:
+    """Refuse what the loop cannot do, before anything runs."""
     if not isinstance(model, KadForCausalLM):
         raise UsageError(
             f"kad.speculative decodes a KadForCausalLM, but got {type(model).__name__}. For other models use "
@@ -232,18 +204,18 @@ def _own_prompt(model_kwargs: dict[str, Any]) -> list[int] | None:
     ids, mask = model_kwargs.get("base_input_ids"), model_kwargs.get("base_attention_mask")
     if ids is None:
         return None
-    found: list[int] = ids[0, 0 if mask is None else int(mask[0].to(torch.long).argmax()) :].tolist()
-    return found
+    return cast("list[int]", ids[0, _padding(mask) :].tolist())
+
+
+def _padding(mask: Tensor | None) -> int:
+    """The number of zeros at the left of an attention mask (1, positions)."""
+    return 0 if mask is None else int(mask[0].to(torch.long).argmax())
 
 
 def _left_padding(input_ids: Tensor, model_kwargs: dict[str, Any]) -> int:
-    """The number of padding tokens before the prompt. The models never see them.
-
-    Raises:
-        UsageError: padding in another place, or position ids that are not counted from the first token.
-    """
+    """The number of padding tokens before the prompt. The models never see them."""
     mask, positions = model_kwargs.get("attention_mask"), model_kwargs.get("position_ids")
-    padding = 0 if mask is None else int(mask[0].to(torch.long).argmax())
+    padding = _padding(mask)
     if mask is not None and not bool(mask[0, padding:].all()):
         raise UsageError(
             "Padding must stand before the prompt (tokenizer padding_side='left'). If the prompt itself contains the "
@@ -256,11 +228,7 @@ def _left_padding(input_ids: Tensor, model_kwargs: dict[str, Any]) -> int:
 
 
 def _cache_for(model: KadForCausalLM, draft_model: str, cache: KadCache | None) -> KadCache:
-    """The pair's cache, with a part for the reference model if it drafts.
-
-    Raises:
-        UsageError: there is no reference model to draft, or the cache was filled without it.
-    """
+    """The pair's cache, with a part for the reference model if it drafts."""
     if draft_model == "reference" and model.reference is None:
         raise UsageError("draft_model='reference' needs a pair with a reference model; this one has none.")
     cache = model.make_cache() if cache is None else cache

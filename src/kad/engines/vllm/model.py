@@ -28,25 +28,11 @@ from kad.pair.sources import Source
 
 # Settings of Transformers for which vLLM has nothing, with the values that ask for nothing.
 _WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
-    "begin_suppress_tokens": (),
-    "bad_words_ids": (),
-    "constraints": (),
-    "dola_layers": (),
-    "epsilon_cutoff": (0.0,),
-    "eta_cutoff": (0.0,),
-    "exponential_decay_length_penalty": (),
-    "forced_eos_token_id": (),
-    "guidance_scale": (1, 1.0),
-    "max_time": (),
-    "min_length": (0,),
-    "no_repeat_ngram_size": (0,),
-    "penalty_alpha": (),
-    "sequence_bias": (),
-    "suppress_tokens": (),
-    "top_h": (),
-    "typical_p": (1.0,),
-    "watermarking_config": (),
-}
+    "begin_suppress_tokens": (), "bad_words_ids": (), "constraints": (), "dola_layers": (), "epsilon_cutoff": (0.0,),
+    "eta_cutoff": (0.0,), "exponential_decay_length_penalty": (), "forced_eos_token_id": (),
+    "guidance_scale": (1, 1.0), "max_time": (), "min_length": (0,), "no_repeat_ngram_size": (0,), "penalty_alpha": (),
+    "sequence_bias": (), "suppress_tokens": (), "top_h": (), "typical_p": (1.0,), "watermarking_config": (),
+}  # fmt: skip
 _REASONS = {"stop": "stop", "length": "length", "abort": "interrupted"}
 
 
@@ -79,17 +65,14 @@ class VllmModel:
 
     @property
     def draft_tokens(self) -> int:
-        """How many tokens the engine drafts at a time."""
         return self._drafts[0]
 
     @property
     def context_length(self) -> int | None:
-        """The number of positions that the engine was asked to have. None leaves it to vLLM."""
-        limit: int | None = self._arguments.get("max_model_len")
-        return limit
+        return self._arguments.get("max_model_len")
 
     def batch(self, asks: Sequence[Ask], draft_tokens: int = 0, drafter: str = "aligned") -> Iterator[Emission]:
-        """See `kad.engines.protocols.WholeModel`. Other drafts, or another drafter, start the engine anew."""
+        """Other drafts, or another drafter, start the engine anew."""
         engine = self._started(draft_tokens, drafter).llm_engine
         names = {f"kad-{next(self._numbers)}": index for index in range(len(asks))}
         try:
@@ -98,7 +81,9 @@ class VllmModel:
                 self._add(engine, name, asks[index])
             while names:
                 if not any(self._arrived[name] for name in names):
-                    self._step(engine)
+                    for output in engine.step():
+                        if output.request_id in self._arrived:
+                            self._arrived[output.request_id].append(output)
                 for name, index in list(names.items()):
                     while self._arrived[name]:
                         emission = _emission(index, self._arrived[name].popleft())
@@ -113,9 +98,8 @@ class VllmModel:
     def draft_counts(self) -> DraftCounts:
         if self._llm is None:
             return self._counted
-        metrics: dict[str, Any] = {
-            metric.name: getattr(metric, "value", getattr(metric, "values", 0)) for metric in self._llm.get_metrics()
-        }
+        values = ((m.name, getattr(m, "value", getattr(m, "values", 0))) for m in self._llm.get_metrics())
+        metrics: dict[str, Any] = dict(values)
         windows = int(metrics.get("vllm:spec_decode_num_drafts", 0))
         # For each position, how many windows reached it: those that reached k and not k + 1 accepted k drafts.
         reached = [windows, *map(int, metrics.get("vllm:spec_decode_num_accepted_tokens_per_pos", ())), 0]
@@ -124,7 +108,6 @@ class VllmModel:
         return DraftCounts(self._counted.drafted + drafted, lengths + Counter(self._counted.lengths))
 
     def close(self) -> None:
-        """Stop the engine and free its memory. The next answer starts it again."""
         if self._llm is not None:
             self._counted = self.draft_counts()
             self._llm.llm_engine.engine_core.shutdown()
@@ -139,17 +122,15 @@ class VllmModel:
                     f"ask for {draft_tokens}."
                 )
             self.close()
-            self._llm, self._drafts = self._start(self._arguments | self._speculation(*drafts)), drafts
+            try:
+                self._llm = self._llm_class(**self._arguments | self._speculation(*drafts))
+            except (TypeError, ValueError, RuntimeError, OSError) as error:
+                raise UsageError(
+                    f"vLLM does not start: {error}\nIf it lacks memory on a CPU: VLLM_CPU_KVCACHE_SPACE=2 in the "
+                    "environment gives its KV cache 2 GiB and asks for no more."
+                ) from error
+            self._drafts = drafts
         return self._llm
-
-    def _start(self, arguments: Mapping[str, Any]) -> Any:
-        try:
-            return self._llm_class(**arguments)
-        except (TypeError, ValueError, RuntimeError, OSError) as error:
-            raise UsageError(
-                f"vLLM does not start: {error}\nIf it lacks memory on a CPU: VLLM_CPU_KVCACHE_SPACE=2 in the "
-                "environment gives its KV cache 2 GiB and asks for no more."
-            ) from error
 
     def _speculation(self, draft_tokens: int, drafter: str) -> dict[str, Any]:
         if draft_tokens == 0:
@@ -168,18 +149,12 @@ class VllmModel:
         except (VLLMError, ValueError) as error:
             raise UsageError(f"vLLM refuses the request: {error}") from error
 
-    def _step(self, engine: Any) -> None:
-        for output in engine.step():
-            if output.request_id in self._arrived:
-                self._arrived[output.request_id].append(output)
-
     def _params(self, ask: Ask) -> Any:
         from vllm.sampling_params import RequestOutputKind
 
         config = ask.config
-        sampled = bool(config.do_sample)
         drawing: dict[str, Any] = {"temperature": 0.0}
-        if sampled:
+        if config.do_sample:
             drawing = {
                 "temperature": 1.0 if config.temperature is None else config.temperature,
                 "top_k": config.top_k or 0,
@@ -212,11 +187,7 @@ def _emission(index: int, output: Any) -> Emission:
 
 
 def _check_settings(config: GenerationConfig) -> None:
-    """Refuse settings of the aligned model that vLLM cannot follow.
-
-    Raises:
-        UsageError: naming them.
-    """
+    """Refuse settings of the aligned model that vLLM cannot follow."""
     unsupported = [name for name, none in _WITHOUT_EFFECT.items() if getattr(config, name, None) not in (None, *none)]
     if unsupported:
         raise UsageError(
@@ -251,12 +222,7 @@ def _vllm() -> tuple[Any, Any, dict[str, Any]]:
 
 
 class VllmOne(Pair):
-    """A single model that vLLM runs.
-
-    Args:
-        place: its folder or hub id.
-        options: more arguments of `vllm.LLM`.
-    """
+    """A single model that vLLM runs; see `VllmModel`."""
 
     def __init__(self, place: str, options: Mapping[str, Any] | None = None) -> None:
         self.config, self.models = KadConfig(rule="base_only"), {}
@@ -269,7 +235,6 @@ class VllmOne(Pair):
 
     @property
     def context_length(self) -> int | None:
-        """See `Pair`. The option `max_model_len`."""
         return None if self.whole is None else self.whole.context_length
 
     def composed_by(self, rule: RuleLike | None = None, deferral_temperature: float | None = None) -> Composition:
@@ -277,16 +242,7 @@ class VllmOne(Pair):
 
 
 class VllmPair(Pair):
-    """A pair that vLLM runs as a whole, ready for `kad.generate` and `kad.stream`; see `kad.load`.
-
-    Args:
-        config: the pair.
-        options: more arguments of `vllm.LLM`.
-
-    Raises:
-        RuleError: a bad rule.
-        MissingExtraError: vLLM is not installed in this environment.
-    """
+    """A pair that vLLM runs as a whole, ready for `kad.generate` and `kad.stream`; see `kad.load` and `VllmModel`."""
 
     base_tokenizer: Any = None
     """vLLM refuses a pair with two tokenizers when it starts."""
@@ -322,12 +278,7 @@ class VllmPair(Pair):
         return min((int(limit) for limit in limits if limit), default=None)
 
     def composed_by(self, rule: RuleLike | None = None, deferral_temperature: float | None = None) -> Composition:
-        """See `Pair`. The rule comes with the request, the temperature with the pair.
-
-        Raises:
-            RuleError: a bad rule, or a rule that needs the reference model without it.
-            UsageError: another deferral temperature.
-        """
+        """The rule comes with the request, the temperature with the pair: another one is an OptionError."""
         composition = super().composed_by(rule, deferral_temperature)
         if composition.deferral_temperature != self.config.deferral_temperature:
             raise OptionError(

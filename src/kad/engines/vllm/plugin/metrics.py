@@ -66,18 +66,15 @@ class DeferredMass:
         alpha = log_alpha.squeeze(-1).double().exp()
         good = ~alpha.isnan()
         rows = torch.stack((alpha.nan_to_num(), good.double()), dim=-1)
-        self._sums.index_add_(0, self._on_device(places)[numbers], rows)
+        if self._sums.is_cuda:
+            places = places.pin_memory().to(self._sums.device, non_blocking=True)
+        self._sums.index_add_(0, places[numbers], rows)
         self._publish()
 
     def _place(self, rule: Rule) -> int:
         if rule not in self._places and len(self._places) < MOST_RULES:
             self._places[rule] = len(self._places)
         return self._places.get(rule, MOST_RULES)
-
-    def _on_device(self, places: Tensor) -> Tensor:
-        if not self._sums.is_cuda:
-            return places
-        return places.pin_memory().to(self._sums.device, non_blocking=True)
 
     def _publish(self) -> None:
         """Hand the sums to Prometheus. From a GPU, those of an earlier step, so that nobody waits."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -96,8 +96,7 @@ class PairModel(nn.Module):
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
         """The base model's token embeddings. Asked for by vLLM's interface; a pair embeds in its parts."""
-        embeddings: Tensor = next(self.parts()).embed_input_ids(input_ids)
-        return embeddings
+        return cast("Tensor", next(self.parts()).embed_input_ids(input_ids))
 
     def forward(
         self,
@@ -131,16 +130,13 @@ class PairModel(nn.Module):
         for start in range(0, len(columns), block):
             rows = slice(start, start + block)
             base, *others = (trim(part_logits[rows], common) for part_logits in logits)
-            by_rule = partial(self._by_rule, self._without_foreign(base), others)
+            p: Rows = base
+            if self.config.foreign_ids:
+                foreign = foreign_tokens(self.config.foreign_ids, common, base.device)
+                p = move_to_rest(base, foreign, self.config.deferral_temperature)
+            by_rule = partial(self._by_rule, p, others)
             log_pi[rows, :common] = self.step_rules.log_pi(columns[rows], by_rule)
         return log_pi
-
-    def _without_foreign(self, base: Tensor) -> Rows:
-        """Rows of p that keep no foreign token."""
-        if not self.config.foreign_ids:
-            return base
-        foreign = foreign_tokens(self.config.foreign_ids, self.common_size, base.device)
-        return move_to_rest(base, foreign, self.config.deferral_temperature)
 
     def _by_rule(self, base: Rows, others: list[Tensor], rule: Rule, with_alpha: bool) -> tuple[Tensor, Tensor | None]:
         """log pi of rows, and the log of their deferred mass if it is counted.
@@ -157,5 +153,4 @@ def _initialize_part(vllm_config: VllmConfig, model_config: ModelConfig, prefix:
     config = replace(vllm_config, model_config=model_config, quant_config=None)
     # The tag keeps the parts' compiled graphs apart: base and aligned are often of one class.
     with set_model_tag(prefix):
-        part: nn.Module = initialize_model(vllm_config=config, model_config=model_config, prefix=prefix)
-    return part
+        return cast("nn.Module", initialize_model(vllm_config=config, model_config=model_config, prefix=prefix))

@@ -23,11 +23,7 @@ _LONGEST_QUOTE = 60
 
 
 def rule_of(params: Any) -> Rule | None:
-    """The rule that a request's SamplingParams ask for, or None if it goes by the pair's own.
-
-    Raises:
-        RuleError: an unknown rule or a parameter out of its range.
-    """
+    """The rule that a request's SamplingParams ask for, or None if it goes by the pair's own."""
     value = (getattr(params, "extra_args", None) or {}).get(RULE_ARGUMENT)
     if value is None:
         return None
@@ -46,21 +42,17 @@ def rule_of(params: Any) -> Rule | None:
 
 
 def check_request(params: Any, has_reference: bool) -> None:
-    """Refuse a request whose rule cannot be carried out by this pair.
-
-    Raises:
-        RuleError: as `rule_of`; a key beside "rule" that looks like a mistyped one; a rule that needs a reference model
-        where the pair has none.
-    """
+    """Refuse a request whose rule this pair cannot carry out, or with a key that looks like a mistyped "rule"."""
     _check_keys(getattr(params, "extra_args", None) or {})
     rule = rule_of(params)
-    if rule is not None and rule.needs_reference and not has_reference:
+    if rule is None:
+        return
+    if rule.needs_reference and not has_reference:
         raise RuleError(
             f"The request's rule {rule} needs a reference model, but this pair has none. Ask for another rule, or "
             "serve a pair with a reference."
         )
-    if rule is not None:
-        _check_in_range(rule)
+    _check_in_range(rule)
 
 
 def _check_keys(extra_args: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from functools import wraps
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -53,8 +53,8 @@ def _expands_right() -> bool:
     if not current_platform.is_cpu():
         return True  # The Triton kernel stores into the output itself.
     counts = torch.tensor([1, 3], dtype=torch.int32)
-    got = rejection_sampler.expand_batch_to_tokens(torch.tensor([0.5, 0.0]), counts, 3, 0, 1)
-    return bool(got.tolist() == [0.5, 1.0, 1.0])
+    expanded = rejection_sampler.expand_batch_to_tokens(torch.tensor([0.5, 0.0]), counts, 3, 0, 1)
+    return bool(expanded.tolist() == [0.5, 1.0, 1.0])
 
 
 def _expand(x: Tensor, cu_num_tokens: Tensor, num_tokens: int, replace_from: int = 0, replace_to: int = 0) -> Tensor:
@@ -85,10 +85,7 @@ def _skipping_no_rows(apply_top_k_top_p: Any) -> Any:
 
     @wraps(apply_top_k_top_p)
     def apply(logits: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if len(logits) == 0:
-            return logits
-        masked: Tensor = apply_top_k_top_p(logits, *args, **kwargs)
-        return masked
+        return cast("Tensor", apply_top_k_top_p(logits, *args, **kwargs)) if len(logits) else logits
 
     return apply
 

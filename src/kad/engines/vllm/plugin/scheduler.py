@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from functools import wraps
-from typing import Any
+from typing import Any, cast
 
 from vllm.logger import init_logger
 from vllm.v1.core.sched.scheduler import Scheduler
@@ -42,8 +42,7 @@ def _failing_bad_rows(update_from_output: Any) -> Any:
     def update(self: Scheduler, scheduler_output: Any, runner_output: Any) -> dict[int, EngineCoreOutputs]:
         counts = runner_output.num_nans_in_logits
         if not counts or not _serves_pair(self.vllm_config):
-            outputs: dict[int, EngineCoreOutputs] = update_from_output(self, scheduler_output, runner_output)
-            return outputs
+            return cast("dict[int, EngineCoreOutputs]", update_from_output(self, scheduler_output, runner_output))
         failed = [request_id for request_id, count in counts.items() if count > 0]
         for request_id in failed:
             # What was drawn from a bad row, and after it, is no token of pi. Those before it are: a request that they
@@ -53,7 +52,7 @@ def _failing_bad_rows(update_from_output: Any) -> Any:
             if not tokens:
                 runner_output.prompt_logprobs_dict.pop(request_id, None)
                 runner_output.prompt_token_id_logprobs_dict.pop(request_id, None)
-        outputs = update_from_output(self, scheduler_output, runner_output)
+        outputs: dict[int, EngineCoreOutputs] = update_from_output(self, scheduler_output, runner_output)
         for request in self.finish_requests(failed, RequestStatus.FINISHED_ERROR):
             logger.error("Request %s ends with an error. %s", request.request_id, _NO_DISTRIBUTION)
             outputs.setdefault(request.client_index, EngineCoreOutputs(outputs=[])).outputs.append(

@@ -5,7 +5,7 @@ Nothing of that runner is changed: it finds this class through `PairModel.get_mo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
@@ -45,14 +45,12 @@ class PairState(DefaultModelState):
         count = input_batch.num_reqs
         rules = [self._rules[place] for place in input_batch.idx_mapping_np[:count].tolist()]
         self.step_rules.assign(rules, input_batch.num_scheduled_tokens[:count].tolist())
-        inputs: dict[str, Any] = super().prepare_inputs(input_batch, req_states)
-        return inputs
+        return cast("dict[str, Any]", super().prepare_inputs(input_batch, req_states))
 
     def prepare_dummy_inputs(self, num_reqs: int, num_tokens: int) -> dict[str, Any]:
         """A run without requests goes by the pair's own rule."""
         self.step_rules.assign([self.step_rules.default], [num_tokens], dummy=True)
-        inputs: dict[str, Any] = super().prepare_dummy_inputs(num_reqs, num_tokens)
-        return inputs
+        return cast("dict[str, Any]", super().prepare_dummy_inputs(num_reqs, num_tokens))
 
     def custom_sampler(self, sampler: Any) -> tuple[Any, Any] | None:
         """vLLM's own samplers, told to count NaN: `plugin.scheduler` fails the requests that have any."""

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 _BASE = 256
 RULE_COLUMNS = 2
 
-
 # Log pi by a rule, and the log of the deferred mass if it is asked for.
 Compose = Callable[[Rule, bool], tuple[Tensor, Tensor | None]]
 
@@ -69,8 +68,7 @@ class StepRules:
         if len(numbers) > 1:
             self._table = _table(self._rules, self._columns.device)
             per_token = per_request.repeat_interleave(torch.tensor(token_counts))
-            digits = torch.stack((per_token // _BASE, per_token % _BASE), dim=-1)
-            digits = digits.to(self._columns.dtype)
+            digits = torch.stack((per_token // _BASE, per_token % _BASE), dim=-1).to(self._columns.dtype)
             if self._columns.is_cuda:
                 # A copy from pageable memory would wait for the device.
                 digits = digits.pin_memory()
@@ -89,10 +87,12 @@ class StepRules:
                 and the log of their deferred mass, (rows, 1). None: a product, or it is not counted.
         """
         counter = self._deferred_mass if self._counts else None
-        counts = counter is not None and counter.is_due()
+        if counter is not None and not counter.is_due():
+            counter = None
+        counts = counter is not None
         if len(self._rules) == 1:
             rows, masses = compose(self._rules[0], counts)
-            if counts and counter is not None and masses is not None:
+            if counter is not None and masses is not None:
                 counter.add(self._rules, torch.zeros_like(columns[:, 0], dtype=torch.long), masses)
             return rows
         numbers = (columns[:, 0].long() * _BASE + columns[:, 1].long()).clamp(0, len(self._rules) - 1)
@@ -110,7 +110,7 @@ class StepRules:
                 masses = torch.full_like(rows[:, :1], torch.nan) if masses is None else masses
                 log_alpha = masses if log_alpha is None else torch.where(mine, masses, log_alpha)
         assert log_pi is not None
-        if counts and counter is not None and log_alpha is not None:
+        if counter is not None and log_alpha is not None:
             counter.add(self._rules, numbers, log_alpha)
         return log_pi
 

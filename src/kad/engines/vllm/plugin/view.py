@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import PretrainedConfig
@@ -21,6 +21,11 @@ from kad.pair.config import KadConfig
 from kad.pair.sources import Source
 
 _UNUSABLE_OPTIONS = frozenset({"gguf_file", "subfolder"})
+# What each part takes from the pair's ModelConfig.
+_OF_THE_ENGINE = (
+    "tokenizer", "tokenizer_revision", "tokenizer_mode", "skip_tokenizer_init", "trust_remote_code", "dtype", "seed",
+    "max_model_len", "quantization", "enforce_eager", "max_logprobs", "hf_token",
+)  # fmt: skip
 
 
 class PairView(KadConfig):
@@ -68,7 +73,6 @@ class PairArchitecture(ModelArchConfigConvertorBase):
 
     def get_quantization_config(self) -> None:
         """A pair has none; its parts have their own."""
-        return
 
     def derive_max_model_len_and_key(self) -> tuple[float, str | None]:
         """The shortest context among the parts."""
@@ -97,19 +101,8 @@ def part_model_config(pair: ModelConfig, part: Source) -> ModelConfig:
     return ModelConfig(
         model=part.model,
         revision=part.revision,
-        tokenizer=pair.tokenizer,
-        tokenizer_revision=pair.tokenizer_revision,
-        tokenizer_mode=pair.tokenizer_mode,
-        skip_tokenizer_init=pair.skip_tokenizer_init,
-        trust_remote_code=pair.trust_remote_code,
-        dtype=pair.dtype,
-        seed=pair.seed,
-        max_model_len=pair.max_model_len,
-        quantization=pair.quantization,
-        enforce_eager=pair.enforce_eager,
-        max_logprobs=pair.max_logprobs,
-        hf_token=pair.hf_token,
         hf_overrides={"quantization_config": quantization} if quantization else {},
+        **{name: getattr(pair, name) for name in _OF_THE_ENGINE},
     )
 
 
@@ -136,17 +129,14 @@ def resolve_dtype(pair: ModelConfig) -> torch.dtype:
 def _part_dtype(pair: ModelConfig, view: PairView, role: str) -> torch.dtype:
     name = view.model_sources()[role].kwargs.get("dtype", "auto")
     if name != "auto":
-        dtype: torch.dtype = getattr(torch, name)
-        return dtype
+        return cast("torch.dtype", getattr(torch, name))
     return _auto_dtype(pair, view.part_configs()[role])
 
 
 def _auto_dtype(pair: ModelConfig, config: PretrainedConfig) -> torch.dtype:
     """What vLLM takes for `--dtype auto` with this configuration on this machine."""
-    dtype: torch.dtype = _get_and_verify_dtype(
-        pair.model, config, "auto", is_pooling_model=False, revision=pair.revision
-    )
-    return dtype
+    dtype = _get_and_verify_dtype(pair.model, config, "auto", is_pooling_model=False, revision=pair.revision)
+    return cast("torch.dtype", dtype)
 
 
 @lru_cache
@@ -167,16 +157,11 @@ class PairSupport(VerifyAndUpdateConfig):
 
     @staticmethod
     def verify_and_update_model_config(model_config: ModelConfig) -> None:
-        """One activation dtype for all parts: `--dtype`, else the one the pair or its parts name."""
         model_config.dtype = resolve_dtype(model_config)
 
     @staticmethod
     def verify_and_update_config(vllm_config: VllmConfig) -> None:
-        """Refuse at start, with all reasons at once.
-
-        Raises:
-            PairError: an engine option that a pair cannot be run with.
-        """
+        """Refuse at start, with all reasons at once."""
         reasons = list(_reasons(vllm_config))
         if reasons:
             raise PairError("vLLM cannot run this pair as asked:\n" + "\n".join(f"- {reason}" for reason in reasons))
@@ -216,12 +201,14 @@ def _reasons(vllm_config: VllmConfig) -> Iterator[str]:
             f"a pair allows {', '.join(_LOAD_FORMATS)}."
         )
     speculative = vllm_config.speculative_config
-    if speculative is not None and speculative.method not in _DRAFT_METHODS:
+    if speculative is None:
+        return
+    if speculative.method not in _DRAFT_METHODS:
         yield (
             f"speculative method {speculative.method!r} drafts from the target's hidden states, which a pair does not "
             f"have; use one of {', '.join(_DRAFT_METHODS)}."
         )
-    if speculative is not None and speculative.rejection_sample_method not in _EXACT_VERIFICATION:
+    if speculative.rejection_sample_method not in _EXACT_VERIFICATION:
         yield (
             f"the rejection_sample_method {speculative.rejection_sample_method!r} accepts drafts that the pair's "
             f"distribution would reject; use one of {', '.join(_EXACT_VERIFICATION)}."

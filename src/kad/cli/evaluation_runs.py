@@ -96,7 +96,7 @@ def execute(plan: Plan, out: Path) -> Settings:
 
 
 def show_report(report: Report, folder: Path | None, as_json: bool, **more: Any) -> None:
-    """Print the report as a table or as JSON, and write its files to `folder` if one is given."""
+    """Print the report as a table or as JSON, and write its files to `folder`, if there is one."""
     from kad.evaluation.results import tables
     from kad.evaluation.results.report import write_report
 
@@ -109,7 +109,7 @@ def show_report(report: Report, folder: Path | None, as_json: bool, **more: Any)
     console = stdio.stdout()
     console.print(tables.terminal_table(report.rows, console.width))
     for note in report.notes:
-        stdio.message(f"note: {note}")
+        stdio.note(note)
 
 
 @contextmanager

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kad.cli.common import ModelOptions, PairArgument
+from kad.cli import stdio
+from kad.cli.common import ModelOptions, PairArgument, warn_if_open
 from kad.cli.flatten import Without
 from kad.engines.files import ENGINES
 from kad.engines.vllm import host as vllm
@@ -32,6 +33,7 @@ EXAMPLES = (
     "kad serve ./pair --engine transformers --rule dual:threshold=0.6",
     "kad serve ./pair --no-speculate --dry-run",
 )
+_DEFAULTS = ModelOptions()
 # vLLM's own limit on drafted tokens per request and step.
 _MOST_DRAFT_TOKENS = 128
 
@@ -79,21 +81,16 @@ def command(
     models = models.of(pair_argument)
     if engine == "vllm" or (engine == "auto" and (dry_run or vllm.is_installed())):
         _serve_with_vllm(speculate, draft_tokens, repeatable, dry_run, listening, models, context.args)
-    else:
-        _refuse(dry_run, "--dry-run shows vLLM's command line. Give --engine vllm with it.")
-        _refuse(bool(context.args), f"Unknown option {' '.join(context.args[:1])}. Only vLLM takes options of its own.")
-        drafts = draft_tokens if speculate else 0
-        _serve_here(replace(models, engine=engine), drafts, listening)
-
-
-def _refuse(wrong: bool, text: str) -> None:
-    if wrong:
-        raise UsageError(text)
+        return
+    if dry_run:
+        raise UsageError("--dry-run shows vLLM's command line. Give --engine vllm with it.")
+    if context.args:
+        raise UsageError(f"Unknown option {context.args[0]}. Only vLLM takes options of its own.")
+    _serve_here(replace(models, engine=engine), draft_tokens if speculate else 0, listening)
 
 
 def _serve_here(models: ModelOptions, draft_tokens: int | None, options: Listening) -> None:
     """kad's own server, until Ctrl-C."""
-    from kad.cli import stdio
     from kad.text import drafting
 
     models.check_places()
@@ -104,8 +101,7 @@ def _serve_here(models: ModelOptions, draft_tokens: int | None, options: Listeni
         model = models.load()
     name = models.name
     stdio.message(f"{name} is served at {address_of(listening)}/v1. Ctrl-C ends it.")
-    if not options.is_loopback and not options.key:
-        stdio.message("Everybody who reaches this machine can use it: give --api-key, or set KAD_API_KEY.")
+    warn_if_open(options)
     from kad.server.app import make_app
 
     app = make_app(model, name, options, draft_tokens=draft_tokens)
@@ -122,30 +118,28 @@ def _serve_with_vllm(
     extra: Sequence[str],
 ) -> None:
     """Become vLLM's server."""
-    _refuse(models.pair is None, "vLLM serves a pair: give a folder written by kad pack, a hub id, or tiny.")
-    unknown = [
-        option for option, value in (("--cors", listening.cors), ("--max-requests", listening.max_requests)) if value
-    ] + [
-        "--" + name.replace("_", "-")
-        for name in options_of(ModelOptions)
-        if name not in ("pair", "dtype", "trust_remote_code") and getattr(models, name) != getattr(ModelOptions(), name)
-    ]
-    _refuse(
-        bool(unknown),
-        f"vLLM's server does not take {', '.join(unknown)}. Write it into the pair with kad pack, or "
-        "give another --engine.",
-    )
+    if models.pair is None:
+        raise UsageError("vLLM serves a pair: give a folder written by kad pack, a hub id, or tiny.")
+    unknown = [name for name in ("cors", "max_requests") if getattr(listening, name)]
+    for name in options_of(ModelOptions):
+        if name not in ("pair", "dtype", "trust_remote_code") and getattr(models, name) != getattr(_DEFAULTS, name):
+            unknown.append(name)
+    if unknown:
+        options = ", ".join("--" + name.replace("_", "-") for name in unknown)
+        raise UsageError(
+            f"vLLM's server does not take {options}. Write it into the pair with kad pack, or give another --engine."
+        )
     if not dry_run:
         _check_vllm()
-    given = {
-        "--host": listening.host,
-        "--port": listening.port,
-        "--api-key": listening.api_key,
-        "--dtype": models.dtype,
-    }
-    passed = [text for option, value in given.items() if value is not None for text in (option, str(value))]
+    values = ("--host", listening.host), ("--port", listening.port), ("--api-key", listening.api_key)
+    passed = [
+        text
+        for option, value in (*values, ("--dtype", models.dtype))
+        if value is not None
+        for text in (option, str(value))
+    ]
     passed += ["--trust-remote-code"] if models.trust_remote_code else []
-    arguments = _command_line(str(models.pair), speculate, draft_tokens, repeatable, [*passed, *extra])
+    arguments = _command_line(models.pair, speculate, draft_tokens, repeatable, [*passed, *extra])
     if dry_run:
         typer.echo(shlex.join(arguments))
         return
@@ -165,9 +159,8 @@ def _command_line(
     arguments = [sys.executable, "-m", "kad.engines.vllm.launch", "serve", resolve_pair(pair)]
     if _value_of(extra, "--served-model-name") is None:
         arguments += ["--served-model-name", pair]
-    own_speculation = any(
-        argument.startswith(("--speculative-config", "--speculative_config", "-sc")) for argument in extra
-    )
+    names = ("--speculative-config", "--speculative_config", "-sc")
+    own_speculation = any(argument.startswith(names) for argument in extra)
     if own_speculation and draft_tokens is not None:
         raise UsageError(
             "--draft-tokens is part of kad's own speculation; put it into --speculative-config, or drop that."

@@ -97,12 +97,12 @@ def command(
     if own_pair is not None:
         write_rule(own_pair, chosen)
         stdio.message(f"wrote {chosen} into {own_pair}")
-    seen = _probe(models, chosen, first_rows, run.engine) if probe else None
+    probed = _probe(models, chosen, first_rows, run.engine) if probe else None
     if as_json:
-        stdio.print_json({**choice.to_dict(), "rule": chosen, "written": own_pair is not None, "probe": seen})
+        stdio.print_json({**choice.to_dict(), "rule": chosen, "written": own_pair is not None, "probe": probed})
     else:
         _show(choice)
-        stdio.stdout().print(stdio.facts(info.probe_lines(seen)))
+        stdio.stdout().print(stdio.facts(info.probe_lines(probed)))
 
 
 def _probe(models: ModelOptions, rule: str, tasks: Sequence[Task], engine: str) -> dict[str, Any] | None:
@@ -112,7 +112,7 @@ def _probe(models: ModelOptions, rule: str, tasks: Sequence[Task], engine: str) 
             raise UsageError("vLLM gives no logits. Use kad info --probe.")
         return info.probed(replace(models, rule=rule), _first_questions(tasks), thinking=False)
     except KadError as error:
-        stdio.message(f"note: no probe: {error}")
+        stdio.note(f"no probe: {error}")
         return None
 
 
@@ -136,13 +136,14 @@ def _own_pair(pair: str | None) -> Path:
 
 
 def _show(choice: Choice) -> None:
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table(title=f"{choice.questions} questions, objective {choice.objective}", title_justify="left")
     wins = "chance of being best" if choice.objective == "accuracy" else "chance of being fastest"
-    for heading in ("value", f"accuracy ({choice.metric})", "tok/s", wins, "chance of reaching the floor"):
-        if heading != "chance of reaching the floor" or choice.floor is not None:
-            table.add_column(heading, justify="right")
+    floor = [] if choice.floor is None else ["chance of reaching the floor"]
+    columns = (
+        Column(name, justify="right") for name in ("value", f"accuracy ({choice.metric})", "tok/s", wins, *floor)
+    )
+    table = Table(*columns, title=f"{choice.questions} questions, objective {choice.objective}", title_justify="left")
     for candidate in choice.candidates:
         cells = [
             str(candidate.value),

@@ -31,7 +31,7 @@ from kad.text.streaming import Note
 from kad.tokens.token_bytes import TokenBytes
 
 LOWEST = -9999.0
-"""How OpenAI writes the log-probability of what cannot be."""
+"""How OpenAI writes the log-probability of an impossible token."""
 
 _REASONS = {"stop": "stop", "stop_string": "stop", "length": "length", "context": "length"}
 AnyRequest = ChatRequest | CompletionRequest
@@ -207,11 +207,11 @@ async def _deltas(desk: Desk, jobs: Sequence[AnswerJob], usage: Usage, *, detail
         previous: Context | None = None
         for choice, job in enumerate(jobs):
             model = desk.model_of(job)
-            ends, shown = end_tokens(model.generation_config), UntilStop(job.sampling.stop)
+            ends, visible = end_tokens(model.generation_config), UntilStop(job.sampling.stop)
             details = Details(desk, job) if detailed else None
             async with desk.answering(job) as run:
                 async for piece in run:
-                    text = shown.push(piece.text)
+                    text = visible.push(piece.text)
                     if details is not None:
                         yield Delta(choice, text, kad=details.token(piece, run))
                     else:
@@ -228,7 +228,7 @@ async def _deltas(desk: Desk, jobs: Sequence[AnswerJob], usage: Usage, *, detail
             if details is not None:
                 text = decode(model.tokenizer, [*job.begun, *run.answer.token_ids])
                 end = details.end(run.answer, reason, before_stop(text, job.sampling.stop))
-            yield Delta(choice, shown.finish(), finish_reason=_REASONS[reason], kad=end)
+            yield Delta(choice, visible.finish(), finish_reason=_REASONS[reason], kad=end)
 
 
 class Form:
@@ -325,7 +325,7 @@ async def _whole(form: Form, deltas: AsyncGenerator[Delta], count: int) -> list[
 async def _events(
     form: Form, head: dict[str, Any], deltas: AsyncGenerator[Delta], usage: Usage | None
 ) -> AsyncGenerator[bytes]:
-    """The chunks of a stream; the last one has the usage, if it is wanted."""
+    """The chunks of a stream. With `usage`, the last one says it."""
     head = head | {"object": form.chunk_kind}
 
     def chunk(choices: list[dict[str, Any]], **more: Any) -> bytes:

@@ -1,4 +1,4 @@
-"""The desk: one model, one answer at a time, first come, first served. Answers are cancelled when nobody waits.
+"""The desk: one model answers one request at a time, in their order. An answer ends early when its client is gone.
 
 All work on the models is done by one thread, in the order in which it was asked for. The event loop never waits for it.
 """
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 KEPT_ANSWERS = 2
-"""The answers whose caches stay: a conversation, and what is asked beside it (a title, another rule)."""
+"""How many answers keep their caches: a conversation, and a request beside it (a title, another rule)."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Desk:
     def __init__(self, model: Loaded, most_requests: int = 64, draft_tokens: int | str | None = None) -> None:
         self.model, self.most_requests, self._draft_tokens = pair_of(model), most_requests, draft_tokens
         self.requests = 0
-        self._kept = WarmScorers(KEPT_ANSWERS)
+        self._warm = WarmScorers(KEPT_ANSWERS)
         self._models = ThreadPoolExecutor(1, "kad-models")
         self._texts = ThreadPoolExecutor(1, "kad-texts")
         self._closed = False
@@ -165,8 +165,8 @@ class Desk:
         try:
             if job.num_draft_tokens is None:
                 job = replace(job, num_draft_tokens=self._draft_tokens)
-            kept = WarmScorers() if job.alone else self._kept
-            run.stream = stream = _KeptStream(self.model_of(job), job, kept)
+            warm = WarmScorers() if job.alone else self._warm
+            run.stream = stream = _WarmStream(self.model_of(job), job, warm)
             run.reused_tokens = stream.reused_tokens
             if stream.last_begun is not None:
                 run.put(stream.last_begun)
@@ -179,8 +179,8 @@ class Desk:
             run.put(error)
 
 
-class _KeptStream(Stream):
-    """A stream that takes kept scorers, and gives its own back.
+class _WarmStream(Stream):
+    """A stream that takes warm scorers, and gives its own back.
 
     Attributes:
         reused_tokens: how many tokens the models had read before.
@@ -190,8 +190,8 @@ class _KeptStream(Stream):
     reused_tokens = 0
     last_begun: Piece | None = None
 
-    def __init__(self, model: Pair, job: AnswerJob, kept: WarmScorers) -> None:
-        self._model, self._job, self._kept = model, job, kept
+    def __init__(self, model: Pair, job: AnswerJob, warm: WarmScorers) -> None:
+        self._model, self._job, self._warm = model, job, warm
         super().__init__(
             model, job.context, job.composition, job.sampling, job.num_draft_tokens, origins=False,
             masks=job.masks, begun=job.begun, note=job.note, take_scorers=self._take,
@@ -200,12 +200,12 @@ class _KeptStream(Stream):
             self.stop()
 
     def ended(self) -> None:
-        self._kept.keep(self.loop)
+        self._warm.keep(self.loop)
 
     def _take(self, context: Context) -> dict[str, Scorer]:
         roles = self._model.roles_of(self._job.composition)
-        # A base model with a prompt of its own reads what has begun anew: what it never keeps depends on it.
-        scorers = self._kept.take(replace(context, ids=[*context.ids, *self.begun]), roles)
+        # A base model with its own prompt reads the begun tokens again: the tokens it never keeps depend on them.
+        scorers = self._warm.take(replace(context, ids=[*context.ids, *self.begun]), roles)
         self.reused_tokens = min((scorer.processed for scorer in scorers.values()), default=0)
         if self.begun and self._job.note is not None:
             scorers = scorers or self._model.scorers(roles, rollback=self.drafting.speculates)

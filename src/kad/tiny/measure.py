@@ -69,6 +69,6 @@ def attempt(
         progress=progress,
     )
     return [
-        Attempt(problem, found.prompt_ids, [token for token in found.token_ids if token not in ends], found.text)
-        for problem, found in zip(problems, answers, strict=True)
+        Attempt(problem, answer.prompt_ids, [token for token in answer.token_ids if token not in ends], answer.text)
+        for problem, answer in zip(problems, answers, strict=True)
     ]

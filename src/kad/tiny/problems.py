@@ -123,8 +123,8 @@ class Problem:
 
 def boxed(text: str) -> str | None:
     """The content of the last `\\boxed{...}` in `text`, or None."""
-    found = re.findall(r"\\boxed\{([^{}]*)\}", text)
-    return found[-1].strip() if found else None
+    boxes = re.findall(r"\\boxed\{([^{}]*)\}", text)
+    return boxes[-1].strip() if boxes else None
 
 
 def chain(equations: tuple[Equation, ...]) -> str:

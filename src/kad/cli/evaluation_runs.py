@@ -35,17 +35,7 @@ _SECONDS = 60.0
 
 
 def make_plan(models: ModelOptions, tasks: TaskOptions, run: RunOptions, methods: str | Sequence[Method]) -> Plan:
-    """A plan from the options of a command.
-
-    Args:
-        models: which pair, or which models.
-        tasks: which questions.
-        run: how they are answered.
-        methods: the methods, or their names, among which `pair` stands for the pair's own rule.
-
-    Raises:
-        UsageError: options that contradict each other, or a method whose model is not given.
-    """
+    """A plan from the options of a command. Among the names of methods, `pair` stands for the pair's own rule."""
     stdio.quiet_transformers()
     from kad.evaluation.evaluate import Plan
     from kad.evaluation.methods import parse_methods
@@ -114,7 +104,7 @@ def show_report(report: Report, folder: Path | None, as_json: bool, **more: Any)
 
 @contextmanager
 def progress() -> Iterator[Start]:
-    """What `evaluate` calls with a run's settings. All samples of the run count, those of earlier starts as done."""
+    """For `evaluate`: from a run's settings to its progress. Samples of earlier starts count as done."""
     if stdio.stderr().is_terminal:
         with _bar() as start:
             yield start
@@ -123,12 +113,7 @@ def progress() -> Iterator[Start]:
 
 
 class ProgressLines:
-    """Progress as lines: whenever another twentieth of the samples is done, or a minute has passed.
-
-    Args:
-        total: samples of the whole run.
-        write: takes a line.
-    """
+    """Writes progress as lines: after each twentieth of all samples, or after a minute."""
 
     def __init__(self, total: int, write: Callable[[str], None]) -> None:
         self._total, self._write = total, write

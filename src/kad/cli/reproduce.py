@@ -78,11 +78,7 @@ def describe(name: str) -> list[str]:
 
 
 def check_reachable(models: list[str]) -> None:
-    """Fail before the first long step if a model is neither in the cache nor to be downloaded.
-
-    Raises:
-        UsageError: one line that says so.
-    """
+    """Raise UsageError before the first long step if a model is not in the cache and cannot be downloaded."""
     from huggingface_hub import constants, try_to_load_from_cache
 
     missing = [model for model in models if not isinstance(try_to_load_from_cache(model, "config.json"), str)]
@@ -97,8 +93,7 @@ def check_reachable(models: list[str]) -> None:
 
 
 def _unreachable(address: str) -> str | None:
-    """Why the address cannot be reached, or None if it can; asked once, where the hub's client would retry for
-    long."""
+    """Why the address cannot be reached, or None if it can. It is tried once: the hub's client would retry for long."""
     from urllib.error import HTTPError
     from urllib.request import Request, urlopen
 

@@ -38,12 +38,7 @@ AnyRequest = ChatRequest | CompletionRequest
 
 
 class Completions:
-    """Answers to requests of the OpenAI API.
-
-    Args:
-        desk: where answers are asked for.
-        name: the name under which the pair is served.
-    """
+    """Answers to requests of the OpenAI API, with the pair's name there."""
 
     def __init__(self, desk: Desk, name: str) -> None:
         self._desk, self._name = desk, name
@@ -63,7 +58,7 @@ class Completions:
             raise Refusal(404, text, "model", "model_not_found")
 
     async def respond(self, request: AnyRequest, http: Request) -> Response:
-        """The answer to a request, whole or as a stream."""
+        """The answer to a request, as one document or as a stream."""
         self.check_name(request.model)
         jobs = await self._desk.with_texts(self._jobs, request)
         form = self._chat if isinstance(request, ChatRequest) else self._text
@@ -120,7 +115,7 @@ class TokenLogprob:
 
 
 def logprob_note(composition: Composition, top: int | None) -> Note | None:
-    """Each token as a `TokenLogprob`, with the `top` most probable tokens. None asks for nothing."""
+    """Each token as a `TokenLogprob`, with the `top` most probable tokens. None for no note."""
     if top is None:
         return None
 
@@ -139,11 +134,10 @@ class Delta:
     """A step of one choice.
 
     Attributes:
-        choice: its number.
         text: more text, possibly none.
-        token: the step's token, if its log-probability was asked for.
+        token: the step's token, if the request needs its log-probability.
         finish_reason: at the end of the choice.
-        kad: the field `kad` of the chunk, if it was asked for.
+        kad: the field `kad` of the chunk, if the request has one.
     """
 
     choice: int
@@ -195,13 +189,12 @@ class Usage:
 
 
 async def _deltas(desk: Desk, jobs: Sequence[AnswerJob], usage: Usage, *, detailed: bool) -> AsyncGenerator[Delta]:
-    """The choices, one after the other. Each waits in the line again, so that others are not kept waiting for all.
+    """The choices, one after the other. Each waits in the line again, so that other requests can come between.
 
     Args:
-        desk: where the answers are asked for.
-        jobs: one a choice.
-        usage: counts what was done.
-        detailed: whether to say all that is known of each token. Else its log-probability, if the job notes it.
+        desk: answers the jobs, one a choice.
+        usage: counts the tokens.
+        detailed: yield the field `kad` of each token. Else its log-probability, if the job notes it.
     """
     with desk.admitted():
         previous: Context | None = None
@@ -232,11 +225,11 @@ async def _deltas(desk: Desk, jobs: Sequence[AnswerJob], usage: Usage, *, detail
 
 
 class Form:
-    """How choices are written. A token is a text there, and the bytes that it stands for.
+    """The JSON of choices. A token is its text there, and its bytes.
 
     Attributes:
-        prefix, kind, chunk_kind: how the id of a document begins, what it is called, and a chunk of it.
-        opening: what a stream says before the first step of a choice.
+        prefix, kind, chunk_kind: the prefix of a document's id, the field `object`, and that of a chunk.
+        opening: the fields of a stream before the first step of a choice.
     """
 
     prefix = kind = chunk_kind = ""
@@ -246,7 +239,7 @@ class Form:
         self._tokenizer, self._known = tokenizer, dict[int, tuple[str, list[int]]]()
 
     def whole(self, text: str, tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
-        """A whole choice."""
+        """A complete choice."""
         return self.step(text, tokens, 0)
 
     def step(self, text: str, tokens: Sequence[TokenLogprob], offset: int) -> dict[str, Any]:
@@ -311,7 +304,7 @@ class TextForm(Form):
 
 
 async def _whole(form: Form, deltas: AsyncGenerator[Delta], count: int) -> list[dict[str, Any]]:
-    """All choices, whole."""
+    """All choices, complete."""
     steps: list[list[Delta]] = [[] for _ in range(count)]
     async for delta in deltas:
         steps[delta.choice].append(delta)

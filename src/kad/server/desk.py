@@ -60,11 +60,11 @@ class AnswerJob:
 
 
 class Run:
-    """One answer under way: an asynchronous iterator over its pieces.
+    """An answer in progress: an asynchronous iterator over its pieces.
 
     Attributes:
-        stream: the stream that makes the pieces. It is there from the first piece on.
-        reused_tokens: how many tokens of the prompt were in a kept cache.
+        stream: makes the pieces. It is set before the first piece.
+        reused_tokens: how many tokens of the prompt were in a cache already.
     """
 
     stream: Stream
@@ -98,12 +98,11 @@ class Run:
 
 
 class Desk:
-    """Where answers are asked for.
+    """Takes jobs, and answers them with the pair `model`.
 
     Args:
-        model: the pair.
-        most_requests: how many requests may be in the line, the one that is answered included.
-        draft_tokens: how many tokens are drafted at a time where a job does not say; see `kad.generate`.
+        most_requests: how many requests may be in the line, with the one that is answered.
+        draft_tokens: the number of drafts if a job does not say it; see `kad.generate`.
     """
 
     def __init__(self, model: Loaded, most_requests: int = 64, draft_tokens: int | str | None = None) -> None:
@@ -126,11 +125,7 @@ class Desk:
 
     @contextmanager
     def admitted(self) -> Iterator[None]:
-        """A place in the line for one request, which may ask for several answers, one after the other.
-
-        Raises:
-            Busy: there is no place left.
-        """
+        """A place in the line for one request with all its answers. Raises Busy if there is none left."""
         if self.requests >= self.most_requests:
             raise Busy
         self.requests += 1
@@ -151,7 +146,7 @@ class Desk:
             future.cancel()
 
     async def with_texts(self, work: Callable[..., Result], *arguments: Any) -> Result:
-        """Work without the models that may take a while: tokens of a long prompt, a grammar."""
+        """The result of slow work that needs no model: the tokens of a long prompt, a grammar."""
         return await asyncio.get_running_loop().run_in_executor(self._texts, partial(work, *arguments))
 
     def close(self) -> None:
@@ -175,7 +170,7 @@ class Desk:
                 if run.given_up or self._closed:
                     stream.stop()
             run.put(None)
-        except BaseException as error:  # noqa: BLE001  (whatever it is, it belongs to the request)
+        except BaseException as error:  # noqa: BLE001  (any error is an answer to the request)
             run.put(error)
 
 

@@ -73,12 +73,7 @@ def position_note(composition: Composition) -> Note:
 
 
 class Details:
-    """What is known of one answer, said with its tokens as they come.
-
-    Args:
-        desk: where it is asked for.
-        job: the answer. Its note is `position_note`.
-    """
+    """The fields `kad` of one answer. The job's note is `position_note`."""
 
     def __init__(self, desk: Desk, job: AnswerJob) -> None:
         self._desk, self._job, self._model = desk, job, desk.model_of(job)

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from kad.cli import common, display, stdio
+from kad.cli.flatten import Only
 from kad.errors import KadError, UsageError
 from kad.text.drafting import DraftTokens
 from kad.text.prompts import pieces
@@ -40,8 +41,7 @@ EXAMPLES = (
 def command(
     pair_argument: common.PairArgument = None,
     *,
-    system: common.System = None,
-    thinking: common.Thinking = None,
+    asking: Annotated[common.PromptOptions, Only("system", "thinking")],
     draft_tokens: DraftTokens = None,
     models: common.ModelOptions,
     sampling: Sampling,
@@ -57,11 +57,12 @@ def command(
         model = models.load()
         from kad.text.conversation import Conversation
 
-        talk = Chat(
-            Conversation(
-                model, system=system, thinking=thinking, sampling=sampling, num_draft_tokens=draft_tokens, origins=False
-            )
-        )
+        settings: dict[str, Any] = {
+            "system": asking.system,
+            "thinking": asking.thinking,
+            "num_draft_tokens": draft_tokens,
+        }
+        talk = Chat(Conversation(model, sampling=sampling, origins=False, **settings))
     if sys.stdin.isatty():
         topic = models.topic()
         if topic is not None:

@@ -31,13 +31,33 @@ if TYPE_CHECKING:
     from kad.server.listening import Listening
 
 Json = Annotated[bool, Option("Print one JSON object, and nothing else, on standard output.", name="--json")]
-PromptFile = Annotated[Path | None, Option("Read the prompt from a file.", "FILE", "-f")]
-System = Annotated[str | None, Option("A system message before the conversation.", "TEXT")]
-Thinking = Annotated[bool | None, Option("For chat templates with a thinking switch (Qwen3).", shown="the template's")]
 PairArgument = Annotated[
     str | None, typer.Argument(metavar="PAIR", help="A pair: a folder, a hub id, or tiny, the embedded one.")
 ]
-Raw = Annotated[bool, Option("Use the prompt without the chat template.")]
+
+
+@dataclass(frozen=True)
+class PromptOptions:
+    """Where the prompt is, and its place in the chat template."""
+
+    file: Annotated[Path | None, Option("Read the prompt from a file.", "FILE", "-f")] = None
+    system: Annotated[str | None, Option("A system message before the conversation.", "TEXT")] = None
+    raw: Annotated[bool, Option("Use the prompt without the chat template.")] = False
+    thinking: Annotated[
+        bool | None, Option("For chat templates with a thinking switch (Qwen3).", shown="the template's")
+    ] = None
+
+    def read(self, argument: str | None) -> str:
+        """The prompt, see `read_prompt`. Raises UsageError for options of the chat template beside a raw prompt."""
+        prompt = read_prompt(argument, self.file)
+        if self.raw and (self.system is not None or self.thinking is not None):
+            raise UsageError("--raw uses no chat template: --system and --thinking would do nothing.")
+        return prompt
+
+    @property
+    def template(self) -> dict[str, Any]:
+        """The arguments of `kad.generate` for the chat template."""
+        return {"system": self.system, "raw": self.raw, "thinking": self.thinking}
 
 
 def read_prompt(argument: str | None, file: Path | None) -> str:
@@ -67,12 +87,6 @@ def _text_of(file: Path | None) -> str:
         raise UsageError(f"{name} is not UTF-8 text (byte {error.start}). Convert it first.") from error
     except OSError as error:
         raise UsageError(f"Cannot read {name}: {error.strerror}.") from error
-
-
-def check_raw(raw: bool, system: str | None, thinking: bool | None) -> None:
-    """Raise UsageError for options of the chat template beside a raw prompt."""
-    if raw and (system is not None or thinking is not None):
-        raise UsageError("--raw uses no chat template: --system and --thinking would do nothing.")
 
 
 def check_rule(rule: str | None) -> Rule | None:

@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from kad.evaluation.results.report import Report
     from kad.evaluation.results.settings import Settings
     from kad.evaluation.run import Progress
-    from kad.method.composition import Composition
-    from kad.pair.base_prompt import BasePrompt
-    from kad.pair.sources import Source
 
 Baseline = Annotated[
     str | None, Option("The method that the others are compared with.", "METHOD", shown="aligned, else the first")
@@ -39,29 +36,6 @@ def make_plan(models: ModelOptions, tasks: TaskOptions, run: RunOptions, methods
     stdio.quiet_transformers()
     from kad.evaluation.evaluate import Plan
     from kad.evaluation.methods import parse_methods
-
-    sources, composition, base_prompt = pair_models(models)
-    parsed = parse_methods(methods, composition.rule) if isinstance(methods, str) else methods
-    load_options: dict[str, Any] = {"trust_remote_code": True} if models.trust_remote_code else {}
-    if models.dtype is not None:
-        load_options["dtype"] = models.dtype
-    if models.device == "auto":
-        load_options["device_map"] = "auto"
-    return Plan(
-        **vars(tasks),
-        **vars(run),
-        models=sources,
-        methods=tuple(parsed),
-        deferral_temperature=composition.deferral_temperature,
-        base_prompt=base_prompt,
-        load_options=load_options,
-        device=models.device or first_device(),
-    )
-
-
-def pair_models(models: ModelOptions) -> tuple[dict[str, Source], Composition, BasePrompt | None]:
-    """The models by role, how they are composed, and how the base model is asked, of what the options name."""
-    from kad.method.composition import Composition
     from kad.pair.base_prompt import BasePrompt
     from kad.pair.sources import Source
 
@@ -73,8 +47,22 @@ def pair_models(models: ModelOptions) -> tuple[dict[str, Source], Composition, B
         sources["reference"] = Source.parse(reference)
     if config.name_or_path:
         sources["pair"] = Source(config.name_or_path)
-    composition = Composition(config.parsed_rule, config.deferral_temperature)
-    return sources, composition, BasePrompt.parse(config.base_prompt)
+    parsed = parse_methods(methods, config.parsed_rule) if isinstance(methods, str) else methods
+    load_options: dict[str, Any] = {"trust_remote_code": True} if models.trust_remote_code else {}
+    if models.dtype is not None:
+        load_options["dtype"] = models.dtype
+    if models.device == "auto":
+        load_options["device_map"] = "auto"
+    return Plan(
+        **vars(tasks),
+        **vars(run),
+        models=sources,
+        methods=tuple(parsed),
+        deferral_temperature=config.deferral_temperature,
+        base_prompt=BasePrompt.parse(config.base_prompt),
+        load_options=load_options,
+        device=models.device or first_device(),
+    )
 
 
 def execute(plan: Plan, out: Path) -> Settings:

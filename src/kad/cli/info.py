@@ -147,16 +147,25 @@ def _describe(source: Source) -> Description:
 def _describe_configuration(source: Source) -> Description:
     """One model from its configuration. Counted on torch's meta device, which allocates nothing."""
     import torch
+    from transformers import AutoModelForCausalLM
 
     from kad.pair.model_files import load_config
 
     config = load_config(source)
     text = config.get_text_config()
-    dtype = _dtype(source, config)
-    architecture, parameters = _count(config)
+    # The dtype in which Transformers would load it: what the pair says, else what the configuration says.
+    name = str(source.kwargs.get("dtype", "auto"))
+    dtype = config.dtype or torch.float32 if name == "auto" else getattr(torch, name.removeprefix("torch."))
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except ValueError as error:
+        text = f"{config.name_or_path} is no causal language model: its type is {config.model_type}."
+        raise PairError(text) from error
+    parameters = model.num_parameters()
     return Description(
         name=stdio.name_of(source),
-        architecture=architecture,
+        architecture=type(model).__name__,
         parameters=parameters,
         dtype=str(dtype).removeprefix("torch."),
         vocabulary=int(text.vocab_size),
@@ -164,28 +173,6 @@ def _describe_configuration(source: Source) -> Description:
         weight_bytes=parameters * torch.empty(0, dtype=dtype).element_size(),
         cache_bytes_per_token=_cache_numbers(text) * torch.empty(0, dtype=dtype).element_size(),
     )
-
-
-def _dtype(source: Source, config: Any) -> Any:
-    """The dtype Transformers would load it in: what the pair says, else what the model's configuration says."""
-    import torch
-
-    dtype = str(source.kwargs.get("dtype", "auto"))
-    return config.dtype or torch.float32 if dtype == "auto" else getattr(torch, dtype.removeprefix("torch."))
-
-
-def _count(config: Any) -> tuple[str, int]:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-    except ValueError as error:
-        raise PairError(
-            f"{config.name_or_path} is no causal language model: its type is {config.model_type}."
-        ) from error
-    return type(model).__name__, model.num_parameters()
 
 
 def _cache_numbers(text: Any) -> int:

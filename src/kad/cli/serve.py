@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -38,6 +38,24 @@ _DEFAULTS = ModelOptions()
 _MOST_DRAFT_TOKENS = 128
 
 
+@dataclass(frozen=True)
+class Drafts:
+    """Whether and how the aligned model drafts."""
+
+    speculate: Annotated[bool, Option("Let the aligned model draft; exact either way.")] = True
+    draft_tokens: Annotated[
+        int | None,
+        Option("Tokens drafted per step.", "N", allowed=f"[1, {_MOST_DRAFT_TOKENS}]", shown=str(FIXED_DRAFT_TOKENS)),
+    ] = None
+    repeatable: Annotated[
+        bool,
+        Option(
+            "vllm: let a request's seed repeat its sampled text. Drafts are then greedy, of which fewer are accepted. "
+            "The other engines always repeat it."
+        ),
+    ] = False
+
+
 def command(
     context: typer.Context,
     pair_argument: PairArgument = None,
@@ -51,18 +69,7 @@ def command(
             shown="vllm where it is installed, else by the models' files",
         ),
     ] = "auto",
-    speculate: Annotated[bool, Option("Let the aligned model draft; exact either way.")] = True,
-    draft_tokens: Annotated[
-        int | None,
-        Option("Tokens drafted per step.", "N", allowed=f"[1, {_MOST_DRAFT_TOKENS}]", shown=str(FIXED_DRAFT_TOKENS)),
-    ] = None,
-    repeatable: Annotated[
-        bool,
-        Option(
-            "vllm: let a request's seed repeat its sampled text. Drafts are then greedy, of which fewer are accepted. "
-            "The other engines always repeat it."
-        ),
-    ] = False,
+    drafts: Drafts,
     dry_run: Annotated[bool, Option("vllm: print its command line instead of running it.")] = False,
     listening: Listening,
     models: Annotated[ModelOptions, Without("engine")],
@@ -80,13 +87,13 @@ def command(
     """
     models = models.of(pair_argument)
     if engine == "vllm" or (engine == "auto" and (dry_run or vllm.is_installed())):
-        _serve_with_vllm(speculate, draft_tokens, repeatable, dry_run, listening, models, context.args)
+        _serve_with_vllm(drafts, dry_run, listening, models, context.args)
         return
     if dry_run:
         raise UsageError("--dry-run shows vLLM's command line. Give --engine vllm with it.")
     if context.args:
         raise UsageError(f"Unknown option {context.args[0]}. Only vLLM takes options of its own.")
-    _serve_here(replace(models, engine=engine), draft_tokens if speculate else 0, listening)
+    _serve_here(replace(models, engine=engine), drafts.draft_tokens if drafts.speculate else 0, listening)
 
 
 def _serve_here(models: ModelOptions, draft_tokens: int | None, options: Listening) -> None:
@@ -109,13 +116,7 @@ def _serve_here(models: ModelOptions, draft_tokens: int | None, options: Listeni
 
 
 def _serve_with_vllm(
-    speculate: bool,
-    draft_tokens: int | None,
-    repeatable: bool,
-    dry_run: bool,
-    listening: Listening,
-    models: ModelOptions,
-    extra: Sequence[str],
+    drafts: Drafts, dry_run: bool, listening: Listening, models: ModelOptions, extra: Sequence[str]
 ) -> None:
     """Become vLLM's server."""
     if models.pair is None:
@@ -129,8 +130,11 @@ def _serve_with_vllm(
         raise UsageError(
             f"vLLM's server does not take {options}. Write it into the pair with kad pack, or give another --engine."
         )
+    plugins = os.environ.get("VLLM_PLUGINS")
     if not dry_run:
-        _check_vllm()
+        vllm.check_installed()
+        if plugins is not None and "kad" not in plugins.split(","):
+            raise UsageError(f"VLLM_PLUGINS={plugins} keeps kad's plugin out of vLLM. Add kad to it, or unset it.")
     values = ("--host", listening.host), ("--port", listening.port), ("--api-key", listening.api_key)
     passed = [
         text
@@ -139,7 +143,7 @@ def _serve_with_vllm(
         for text in (option, str(value))
     ]
     passed += ["--trust-remote-code"] if models.trust_remote_code else []
-    arguments = _command_line(models.pair, speculate, draft_tokens, repeatable, [*passed, *extra])
+    arguments = _command_line(models.pair, drafts, [*passed, *extra])
     if dry_run:
         typer.echo(shlex.join(arguments))
         return
@@ -147,9 +151,7 @@ def _serve_with_vllm(
     os.execv(sys.executable, arguments)
 
 
-def _command_line(
-    pair: str, speculate: bool, draft_tokens: int | None, repeatable: bool, extra: Sequence[str]
-) -> list[str]:
+def _command_line(pair: str, drafts: Drafts, extra: Sequence[str]) -> list[str]:
     from kad.pair.folder import vocabulary_in_files
     from kad.pair.resolve import resolve
     from kad.pair.sources import resolve_pair
@@ -161,25 +163,24 @@ def _command_line(
         arguments += ["--served-model-name", pair]
     names = ("--speculative-config", "--speculative_config", "-sc")
     own_speculation = any(argument.startswith(names) for argument in extra)
-    if own_speculation and draft_tokens is not None:
+    if own_speculation and drafts.draft_tokens is not None:
         raise UsageError(
             "--draft-tokens is part of kad's own speculation; put it into --speculative-config, or drop that."
         )
-    if own_speculation and repeatable:
+    if own_speculation and drafts.repeatable:
         raise UsageError(
             '--repeatable is part of kad\'s own speculation; put "draft_sample_method": "greedy" into '
             "--speculative-config, or drop that."
         )
-    if not speculate and (own_speculation or draft_tokens is not None):
+    if not drafts.speculate and (own_speculation or drafts.draft_tokens is not None):
         raise UsageError("--no-speculate contradicts --draft-tokens and --speculative-config; choose one.")
-    if speculate and not own_speculation:
+    if drafts.speculate and not own_speculation:
         ranks = _value_of(extra, "--tensor-parallel-size", "-tp")
-        draft = _speculation(config, draft_tokens or FIXED_DRAFT_TOKENS, repeatable, ranks)
-        arguments += ["--speculative-config", json.dumps(draft)]
+        arguments += ["--speculative-config", json.dumps(_speculation(config, drafts, ranks))]
     return [*arguments, *extra]
 
 
-def _speculation(config: KadConfig, draft_tokens: int, repeatable: bool, ranks: str | None) -> dict[str, Any]:
+def _speculation(config: KadConfig, drafts: Drafts, ranks: str | None) -> dict[str, Any]:
     """vLLM's own speculation with the aligned model as the draft; its verification is exact for any draft.
 
     Verification draws from the request's seed. Sampled drafts do not: all requests share one generator there.
@@ -188,21 +189,14 @@ def _speculation(config: KadConfig, draft_tokens: int, repeatable: bool, ranks: 
     draft: dict[str, Any] = {
         "method": "draft_model",
         "model": aligned.model,
-        "num_speculative_tokens": draft_tokens,
-        "draft_sample_method": "greedy" if repeatable else "probabilistic",
+        "num_speculative_tokens": drafts.draft_tokens or FIXED_DRAFT_TOKENS,
+        "draft_sample_method": "greedy" if drafts.repeatable else "probabilistic",
     }
     if aligned.revision is not None:
         draft["revision"] = aligned.revision
     if ranks is not None:
         draft["draft_tensor_parallel_size"] = int(ranks)
     return draft
-
-
-def _check_vllm() -> None:
-    vllm.check_installed()
-    plugins = os.environ.get("VLLM_PLUGINS")
-    if plugins is not None and "kad" not in plugins.split(","):
-        raise UsageError(f"VLLM_PLUGINS={plugins} keeps kad's plugin out of vLLM. Add kad to it, or unset it.")
 
 
 def _value_of(arguments: Sequence[str], *names: str) -> str | None:

@@ -11,7 +11,7 @@ from kad.cli import evaluation_runs as shared
 from kad.cli import info, stdio
 from kad.cli.common import Json, ModelOptions
 from kad.cli.flatten import Without
-from kad.cli.sweep import DEVELOPMENT, Grid, Parameter, RuleToSweep, Speculative
+from kad.cli.sweep import DEVELOPMENT, Axis, Grid
 from kad.errors import KadError, UsageError
 from kad.evaluation.options import RunOptions, TaskOptions
 from kad.options import Option
@@ -46,9 +46,7 @@ def command(
     *,
     out: shared.RunFolder,
     grid: Grid,
-    rule: RuleToSweep = "dual",
-    parameter: Parameter = None,
-    speculative: Speculative = False,
+    axis: Axis,
     objective: Objective = "accuracy",
     floor: Floor = None,
     metric: Metric = None,
@@ -73,9 +71,9 @@ def command(
 
     check_objective(objective, floor)
     own_pair = _own_pair(models.pair) if write else None
-    if parameter == WINDOW:
+    if axis.parameter == WINDOW:
         raise UsageError("A pair's rule has no window to write. Use kad sweep for num_draft_tokens.")
-    points = make_grid(rule, parameter, grid, speculative=speculative)
+    points = make_grid(axis.rule, axis.parameter, grid, speculative=axis.speculative)
     few = len(PROMPTS)
     first_rows = load_tasks(
         tasks.tasks, limit=min(few, tasks.limit or few), data_dir=tasks.data_dir, include_path=tasks.include_path

@@ -57,12 +57,8 @@ def command(
         model = models.load()
         from kad.text.conversation import Conversation
 
-        settings: dict[str, Any] = {
-            "system": asking.system,
-            "thinking": asking.thinking,
-            "num_draft_tokens": draft_tokens,
-        }
-        talk = Chat(Conversation(model, sampling=sampling, origins=False, **settings))
+        settings = {**asking.template, "sampling": sampling, "num_draft_tokens": draft_tokens}
+        talk = Chat(Conversation(model, origins=False, **settings))
     if sys.stdin.isatty():
         topic = models.topic()
         if topic is not None:

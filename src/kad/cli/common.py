@@ -57,7 +57,7 @@ class PromptOptions:
     @property
     def template(self) -> dict[str, Any]:
         """The arguments of `kad.generate` for the chat template."""
-        return {"system": self.system, "raw": self.raw, "thinking": self.thinking}
+        return {"system": self.system, "thinking": self.thinking}
 
 
 def read_prompt(argument: str | None, file: Path | None) -> str:

@@ -1,4 +1,4 @@
-"""`kad demo`: one pair asked three ways, the base model alone, the aligned model alone, and both composed."""
+"""`kad demo`: answers of one pair, from the base model alone, from the aligned model alone, and composed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`kad info --environment`: versions, system and devices, which is what a report of an error should contain."""
+"""`kad info --environment`: versions, system and devices, for a report of an error."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _OTHERS = ("tokenizers", "huggingface-hub", "safetensors", "numpy", "rich", "fil
 
 
 def environment() -> dict[str, Any]:
-    """Everything as one JSON object. It names no user, no folder and no machine."""
+    """Everything as JSON. It names no user, no folder and no machine."""
     import torch
 
     return {
@@ -37,7 +37,7 @@ def environment() -> dict[str, Any]:
 
 
 def render(facts: dict[str, Any]) -> Table:
-    """The same for people."""
+    """The facts as a table."""
     processor, console = facts["processor"], facts["console"]
     lines = [
         ("kad", facts["kad"]),

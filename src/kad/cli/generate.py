@@ -59,7 +59,7 @@ def command(
     if color:
         display.require_origins(model.composition)
     answering = answer_to(
-        model, text, **asking.template, sampling=sampling, num_draft_tokens=draft_tokens,
+        model, text, **asking.template, raw=asking.raw, sampling=sampling, num_draft_tokens=draft_tokens,
         origins=as_json or color, compile=compile,
     )  # fmt: skip
     loaded = time.perf_counter() - started

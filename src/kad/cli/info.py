@@ -1,4 +1,4 @@
-"""`kad info`: what a pair is made of, without loading its weights; or what this installation is made of."""
+"""`kad info`: the parts of a pair, without loading weights; or the versions and devices of this installation."""
 
 from __future__ import annotations
 
@@ -256,7 +256,7 @@ def _vocabulary_text(vocabulary: dict[str, Any]) -> Text:
 
 
 def _probe_prompts(models: common.ModelOptions, prompts: Path | None) -> Sequence[Prompt]:
-    """What a pair is asked: the lines of a file, the embedded pair's own problems, or common requests."""
+    """The prompts of --probe: the lines of a file, the embedded pair's own problems, or common requests."""
     from kad.cli.questions import read_lines
     from kad.figures.probe import PROMPTS
     from kad.tiny.problems import problems

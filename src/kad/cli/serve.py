@@ -1,4 +1,4 @@
-"""`kad serve`: kad's own server for one person's machine, or hand over to vLLM with the pair's speculation."""
+"""`kad serve`: kad's own server for one person's machine, or vLLM's server with the pair's speculation."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def _serve_here(models: ModelOptions, draft_tokens: int | None, options: Listeni
 def _serve_with_vllm(
     drafts: Drafts, dry_run: bool, listening: Listening, models: ModelOptions, extra: Sequence[str]
 ) -> None:
-    """Become vLLM's server."""
+    """Replace this process by vLLM's server."""
     if models.pair is None:
         raise UsageError("vLLM serves a pair: give a folder written by kad pack, a hub id, or tiny.")
     unknown = [name for name in ("cors", "max_requests") if getattr(listening, name)]

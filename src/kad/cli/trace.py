@@ -78,8 +78,9 @@ def command(
 
     def traced(rule: str | None = None) -> Trace:
         return trace(
-            model, question, answer, **asking.template, sampling=sampling, num_draft_tokens=draft_tokens, rule=rule
-        )
+            model, question, answer, **asking.template, raw=asking.raw, sampling=sampling,
+            num_draft_tokens=draft_tokens, rule=rule,
+        )  # fmt: skip
 
     first = traced()
     second = None if beside is None else traced(beside) if other is None else _read(other)

@@ -40,12 +40,9 @@ class AnswerJob:
 
     Attributes:
         context: what the models read before the answer.
-        composition: how the models are composed.
-        sampling: how tokens are drawn.
         num_draft_tokens: see `kad.generate`.
         masks, note: see `kad.text.streaming.Stream`.
-        begun: the first tokens of the answer, if it goes on from there. The last of them comes as a piece, for its
-            `note`.
+        begun: the first tokens of the answer, if it continues them. The last one comes as a piece, for its `note`.
         alone: whether `Desk.base_alone` answers. The context is in its tokens.
     """
 

@@ -69,7 +69,7 @@ def trace(
 
 
 def _question(pair: Pair, asking: Asking) -> dict[str, Any]:
-    """The question as it was asked, so that the page can show the command that asks it again under another rule."""
+    """The question, so that the page can show the command that repeats it under another rule."""
     if not isinstance(asking.prompt, str):
         return {}
     options = {name: getattr(asking, name) for name in ("system", "thinking", "raw")}

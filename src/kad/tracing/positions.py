@@ -1,4 +1,4 @@
-"""Positions: the emitted token, what was decided there, and the distributions behind it, as plain values."""
+"""Positions of a trace: the emitted token, the decision, and the distributions behind it, as plain values."""
 
 from __future__ import annotations
 

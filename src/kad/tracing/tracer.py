@@ -48,12 +48,10 @@ def trace_tokens(
     The probabilities are those of the composed model's log pi itself: temperature and warpers act after it.
 
     Args:
-        model: the composed model.
         tokenizer: of the aligned model.
-        prompt: what stands before the answer.
-        output_ids: the tokens of the answer.
+        prompt: the context of the answer, or its token ids.
         events: the pieces of the answer, if they say what speculation did at each token.
-        generation: how the answer was made, for the record.
+        generation: the field of that name.
 
     Raises:
         UsageError: an empty prompt or answer, or events of another length.

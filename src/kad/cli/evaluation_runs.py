@@ -32,7 +32,7 @@ _SECONDS = 60.0
 
 
 def make_plan(models: ModelOptions, tasks: TaskOptions, run: RunOptions, methods: str | Sequence[Method]) -> Plan:
-    """A plan from the options of a command. Among the names of methods, `pair` stands for the pair's own rule."""
+    """A plan from the options of a command. The method `pair` is the pair's own rule."""
     stdio.quiet_transformers()
     from kad.evaluation.evaluate import Plan
     from kad.evaluation.methods import parse_methods

@@ -177,13 +177,13 @@ def _key_and_value(option: str, text: str) -> tuple[str, Any]:
 
 
 def _group(hint: Any) -> type[Any] | None:
-    """The group of options that a parameter stands for, if it is one."""
+    """The group of options in a parameter's annotation, if there is one."""
     kind: type[Any] = get_args(hint)[0] if get_origin(hint) is Annotated else hint
     return kind if is_dataclass(kind) else None
 
 
 def _fields(group: type[Any], default: Any, extras: Sequence[Any]) -> list[_Field]:
-    """The options of a group that the command offers, given what its annotation says beside the type."""
+    """The options of a group that the command offers, from the extras of the parameter's annotation."""
     hints = get_type_hints(group, include_extras=True)
     prefix = next((extra for extra in extras if isinstance(extra, Prefix)), None)
     before, panel = (f"{prefix.word}_", prefix.panel) if prefix else ("", getattr(group, "PANEL", None))

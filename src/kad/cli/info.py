@@ -132,7 +132,7 @@ def _describe(source: Source) -> Description:
             vocabulary=header.vocabulary,
             context=header.context,
             weight_bytes=header.weight_bytes,
-            cache_bytes_per_token=2 * header.cache_numbers,  # f16, if nobody asks for another type
+            cache_bytes_per_token=2 * header.cache_numbers,  # f16 is the default
             engine=engine,
         )
     model = _describe_configuration(source)

@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 
 
 async def unless_gone(receive: Receive, work: Awaitable[Result]) -> Result:
-    """The result of some work. When the client goes away, the work is cancelled, and ClientGone is raised."""
+    """The result of some work. If the client closes the connection, it is cancelled, and ClientGone is raised."""
     task = asyncio.ensure_future(work)
     watch = asyncio.ensure_future(_gone(receive))
     try:
@@ -50,7 +50,7 @@ class EventStream(Response):
 
     Args:
         first: the first event.
-        rest: the others. It is closed when the client goes away.
+        rest: the others. It is closed when the client closes the connection.
     """
 
     media_type = "text/event-stream"

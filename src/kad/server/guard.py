@@ -131,5 +131,5 @@ def _name(host: str) -> str:
 
 def _equal(header: str, key: str) -> bool:
     kind, _, sent = header.partition(" ")
-    # A header is read as Latin-1, whatever its bytes mean.
+    # Starlette decodes every header as Latin-1.
     return kind.lower() == "bearer" and hmac.compare_digest(sent.strip().encode("latin-1"), key.encode())

@@ -1,7 +1,7 @@
 """Masks on log pi: penalties and biases of the OpenAI API, and JSON schemas. Functions of the answer's tokens so far.
 
-They act on log pi before temperature, top-k and the rest. So what is drawn is pi, changed or conditioned at each token
-as the request says, whatever was drafted: drafts go through the same masks. Speculation stays exact, with any engine.
+They act on log pi before temperature, top-k and the rest. So tokens are drawn from pi, changed or conditioned as the
+request says. Drafts go through the same masks, so speculation stays exact, with any engine.
 """
 
 from __future__ import annotations

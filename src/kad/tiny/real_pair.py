@@ -56,7 +56,7 @@ def folders(say: Callable[[str], object] = lambda text: None) -> Mapping[str, Pa
     """The two models as Transformers folders, by role; made in the cache where they are missing.
 
     Args:
-        say: told what takes long.
+        say: called with a text before slow work.
 
     Raises:
         MissingExtraError: the extra `real-pair` is not installed.

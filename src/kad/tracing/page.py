@@ -16,7 +16,7 @@ DATA = "<!-- kad:data -->"
 
 
 def trace_page(title: str, traces: Sequence[str]) -> str:
-    """The page of some traces, given as JSON, side by side.
+    """A page with some traces beside each other. The traces are JSON.
 
     It loads nothing, and its content security policy forbids loading. Text of the models reaches the page only as JSON
     without any `<`. The script shows it as text nodes.

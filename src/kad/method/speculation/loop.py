@@ -38,7 +38,7 @@ class Origin:
             instead. "bonus": the token after a window of accepted drafts. "deferred": the same, drawn from q* without
             verification. None if nothing was drafted.
         rejected_draft: the rejected draft.
-        dropped_drafts: the drafts after it, which fall with it.
+        dropped_drafts: the drafts after it, which are dropped too.
         rows: the logits (vocab,) of the models at this position, by role, if the loop keeps them.
     """
 
@@ -185,9 +185,9 @@ class SpeculativeLoop:
                 return tokens, list(verdict.chance)
             if verdict.accepted < size:
                 self.statistics.corrections += 1
-                fallen, *after = verdict.drafts[verdict.accepted :]
+                rejected, *after = verdict.drafts[verdict.accepted :]
                 seen = self._rows(rows, verdict.accepted, drafts[verdict.accepted].logits)
-                origin = Origin("corrected", fallen, tuple(after), seen)
+                origin = Origin("corrected", rejected, tuple(after), seen)
             else:
                 self.statistics.bonus_kept += 1
                 seen = self._rows(rows, size, self._advance_drafter(end) if self.keep_rows else None)

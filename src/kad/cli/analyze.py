@@ -85,20 +85,15 @@ def command(
         )
     if out is not None:
         out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    if as_json:
-        stdio.print_json(result)
-    else:
-        stdio.stdout().print(tables(result))
+    stdio.print_result(result, as_json, lambda: _tables(result))
 
 
-def tables(result: dict[str, Any]) -> RenderableType:
-    """The result as tables."""
+def _tables(result: dict[str, Any]) -> RenderableType:
     from rich.console import Group
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    spread = Table("", "mean", "median", "90 %", "99 %", "max", box=None, header_style="dim", pad_edge=False)
-    for column in spread.columns[1:]:
-        column.justify = "right"
+    headings = (Column(name, justify="right") for name in ("mean", "median", "90 %", "99 %", "max"))
+    spread = Table("", *headings, box=None, header_style="dim", pad_edge=False)
     rows = {
         "primal: certified gap, nats": result["primal"]["gap"],
         "dual: gap where within the budget": result["dual"]["gap_within_budget"],

@@ -1,4 +1,4 @@
-"""`kad chat`: a conversation with the composed model. A line is a message, or a command that begins with a slash."""
+"""`kad chat`: a conversation with the composed model. Each line is a message, or a command such as /rule."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from kad.cli import common, display, stdio
+from kad.cli.flatten import Only
 from kad.errors import KadError, UsageError
 from kad.text.drafting import DraftTokens
 from kad.text.prompts import pieces
@@ -40,8 +41,7 @@ EXAMPLES = (
 def command(
     pair_argument: common.PairArgument = None,
     *,
-    system: common.System = None,
-    thinking: common.Thinking = None,
+    asking: Annotated[common.PromptOptions, Only("system", "thinking")],
     draft_tokens: DraftTokens = None,
     models: common.ModelOptions,
     sampling: Sampling,
@@ -57,15 +57,12 @@ def command(
         model = models.load()
         from kad.text.conversation import Conversation
 
-        talk = Chat(
-            Conversation(
-                model, system=system, thinking=thinking, sampling=sampling, num_draft_tokens=draft_tokens, origins=False
-            )
-        )
+        settings = {**asking.template, "sampling": sampling, "num_draft_tokens": draft_tokens}
+        talk = Chat(Conversation(model, origins=False, **settings))
     if sys.stdin.isatty():
-        note = models.topic()
-        if note is not None:
-            stdio.message(f"{note[0].upper()}{note[1:]}\n")
+        topic = models.topic()
+        if topic is not None:
+            stdio.message(f"{topic[0].upper()}{topic[1:]}\n")
         _interactive(talk)
     else:
         for line in sys.stdin:
@@ -104,7 +101,7 @@ def _lines() -> Iterator[str]:
 
 
 def _edit_lines() -> None:
-    """Arrow keys, a history that is kept, and pasted text of several lines as one message, where Python has them."""
+    """Arrow keys, a history in a file, and pasted lines as one message, if this Python has readline."""
     try:
         import readline
     except ImportError:
@@ -116,10 +113,10 @@ def _edit_lines() -> None:
         file.touch(mode=0o600)
         readline.read_history_file(file)
     readline.set_history_length(1000)
-    atexit.register(_keep_history, readline, file)
+    atexit.register(_write_history, readline, file)
 
 
-def _keep_history(readline: Any, file: Path) -> None:
+def _write_history(readline: Any, file: Path) -> None:
     with suppress(OSError):
         readline.write_history_file(file)
 
@@ -130,7 +127,8 @@ class Chat:
     def __init__(self, conversation: Conversation) -> None:
         self.conversation = conversation
         self.last: Answer | None = None
-        self._said: list[list[dict[str, str]]] = []
+        # The messages before each answer, so that it can be taken back.
+        self._earlier: list[list[dict[str, str]]] = []
 
     @property
     def model(self) -> Loaded:
@@ -140,7 +138,7 @@ class Chat:
     def describe(self) -> str:
         """The models and the rule, in one line."""
         parts = self.model.config.model_sources()
-        return f"{stdio.shown(parts['base'])} aligned by {stdio.shown(parts['aligned'])}, {self.model.rule}"
+        return f"{stdio.name_of(parts['base'])} aligned by {stdio.name_of(parts['aligned'])}, {self.model.rule}"
 
     def take(self, line: str) -> bool:
         """A line that was typed: a message, or a command. False when it asks to leave.
@@ -171,7 +169,7 @@ class Chat:
         display.write("\n\n")
         display.remark(answer)
         self.last = answer
-        self._said.append(before)
+        self._earlier.append(before)
         return answer
 
     # ------------------------------------------------------------------ commands
@@ -197,14 +195,13 @@ class Chat:
             now = self.conversation.sampling
             greedy: dict[str, Any] = {"top_k": None, "top_p": None, "min_p": None} if value == 0 else {}
             self.conversation.sampling = replace(now, temperature=value, **greedy)
-        shown = self.conversation.sampling.temperature
-        words = "the aligned model's" if shown is None else f"{shown:g}"
+        temperature = self.conversation.sampling.temperature
+        words = "the aligned model's" if temperature is None else f"{temperature:g}"
         stdio.message(f"temperature: {words}\n")
 
     def retry(self, _: str) -> None:
         """/retry           answer the last message again"""
-        question = self._take_back()
-        self.say(question)
+        self.say(self._take_back())
 
     def undo(self, _: str) -> None:
         """/undo            take the last message and its answer back"""
@@ -225,9 +222,9 @@ class Chat:
         stdio.message(f"Wrote {counted(len(self.conversation.turns), 'message')} to {name}.\n")
 
     def _take_back(self) -> str:
-        if not self._said:
+        if not self._earlier:
             raise UsageError("There is no answer to take back.")
-        before = self._said.pop()
+        before = self._earlier.pop()
         question = self.conversation.turns[len(before)]["content"]
         self.conversation.turns, self.last = before, None
         return question
@@ -235,7 +232,7 @@ class Chat:
     def clear(self, _: str) -> None:
         """/clear           start a new conversation"""
         self.conversation.clear()
-        self.last, self._said = None, []
+        self.last, self._earlier = None, []
         stdio.message("A new conversation.\n")
 
     def show_statistics(self, _: str) -> None:
@@ -253,7 +250,8 @@ class Chat:
             assert score.base_share is not None
             assert score.deferred_mass is not None
             texts = pieces(self.model.tokenizer, answer.token_ids)
-            display.print_origins(texts, score.base_share.tolist(), score.deferred_mass.tolist())
+            shares, masses = score.base_share.tolist(), score.deferred_mass.tolist()
+            display.print_origins(list(zip(texts, shares, masses, strict=True)))
 
     def show_help(self, _: str) -> None:
         """/help            this list"""

@@ -1,16 +1,14 @@
 """The options that several commands share, and what they stand for: a prompt, a composed model.
 
-Importing it is cheap: neither torch nor Transformers is loaded.
-
-Groups of options that belong to a part of the library are defined there, for example `RunOptions` in
-`kad.evaluation.run_options`.
+Importing this module loads neither torch nor Transformers. Options of a part of the library are defined in that part,
+for example `RunOptions` in `kad.evaluation.run_options`.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -29,15 +27,36 @@ if TYPE_CHECKING:
     from kad.engines.load import Loaded
     from kad.method.rules import Rule
     from kad.pair.config import KadConfig
+    from kad.server.listening import Listening
 
 Json = Annotated[bool, Option("Print one JSON object, and nothing else, on standard output.", name="--json")]
-PromptFile = Annotated[Path | None, Option("Read the prompt from a file.", "FILE", "-f")]
-System = Annotated[str | None, Option("A system message before the conversation.", "TEXT")]
-Thinking = Annotated[bool | None, Option("For chat templates with a thinking switch (Qwen3).", shown="the template's")]
 PairArgument = Annotated[
     str | None, typer.Argument(metavar="PAIR", help="A pair: a folder, a hub id, or tiny, the embedded one.")
 ]
-Raw = Annotated[bool, Option("Use the prompt without the chat template.")]
+
+
+@dataclass(frozen=True)
+class PromptOptions:
+    """Where the prompt is, and its place in the chat template."""
+
+    file: Annotated[Path | None, Option("Read the prompt from a file.", "FILE", "-f")] = None
+    system: Annotated[str | None, Option("A system message before the conversation.", "TEXT")] = None
+    raw: Annotated[bool, Option("Use the prompt without the chat template.")] = False
+    thinking: Annotated[
+        bool | None, Option("For chat templates with a thinking switch (Qwen3).", shown="the template's")
+    ] = None
+
+    def read(self, argument: str | None) -> str:
+        """The prompt, see `read_prompt`. Raises UsageError for options of the chat template beside a raw prompt."""
+        prompt = read_prompt(argument, self.file)
+        if self.raw and (self.system is not None or self.thinking is not None):
+            raise UsageError("--raw uses no chat template: --system and --thinking would do nothing.")
+        return prompt
+
+    @property
+    def template(self) -> dict[str, Any]:
+        """The arguments of `kad.generate` for the chat template."""
+        return {"system": self.system, "thinking": self.thinking}
 
 
 def read_prompt(argument: str | None, file: Path | None) -> str:
@@ -69,54 +88,33 @@ def _text_of(file: Path | None) -> str:
         raise UsageError(f"Cannot read {name}: {error.strerror}.") from error
 
 
-def check_raw(raw: bool, system: str | None, thinking: bool | None) -> None:
-    """Refuse what needs the chat template beside a raw prompt.
-
-    Raises:
-        UsageError: both are given.
-    """
-    if raw and (system is not None or thinking is not None):
-        raise UsageError("--raw uses no chat template: --system and --thinking would do nothing.")
-
-
 def check_rule(rule: str | None) -> Rule | None:
-    """The rule, parsed; a bad one is refused before models are loaded for it.
-
-    Raises:
-        RuleError: naming the value and what is allowed.
-    """
-    if rule is None:
-        return None
+    """The rule, parsed. A bad one raises RuleError here, before models are loaded for it."""
     from kad.method.rules import parse_rule
 
-    return parse_rule(rule)
+    return None if rule is None else parse_rule(rule)
 
 
-def doubts(names: Mapping[str, object], parameters: Mapping[str, int] | None = None) -> Iterator[str]:
-    """What is allowed but probably not meant.
+def note_doubts(names: Mapping[str, object], parameters: Mapping[str, int] | None = None) -> None:
+    """Write a note about what is allowed but probably not meant.
 
     Args:
         names: the models by role, equal where they are the same model.
         parameters: their sizes by role, where they are known.
     """
     if names["base"] == names["aligned"]:
-        yield "base and aligned are the same model; the composition is that model, if both get the same prompt."
+        stdio.note("base and aligned are the same model; the composition is that model, if both get the same prompt.")
     elif parameters is not None and parameters["aligned"] > parameters["base"]:
-        yield "the aligned model is bigger than the base model; did you mix them up?"
+        stdio.note("the aligned model is bigger than the base model; did you mix them up?")
 
 
-def checked_base_prompt(text: str) -> str:
-    """The same text, if it names a base prompt; see `BasePrompt.parse`."""
+def _checked_base_prompt(text: str) -> str:
     BasePrompt.parse(text)
     return text
 
 
-def import_modules(text: str) -> tuple[str, ...]:
-    """Import modules, which register rules. The current folder is searched too.
-
-    Raises:
-        UsageError: one cannot be imported.
-    """
+def _import_modules(text: str) -> tuple[str, ...]:
+    """Import modules, which register rules. The current folder is searched too."""
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
@@ -128,13 +126,15 @@ def import_modules(text: str) -> tuple[str, ...]:
     return names
 
 
+def warn_if_open(listening: Listening) -> None:
+    """Say it if other machines can use a server without a key."""
+    if not listening.is_loopback and listening.key is None:
+        stdio.message("Everybody who reaches this machine can use it: give --api-key, or set KAD_API_KEY.")
+
+
 @dataclass(frozen=True)
 class ModelOptions:
-    """Which models to compose, and how to compose and load them. The default is the embedded pair.
-
-    Raises:
-        UsageError: a value out of its range.
-    """
+    """Which models to compose, and how to compose and load them. The default is the embedded pair."""
 
     PANEL: ClassVar[str] = "Models"
 
@@ -169,7 +169,7 @@ class ModelOptions:
             "file with one, or same (as the aligned model).",
             "PROMPT",
             shown="the pair's",
-            parse=checked_base_prompt,
+            parse=_checked_base_prompt,
         ),
     ] = None
     dtype: Annotated[
@@ -193,7 +193,7 @@ class ModelOptions:
             "Import these Python modules first, with a rule of your own in them; separated by commas.",
             "MODULES",
             name="--import",
-            parse=import_modules,
+            parse=_import_modules,
         ),
     ] = ()
     engine: Annotated[
@@ -220,40 +220,25 @@ class ModelOptions:
 
     @property
     def name(self) -> str:
-        """The pair's name for others: as it was given, or the names of its models."""
+        """A name for the pair: the one on the command line, or the names of its models."""
         from kad.tracing.tracer import public_name
 
         return self.pair or "+".join(public_name(model) for model in (self.base, self.aligned) if model) or "tiny"
 
     def of(self, pair: str | None) -> ModelOptions:
-        """The same with the pair that stands before the options, if one does.
-
-        Raises:
-            UsageError: --pair names one, too.
-        """
-        if pair is None:
-            return self
-        if self.pair is not None:
+        """The same with the argument PAIR, if there is one. Raises UsageError if --pair names one, too."""
+        if pair is not None and self.pair is not None:
             raise UsageError(f"The pair is named twice, {pair} and --pair {self.pair}. Leave one out.")
-        return replace(self, pair=pair)
+        return self if pair is None else replace(self, pair=pair)
 
     def check_places(self) -> None:
-        """What can be said about the sources before anything heavy is imported.
-
-        Raises:
-            UsageError: as `check_sources`.
-            PairError: there is no pair where one is named.
-        """
+        """As `check_sources`, and raise PairError if there is no such pair. Imports nothing heavy."""
         self.check_sources()
         if self.base is None:
             resolve_pair(self.pair or "tiny")
 
     def check_sources(self) -> None:
-        """Either a pair, or base and aligned model.
-
-        Raises:
-            UsageError: both, or one of the two models without the other.
-        """
+        """Raise UsageError unless there is either a pair, or a base and an aligned model."""
         check_sources(self.pair, self.base, self.aligned, self.reference)
 
     def resolve(self) -> KadConfig:
@@ -268,25 +253,12 @@ class ModelOptions:
     def load(self) -> Loaded:
         """The composed model: `kad.load` without the bars and remarks of Transformers."""
         self.check_sources()
-        rule = check_rule(self.rule)
+        options = {name: value for name, value in vars(self).items() if name != "imported"}
+        options["rule"] = check_rule(self.rule)
         stdio.quiet_transformers()
-        model = load(
-            self.pair,
-            base=self.base,
-            aligned=self.aligned,
-            reference=self.reference,
-            rule=rule,
-            deferral_temperature=self.deferral_temperature,
-            base_prompt=self.base_prompt,
-            dtype=self.dtype,
-            device=self.device,
-            trust_remote_code=self.trust_remote_code,
-            engine=self.engine,
-            engine_options=self.engine_options,
-        )
+        model = load(**options)
         sources = {role: str(source) for role, source in model.config.model_sources().items()}
-        for note in doubts(sources, {role: facts.parameters for role, facts in model.facts.items()}):
-            stdio.message(f"note: {note}")
+        note_doubts(sources, {role: facts.parameters for role, facts in model.facts.items()})
         return model
 
     @property
@@ -304,7 +276,7 @@ class ModelOptions:
         )
 
     def say_topic(self, prompt: str) -> None:
-        """`topic` as a note, for somebody who reads the messages."""
-        note = self.topic(prompt)
-        if note is not None and stdio.stderr().is_terminal:
-            stdio.message(f"note: {note}")
+        """Write `topic` as a note, if standard error is a terminal."""
+        topic = self.topic(prompt)
+        if topic is not None and stdio.stderr().is_terminal:
+            stdio.note(topic)

@@ -1,4 +1,4 @@
-"""`kad demo`: one pair asked three ways, the base model alone, the aligned model alone, and both composed."""
+"""`kad demo`: answers of one pair, from the base model alone, from the aligned model alone, and composed."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import typer
 from rich import box
 from rich.console import Console, Group
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
-from kad.cli import display, stdio
+from kad.cli import stdio
 from kad.cli.common import Json
 from kad.options import Option
 from kad.tracing import palette
+from kad.tracing.terminal import colored
 
 if TYPE_CHECKING:
     from kad.engines.load import Loaded
-    from kad.text.answer import Answer
 
 EXAMPLES = ("kad demo", "kad demo --problems 200", "kad demo --real", "kad demo --json")
 
@@ -53,17 +53,15 @@ FACTS = (
 
 @dataclass(frozen=True)
 class Subject:
-    """A pair, and what it is asked.
+    """A pair, and the questions for it.
 
     Attributes:
-        pair: the pair.
         about: its models, in words.
         questions: each with the accepted answer.
-        kind: what such questions are called.
-        shown: the answers to so many of them are shown. All are counted.
-        problem: what is wrong with a text, given the accepted answer. None if it is right.
-        max_new_tokens: the most tokens of an answer.
-        closing: what to say at the end.
+        kind: a name for such questions.
+        examples: how many of the first answers are printed. All are counted.
+        problem: what is wrong with a text, from the text and the accepted answer. None if it is right.
+        closing: a last sentence.
         bound: the big aligned model, if there is one. Its answers are only counted.
     """
 
@@ -71,7 +69,7 @@ class Subject:
     about: str
     questions: Sequence[tuple[str, str]]
     kind: str
-    shown: int
+    examples: int
     problem: Callable[[str, str], str | None]
     max_new_tokens: int
     closing: str
@@ -92,10 +90,8 @@ class Reply:
     """One answer.
 
     Attributes:
-        text: what it says.
         problem: what is wrong with it. None if it is right.
         ended: whether the model ended it.
-        tokens, seconds: how long it is and took.
         pieces: the parts of a composed text, each with the share of the base model.
     """
 
@@ -162,7 +158,7 @@ def _embedded_pair(count: int, messages: Console) -> Subject:
         about="A big base model and a small aligned one",
         questions=[(problem.question, str(problem.answer)) for problem in tiny.problems("held-out", count)],
         kind="held-out problems",
-        shown=3,
+        examples=3,
         problem=lacks_box,
         max_new_tokens=MAX_NEW_TOKENS,
         closing=f"The four models take {size:.1f} MB, and know such problems and nothing else.",
@@ -171,11 +167,7 @@ def _embedded_pair(count: int, messages: Console) -> Subject:
 
 
 def _real_pair(messages: Console) -> Subject:
-    """Gemma 3 270M under SmolLM2-135M-Instruct.
-
-    Raises:
-        MissingExtraError: the extra `real-pair` is not installed.
-    """
+    """Gemma 3 270M under SmolLM2-135M-Instruct."""
     from kad.tiny import real_pair
 
     folders = {role: str(folder) for role, folder in real_pair.folders(messages.print).items()}
@@ -191,7 +183,7 @@ def _real_pair(messages: Console) -> Subject:
         about="Gemma 3 270M (base, after four examples) and SmolLM2-135M-Instruct (aligned), with a tokenizer each",
         questions=FACTS,
         kind="questions",
-        shown=len(FACTS),
+        examples=len(FACTS),
         problem=lacks_fact,
         max_new_tokens=64,
         closing="More questions, with intervals: docs/real-pair.md.",
@@ -214,12 +206,12 @@ def lacks_fact(text: str, accepted: str) -> str | None:
 
 
 def ask(subject: Subject, console: Console, messages: Console) -> dict[str, list[Reply]]:
-    """The replies of every model to every question. The first ones are shown as they come."""
+    """The replies of every model to every question. The first ones are printed as they come."""
     console.print(f"\n{subject.about}, composed by [bold]{subject.pair.rule}[/bold].")
-    legend = display.colored([("base model", 1.0)]), " and by the ", display.colored([("aligned model", 0.0)])
+    legend = colored([("base model", 1.0)]), " and by the ", colored([("aligned model", 0.0)])
     console.print(Text.assemble("Tokens decided by the ", *legend, ".\n"))
     replies: dict[str, list[Reply]] = {name: [] for name in subject.models}
-    first = subject.questions[: subject.shown]
+    first = subject.questions[: subject.examples]
     for number, question in enumerate(first, 1):
         with messages.status(f"Question {number} of {len(first)} ..."):
             three = {name: _replies(subject, name, [question])[0] for name in (BASE, ALIGNED, COMPOSED)}
@@ -238,14 +230,15 @@ def ask(subject: Subject, console: Console, messages: Console) -> dict[str, list
 
 
 def _replies(subject: Subject, name: str, questions: Sequence[tuple[str, str]]) -> list[Reply]:
-    """One model's greedy replies: of the composed one as `kad generate` gives them, else many at once.
+    """One model's greedy replies. The composed model answers as in `kad generate`, the others many at once.
 
-    The base model alone reads its own prompt, in its own tokens, where the pair gives it one.
+    The base model alone reads the prompt that the pair has for it, if any, in its own tokens.
     """
     import kad
     from kad.engines.pair import pair_of
     from kad.text.batch import generate_all
     from kad.text.contexts import Asking
+    from kad.text.ends import before_stop
     from kad.text.sampling import end_tokens
 
     pair, base = subject.pair, name == BASE
@@ -263,34 +256,25 @@ def _replies(subject: Subject, name: str, questions: Sequence[tuple[str, str]]) 
             sampling=replace(greedy, stop=stops),
             ends=None if other else end_tokens(pair.generation_config),
         )
-    return [_reply(subject, answer, accepted, stops) for answer, (_, accepted) in zip(answers, questions, strict=True)]
-
-
-def _reply(subject: Subject, answer: Answer, accepted: str, stops: Sequence[str]) -> Reply:
-    from kad.text.ends import before_stop
-
-    text = before_stop(answer.text, stops)
-    return Reply(
-        text=text.strip(),
-        problem=subject.problem(text, accepted),
-        ended=answer.finished,
-        tokens=len(answer.token_ids),
-        seconds=answer.seconds,
-        pieces=[(piece.text, piece.base_share or 0.0) for piece in answer.pieces],
-    )
+    replies = []
+    for answer, (_, accepted) in zip(answers, questions, strict=True):
+        text = before_stop(answer.text, stops)
+        pieces = [(piece.text, piece.base_share or 0.0) for piece in answer.pieces]
+        problem, tokens = subject.problem(text, accepted), len(answer.token_ids)
+        replies.append(Reply(text.strip(), problem, answer.finished, tokens, answer.seconds, pieces))
+    return replies
 
 
 def side_by_side(question: tuple[str, str], replies: Mapping[str, Reply]) -> Group:
     """A question with its accepted answer, and the replies to it."""
-    table = Table(box=box.SIMPLE_HEAD, expand=True, padding=(0, 1))
-    for name in replies:
-        table.add_column(Text(name, style=_STYLES[name]), ratio=1)
+    columns = (Column(Text(name, style=_STYLES[name]), ratio=1) for name in replies)
+    table = Table(*columns, box=box.SIMPLE_HEAD, expand=True, padding=(0, 1))
     table.add_row(*(_cell(name, reply) for name, reply in replies.items()))
     return Group(Text.assemble((question[0], "bold"), (f" ({question[1]})", "dim")), table)
 
 
 def _cell(name: str, reply: Reply) -> Text:
-    text = display.colored(reply.pieces) if reply.pieces else Text(reply.text, style=_STYLES[name])
+    text = colored(reply.pieces) if reply.pieces else Text(reply.text, style=_STYLES[name])
     text.rstrip()
     mark = (f"\n✗ {reply.problem}", "red") if reply.problem else ("\n✓ right", "green")
     return Text.assemble(text, mark, "" if reply.ended else ("\n✗ goes on and on", "red"))
@@ -298,11 +282,8 @@ def _cell(name: str, reply: Reply) -> Text:
 
 def _accuracies(subject: Subject, replies: Mapping[str, Sequence[Reply]]) -> Table:
     title = f"{len(subject.questions)} {subject.kind}, greedy"
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
-    table.add_column("model", no_wrap=True)
-    for heading in ("right", "ended"):
-        table.add_column(heading, justify="right")
-    table.add_column("")
+    columns = Column("model", no_wrap=True), Column("right", justify="right"), Column("ended", justify="right"), ""
+    table = Table(*columns, box=box.SIMPLE_HEAD, title=title, title_justify="left")
     for name, answered in replies.items():
         right, ended = _right(answered), sum(reply.ended for reply in answered) / len(answered)
         style = _STYLES[name]
@@ -320,17 +301,13 @@ def _speed(replies: Mapping[str, Sequence[Reply]]) -> float:
 
 
 def _as_dict(subject: Subject, replies: Mapping[str, Sequence[Reply]], seconds: float) -> dict[str, Any]:
-    shown = [
-        {
-            "question": question,
-            "answer": accepted,
-            "answers": {name: asdict(replies[name][index]) for name in (BASE, ALIGNED, COMPOSED)},
-        }
-        for index, (question, accepted) in enumerate(subject.questions[: subject.shown])
-    ]
+    examples = []
+    for index, (question, accepted) in enumerate(subject.questions[: subject.examples]):
+        answers = {name: asdict(replies[name][index]) for name in (BASE, ALIGNED, COMPOSED)}
+        examples.append({"question": question, "answer": accepted, "answers": answers})
     return {
         "rule": str(subject.pair.rule),
-        "questions": shown,
+        "questions": examples,
         "asked": len(subject.questions),
         "accuracy": {name: _right(answered) for name, answered in replies.items()},
         "tokens_per_second": _speed(replies),

@@ -1,11 +1,11 @@
-"""How an answer is shown: text as it arrives, in whole words; origins in color; statistics; JSON."""
+"""Prints an answer: text as it arrives, in whole words; origins in color; statistics; JSON."""
 
 from __future__ import annotations
 
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +16,13 @@ from kad.cli import stdio
 from kad.errors import UsageError
 from kad.text.prompts import decode
 from kad.tracing.palette import color, style
+from kad.tracing.terminal import colored
 from kad.words import counted
 
 if TYPE_CHECKING:
     from kad.engines.load import Loaded
     from kad.method.composition import Composition
+    from kad.method.speculation.statistics import SpeculationStatistics
     from kad.text.answer import Answer, LiveAnswer
 
 _REMARKS = {
@@ -55,8 +57,8 @@ class Wrapper:
     """Writes a text in lines of a width. The last word waits until it is complete.
 
     Args:
-        write: takes what can be shown.
-        width: the cells of a line, asked for each word: terminals change.
+        write: prints a text.
+        width: the cells of a line. It is called for each word, because terminals change their size.
     """
 
     def __init__(self, write: Callable[[str], object], width: Callable[[], int]) -> None:
@@ -83,7 +85,7 @@ class Wrapper:
                 self._word += unit
 
     def finish(self) -> None:
-        """Show what waits."""
+        """Write the text that waits."""
         self._show_word()
         self._write(self._spaces)
         self._column, self._spaces = self._column + cell_len(self._spaces), ""
@@ -109,11 +111,7 @@ def show(answering: LiveAnswer, live: bool) -> Answer:
 
 
 def require_origins(composition: Composition) -> None:
-    """Refuse what has no origins.
-
-    Raises:
-        UsageError: a product rule, whose tokens do not come from one model or the other.
-    """
+    """Raise UsageError for a product rule: its tokens do not come from one model or the other."""
     from kad.method.rules import CascadeRule
 
     if not isinstance(composition.rule, CascadeRule):
@@ -130,26 +128,20 @@ def show_origins(answering: LiveAnswer) -> Answer:
             text += piece.text
             status.update(f"Generating ... {' '.join(text.split())[-50:]}")
     answer = answering.answer
-    pieces = answer.pieces
-    print_origins(
-        [piece.text for piece in pieces],
-        [piece.base_share or 0.0 for piece in pieces],
-        [piece.deferred_mass or 0.0 for piece in pieces],
-    )
+    print_origins([(piece.text, piece.base_share or 0.0, piece.deferred_mass or 0.0) for piece in answer.pieces])
     return answer
 
 
-def print_origins(texts: Sequence[str], base_shares: Sequence[float], deferred_mass: Sequence[float]) -> None:
-    """Print a text in the colors of its origins, token by token, and the legend on standard error."""
-    if texts:
-        stdio.stdout().print(colored(zip(texts, base_shares, strict=True)), soft_wrap=True)
-        means = (sum(values) / len(values) for values in (base_shares, deferred_mass))
-        stdio.stderr().print(legend(*means), soft_wrap=True)
+def print_origins(tokens: Sequence[tuple[str, float, float]]) -> None:
+    """Print a text in the colors of its origins, and the legend on standard error.
 
-
-def colored(pieces: Iterable[tuple[str, float]]) -> Text:
-    """A text in the colors of its origins, given as pieces with the share of the base model."""
-    return Text.assemble(*((piece, style(share)) for piece, share in pieces))
+    Args:
+        tokens: each with its text, the base model's share, and the deferred mass at its position.
+    """
+    if tokens:
+        stdio.stdout().print(colored((text, share) for text, share, _ in tokens), soft_wrap=True)
+        base_share, deferred_mass = sum(share for _, share, _ in tokens), sum(mass for _, _, mass in tokens)
+        stdio.stderr().print(legend(base_share / len(tokens), deferred_mass / len(tokens)), soft_wrap=True)
 
 
 def legend(base_share: float, deferred_mass: float) -> Text:
@@ -193,9 +185,9 @@ def as_dict(model: Loaded, answer: Answer, load_seconds: float) -> dict[str, Any
         "timings": {"load": load_seconds, "first_token": answer.first_token, "generate": answer.seconds},
         "rule": str(model.rule),
         "deferral_temperature": model.composition.deferral_temperature,
-        "models": {role: stdio.shown(part) for role, part in model.config.model_sources().items()},
+        "models": {role: stdio.name_of(part) for role, part in model.config.model_sources().items()},
         "seed": answer.seed,
-        **speculation(answer),
+        **_speculation(answer),
     }
 
 
@@ -204,13 +196,13 @@ def _rounded(values: Sequence[float | None]) -> list[float]:
     return [round(value, 6) for value in values if value is not None]
 
 
-def speculation(answer: Answer) -> dict[str, Any]:
+def _speculation(answer: Answer) -> dict[str, Any]:
     """Whether the aligned model drafted, why or why not, and the counts."""
-    plan, counted = answer.drafting, answer.statistics
-    used = {"used": plan.speculates, "draft_tokens": plan.draft_tokens, "reason": plan.reason}
-    if counted is None:
-        return {"speculation": used}
-    return {"drafted": counted.drafted, "accepted": counted.accepted, "speculation": used | counted.to_dict()}
+    plan, counts = answer.drafting, answer.statistics
+    speculation = {"used": plan.speculates, "draft_tokens": plan.draft_tokens, "reason": plan.reason}
+    if counts is None:
+        return {"speculation": speculation}
+    return {"drafted": counts.drafted, "accepted": counts.accepted, "speculation": speculation | counts.to_dict()}
 
 
 def speed_up(model: Loaded, answer: Answer) -> dict[str, float]:
@@ -226,47 +218,35 @@ def speed_up(model: Loaded, answer: Answer) -> dict[str, float]:
 
 def show_statistics(model: Loaded, answer: Answer) -> None:
     """The figures of one answer, as a small table on standard error."""
-    rows = statistics_rows(model, answer)
-    gain = speed_up(model, answer)
-    if gain:
-        times, plain = f"{gain['speed_up']:.2f} times", f"{gain['plain_tokens_per_second']:.1f} tokens/s"
-        rows.append(("speed-up", f"{times} plain decoding ({plain}, from a few steps timed now)"))
-    stdio.stderr().print(stdio.facts(rows, "dim"))
-
-
-def statistics_rows(model: Loaded, answer: Answer) -> list[tuple[str, str]]:
-    """Name and value of every figure."""
     from kad.engines.pair import pair_of
 
     context = pair_of(model).context_length
     total = len(answer.prompt_ids) + len(answer.token_ids)
     of_context = f", {total:,} of {context:,} positions" if context else ""
+    times = f"{answer.seconds:.2f} s, the first token after {answer.first_token:.2f} s"
     rows = [
         ("rule", str(model.rule)),
         ("tokens", f"{len(answer.token_ids)} after a prompt of {len(answer.prompt_ids)}{of_context}"),
-        (
-            "speed",
-            f"{answer.tokens_per_second:.1f} tokens/s: {answer.seconds:.2f} s, the first token after "
-            f"{answer.first_token:.2f} s",
-        ),
+        ("speed", f"{answer.tokens_per_second:.1f} tokens/s: {times}"),
     ]
     if answer.seed is not None:
         rows.append(("seed", str(answer.seed)))
     if answer.statistics is None:
-        return [*rows, ("speculation", f"off: {answer.drafting.reason}")]
-    return [*rows, *_speculation_rows(answer)]
+        rows.append(("speculation", f"off: {answer.drafting.reason}"))
+    else:
+        rows.append(("speculation", f"draft tokens {answer.drafting.draft_tokens}: {answer.drafting.reason}"))
+        rows += _speculation_rows(answer.statistics)
+    if gain := speed_up(model, answer):
+        plain = f"{gain['plain_tokens_per_second']:.1f} tokens/s, from a few steps timed now"
+        rows.append(("speed-up", f"{gain['speed_up']:.2f} times plain decoding ({plain})"))
+    stdio.stderr().print(stdio.facts(rows, "dim"))
 
 
-def _speculation_rows(answer: Answer) -> list[tuple[str, str]]:
-    counted = answer.statistics
-    assert counted is not None
-    rows = [("speculation", f"draft tokens {answer.drafting.draft_tokens}: {answer.drafting.reason}")]
-    if counted.drafted:
-        rows += [
-            ("drafts", f"{counted.accepted} of {counted.drafted} accepted ({counted.acceptance_rate:.0%})"),
-            ("windows", f"{counted.windows}, {counted.tokens_per_window:.2f} tokens for each base forward"),
-            ("accepted", "  ".join(f"{length}:{count}" for length, count in sorted(counted.lengths.items()))),
-        ]
-    total = counted.seconds_total or 1.0
-    parts = {"draft": counted.seconds_draft, "verify": counted.seconds_verify, "other": counted.seconds_other}
-    return [*rows, ("time", ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in parts.items()))]
+def _speculation_rows(counts: SpeculationStatistics) -> Iterator[tuple[str, str]]:
+    if counts.drafted:
+        yield "drafts", f"{counts.accepted} of {counts.drafted} accepted ({counts.acceptance_rate:.0%})"
+        yield "windows", f"{counts.windows}, {counts.tokens_per_window:.2f} tokens for each base forward"
+        yield "accepted", "  ".join(f"{length}:{count}" for length, count in sorted(counts.lengths.items()))
+    total = counts.seconds_total or 1.0
+    parts = {"draft": counts.seconds_draft, "verify": counts.seconds_verify, "other": counts.seconds_other}
+    yield "time", ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in parts.items())

@@ -1,4 +1,4 @@
-"""`kad info --environment`: versions, system and devices, which is what a report of an error should contain."""
+"""`kad info --environment`: versions, system and devices, for a report of an error."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ _OTHERS = ("tokenizers", "huggingface-hub", "safetensors", "numpy", "rich", "fil
 
 
 def environment() -> dict[str, Any]:
-    """Everything as one JSON object. It names no user, no folder and no machine."""
+    """Everything as JSON. It names no user, no folder and no machine."""
+    import torch
+
     return {
         "kad": __version__,
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "console": {"output": sys.stdout.encoding, "files": sys.getfilesystemencoding()},
-        "processor": {"cores": os.cpu_count(), "threads": _threads()},
+        "processor": {"cores": os.cpu_count(), "threads": torch.get_num_threads()},
         "devices": _devices(),
         "hosts": {host.package: _host(host) for host in HOSTS},
         "packages": {package: installed(package) for package in _OTHERS},
@@ -35,7 +37,7 @@ def environment() -> dict[str, Any]:
 
 
 def render(facts: dict[str, Any]) -> Table:
-    """The same for people."""
+    """The facts as a table."""
     processor, console = facts["processor"], facts["console"]
     lines = [
         ("kad", facts["kad"]),
@@ -65,12 +67,6 @@ def _host(host: Host) -> dict[str, Any]:
     return {"name": host.name, "installed": version, "tested": host.tested, "note": note}
 
 
-def _threads() -> int:
-    import torch
-
-    return int(torch.get_num_threads())
-
-
 def _devices() -> list[str]:
     import torch
 
@@ -93,10 +89,10 @@ def _plugins() -> list[str]:
 
 
 def _problem() -> str | None:
-    """Why kad cannot work with the installed Transformers, in one sentence; None where it can."""
-    try:
-        from kad.engines.transformers.host import NEEDS
+    """Why kad cannot work with the installed Transformers, in one sentence. None if it can."""
+    from kad.engines.transformers.host import NEEDS
 
+    try:
         check(TRANSFORMERS, NEEDS)
     except KadError as error:
         return str(error)

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from kad.evaluation.methods import Method
     from kad.evaluation.results.settings import Settings
     from kad.evaluation.results.tables import Report
-    from kad.method.composition import Composition
-    from kad.pair.base_prompt import BasePrompt
-    from kad.pair.sources import Source
 
 Baseline = Annotated[
     str | None, Option("The method that the others are compared with.", "METHOD", shown="aligned, else the first")
@@ -34,43 +31,10 @@ _SECONDS = 60.0
 
 
 def make_plan(models: ModelOptions, tasks: TaskOptions, run: RunOptions, methods: str | Sequence[Method]) -> Plan:
-    """A plan from the options of a command.
-
-    Args:
-        models: which pair, or which models.
-        tasks: which questions.
-        run: how they are answered.
-        methods: the methods, or their names, among which `pair` stands for the pair's own rule.
-
-    Raises:
-        UsageError: options that contradict each other, or a method whose model is not given.
-    """
+    """A plan from the options of a command. The method `pair` is the pair's own rule."""
     stdio.quiet_transformers()
     from kad.evaluation.evaluate import Plan
     from kad.evaluation.methods import parse_methods
-
-    sources, composition, base_prompt = pair_models(models)
-    parsed = parse_methods(methods, composition.rule) if isinstance(methods, str) else methods
-    load_options: dict[str, Any] = {"trust_remote_code": True} if models.trust_remote_code else {}
-    if models.dtype is not None:
-        load_options["dtype"] = models.dtype
-    if models.device == "auto":
-        load_options["device_map"] = "auto"
-    return Plan(
-        **vars(tasks),
-        **vars(run),
-        models=sources,
-        methods=tuple(parsed),
-        deferral_temperature=composition.deferral_temperature,
-        base_prompt=base_prompt,
-        load_options=load_options,
-        device=models.device or first_device(),
-    )
-
-
-def pair_models(models: ModelOptions) -> tuple[dict[str, Source], Composition, BasePrompt | None]:
-    """The models by role, how they are composed, and how the base model is asked, of what the options name."""
-    from kad.method.composition import Composition
     from kad.pair.base_prompt import BasePrompt
     from kad.pair.sources import Source
 
@@ -82,8 +46,22 @@ def pair_models(models: ModelOptions) -> tuple[dict[str, Source], Composition, B
         sources["reference"] = Source.parse(reference)
     if config.name_or_path:
         sources["pair"] = Source(config.name_or_path)
-    composition = Composition(config.parsed_rule, config.deferral_temperature)
-    return sources, composition, BasePrompt.parse(config.base_prompt)
+    parsed = parse_methods(methods, config.parsed_rule) if isinstance(methods, str) else methods
+    load_options: dict[str, Any] = {"trust_remote_code": True} if models.trust_remote_code else {}
+    if models.dtype is not None:
+        load_options["dtype"] = models.dtype
+    if models.device == "auto":
+        load_options["device_map"] = "auto"
+    return Plan(
+        **vars(tasks),
+        **vars(run),
+        models=sources,
+        methods=tuple(parsed),
+        deferral_temperature=config.deferral_temperature,
+        base_prompt=BasePrompt.parse(config.base_prompt),
+        load_options=load_options,
+        device=models.device or first_device(),
+    )
 
 
 def execute(plan: Plan, out: Path) -> Settings:
@@ -95,7 +73,7 @@ def execute(plan: Plan, out: Path) -> Settings:
 
 
 def show_report(report: Report, folder: Path | None, as_json: bool, **more: Any) -> None:
-    """Print the report as a table or as JSON, and write its files to `folder` if one is given."""
+    """Print the report as a table or as JSON, and write its files to `folder`, if there is one."""
     from kad.evaluation.results.tables import terminal_table, write_report
 
     if folder is not None:
@@ -107,12 +85,12 @@ def show_report(report: Report, folder: Path | None, as_json: bool, **more: Any)
     console = stdio.stdout()
     console.print(terminal_table(report.rows, console.width))
     for note in report.notes:
-        stdio.message(f"note: {note}")
+        stdio.note(note)
 
 
 @contextmanager
 def progress() -> Iterator[Start]:
-    """What `evaluate` calls with a run's settings. All samples of the run count, those of earlier starts as done."""
+    """For `evaluate`: from a run's settings to its progress. Samples of earlier starts count as done."""
     if stdio.stderr().is_terminal:
         with _bar() as start:
             yield start
@@ -121,12 +99,7 @@ def progress() -> Iterator[Start]:
 
 
 class ProgressLines:
-    """Progress as lines: whenever another twentieth of the samples is done, or a minute has passed.
-
-    Args:
-        total: samples of the whole run.
-        write: takes a line.
-    """
+    """Writes progress as lines: after each twentieth of all samples, or after a minute."""
 
     def __init__(self, total: int, write: Callable[[str], None]) -> None:
         self._total, self._write = total, write

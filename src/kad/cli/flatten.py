@@ -1,8 +1,7 @@
-"""From a command written with groups of options to the function that Typer reads: every field becomes an option.
+"""Turns a command with groups of options into the function that Typer reads: every field becomes an option.
 
-A command says `models: ModelOptions` or, where it lacks some of a group's options,
-`models: Annotated[ModelOptions, Without("rule")]`. A default value of the group is the default
-of its options.
+A command has a parameter `models: ModelOptions` or, with some of the options only,
+`models: Annotated[ModelOptions, Without("rule")]`. The default of the parameter has the defaults of the options.
 """
 
 from __future__ import annotations
@@ -85,12 +84,16 @@ class _Field:
         """The option as Typer declares it."""
         option, default = self.option, self.default
         kind: Any = str if option.parse else list[str] if self.many else self.kind
-        shown: Any = option.shown if default is None and option.shown else True
+        default_text: Any = option.shown if default is None and option.shown else True
         if option.parse or self.many:
-            shown = ",".join(map(str, default)) if default else option.shown or False
+            default_text = ",".join(map(str, default)) if default else option.shown or False
             default = None if default is not inspect.Parameter.empty else default
         declared = typer.Option(
-            *self._names(), help=option.help, metavar=self._metavar(), show_default=shown, rich_help_panel=self.panel
+            *self._names(),
+            help=option.help,
+            metavar=self._metavar(),
+            show_default=default_text,
+            rich_help_panel=self.panel,
         )
         if default is None:
             kind = kind | None
@@ -99,11 +102,7 @@ class _Field:
         )
 
     def read(self, typed: Any) -> Any:
-        """The value of the field from what Typer read.
-
-        Raises:
-            UsageError: a value that is not allowed.
-        """
+        """The value of the field from what Typer read. Raises UsageError if it is not allowed."""
         value = typed
         if typed is None and (self.option.parse or self.many):
             value = self.default
@@ -111,7 +110,7 @@ class _Field:
             value = self.option.parse(typed)
         elif self.many:
             kind = get_origin(self.kind) or self.kind
-            value = dict(key_and_value(self.flag, text) for text in typed) if kind is dict else kind(typed)
+            value = dict(_key_and_value(self.flag, text) for text in typed) if kind is dict else kind(typed)
         self.option.check(self.flag, value)
         return value
 
@@ -132,11 +131,10 @@ class _Field:
 
 
 def flatten(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with its groups of options spread out, for Typer.
+    """The command for Typer, with an option for each field of its groups.
 
     Args:
-        command: a function whose parameters are groups of options, single `Annotated[type, Option(...)]`, or what
-            Typer understands itself.
+        command: a function whose parameters are groups of options, `Annotated[type, Option(...)]`, or Typer's own.
     """
     parameters: dict[str, inspect.Parameter] = {}
     singles: dict[str, _Field] = {}
@@ -167,12 +165,8 @@ def flatten(command: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-def key_and_value(option: str, text: str) -> tuple[str, Any]:
-    """The two sides of KEY=VALUE, the value read as JSON, or as text if it is none.
-
-    Raises:
-        UsageError: there is no key or no "=".
-    """
+def _key_and_value(option: str, text: str) -> tuple[str, Any]:
+    """The two sides of KEY=VALUE. The value is read as JSON, or as text if it is no JSON."""
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise UsageError(f"{option} takes KEY=VALUE, but got {text!r}.")
@@ -183,13 +177,13 @@ def key_and_value(option: str, text: str) -> tuple[str, Any]:
 
 
 def _group(hint: Any) -> type[Any] | None:
-    """The group of options that a parameter stands for, if it is one."""
+    """The group of options in a parameter's annotation, if there is one."""
     kind: type[Any] = get_args(hint)[0] if get_origin(hint) is Annotated else hint
     return kind if is_dataclass(kind) else None
 
 
 def _fields(group: type[Any], default: Any, extras: Sequence[Any]) -> list[_Field]:
-    """The options of a group that the command offers, given what its annotation says beside the type."""
+    """The options of a group that the command offers, from the extras of the parameter's annotation."""
     hints = get_type_hints(group, include_extras=True)
     prefix = next((extra for extra in extras if isinstance(extra, Prefix)), None)
     before, panel = (f"{prefix.word}_", prefix.panel) if prefix else ("", getattr(group, "PANEL", None))

@@ -27,10 +27,7 @@ def command(
         str | None, typer.Argument(metavar="PROMPT", help="The prompt; - or nothing reads standard input.")
     ] = None,
     *,
-    file: common.PromptFile = None,
-    system: common.System = None,
-    raw: common.Raw = False,
-    thinking: common.Thinking = None,
+    asking: common.PromptOptions,
     color: Annotated[bool, Option("Show, once the text is finished, which model each token came from.")] = False,
     stats: Annotated[
         bool,
@@ -51,8 +48,7 @@ def command(
     The prompt goes through the chat template of the aligned model, unless you give --raw. Tokens are drawn as the
     generation settings of the aligned model say, unless you give sampling options.
     """
-    text = common.read_prompt(prompt, file)
-    common.check_raw(raw, system, thinking)
+    text = asking.read(prompt)
     if as_json and color:
         raise UsageError("Give --json or --color, not both; the JSON holds the origin shares.")
     started = time.perf_counter()
@@ -63,7 +59,7 @@ def command(
     if color:
         display.require_origins(model.composition)
     answering = answer_to(
-        model, text, system=system, thinking=thinking, raw=raw, sampling=sampling, num_draft_tokens=draft_tokens,
+        model, text, **asking.template, raw=asking.raw, sampling=sampling, num_draft_tokens=draft_tokens,
         origins=as_json or color, compile=compile,
     )  # fmt: skip
     loaded = time.perf_counter() - started

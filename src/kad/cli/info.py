@@ -1,8 +1,8 @@
-"""`kad info`: what a pair is made of, without loading its weights; or what this installation is made of."""
+"""`kad info`: the parts of a pair, without loading weights; or the versions and devices of this installation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -40,13 +40,11 @@ class Description:
     """One model of a pair, as its configuration describes it.
 
     Attributes:
-        name: hub id or path, with the revision.
         architecture: the class that Transformers makes of it, or llama.cpp's name of it.
         parameters: number of weights, tied ones counted once.
         dtype: in which it is loaded, or how its weights are quantized.
         vocabulary: rows of its output.
         context: positions it was made for, or None.
-        weight_bytes: memory of the weights in that dtype.
         cache_bytes_per_token: memory of keys and values of one token in all layers.
         engine: what runs it here, see `kad.engines.load`.
     """
@@ -89,7 +87,8 @@ def command(
     if of_environment:
         if named.pair is not None or named.base is not None:
             raise UsageError("kad info --environment is about this installation: leave out the pair and the models.")
-        _show(environment.environment(), environment.render, as_json)
+        versions = environment.environment()
+        stdio.print_result(versions, as_json, lambda: environment.render(versions))
         return
     named.check_sources()
     if named.pair is None and named.base is None:
@@ -110,66 +109,63 @@ def command(
     }
     if probe and vocabulary["match"]:
         facts["probe"] = probed(named, _probe_prompts(named, prompts))
-    _show(facts, lambda facts: _render(facts, models), as_json)
-    for note in common.doubts(sources, {role: model.parameters for role, model in models.items()}):
-        stdio.message(f"note: {note}")
+    stdio.print_result(facts, as_json, lambda: _render(facts, models))
+    common.note_doubts(sources, {role: model.parameters for role, model in models.items()})
     if not vocabulary["match"]:
         raise typer.Exit(WRONG_INPUT)
-
-
-def _show(facts: dict[str, Any], render: Callable[[dict[str, Any]], Table], as_json: bool) -> None:
-    if as_json:
-        stdio.print_json(facts)
-    else:
-        stdio.stdout().print(render(facts))
 
 
 def _describe(source: Source) -> Description:
     """One model from its files, as its engine runs it."""
     from kad.engines.llama_cpp.header import read_header
     from kad.engines.load import engine_for
+    from kad.pair.model_files import load_config
 
     engine = engine_for(source)
     if engine == "llama_cpp" and source.gguf_path is not None:
         header = read_header(source.gguf_path)
         return Description(
-            name=stdio.shown(source),
+            name=stdio.name_of(source),
             architecture=header.architecture,
             parameters=header.parameters,
             dtype=header.weights,
             vocabulary=header.vocabulary,
             context=header.context,
             weight_bytes=header.weight_bytes,
-            cache_bytes_per_token=2 * header.cache_numbers,  # f16, if nobody asks for another type
+            cache_bytes_per_token=2 * header.cache_numbers,  # f16 is the default
             engine=engine,
         )
     model = _describe_configuration(source)
     if engine == "mlx" and source.is_local:
         weights = sum(file.stat().st_size for file in Path(source.model).glob("*.safetensors"))
-        return replace(model, weight_bytes=weights, dtype=_mlx_dtype(source) or model.dtype, engine=engine)
+        quantization = getattr(load_config(source), "quantization", None)
+        dtype = f"{quantization['bits']} bits" if quantization else model.dtype
+        return replace(model, weight_bytes=weights, dtype=dtype, engine=engine)
     return model
-
-
-def _mlx_dtype(source: Source) -> str | None:
-    from kad.pair.model_files import load_config
-
-    quantization = getattr(load_config(source), "quantization", None)
-    return f"{quantization['bits']} bits" if quantization else None
 
 
 def _describe_configuration(source: Source) -> Description:
     """One model from its configuration. Counted on torch's meta device, which allocates nothing."""
     import torch
+    from transformers import AutoModelForCausalLM
 
     from kad.pair.model_files import load_config
 
     config = load_config(source)
     text = config.get_text_config()
-    dtype = _dtype(source, config)
-    architecture, parameters = _count(config)
+    # The dtype in which Transformers would load it: what the pair says, else what the configuration says.
+    name = str(source.kwargs.get("dtype", "auto"))
+    dtype = config.dtype or torch.float32 if name == "auto" else getattr(torch, name.removeprefix("torch."))
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except ValueError as error:
+        text = f"{config.name_or_path} is no causal language model: its type is {config.model_type}."
+        raise PairError(text) from error
+    parameters = model.num_parameters()
     return Description(
-        name=stdio.shown(source),
-        architecture=architecture,
+        name=stdio.name_of(source),
+        architecture=type(model).__name__,
         parameters=parameters,
         dtype=str(dtype).removeprefix("torch."),
         vocabulary=int(text.vocab_size),
@@ -177,30 +173,6 @@ def _describe_configuration(source: Source) -> Description:
         weight_bytes=parameters * torch.empty(0, dtype=dtype).element_size(),
         cache_bytes_per_token=_cache_numbers(text) * torch.empty(0, dtype=dtype).element_size(),
     )
-
-
-def _dtype(source: Source, config: Any) -> Any:
-    """The dtype Transformers would load it in: what the pair says, else what the model's configuration says."""
-    import torch
-
-    wanted = source.kwargs.get("dtype", "auto")
-    if wanted != "auto":
-        return getattr(torch, str(wanted).removeprefix("torch."))
-    return config.dtype or torch.float32
-
-
-def _count(config: Any) -> tuple[str, int]:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-    except ValueError as error:
-        raise PairError(
-            f"{config.name_or_path} is no causal language model: its type is {config.model_type}."
-        ) from error
-    return type(model).__name__, model.num_parameters()
 
 
 def _cache_numbers(text: Any) -> int:
@@ -216,11 +188,11 @@ def _vocabulary(sources: dict[str, Source], models: dict[str, Description]) -> d
 
     sizes = {role: model.vocabulary for role, model in models.items()}
     try:
-        common = vocabulary_in_files(sources, sizes)
-        shared = {"match": True, "size": common.vocab_size, "foreign": len(common.foreign_ids)}
-        return {**shared, "rows": sizes, "problem": None}
+        shared = vocabulary_in_files(sources, sizes)
     except VocabularyError as error:
         return {"match": False, "size": None, "foreign": None, "rows": sizes, "problem": str(error)}
+    foreign = len(shared.foreign_ids)
+    return {"match": True, "size": shared.vocab_size, "foreign": foreign, "rows": sizes, "problem": None}
 
 
 def _memory(models: dict[str, Description]) -> dict[str, Any]:
@@ -229,7 +201,8 @@ def _memory(models: dict[str, Description]) -> dict[str, Any]:
     per_token = sum(model.cache_bytes_per_token for model in models.values())
     longest = min((model.context for model in models.values() if model.context), default=max(_CONTEXTS))
     lengths = sorted({min(length, longest) for length in _CONTEXTS})
-    aligned, for_vllm = models["aligned"], all(model.engine == "transformers" for model in models.values())
+    for_vllm = all(model.engine == "transformers" for model in models.values())
+    aligned = models["aligned"]
     draft = {"weights": aligned.weight_bytes, "cache_per_token": aligned.cache_bytes_per_token}
     return {
         "weights": weights,
@@ -283,7 +256,7 @@ def _vocabulary_text(vocabulary: dict[str, Any]) -> Text:
 
 
 def _probe_prompts(models: common.ModelOptions, prompts: Path | None) -> Sequence[Prompt]:
-    """What a pair is asked: the lines of a file, the embedded pair's own problems, or common requests."""
+    """The prompts of --probe: the lines of a file, the embedded pair's own problems, or common requests."""
     from kad.cli.questions import read_lines
     from kad.figures.probe import PROMPTS
     from kad.tiny.problems import problems

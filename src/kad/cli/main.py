@@ -4,8 +4,8 @@ A command is a module `kad/cli/<name>.py` with a function `command(...)` annotat
 optional: `EXAMPLES`, command lines that `--help` shows at its end, and `CONTEXT_SETTINGS` for Typer. Adding a command
 is one such file and one line in `COMMANDS`.
 
-Exit codes: 0 done; 2 wrong input, with one or two lines on standard error; 130 interrupted; 141 the reader of our
-output went away.
+Exit codes: 0 done; 2 wrong input, with one or two lines on standard error; 130 interrupted; 141 the program
+that reads the output has ended.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
 from inspect import cleandoc
-from types import ModuleType
 from typing import Annotated, Any
 
 import typer
@@ -77,16 +76,13 @@ class KadCommand(TyperCommand):
     examples: tuple[str, ...] = ()
 
     def parse_args(self, ctx: Any, args: list[str]) -> Any:
-        self._refuse_twice(args)
-        return super().parse_args(ctx, list(args))
-
-    def _refuse_twice(self, args: list[str]) -> None:
-        """An option that takes one value is given once; the parser would drop the first one in silence."""
+        # If an option is given twice, the parser would drop the first value without a word.
         names = [argument.partition("=")[0] for argument in args[: args.index("--") if "--" in args else None]]
         for option in self.params:
             takes_one = not getattr(option, "multiple", False) and not getattr(option, "is_flag", False)
             if takes_one and sum(name in option.opts for name in names if name.startswith("-")) > 1:
                 raise UsageError(f"{option.opts[0]} is given twice; it takes one value.")
+        return super().parse_args(ctx, list(args))
 
     def get_help_option(self, ctx: Any) -> Any:
         option = super().get_help_option(ctx)
@@ -164,7 +160,7 @@ def _as_option(name: re.Match[str]) -> str:
 
 
 def _drop_output() -> None:
-    """Python flushes standard output once more at exit; that must not complain again."""
+    """Send standard output nowhere: Python flushes it again at exit, and that must not fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -177,14 +173,15 @@ def _wrong_input(message: str, context: Any = None) -> int:
 
 
 def load_command(name: str) -> Any:
-    """Import the module of a command and make its Click command.
-
-    Raises:
-        UsageError: this installation has no such module.
-    """
+    """Import the module of a command and make its Click command. UsageError: this installation has no such module."""
     from kad.cli.flatten import flatten
 
-    module = _import_command(name)
+    try:
+        module = import_module(f"kad.cli.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"kad.cli.{name}":
+            raise
+        raise UsageError(f"kad {name} is not part of this installation (kad-align {__version__}).") from None
     single = typer.Typer(add_completion=False, rich_markup_mode="rich")
     single.command(
         name,
@@ -202,15 +199,6 @@ def _unwrap(docstring: str) -> str:
     return "\n\n".join(re.sub(r"\n(?!\s)", " ", paragraph) for paragraph in cleandoc(docstring).split("\n\n"))
 
 
-def _import_command(name: str) -> ModuleType:
-    try:
-        return import_module(f"kad.cli.{name}")
-    except ModuleNotFoundError as error:
-        if error.name != f"kad.cli.{name}":
-            raise
-        raise UsageError(f"kad {name} is not part of this installation (kad-align {__version__}).") from None
-
-
 def _print_examples(examples: tuple[str, ...]) -> None:
     """One line for each example, never broken, so that it can be copied."""
     if not examples:
@@ -223,7 +211,7 @@ def _print_examples(examples: tuple[str, ...]) -> None:
 
 
 def _stub() -> None:
-    """Stands for a command on the help page; `KadGroup.resolve_command` puts the real one in its place."""
+    """A command on the help page; `KadGroup.resolve_command` replaces it by the real one."""
 
 
 def _show_version(value: bool) -> None:

@@ -11,7 +11,7 @@ from rich.syntax import Syntax
 from rich.text import Text
 
 from kad.cli import stdio
-from kad.cli.common import Json, ModelOptions, check_rule, doubts
+from kad.cli.common import Json, ModelOptions, check_rule, note_doubts
 from kad.cli.flatten import Only, Prefix
 from kad.engines.load import DTYPES
 from kad.errors import UsageError
@@ -51,7 +51,7 @@ class LoadOptions:
     ] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """The options that are given."""
+        """The options that have a value."""
         named = {"dtype": self.dtype, "gguf_file": self.gguf_file, "subfolder": self.subfolder}
         return {key: value for key, value in named.items() if value is not None} | self.others
 
@@ -99,48 +99,25 @@ def command(
         sources, out, rule=models.rule or defaults.RULE, deferral_temperature=models.deferral_temperature or 1.0,
         base_prompt=models.base_prompt,
     )  # fmt: skip
-    for note in doubts(sources):
-        stdio.message(f"note: {note}")
-    if as_json:
-        stdio.print_json(_as_dict(out, config))
-    else:
-        stdio.stdout().print(_how_to_load(out, config), soft_wrap=True)
+    note_doubts(sources)
+    files = {file.name: file.stat().st_size for file in sorted(out.iterdir()) if file.is_file()}
+    names = ("base", "aligned", "reference", "rule", "deferral_temperature", "base_prompt", "vocab_size")
+    result = {"pair": str(out), "files": files, **{name: getattr(config, name) for name in names}}
+    stdio.print_result(result, as_json, lambda: _how_to_load(out, config, sum(files.values())), soft_wrap=True)
 
 
 def _source(name: str, dtype: str | None, trust_remote_code: bool, load: LoadOptions) -> Source:
     from kad.pair.sources import Source
 
-    common: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
-    if trust_remote_code:
-        common["trust_remote_code"] = True
+    options = ({} if dtype is None else {"dtype": dtype}) | ({"trust_remote_code": True} if trust_remote_code else {})
     source = Source.parse(name)
-    return Source(source.model, source.revision, source.kwargs | common | load.to_dict())
+    return Source(source.model, source.revision, source.kwargs | options | load.to_dict())
 
 
-def _as_dict(folder: Path, config: KadConfig) -> dict[str, Any]:
-    files = sorted(file for file in folder.iterdir() if file.is_file())
-    return {
-        "pair": str(folder),
-        "files": {file.name: file.stat().st_size for file in files},
-        "base": config.base,
-        "aligned": config.aligned,
-        "reference": config.reference,
-        "rule": config.rule,
-        "deferral_temperature": config.deferral_temperature,
-        "base_prompt": config.base_prompt,
-        "vocab_size": config.vocab_size,
-    }
-
-
-def _how_to_load(folder: Path, config: KadConfig) -> Group:
-    size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
-    head = Text.assemble(
-        "Wrote ",
-        (str(folder), "bold"),
-        f" ({size / 1000:.0f} KB, no weights): {config.rule}, {config.vocab_size} tokens.",
-    )
+def _how_to_load(folder: Path, config: KadConfig, size: int) -> Group:
+    facts = f" ({size / 1000:.0f} KB, no weights): {config.rule}, {config.vocab_size} tokens."
     return Group(
-        head,
+        Text.assemble("Wrote ", (str(folder), "bold"), facts),
         Text("\nHere", style="dim"),
         _code(f'kad generate --pair {folder} "..."', "bash"),
         Text("\nTransformers", style="dim"),
@@ -150,8 +127,10 @@ def _how_to_load(folder: Path, config: KadConfig) -> Group:
 
 
 def _for_vllm(folder: Path, config: KadConfig) -> list[RenderableType]:
-    given = {key for part in (config.base, config.aligned, config.reference) for key in (part or {}).get("kwargs", {})}
-    if given & {"gguf_file", "subfolder"}:
+    options = {
+        key for part in (config.base, config.aligned, config.reference) for key in (part or {}).get("kwargs", {})
+    }
+    if options & {"gguf_file", "subfolder"}:
         return [Text("\nvLLM cannot load a model from a GGUF file or a subfolder of a pair.", style="dim")]
     return [Text("\nvLLM", style="dim"), _code(f"vllm serve {folder}", "bash")]
 

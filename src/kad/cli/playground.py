@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from urllib.parse import quote
 
 from kad.cli import stdio
-from kad.cli.common import ModelOptions, PairArgument
+from kad.cli.common import ModelOptions, PairArgument, warn_if_open
 from kad.options import Option
 from kad.server.listening import Listening, address_of, check_installed, listen
 
@@ -52,8 +52,7 @@ def command(
     if key is not None:
         address += f"/#key={quote(key, safe='')}"
     stdio.message(f"The page is at {address} (Ctrl-C ends it).")
-    if not listening.is_loopback and key is None:
-        stdio.message("Everybody who reaches this machine can use it: give --api-key, or set KAD_API_KEY.")
+    warn_if_open(listening)
     if browser:
         webbrowser.open(address)
     playground_app.run(make, socket, listening)

@@ -1,4 +1,4 @@
-"""The questions of `kad figures` and `kad analyze`: the embedded pair's own, those of a task, or those of a file."""
+"""The questions of `kad figures` and `kad analyze`: from the embedded pair, from a task, or from a file."""
 
 from __future__ import annotations
 
@@ -19,11 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Questions:
-    """Which questions the pair answers, and how long its answers may be.
-
-    Raises:
-        UsageError: a value out of its range, or questions from a task and from a file.
-    """
+    """Which questions the pair answers, and how long its answers may be."""
 
     PANEL: ClassVar[str] = "Questions"
 
@@ -54,12 +50,7 @@ class Questions:
         return str(self.prompts or self.task or "tiny")
 
     def load(self, tokenizer: Any) -> list[CheckedPrompt]:
-        """The questions in the chat template of the aligned model.
-
-        Raises:
-            UsageError: an unknown task, or a file without a question.
-            MissingExtraError: a task, but lm-eval is not installed.
-        """
+        """The questions in the chat template of the aligned model."""
         from kad.figures.analysis import CheckedPrompt
 
         def chat(conversation: str | Sequence[Mapping[str, str]]) -> str:
@@ -71,10 +62,8 @@ class Questions:
         if self.task in (None, "tiny"):
             from kad.tiny.problems import problems
 
-            return [
-                CheckedPrompt(chat(problem.messages()), problem.is_correct)
-                for problem in problems("held-out", self.limit)
-            ]
+            chosen = problems("held-out", self.limit)
+            return [CheckedPrompt(chat(problem.messages()), problem.is_correct) for problem in chosen]
         from kad.evaluation.tasks.task import chat_renderer, load_tasks
 
         return [
@@ -96,11 +85,7 @@ def _check(task: Task, document: dict[str, Any]) -> Callable[[str], bool]:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a file that are not empty.
-
-    Raises:
-        UsageError: a file that cannot be read, or that has none.
-    """
+    """The lines of a file that are not empty. Raises UsageError if there are none, or the file cannot be read."""
     try:
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except OSError as error:

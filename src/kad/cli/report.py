@@ -1,4 +1,4 @@
-"""`kad report`: runs side by side."""
+"""`kad report`: compare runs."""
 
 from __future__ import annotations
 

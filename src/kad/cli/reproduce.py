@@ -41,48 +41,37 @@ def command(
     """
     from kad.pair.presets import preset
 
-    chosen = preset(name)
-    for line in describe(name):
-        stdio.message(line)
+    published = preset(name)
+    gigabytes = sum(model.gigabytes() for model in published.models)
+    stdio.message(f"{name}: downloads {gigabytes:.0f} GB to the Hugging Face cache where it is not there yet:")
+    for model in published.models:
+        stdio.message(f"  {model.model} ({model.gigabytes():.1f} GB)")
+    stdio.message(
+        f"memory: {published.memory:.0f} GB of weights at once, in {published.dtype}, and room for the caches"
+    )
+    stdio.message(f"methods: {'; '.join(published.methods)}")
+    settings = f"temperature {published.temperature}, {published.max_new_tokens} new tokens"
+    stdio.message(f"settings: {settings}, one sample, thinking off")
     if dry_run:
         return
     from kad.evaluation.methods import parse_method
     from kad.evaluation.results.tables import build_report
 
     folder = out or Path("runs") / name
-    named = {role: getattr(chosen, role).model for role in ("base", "aligned", "reference")}
+    names = {role: getattr(published, role).model for role in ("base", "aligned", "reference")}
     plan = shared.make_plan(
-        replace(models, **named, dtype=chosen.dtype),
+        replace(models, **names, dtype=published.dtype),
         tasks,
-        replace(run, temperature=chosen.temperature, max_new_tokens=chosen.max_new_tokens),
-        [parse_method(method) for method in chosen.methods],
+        replace(run, temperature=published.temperature, max_new_tokens=published.max_new_tokens),
+        [parse_method(method) for method in published.methods],
     )
-    check_reachable([model.model for model in chosen.models])
+    _check_reachable([model.model for model in published.models])
     shared.execute(plan, folder)
     shared.show_report(build_report([folder]), folder / "report", as_json)
 
 
-def describe(name: str) -> list[str]:
-    """What a preset downloads, how much memory it needs, and what it runs, line by line."""
-    from kad.pair.presets import preset
-
-    chosen = preset(name)
-    total = sum(model.gigabytes() for model in chosen.models)
-    return [
-        f"{name}: downloads {total:.0f} GB to the Hugging Face cache where it is not there yet:",
-        *(f"  {model.model} ({model.gigabytes():.1f} GB)" for model in chosen.models),
-        f"memory: {chosen.memory:.0f} GB of weights at once, in {chosen.dtype}, and room for the caches",
-        f"methods: {'; '.join(chosen.methods)}",
-        f"settings: temperature {chosen.temperature}, {chosen.max_new_tokens} new tokens, one sample, thinking off",
-    ]
-
-
-def check_reachable(models: list[str]) -> None:
-    """Fail before the first long step if a model is neither in the cache nor to be downloaded.
-
-    Raises:
-        UsageError: one line that says so.
-    """
+def _check_reachable(models: list[str]) -> None:
+    """Raise UsageError before the first long step if a model is not in the cache and cannot be downloaded."""
     from huggingface_hub import constants, try_to_load_from_cache
 
     missing = [model for model in models if not isinstance(try_to_load_from_cache(model, "config.json"), str)]
@@ -97,8 +86,7 @@ def check_reachable(models: list[str]) -> None:
 
 
 def _unreachable(address: str) -> str | None:
-    """Why the address cannot be reached, or None if it can; asked once, where the hub's client would retry for
-    long."""
+    """Why the address cannot be reached, or None if it can. It is tried once: the hub's client would retry for long."""
     from urllib.error import HTTPError
     from urllib.request import Request, urlopen
 

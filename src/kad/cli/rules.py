@@ -10,7 +10,7 @@ import typer
 from rich import box
 from rich.cells import cell_len
 from rich.console import Group
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from kad.cli import common, stdio
@@ -38,16 +38,11 @@ def command(
 
     if name is not None:
         rule = describe(type(parse_rule(name)))
-        if as_json:
-            stdio.print_json(rule)
-        else:
-            stdio.stdout().print(_explanation(rule))
+        stdio.print_result(rule, as_json, lambda: _explanation(rule))
         return
     described = [describe(rule) for rule in registry().values()]
-    if as_json:
-        stdio.print_json({"rules": described, "skipped": [asdict(plugin) for plugin in skipped_plugins()]})
-    else:
-        stdio.stdout().print(_table(described))
+    result = {"rules": described, "skipped": [asdict(plugin) for plugin in skipped_plugins()]}
+    stdio.print_result(result, as_json, lambda: _table(described))
 
 
 _FAMILIES = {
@@ -65,34 +60,31 @@ def _explanation(rule: dict[str, Any]) -> Group:
         parameters.add_row(f"  {parameter['name']}", _range(parameter["min"], parameter["max"]), default)
     used = ",".join(f"{parameter['name']}={parameter['default'] or 0:g}" for parameter in rule["parameters"])
     written = f"{rule['name']}:{used}" if used else rule["name"]
-    lines = [
+    return Group(
         Text.assemble((rule["name"], "bold cyan"), f"   {_FAMILIES[rule['family']]}"),
         Text(rule["summary"]),
         *([parameters] if rule["parameters"] else []),
-        Text("It needs the reference model.") if rule["needs_reference"] else None,
+        *([Text("It needs the reference model.")] if rule["needs_reference"] else []),
         Text(f"Source: {rule['source']}; package {rule['package']}", "dim"),
         Text(f"Use it: --rule {written}"),
-    ]
-    return Group(*(line for line in lines if line is not None))
+    )
 
 
 def _table(described: list[dict[str, Any]]) -> Group:
     """One table a family: the rule with its parameters on the left, what it does and its source on the right."""
-    # One width for the left columns, so that the three tables read as one.
+    # The left columns are equally wide, so the three tables look like one.
     width = max(cell_len(line) for rule in described for line in _left(rule).plain.splitlines())
-    return Group(*(_family_table(name, described, width) for name in _FAMILIES), _FOOT)
-
-
-def _family_table(name: str, described: list[dict[str, Any]], width: int) -> Table:
-    table = Table(box=box.SIMPLE, show_header=False, title=_FAMILIES[name], title_justify="left", title_style="bold")
-    table.add_column(no_wrap=True, min_width=width)
-    table.add_column()
+    tables = {}
+    for family, title in _FAMILIES.items():
+        left = Column(no_wrap=True, min_width=width)
+        tables[family] = Table(
+            left, "", box=box.SIMPLE, show_header=False, title=title, title_justify="left", title_style="bold"
+        )
     for rule in described:
-        if rule["family"] == name:
-            plugin = "" if rule["package"] == "kad" else f"; package {rule['package']}"
-            what = Text.assemble(rule["summary"], "\n", (rule["source"] + plugin, "dim"))
-            table.add_row(_left(rule), what)
-    return table
+        plugin = "" if rule["package"] == "kad" else f"; package {rule['package']}"
+        text = Text.assemble(rule["summary"], "\n", (rule["source"] + plugin, "dim"))
+        tables[rule["family"]].add_row(_left(rule), text)
+    return Group(*tables.values(), _FOOT)
 
 
 def _left(rule: dict[str, Any]) -> Text:

@@ -36,26 +36,21 @@ def command(
     """
     text = common.read_prompt(None, file)
     model = models.load()
+    from rich.table import Column, Table
+
     from kad.text.scoring import perplexity
 
     scores = perplexity(model, text, part_length=part_length)
     units, who = ("tokens", "words", "bytes"), ("composed", "base", "aligned")
-    table = {name: {unit: scores.of(name, unit) for unit in units} for name in who}
+    perplexities = {name: {unit: scores.of(name, unit) for unit in units} for name in who}
     if as_json:
-        stdio.print_json({**scores.to_dict(), "rule": str(model.composition.rule), "perplexity": table})
+        stdio.print_json({**scores.to_dict(), "rule": str(model.composition.rule), "perplexity": perplexities})
         return
-    _show(table, model.composition.rule)
+    headings = (Column(f"per {unit}", justify="right") for unit in ("token", "word", "byte"))
+    table = Table("model", *headings, title="perplexity", title_justify="left")
+    for name, values in perplexities.items():
+        label = f"{name} ({model.composition.rule})" if name == "composed" else name
+        table.add_row(label, *(f"{value:.4g}" for value in values.values()))
+    stdio.stdout().print(table)
     mass = "" if scores.deferred_mass is None else f"deferred mass {scores.deferred_mass:.3f}, "
     stdio.stdout().print(f"{counted(scores.tokens, 'token')}, {mass}acceptance {scores.acceptance:.3f}", soft_wrap=True)
-
-
-def _show(perplexities: dict[str, dict[str, float]], rule: object) -> None:
-    from rich.table import Table
-
-    shown = Table(title="perplexity", title_justify="left")
-    shown.add_column("model")
-    for heading in ("per token", "per word", "per byte"):
-        shown.add_column(heading, justify="right")
-    for name, values in perplexities.items():
-        shown.add_row(f"{name} ({rule})" if name == "composed" else name, *(f"{v:.4g}" for v in values.values()))
-    stdio.stdout().print(shown)

@@ -1,4 +1,4 @@
-"""`kad serve`: kad's own server for one person's machine, or hand over to vLLM with the pair's speculation."""
+"""`kad serve`: kad's own server for one person's machine, or vLLM's server with the pair's speculation."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kad.cli.common import ModelOptions, PairArgument
+from kad.cli import stdio
+from kad.cli.common import ModelOptions, PairArgument, warn_if_open
 from kad.cli.flatten import Without
 from kad.engines.load import ENGINES
 from kad.engines.vllm import host as vllm
@@ -32,8 +33,27 @@ EXAMPLES = (
     "kad serve ./pair --engine transformers --rule dual:threshold=0.6",
     "kad serve ./pair --no-speculate --dry-run",
 )
+_DEFAULTS = ModelOptions()
 # vLLM's own limit on drafted tokens per request and step.
 _MOST_DRAFT_TOKENS = 128
+
+
+@dataclass(frozen=True)
+class Drafts:
+    """Whether and how the aligned model drafts."""
+
+    speculate: Annotated[bool, Option("Let the aligned model draft; exact either way.")] = True
+    draft_tokens: Annotated[
+        int | None,
+        Option("Tokens drafted per step.", "N", allowed=f"[1, {_MOST_DRAFT_TOKENS}]", shown=str(FIXED_DRAFT_TOKENS)),
+    ] = None
+    repeatable: Annotated[
+        bool,
+        Option(
+            "vllm: let a request's seed repeat its sampled text. Drafts are then greedy, of which fewer are accepted. "
+            "The other engines always repeat it."
+        ),
+    ] = False
 
 
 def command(
@@ -49,18 +69,7 @@ def command(
             shown="vllm where it is installed, else by the models' files",
         ),
     ] = "auto",
-    speculate: Annotated[bool, Option("Let the aligned model draft; exact either way.")] = True,
-    draft_tokens: Annotated[
-        int | None,
-        Option("Tokens drafted per step.", "N", allowed=f"[1, {_MOST_DRAFT_TOKENS}]", shown=str(FIXED_DRAFT_TOKENS)),
-    ] = None,
-    repeatable: Annotated[
-        bool,
-        Option(
-            "vllm: let a request's seed repeat its sampled text. Drafts are then greedy, of which fewer are accepted. "
-            "The other engines always repeat it."
-        ),
-    ] = False,
+    drafts: Drafts,
     dry_run: Annotated[bool, Option("vllm: print its command line instead of running it.")] = False,
     listening: Listening,
     models: Annotated[ModelOptions, Without("engine")],
@@ -78,22 +87,17 @@ def command(
     """
     models = models.of(pair_argument)
     if engine == "vllm" or (engine == "auto" and (dry_run or vllm.is_installed())):
-        _serve_with_vllm(speculate, draft_tokens, repeatable, dry_run, listening, models, context.args)
-    else:
-        _refuse(dry_run, "--dry-run shows vLLM's command line. Give --engine vllm with it.")
-        _refuse(bool(context.args), f"Unknown option {' '.join(context.args[:1])}. Only vLLM takes options of its own.")
-        drafts = draft_tokens if speculate else 0
-        _serve_here(replace(models, engine=engine), drafts, listening)
-
-
-def _refuse(wrong: bool, text: str) -> None:
-    if wrong:
-        raise UsageError(text)
+        _serve_with_vllm(drafts, dry_run, listening, models, context.args)
+        return
+    if dry_run:
+        raise UsageError("--dry-run shows vLLM's command line. Give --engine vllm with it.")
+    if context.args:
+        raise UsageError(f"Unknown option {context.args[0]}. Only vLLM takes options of its own.")
+    _serve_here(replace(models, engine=engine), drafts.draft_tokens if drafts.speculate else 0, listening)
 
 
 def _serve_here(models: ModelOptions, draft_tokens: int | None, options: Listening) -> None:
     """kad's own server, until Ctrl-C."""
-    from kad.cli import stdio
     from kad.text import drafting
 
     models.check_places()
@@ -104,8 +108,7 @@ def _serve_here(models: ModelOptions, draft_tokens: int | None, options: Listeni
         model = models.load()
     name = models.name
     stdio.message(f"{name} is served at {address_of(listening)}/v1. Ctrl-C ends it.")
-    if not options.is_loopback and not options.key:
-        stdio.message("Everybody who reaches this machine can use it: give --api-key, or set KAD_API_KEY.")
+    warn_if_open(options)
     from kad.server.app import make_app
 
     app = make_app(model, name, options, draft_tokens=draft_tokens)
@@ -113,39 +116,34 @@ def _serve_here(models: ModelOptions, draft_tokens: int | None, options: Listeni
 
 
 def _serve_with_vllm(
-    speculate: bool,
-    draft_tokens: int | None,
-    repeatable: bool,
-    dry_run: bool,
-    listening: Listening,
-    models: ModelOptions,
-    extra: Sequence[str],
+    drafts: Drafts, dry_run: bool, listening: Listening, models: ModelOptions, extra: Sequence[str]
 ) -> None:
-    """Become vLLM's server."""
-    _refuse(models.pair is None, "vLLM serves a pair: give a folder written by kad pack, a hub id, or tiny.")
-    unknown = [
-        option for option, value in (("--cors", listening.cors), ("--max-requests", listening.max_requests)) if value
-    ] + [
-        "--" + name.replace("_", "-")
-        for name in options_of(ModelOptions)
-        if name not in ("pair", "dtype", "trust_remote_code") and getattr(models, name) != getattr(ModelOptions(), name)
-    ]
-    _refuse(
-        bool(unknown),
-        f"vLLM's server does not take {', '.join(unknown)}. Write it into the pair with kad pack, or "
-        "give another --engine.",
-    )
+    """Replace this process by vLLM's server."""
+    if models.pair is None:
+        raise UsageError("vLLM serves a pair: give a folder written by kad pack, a hub id, or tiny.")
+    unknown = [name for name in ("cors", "max_requests") if getattr(listening, name)]
+    for name in options_of(ModelOptions):
+        if name not in ("pair", "dtype", "trust_remote_code") and getattr(models, name) != getattr(_DEFAULTS, name):
+            unknown.append(name)
+    if unknown:
+        options = ", ".join("--" + name.replace("_", "-") for name in unknown)
+        raise UsageError(
+            f"vLLM's server does not take {options}. Write it into the pair with kad pack, or give another --engine."
+        )
+    plugins = os.environ.get("VLLM_PLUGINS")
     if not dry_run:
-        _check_vllm()
-    given = {
-        "--host": listening.host,
-        "--port": listening.port,
-        "--api-key": listening.api_key,
-        "--dtype": models.dtype,
-    }
-    passed = [text for option, value in given.items() if value is not None for text in (option, str(value))]
+        vllm.check_installed()
+        if plugins is not None and "kad" not in plugins.split(","):
+            raise UsageError(f"VLLM_PLUGINS={plugins} keeps kad's plugin out of vLLM. Add kad to it, or unset it.")
+    values = ("--host", listening.host), ("--port", listening.port), ("--api-key", listening.api_key)
+    passed = [
+        text
+        for option, value in (*values, ("--dtype", models.dtype))
+        if value is not None
+        for text in (option, str(value))
+    ]
     passed += ["--trust-remote-code"] if models.trust_remote_code else []
-    arguments = _command_line(str(models.pair), speculate, draft_tokens, repeatable, [*passed, *extra])
+    arguments = _command_line(models.pair, drafts, [*passed, *extra])
     if dry_run:
         typer.echo(shlex.join(arguments))
         return
@@ -153,9 +151,7 @@ def _serve_with_vllm(
     os.execv(sys.executable, arguments)
 
 
-def _command_line(
-    pair: str, speculate: bool, draft_tokens: int | None, repeatable: bool, extra: Sequence[str]
-) -> list[str]:
+def _command_line(pair: str, drafts: Drafts, extra: Sequence[str]) -> list[str]:
     from kad.pair.folder import resolve, vocabulary_in_files
     from kad.pair.sources import resolve_pair
 
@@ -164,28 +160,26 @@ def _command_line(
     arguments = [sys.executable, "-m", "kad.engines.vllm.launch", "serve", resolve_pair(pair)]
     if _value_of(extra, "--served-model-name") is None:
         arguments += ["--served-model-name", pair]
-    own_speculation = any(
-        argument.startswith(("--speculative-config", "--speculative_config", "-sc")) for argument in extra
-    )
-    if own_speculation and draft_tokens is not None:
+    names = ("--speculative-config", "--speculative_config", "-sc")
+    own_speculation = any(argument.startswith(names) for argument in extra)
+    if own_speculation and drafts.draft_tokens is not None:
         raise UsageError(
             "--draft-tokens is part of kad's own speculation; put it into --speculative-config, or drop that."
         )
-    if own_speculation and repeatable:
+    if own_speculation and drafts.repeatable:
         raise UsageError(
             '--repeatable is part of kad\'s own speculation; put "draft_sample_method": "greedy" into '
             "--speculative-config, or drop that."
         )
-    if not speculate and (own_speculation or draft_tokens is not None):
+    if not drafts.speculate and (own_speculation or drafts.draft_tokens is not None):
         raise UsageError("--no-speculate contradicts --draft-tokens and --speculative-config; choose one.")
-    if speculate and not own_speculation:
+    if drafts.speculate and not own_speculation:
         ranks = _value_of(extra, "--tensor-parallel-size", "-tp")
-        draft = _speculation(config, draft_tokens or FIXED_DRAFT_TOKENS, repeatable, ranks)
-        arguments += ["--speculative-config", json.dumps(draft)]
+        arguments += ["--speculative-config", json.dumps(_speculation(config, drafts, ranks))]
     return [*arguments, *extra]
 
 
-def _speculation(config: KadConfig, draft_tokens: int, repeatable: bool, ranks: str | None) -> dict[str, Any]:
+def _speculation(config: KadConfig, drafts: Drafts, ranks: str | None) -> dict[str, Any]:
     """vLLM's own speculation with the aligned model as the draft; its verification is exact for any draft.
 
     Verification draws from the request's seed. Sampled drafts do not: all requests share one generator there.
@@ -194,21 +188,14 @@ def _speculation(config: KadConfig, draft_tokens: int, repeatable: bool, ranks: 
     draft: dict[str, Any] = {
         "method": "draft_model",
         "model": aligned.model,
-        "num_speculative_tokens": draft_tokens,
-        "draft_sample_method": "greedy" if repeatable else "probabilistic",
+        "num_speculative_tokens": drafts.draft_tokens or FIXED_DRAFT_TOKENS,
+        "draft_sample_method": "greedy" if drafts.repeatable else "probabilistic",
     }
     if aligned.revision is not None:
         draft["revision"] = aligned.revision
     if ranks is not None:
         draft["draft_tensor_parallel_size"] = int(ranks)
     return draft
-
-
-def _check_vllm() -> None:
-    vllm.check_installed()
-    plugins = os.environ.get("VLLM_PLUGINS")
-    if plugins is not None and "kad" not in plugins.split(","):
-        raise UsageError(f"VLLM_PLUGINS={plugins} keeps kad's plugin out of vLLM. Add kad to it, or unset it.")
 
 
 def _value_of(arguments: Sequence[str], *names: str) -> str | None:

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from logging import ERROR, getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,13 +19,14 @@ from rich.console import Console
 from kad.errors import UsageError
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.table import Table
     from rich.text import Text
 
     from kad.pair.sources import Source
 
 WRONG_INPUT = 2
-"""The exit code of a command that was asked for what cannot be."""
+"""The exit code for wrong input."""
 
 # Signs of our own texts as ASCII. Any other character that an encoding lacks is written as its number, "\\u4e2d".
 _PLAIN = str.maketrans(
@@ -64,6 +65,11 @@ def message(text: str) -> None:
     typer.echo(text, err=True)
 
 
+def note(text: str) -> None:
+    """One line on standard error that begins with "note:"."""
+    message(f"note: {text}")
+
+
 def quiet_transformers() -> None:
     """Silence Transformers' bars and remarks; errors still come as exceptions."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -78,7 +84,7 @@ def quiet_transformers() -> None:
 
 
 def facts(lines: Iterable[tuple[str, str | Text]], style: str = "bold cyan") -> Table:
-    """Names with what is said of them, a line each, which can be pasted."""
+    """A table of names and texts, one line each, that can be copied as text."""
     from rich.table import Table
     from rich.text import Text
 
@@ -91,14 +97,9 @@ def facts(lines: Iterable[tuple[str, str | Text]], style: str = "bold cyan") -> 
 
 
 def check_writable(file: Path) -> None:
-    """Refuse a place for a result before the work for it is done.
-
-    Raises:
-        UsageError: there is no such folder, or nothing can be written there.
-    """
-    there = file if file.exists() else file.parent
-    if not there.exists():
-        raise UsageError(f"Cannot write {file}: there is no folder {there}.")
+    """Raise UsageError if a file for results cannot be written, before the work is done."""
+    if not file.parent.exists():
+        raise UsageError(f"Cannot write {file}: there is no folder {file.parent}.")
     if file.is_dir():
         raise UsageError(f"Cannot write {file}: it is a folder.")
     try:
@@ -111,11 +112,7 @@ def check_writable(file: Path) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder for results before the work is done. It is made if needed.
-
-    Raises:
-        UsageError: it cannot be made, or nothing can be written in it.
-    """
+    """Raise UsageError if nothing can be written in a folder for results, before the work is done."""
     is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -125,6 +122,16 @@ def check_folder(folder: Path) -> None:
             folder.rmdir()
     except OSError as error:
         raise UsageError(f"Cannot write to the folder {folder}: {error.strerror}.") from error
+
+
+def print_result(
+    value: Mapping[str, Any], as_json: bool, render: Callable[[], RenderableType], *, soft_wrap: bool = False
+) -> None:
+    """The result of a command: as JSON, or as `render` makes it for people."""
+    if as_json:
+        print_json(value)
+    else:
+        stdout().print(render(), soft_wrap=soft_wrap)
 
 
 def print_json(value: Mapping[str, Any]) -> None:
@@ -151,9 +158,8 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def shown(source: Source) -> str:
-    """A model as a person would name it: the embedded family by its names, a GGUF file by its path, hub ids with their
-    revision."""
+def name_of(source: Source) -> str:
+    """A short name of a model: tiny:NAME for the embedded ones, a GGUF file's path, or a hub id with its revision."""
     from kad import tiny
 
     folder = Path(source.model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from kad.cli import evaluation_runs as shared
@@ -16,13 +17,21 @@ EXAMPLES = (
     "kad sweep --rule dual --parameter num_draft_tokens --grid 3,5,7,8,auto --out runs/windows",
 )
 
-RuleToSweep = Annotated[str, Option("The rule whose parameter varies.", "RULE")]
-Parameter = Annotated[
-    str | None,
-    Option("The parameter, or num_draft_tokens for the window of speculation.", "NAME", shown="the rule's first"),
-]
 Grid = Annotated[str, Option("0.1,0.2,0.4 or START:STOP:STEP.", "VALUES")]
-Speculative = Annotated[bool, Option("Decode speculatively.")]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What varies: one parameter of a rule."""
+
+    rule: Annotated[str, Option("The rule whose parameter varies.", "RULE")] = "dual"
+    parameter: Annotated[
+        str | None,
+        Option("The parameter, or num_draft_tokens for the window of speculation.", "NAME", shown="the rule's first"),
+    ] = None
+    speculative: Annotated[bool, Option("Decode speculatively.")] = False
+
+
 DEVELOPMENT = TaskOptions(tasks=("kad_tiny_development",))
 
 
@@ -30,9 +39,7 @@ def command(
     *,
     out: shared.RunFolder,
     grid: Grid,
-    rule: RuleToSweep = "dual",
-    parameter: Parameter = None,
-    speculative: Speculative = False,
+    axis: Axis,
     models: Annotated[ModelOptions, Without("rule", "engine", "engine_options")],
     tasks: TaskOptions = DEVELOPMENT,
     run: RunOptions,
@@ -46,7 +53,7 @@ def command(
     from kad.evaluation.results.tables import build_report
     from kad.evaluation.tuning import make_grid
 
-    points = make_grid(rule, parameter, grid, speculative=speculative)
+    points = make_grid(axis.rule, axis.parameter, grid, speculative=axis.speculative)
     plan = shared.make_plan(models, tasks, run, [point.method for point in points])
     settings = shared.execute(plan, out)
     report = build_report([out], points[0].method.name)

@@ -32,7 +32,6 @@ def command(
         typer.Argument(metavar="[PROMPT]", help="The prompt, or a trace (.json) to show again. - reads the prompt."),
     ] = None,
     *,
-    file: common.PromptFile = None,
     text: Annotated[Path | None, Option("Score the answer in this file instead of generating one.", "FILE")] = None,
     out: Annotated[Path | None, Option("Write a page (.html) or the data (.json).", "FILE", "-o")] = None,
     beside: Annotated[
@@ -46,9 +45,7 @@ def command(
             name="--all",
         ),
     ] = False,
-    system: common.System = None,
-    raw: common.Raw = False,
-    thinking: common.Thinking = None,
+    asking: common.PromptOptions,
     draft_tokens: DraftTokens = None,
     as_json: common.Json = False,
     models: common.ModelOptions,
@@ -70,8 +67,7 @@ def command(
     if stored is not None:
         _deliver(_read(stored), None if beside is None else _read(Path(beside)), out, every_position, as_json)
         return
-    question = common.read_prompt(prompt, file)
-    common.check_raw(raw, system, thinking)
+    question = asking.read(prompt)
     answer = None if text is None else common.read_prompt(None, text)
     other = _stored(beside)
     if beside is not None and other is None:
@@ -82,8 +78,8 @@ def command(
 
     def traced(rule: str | None = None) -> Trace:
         return trace(
-            model, question, answer, system=system, thinking=thinking, raw=raw,
-            sampling=sampling, num_draft_tokens=draft_tokens, rule=rule,
+            model, question, answer, **asking.template, raw=asking.raw, sampling=sampling,
+            num_draft_tokens=draft_tokens, rule=rule,
         )  # fmt: skip
 
     first = traced()

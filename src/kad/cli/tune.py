@@ -11,7 +11,7 @@ from kad.cli import evaluation_runs as shared
 from kad.cli import info, stdio
 from kad.cli.common import Json, ModelOptions
 from kad.cli.flatten import Without
-from kad.cli.sweep import DEVELOPMENT, Grid, Parameter, RuleToSweep, Speculative
+from kad.cli.sweep import DEVELOPMENT, Axis, Grid
 from kad.errors import KadError, UsageError
 from kad.evaluation.run_options import RunOptions, TaskOptions
 from kad.options import Option
@@ -20,7 +20,6 @@ from kad.words import counted
 if TYPE_CHECKING:
     from kad.evaluation.tasks.task import Task
     from kad.evaluation.tuning import Choice
-    from kad.text.prompts import Prompt
 
 EXAMPLES = (
     "kad tune --pair pair/ --rule dual --grid 0.1:0.9:0.1 --tasks kad_gsm8k_development --limit 200 --out runs/tune",
@@ -46,9 +45,7 @@ def command(
     *,
     out: shared.RunFolder,
     grid: Grid,
-    rule: RuleToSweep = "dual",
-    parameter: Parameter = None,
-    speculative: Speculative = False,
+    axis: Axis,
     objective: Objective = "accuracy",
     floor: Floor = None,
     metric: Metric = None,
@@ -79,9 +76,9 @@ def command(
 
     check_objective(objective, floor)
     own_pair = _own_pair(models.pair) if write else None
-    if parameter == WINDOW:
+    if axis.parameter == WINDOW:
         raise UsageError("A pair's rule has no window to write. Use kad sweep for num_draft_tokens.")
-    points = make_grid(rule, parameter, grid, speculative=speculative)
+    points = make_grid(axis.rule, axis.parameter, grid, speculative=axis.speculative)
     few = len(PROMPTS)
     first_rows = load_tasks(
         tasks.tasks, limit=min(few, tasks.limit or few), data_dir=tasks.data_dir, include_path=tasks.include_path
@@ -103,36 +100,32 @@ def command(
     if own_pair is not None:
         write_rule(own_pair, chosen)
         stdio.message(f"wrote {chosen} into {own_pair}")
-    seen = _probe(models, chosen, first_rows, run.engine) if probe else None
+    fit = _probe(models, chosen, first_rows, run.engine) if probe else None
     if as_json:
-        stdio.print_json({**asdict(choice), "rule": chosen, "written": own_pair is not None, "probe": seen})
+        stdio.print_json({**asdict(choice), "rule": chosen, "written": own_pair is not None, "probe": fit})
     else:
         _show(choice)
-        stdio.stdout().print(stdio.facts(info.probe_lines(seen)))
+        stdio.stdout().print(stdio.facts(info.probe_lines(fit)))
 
 
 def _probe(models: ModelOptions, rule: str, tasks: Sequence[Task], engine: str) -> dict[str, Any] | None:
-    """What the pair does on the questions under the chosen rule. None where it cannot be seen; a note says why."""
+    """What the pair does on the questions under the chosen rule. None, after a note, if it cannot be measured."""
+    from kad.figures.probe import PROMPTS
+
     try:
         if engine == "vllm":
             raise UsageError("vLLM gives no logits. Use kad info --probe.")
-        return info.probed(replace(models, rule=rule), _first_questions(tasks), thinking=False)
+        rows = [[question.conversation for question in task.questions(lambda messages: "")] for task in tasks]
+        # One question of each task in turn.
+        turns = [row[turn] for turn in range(max(map(len, rows))) for row in rows if turn < len(row)]
+        return info.probed(replace(models, rule=rule), turns[: len(PROMPTS)], thinking=False)
     except KadError as error:
-        stdio.message(f"note: no probe: {error}")
+        stdio.note(f"no probe: {error}")
         return None
 
 
-def _first_questions(tasks: Sequence[Task]) -> Sequence[Prompt]:
-    """The first questions of some tasks, in turn."""
-    from kad.figures.probe import PROMPTS
-
-    rows = [[question.conversation for question in task.questions(lambda messages: "")] for task in tasks]
-    turns = [row[turn] for turn in range(max(map(len, rows))) for row in rows if turn < len(row)]
-    return turns[: len(PROMPTS)]
-
-
 def _own_pair(pair: str | None) -> Path:
-    """The pair folder that the rule is written into. A wrong one is refused before anything runs."""
+    """The pair folder for the rule. A wrong one is refused before anything runs."""
     if pair is None or pair == "tiny" or not (Path(pair) / "config.json").is_file():
         raise UsageError(
             f"The rule is written into a pair folder of your own, but --pair is {pair or 'tiny'}. "
@@ -142,22 +135,18 @@ def _own_pair(pair: str | None) -> Path:
 
 
 def _show(choice: Choice) -> None:
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table(title=f"{choice.questions} questions, objective {choice.objective}", title_justify="left")
     wins = "chance of being best" if choice.objective == "accuracy" else "chance of being fastest"
-    for heading in ("value", f"accuracy ({choice.metric})", "tok/s", wins, "chance of reaching the floor"):
-        if heading != "chance of reaching the floor" or choice.floor is not None:
-            table.add_column(heading, justify="right")
+    floor = [] if choice.floor is None else ["chance of reaching the floor"]
+    columns = (
+        Column(name, justify="right") for name in ("value", f"accuracy ({choice.metric})", "tok/s", wins, *floor)
+    )
+    table = Table(*columns, title=f"{choice.questions} questions, objective {choice.objective}", title_justify="left")
     for candidate in choice.candidates:
-        cells = [
-            str(candidate.value),
-            f"{100 * candidate.accuracy:.1f} %",
-            f"{candidate.throughput:.1f}",
-            f"{100 * candidate.chance:.0f} %",
-        ]
+        cells = [f"{100 * candidate.accuracy:.1f} %", f"{candidate.throughput:.1f}", f"{100 * candidate.chance:.0f} %"]
         if candidate.meets_floor is not None:
             cells.append(f"{100 * candidate.meets_floor:.0f} %")
-        table.add_row(*cells, style="bold" if candidate == choice.chosen else None)
+        table.add_row(str(candidate.value), *cells, style="bold" if candidate == choice.chosen else None)
     stdio.stdout().print(table)
     stdio.stdout().print(f"{choice.chosen.value} is {choice.reason}.", soft_wrap=True)

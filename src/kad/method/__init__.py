@@ -3,7 +3,7 @@
 To read it takes an hour. Whoever knows speculative decoding needs no other room of kad. In this order:
 
 `distribution.py`
-    Rows of logits, normalized without a look at a value. A row of p may have a rest: probability that no token of q*
+    Rows of logits, normalized without reading a value. A row of p may have a rest: probability that no token of q*
     stands for. Normalizer, heads of long rows and bad rows: tests/test_distribution.py.
 `rules/threshold.py`
     Which tokens of p are kept. Every threshold rule is one closed form, so a rule is five numbers. Each rule against

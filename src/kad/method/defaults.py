@@ -1,4 +1,4 @@
-"""What holds where nobody says: the rule, and how many tokens to draft at a time. Importing it is cheap."""
+"""The default rule, and the default number of tokens to draft at a time. Importing this module is cheap."""
 
 from __future__ import annotations
 

@@ -243,7 +243,7 @@ def _solve_cover(weights: Tensor, need: float, tolerance: float, max_states: int
     kept = torch.zeros(weights.shape, dtype=torch.bool)
     if need <= 0 or not len(order):
         return _Cover(kept, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64))
-    # Rounding may put the whole mass a hair below `need` at b = 0: then everything is kept.
+    # Rounding may put the whole mass slightly below `need` at b = 0: then everything is kept.
     search = _Search(items, min(need, float(items.mass_sum[-1])), tolerance, max_states)
     search.run()
     kept[order[search.best_kept()]] = True

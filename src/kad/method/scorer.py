@@ -1,4 +1,4 @@
-"""What the loop asks of a model: read tokens, answer with logits, forget. An engine gives one scorer for each model."""
+"""The interface between the loop and a model: read tokens, return logits, drop tokens. Each model has one scorer."""
 
 from __future__ import annotations
 

@@ -28,9 +28,9 @@ def make_app(
 
     Args:
         model: the pair, as `kad.load` gives it.
-        name: the name under which it is served, the `model` of requests.
-        options: whom to answer.
-        draft_tokens: how many tokens are drafted at a time where a request does not say; see `kad.generate`.
+        name: its name in requests, the field `model`.
+        options: which clients to answer.
+        draft_tokens: the number of drafts if a request does not say it; see `kad.generate`.
     """
     options = options or Listening()
     desk = Desk(model, options.max_requests or MAX_REQUESTS, draft_tokens)

@@ -31,19 +31,14 @@ from kad.text.streaming import Note
 from kad.tokens.token_bytes import TokenBytes
 
 LOWEST = -9999.0
-"""How OpenAI writes the log-probability of what cannot be."""
+"""How OpenAI writes the log-probability of an impossible token."""
 
 _REASONS = {"stop": "stop", "stop_string": "stop", "length": "length", "context": "length"}
 AnyRequest = ChatRequest | CompletionRequest
 
 
 class Completions:
-    """Answers to requests of the OpenAI API.
-
-    Args:
-        desk: where answers are asked for.
-        name: the name under which the pair is served.
-    """
+    """Answers to requests of the OpenAI API, with the pair's name there."""
 
     def __init__(self, desk: Desk, name: str) -> None:
         self._desk, self._name = desk, name
@@ -63,7 +58,7 @@ class Completions:
             raise Refusal(404, text, "model", "model_not_found")
 
     async def respond(self, request: AnyRequest, http: Request) -> Response:
-        """The answer to a request, whole or as a stream."""
+        """The answer to a request, as one document or as a stream."""
         self.check_name(request.model)
         jobs = await self._desk.with_texts(self._jobs, request)
         form = self._chat if isinstance(request, ChatRequest) else self._text
@@ -120,7 +115,7 @@ class TokenLogprob:
 
 
 def logprob_note(composition: Composition, top: int | None) -> Note | None:
-    """Each token as a `TokenLogprob`, with the `top` most probable tokens. None asks for nothing."""
+    """Each token as a `TokenLogprob`, with the `top` most probable tokens. None for no note."""
     if top is None:
         return None
 
@@ -139,11 +134,10 @@ class Delta:
     """A step of one choice.
 
     Attributes:
-        choice: its number.
         text: more text, possibly none.
-        token: the step's token, if its log-probability was asked for.
+        token: the step's token, if the request needs its log-probability.
         finish_reason: at the end of the choice.
-        kad: the field `kad` of the chunk, if it was asked for.
+        kad: the field `kad` of the chunk, if the request has one.
     """
 
     choice: int
@@ -195,23 +189,22 @@ class Usage:
 
 
 async def _deltas(desk: Desk, jobs: Sequence[AnswerJob], usage: Usage, *, detailed: bool) -> AsyncGenerator[Delta]:
-    """The choices, one after the other. Each waits in the line again, so that others are not kept waiting for all.
+    """The choices, one after the other. Each waits in the line again, so that other requests can come between.
 
     Args:
-        desk: where the answers are asked for.
-        jobs: one a choice.
-        usage: counts what was done.
-        detailed: whether to say all that is known of each token. Else its log-probability, if the job notes it.
+        desk: answers the jobs, one a choice.
+        usage: counts the tokens.
+        detailed: yield the field `kad` of each token. Else its log-probability, if the job notes it.
     """
     with desk.admitted():
         previous: Context | None = None
         for choice, job in enumerate(jobs):
             model = desk.model_of(job)
-            ends, shown = end_tokens(model.generation_config), UntilStop(job.sampling.stop)
+            ends, visible = end_tokens(model.generation_config), UntilStop(job.sampling.stop)
             details = Details(desk, job) if detailed else None
             async with desk.answering(job) as run:
                 async for piece in run:
-                    text = shown.push(piece.text)
+                    text = visible.push(piece.text)
                     if details is not None:
                         yield Delta(choice, text, kad=details.token(piece, run))
                     else:
@@ -228,15 +221,15 @@ async def _deltas(desk: Desk, jobs: Sequence[AnswerJob], usage: Usage, *, detail
             if details is not None:
                 text = decode(model.tokenizer, [*job.begun, *run.answer.token_ids])
                 end = details.end(run.answer, reason, before_stop(text, job.sampling.stop))
-            yield Delta(choice, shown.finish(), finish_reason=_REASONS[reason], kad=end)
+            yield Delta(choice, visible.finish(), finish_reason=_REASONS[reason], kad=end)
 
 
 class Form:
-    """How choices are written. A token is a text there, and the bytes that it stands for.
+    """The JSON of choices. A token is its text there, and its bytes.
 
     Attributes:
-        prefix, kind, chunk_kind: how the id of a document begins, what it is called, and a chunk of it.
-        opening: what a stream says before the first step of a choice.
+        prefix, kind, chunk_kind: the prefix of a document's id, the field `object`, and that of a chunk.
+        opening: the fields of a stream before the first step of a choice.
     """
 
     prefix = kind = chunk_kind = ""
@@ -246,7 +239,7 @@ class Form:
         self._tokenizer, self._known = tokenizer, dict[int, tuple[str, list[int]]]()
 
     def whole(self, text: str, tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
-        """A whole choice."""
+        """A complete choice."""
         return self.step(text, tokens, 0)
 
     def step(self, text: str, tokens: Sequence[TokenLogprob], offset: int) -> dict[str, Any]:
@@ -311,7 +304,7 @@ class TextForm(Form):
 
 
 async def _whole(form: Form, deltas: AsyncGenerator[Delta], count: int) -> list[dict[str, Any]]:
-    """All choices, whole."""
+    """All choices, complete."""
     steps: list[list[Delta]] = [[] for _ in range(count)]
     async for delta in deltas:
         steps[delta.choice].append(delta)
@@ -325,7 +318,7 @@ async def _whole(form: Form, deltas: AsyncGenerator[Delta], count: int) -> list[
 async def _events(
     form: Form, head: dict[str, Any], deltas: AsyncGenerator[Delta], usage: Usage | None
 ) -> AsyncGenerator[bytes]:
-    """The chunks of a stream; the last one has the usage, if it is wanted."""
+    """The chunks of a stream. With `usage`, the last one says it."""
     head = head | {"object": form.chunk_kind}
 
     def chunk(choices: list[dict[str, Any]], **more: Any) -> bytes:

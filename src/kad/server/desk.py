@@ -1,4 +1,4 @@
-"""The desk: one model, one answer at a time, first come, first served. Answers are cancelled when nobody waits.
+"""The desk: one model answers one request at a time, in their order. An answer ends early when its client is gone.
 
 All work on the models is done by one thread, in the order in which it was asked for. The event loop never waits for it.
 """
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 KEPT_ANSWERS = 2
-"""The answers whose caches stay: a conversation, and what is asked beside it (a title, another rule)."""
+"""How many answers keep their caches: a conversation, and a request beside it (a title, another rule)."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,9 @@ class AnswerJob:
 
     Attributes:
         context: what the models read before the answer.
-        composition: how the models are composed.
-        sampling: how tokens are drawn.
         num_draft_tokens: see `kad.generate`.
         masks, note: see `kad.text.streaming.Stream`.
-        begun: the first tokens of the answer, if it goes on from there. The last of them comes as a piece, for its
-            `note`.
+        begun: the first tokens of the answer, if it continues them. The last one comes as a piece, for its `note`.
         alone: whether `Desk.base_alone` answers. The context is in its tokens.
     """
 
@@ -60,11 +57,11 @@ class AnswerJob:
 
 
 class Run:
-    """One answer under way: an asynchronous iterator over its pieces.
+    """An answer in progress: an asynchronous iterator over its pieces.
 
     Attributes:
-        stream: the stream that makes the pieces. It is there from the first piece on.
-        reused_tokens: how many tokens of the prompt were in a kept cache.
+        stream: makes the pieces. It is set before the first piece.
+        reused_tokens: how many tokens of the prompt were in a cache already.
     """
 
     stream: Stream
@@ -98,18 +95,17 @@ class Run:
 
 
 class Desk:
-    """Where answers are asked for.
+    """Takes jobs, and answers them with the pair `model`.
 
     Args:
-        model: the pair.
-        most_requests: how many requests may be in the line, the one that is answered included.
-        draft_tokens: how many tokens are drafted at a time where a job does not say; see `kad.generate`.
+        most_requests: how many requests may be in the line, with the one that is answered.
+        draft_tokens: the number of drafts if a job does not say it; see `kad.generate`.
     """
 
     def __init__(self, model: Loaded, most_requests: int = 64, draft_tokens: int | str | None = None) -> None:
         self.model, self.most_requests, self._draft_tokens = pair_of(model), most_requests, draft_tokens
         self.requests = 0
-        self._kept = WarmScorers(KEPT_ANSWERS)
+        self._warm = WarmScorers(KEPT_ANSWERS)
         self._models = ThreadPoolExecutor(1, "kad-models")
         self._texts = ThreadPoolExecutor(1, "kad-texts")
         self._closed = False
@@ -126,11 +122,7 @@ class Desk:
 
     @contextmanager
     def admitted(self) -> Iterator[None]:
-        """A place in the line for one request, which may ask for several answers, one after the other.
-
-        Raises:
-            Busy: there is no place left.
-        """
+        """A place in the line for one request with all its answers. Raises Busy if there is none left."""
         if self.requests >= self.most_requests:
             raise Busy
         self.requests += 1
@@ -151,7 +143,7 @@ class Desk:
             future.cancel()
 
     async def with_texts(self, work: Callable[..., Result], *arguments: Any) -> Result:
-        """Work without the models that may take a while: tokens of a long prompt, a grammar."""
+        """The result of slow work that needs no model: the tokens of a long prompt, a grammar."""
         return await asyncio.get_running_loop().run_in_executor(self._texts, partial(work, *arguments))
 
     def close(self) -> None:
@@ -165,8 +157,8 @@ class Desk:
         try:
             if job.num_draft_tokens is None:
                 job = replace(job, num_draft_tokens=self._draft_tokens)
-            kept = WarmScorers() if job.alone else self._kept
-            run.stream = stream = _KeptStream(self.model_of(job), job, kept)
+            warm = WarmScorers() if job.alone else self._warm
+            run.stream = stream = _WarmStream(self.model_of(job), job, warm)
             run.reused_tokens = stream.reused_tokens
             if stream.last_begun is not None:
                 run.put(stream.last_begun)
@@ -175,12 +167,12 @@ class Desk:
                 if run.given_up or self._closed:
                     stream.stop()
             run.put(None)
-        except BaseException as error:  # noqa: BLE001  (whatever it is, it belongs to the request)
+        except BaseException as error:  # noqa: BLE001  (any error is an answer to the request)
             run.put(error)
 
 
-class _KeptStream(Stream):
-    """A stream that takes kept scorers, and gives its own back.
+class _WarmStream(Stream):
+    """A stream that takes warm scorers, and gives its own back.
 
     Attributes:
         reused_tokens: how many tokens the models had read before.
@@ -190,8 +182,8 @@ class _KeptStream(Stream):
     reused_tokens = 0
     last_begun: Piece | None = None
 
-    def __init__(self, model: Pair, job: AnswerJob, kept: WarmScorers) -> None:
-        self._model, self._job, self._kept = model, job, kept
+    def __init__(self, model: Pair, job: AnswerJob, warm: WarmScorers) -> None:
+        self._model, self._job, self._warm = model, job, warm
         super().__init__(
             model, job.context, job.composition, job.sampling, job.num_draft_tokens, origins=False,
             masks=job.masks, begun=job.begun, note=job.note, take_scorers=self._take,
@@ -200,12 +192,12 @@ class _KeptStream(Stream):
             self.stop()
 
     def ended(self) -> None:
-        self._kept.keep(self.loop)
+        self._warm.keep(self.loop)
 
     def _take(self, context: Context) -> dict[str, Scorer]:
         roles = self._model.roles_of(self._job.composition)
-        # A base model with a prompt of its own reads what has begun anew: what it never keeps depends on it.
-        scorers = self._kept.take(replace(context, ids=[*context.ids, *self.begun]), roles)
+        # A base model with its own prompt reads the begun tokens again: the tokens it never keeps depend on them.
+        scorers = self._warm.take(replace(context, ids=[*context.ids, *self.begun]), roles)
         self.reused_tokens = min((scorer.processed for scorer in scorers.values()), default=0)
         if self.begun and self._job.note is not None:
             scorers = scorers or self._model.scorers(roles, rollback=self.drafting.speculates)

@@ -1,4 +1,4 @@
-"""The field `kad`: what only kad knows of a pair, and of every token of an answer. The playground is made of it.
+"""The field `kad`: what only kad knows of a pair, and of every token of an answer. The playground's page shows it.
 
 In the list of models it describes the pair. In the chunks of a stream it is there if the request has a field `kad`
 (`kad.server.fields.KadField`). Put together, the chunks are a trace (`kad.tracing.schema`). A base model alone with a
@@ -14,11 +14,10 @@ from typing import Any
 
 import torch
 
-import kad
 from kad.method.composition import Composition, in_order
 from kad.method.distribution import Rows
 from kad.method.rules import registry
-from kad.method.rules.describe import describe, family
+from kad.method.rules.describe import describe
 from kad.server.desk import AnswerJob, Desk, Run
 from kad.text.answer import Answer, Piece
 from kad.text.prompts import Detokenizer, decode
@@ -26,7 +25,7 @@ from kad.text.streaming import Note
 from kad.tracing.ask import how_generated
 from kad.tracing.positions import Position
 from kad.tracing.schema import SCHEMA
-from kad.tracing.tracer import HEAD, mentioned, origins, own_prompt, record, with_event
+from kad.tracing.tracer import HEAD, head_of, mentioned, origins, record, with_event
 
 
 def facts_of(desk: Desk) -> dict[str, Any]:
@@ -74,12 +73,7 @@ def position_note(composition: Composition) -> Note:
 
 
 class Details:
-    """What is known of one answer, said with its tokens as they come.
-
-    Args:
-        desk: where it is asked for.
-        job: the answer. Its note is `position_note`.
-    """
+    """The fields `kad` of one answer. The job's note is `position_note`."""
 
     def __init__(self, desk: Desk, job: AnswerJob) -> None:
         self._desk, self._job, self._model = desk, job, desk.model_of(job)
@@ -122,19 +116,11 @@ class Details:
         return {"text": text, "generation": generation, "tokens_per_second": answer.tokens_per_second}
 
     def _trace(self, answer: Answer) -> dict[str, Any]:
-        rule, names = self._job.composition.rule, origins(self._desk.model, self._job.composition)
-        return {
-            "schema": SCHEMA,
-            "rule": rule.to_dict(),
-            "rule_text": str(rule),
-            "family": family(type(rule)),
-            "models": {"base": names["base"]} if self._job.alone else names,
-            "generation": how_generated(answer),
-            "deferral_temperature": self._job.composition.deferral_temperature,
-            "prompt": decode(self._model.tokenizer, self._job.context.ids, special=True),
-            "base_prompt": own_prompt(self._model, self._job.context),
-            "kad_version": kad.__version__,
-        }
+        job, prompt = self._job, decode(self._model.tokenizer, self._job.context.ids, special=True)
+        head = head_of(self._model, job.composition, job.context, how_generated(answer))
+        names = origins(self._desk.model, job.composition)
+        models = {"base": names["base"]} if job.alone else names
+        return {"schema": SCHEMA, **head, "models": models, "prompt": prompt}
 
 
 def _of_one_model(position: Position) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Answers that wait for the models: as one document, or as server-sent events. Both end when the client goes away."""
+"""Answers as one document or as server-sent events. The work on them ends when the client closes the connection."""
 
 from __future__ import annotations
 
@@ -17,11 +17,7 @@ Result = TypeVar("Result")
 
 
 async def unless_gone(receive: Receive, work: Awaitable[Result]) -> Result:
-    """The result of some work, which is cancelled when the client goes away.
-
-    Raises:
-        ClientGone: it did.
-    """
+    """The result of some work. If the client closes the connection, it is cancelled, and ClientGone is raised."""
     task = asyncio.ensure_future(work)
     watch = asyncio.ensure_future(_gone(receive))
     try:
@@ -54,7 +50,7 @@ class EventStream(Response):
 
     Args:
         first: the first event.
-        rest: the others. It is closed when the client goes away.
+        rest: the others. It is closed when the client closes the connection.
     """
 
     media_type = "text/event-stream"

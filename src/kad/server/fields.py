@@ -1,7 +1,4 @@
-"""Requests of the OpenAI API, as far as they mean something here, and the jobs that they become.
-
-Anything else is refused by its name.
-"""
+"""The fields of requests that this server knows, and what they mean for `kad`. It refuses all others by name."""
 
 from __future__ import annotations
 
@@ -27,7 +24,7 @@ MOST_CHOICES = 128
 MOST_BIASES = 1024
 LONGEST_RULE = 256
 LONGEST_PROMPT = 1 << 16
-# Fields that are not supported, and the values by which a client says that it does without.
+# Fields that are not supported, and the values that turn them off.
 NOT_DONE: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("tool_choice", "function_call"), ("none", "auto")),
     "modalities": (["text"],),
@@ -38,8 +35,8 @@ NOT_DONE: dict[str, tuple[Any, ...]] = {
 }
 _NO_CALLS = "its answers call no functions; describe them in a message, or ask for JSON with 'response_format'"
 _REASONS = dict.fromkeys(("tool_choice", "function_call"), _NO_CALLS)
-# Fields that say nothing about the text. That functions are there does not mean that one must be called.
-PASSED_OVER = (
+# Fields that do not change the text. A model may ignore the functions in a request.
+IGNORED = (
     "tools", "functions", "parallel_tool_calls",
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
 )  # fmt: skip
@@ -52,7 +49,7 @@ Token = Annotated[int, Field(ge=0, lt=1 << 31)]
 Tokens = Annotated[list[Token], Field(min_length=1, max_length=MOST_TOKENS)]
 Drafts = Annotated[int, Field(ge=0, le=MAX_DRAFT_TOKENS)] | Literal["auto"]
 Text = Annotated[str, Field(min_length=1)]
-# Whatever its bound, a bounded text is none with half a surrogate pair, which no tokenizer reads.
+# pydantic refuses half a surrogate pair, which no tokenizer reads, only in texts with a bound. So there is one.
 AnyText = Annotated[str, Field(min_length=0)]
 Count = Annotated[int, Field(ge=1, le=MOST_TOKENS)]
 Penalty = Annotated[Number, Field(ge=-2, le=2)]
@@ -60,7 +57,7 @@ Biases = Annotated[dict[Token, Annotated[Number, Field(ge=-100, le=100)]], Field
 
 
 class Fields(BaseModel):
-    """Fields of a request. An unknown one is an error, as at OpenAI: a mistyped `rule` must not be passed over."""
+    """Fields of a request. An unknown one is an error, as at OpenAI: a mistyped `rule` must not be ignored."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -177,13 +174,13 @@ class Generation(Fields):
     @model_validator(mode="before")
     @classmethod
     def _what_is_not_done(cls, body: Any) -> Any:
-        """Drop what says nothing about the text. Refuse what is not done here, unless it is off."""
+        """Drop fields that do not change the text. Refuse unsupported fields, unless they are off."""
         if not isinstance(body, dict):
             return body
         for name, off in NOT_DONE.items():
             if body.get(name) is not None and body[name] not in off:
                 raise ValueError(f"{name!r} is not supported by this server: {_REASONS.get(name, 'leave it out')}")
-        return {name: value for name, value in body.items() if name not in NOT_DONE and name not in PASSED_OVER}
+        return {name: value for name, value in body.items() if name not in NOT_DONE and name not in IGNORED}
 
     @field_validator("base_prompt")
     @classmethod
@@ -211,7 +208,7 @@ class Generation(Fields):
 
     @property
     def top(self) -> int | None:
-        """How many most probable tokens are wanted; None if no log-probability is."""
+        """How many most probable tokens to return. None for no log-probabilities at all."""
         return None
 
     @property
@@ -235,20 +232,11 @@ class Generation(Fields):
         return self.max_tokens
 
     def contexts(self, model: Pair) -> list[Context]:
-        """What the models read before the answer, for each prompt.
-
-        Raises:
-            Refusal: a token id that is none of the pair's.
-            UsageError: a prompt or a base prompt that this pair cannot take.
-        """
+        """What the models read before the answer, for each prompt."""
         raise NotImplementedError
 
     def composition(self, model: Pair) -> Composition:
-        """The composition that is asked for.
-
-        Raises:
-            RuleError: a bad rule, or one that this pair cannot carry out.
-        """
+        """The composition under the rule of the request."""
         rule = self.rule if self.kad is None else ALONE.get(self.kad.of, self.rule)
         return model.composed_by(rule, self.deferral_temperature)
 
@@ -340,11 +328,7 @@ class CompletionRequest(Generation):
 
 
 def checked_ids(model: Pair, token_ids: Sequence[int], name: str) -> list[int]:
-    """Token ids from a request.
-
-    Raises:
-        Refusal: an id that is no token of the pair's.
-    """
+    """Token ids from a request. Raises Refusal if one is no token of the pair's."""
     size = len(model.tokenizer)
     wrong = next((token for token in token_ids if token >= size), None)
     if wrong is not None:

@@ -1,4 +1,4 @@
-"""Who may use the server, and how large a request may be: checked before anything else looks at a request.
+"""Who may use the server, and how large a request may be. This is checked before anything else reads a request.
 
 A page of another origin could otherwise use a server on the reader's own machine: browsers let any page send requests
 to localhost, and a name that its owner points to 127.0.0.1 makes even the answers readable. So the `Host` must be one
@@ -21,7 +21,7 @@ from kad.server.refusals import Refusal
 
 _SECONDS_TO_SEND = 30.0
 _SECONDS_TO_READ = 60.0
-# What needs no key: the page, which holds nothing of anybody's, and whether the server runs.
+# The page (it holds no user's data) and /health need no key.
 _KEYED = ("/v1/",)
 
 
@@ -77,8 +77,8 @@ class Guard:
     async def _body(self, headers: Headers, receive: Receive) -> bytes:
         """The whole body, if it is not too large and comes in time."""
         too_large = Refusal(413, f"The request is larger than {self.most_bytes:,} bytes.", code="too_large")
-        said = headers.get("content-length", "0")
-        if said.isdigit() and int(said) > self.most_bytes:
+        announced = headers.get("content-length", "0")
+        if announced.isdigit() and int(announced) > self.most_bytes:
             raise too_large
         parts, length = [], 0
         try:
@@ -98,7 +98,7 @@ class Guard:
 
 
 class _Replay:
-    """Gives a body that has been read once more; then what the client does next."""
+    """A `receive` that returns a body again that was read already, and then passes on what the client sends."""
 
     def __init__(self, body: bytes, receive: Receive) -> None:
         self._body: bytes | None = body
@@ -131,5 +131,5 @@ def _name(host: str) -> str:
 
 def _equal(header: str, key: str) -> bool:
     kind, _, sent = header.partition(" ")
-    # A header is read as Latin-1, whatever its bytes mean.
+    # Starlette decodes every header as Latin-1.
     return kind.lower() == "bearer" and hmac.compare_digest(sent.strip().encode("latin-1"), key.encode())

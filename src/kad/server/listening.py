@@ -1,4 +1,4 @@
-"""Where a server listens and whom it answers: the options of `kad serve` and `kad playground`. Cheap to import."""
+"""Where a server listens and which clients it answers: options of `kad serve` and `kad playground`. Cheap to import."""
 
 from __future__ import annotations
 
@@ -23,11 +23,7 @@ _KEY_VARIABLE = "KAD_API_KEY"
 
 @dataclass(frozen=True)
 class Listening:
-    """Where a server listens, and whom it answers.
-
-    Raises:
-        UsageError: a value out of its range.
-    """
+    """Where a server listens, and which clients it answers."""
 
     PANEL: ClassVar[str] = "Server"
 
@@ -85,7 +81,7 @@ def check_installed() -> None:
 
 
 def listen(options: Listening) -> socket.socket:
-    """A socket at the address, before models are loaded. Who connects early waits until they are.
+    """A socket at the address, before the models are loaded: clients that connect early wait.
 
     Raises:
         UsageError: nothing can listen there.
@@ -114,11 +110,8 @@ def server_of(app: ASGIApp) -> uvicorn.Server:
     """What runs an application: `server_of(app).run(sockets=[listening])`, until Ctrl-C."""
     import uvicorn
 
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        timeout_graceful_shutdown=_SECONDS_TO_END,
-        server_header=False,
-        lifespan="on",
+    return uvicorn.Server(
+        uvicorn.Config(
+            app, log_level="warning", timeout_graceful_shutdown=_SECONDS_TO_END, server_header=False, lifespan="on"
+        )
     )
-    return uvicorn.Server(config)

@@ -1,7 +1,7 @@
 """Masks on log pi: penalties and biases of the OpenAI API, and JSON schemas. Functions of the answer's tokens so far.
 
-They act on log pi before temperature, top-k and the rest. So what is drawn is pi, changed or conditioned at each token
-as the request says, whatever was drafted: drafts go through the same masks. Speculation stays exact, with any engine.
+They act on log pi before temperature, top-k and the rest. So tokens are drawn from pi, changed or conditioned as the
+request says. Drafts go through the same masks, so speculation stays exact, with any engine.
 """
 
 from __future__ import annotations
@@ -53,12 +53,7 @@ class Penalties:
 
 
 class Grammars:
-    """Makes grammars for one tokenizer: at every position, only tokens that can still become JSON of a schema.
-
-    Args:
-        tokenizer: the tokenizer of the aligned model.
-        ends: the tokens that end a text.
-    """
+    """Makes grammars for the tokenizer of the aligned model. `ends` are the tokens that end a text."""
 
     def __init__(self, tokenizer: Any, ends: Sequence[int]) -> None:
         self._tokenizer, self._ends = tokenizer, list(ends)
@@ -70,7 +65,7 @@ class Grammars:
             UsageError: a schema that cannot be followed exactly.
             MissingExtraError: llguidance is not installed.
         """
-        matcher_of = self._matcher_of
+        matcher_of = self._matcher_of  # checks that llguidance is installed
         from llguidance import LLMatcher
 
         try:
@@ -97,7 +92,7 @@ class Grammars:
 
 
 class Grammar:
-    """What may follow any prefix of a text, asked in any order.
+    """The tokens that may follow a prefix of a text, for prefixes in any order.
 
     Speculative decoding asks for the scores after drafts, and then after other tokens. The matcher goes back to what
     two prefixes share.
@@ -119,10 +114,8 @@ class Grammar:
         """(size,), whether a token may follow."""
         if not self._ends.isdisjoint(text):  # nothing that follows an end is ever emitted
             return torch.ones(size, dtype=torch.bool)
-        shared = next(
-            (place for place, (a, b) in enumerate(zip(self._read, text, strict=False)) if a != b),
-            min(len(self._read), len(text)),
-        )
+        pairs = enumerate(zip(self._read, text, strict=False))
+        shared = next((place for place, (a, b) in pairs if a != b), min(len(self._read), len(text)))
         self._matcher.rollback(len(self._read) - shared)
         self._matcher.consume_tokens(text[shared:])
         self._read = text

@@ -43,9 +43,9 @@ class Playground:
     """The server as an ASGI application that shows its page at once. Other requests wait until the models are loaded.
 
     Args:
-        make: loads the models and makes the application (`kad.server.app.make_app`). Runs in a thread of its own.
+        make: loads the models and makes the application (`kad.server.app.make_app`). Runs in its own thread.
         failed: called with the error if `make` fails.
-        options: whom to answer.
+        options: which clients to answer.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Playground:
             with suppress(RuntimeError):  # the server has ended meanwhile
                 loop.call_soon_threadsafe(settle)
 
-        # Whoever ends the server does not wait for a model of many gigabytes: such a thread ends with the process.
+        # A daemon thread ends with the process, so Ctrl-C does not wait until a large model is loaded.
         threading.Thread(target=work, daemon=True).start()
         app = await loaded
         await inside.enter_async_context(app.router.lifespan_context(app))
@@ -98,15 +98,7 @@ class Playground:
 
 
 def run(make: Callable[[], FastAPI], listening: socket.socket, options: Listening) -> None:
-    """Serve a playground until it is interrupted.
-
-    Args:
-        make, options: see `Playground`.
-        listening: where to listen; see `kad.server.listening.listen`.
-
-    Raises:
-        Exception: whatever `make` raised.
-    """
+    """Serve a playground at a socket until Ctrl-C; see `Playground`. Raises what `make` raised."""
     failures: list[BaseException] = []
 
     def failed(error: BaseException) -> None:

@@ -23,12 +23,12 @@ class ClientGone(Exception):
 
 @dataclass
 class Refusal(Exception):
-    """A request that is not carried out.
+    """A request that is refused.
 
     Attributes:
         status: the HTTP status.
-        message: what was given, what is allowed, what to do.
-        param: the field of the request that is meant.
+        message: what the request has, what is allowed, what to do.
+        param: the field of the request that is wrong.
         code: a word for programs.
     """
 
@@ -49,7 +49,7 @@ class Refusal(Exception):
 
 
 def refusal_of(error: BaseException) -> Refusal:
-    """What a client is told about an error."""
+    """The refusal for an error."""
     if isinstance(error, Refusal):
         return error
     if isinstance(error, Busy):
@@ -86,7 +86,7 @@ def _is_arm(part: int | str) -> bool:
 
 
 def install(app: FastAPI) -> None:
-    """Let an application answer every error in this form."""
+    """Make an application answer every error in this form."""
 
     async def answer(request: Request, error: Exception) -> JSONResponse:
         return refusal_of(error).response()

@@ -1,4 +1,4 @@
-"""The embedded tiny family: four real models and the world of problems they were trained on.
+"""The embedded tiny family: four real models, and the problems that they were trained on.
 
 Importing this package is light: torch and Transformers are loaded when a model is asked for.
 """

@@ -1,4 +1,4 @@
-"""Answering many problems at once, with any causal language model: a single one or a composed one."""
+"""Answers many problems at once, with a composed model or a single one."""
 
 from __future__ import annotations
 
@@ -49,11 +49,8 @@ def attempt(
     Args:
         model: a pair under the composition in force. One model is a pair, too: `Pair.one`.
         tokenizer: of the aligned model.
-        problems: answered in batches of `batch_size`.
         sampled: draw tokens at temperature 1 instead of taking the most probable one.
-        seed: of sampled answers.
         batch_size: how many problems are answered at once.
-        system: the system message.
         progress: called with the number of problems done after each batch.
     """
     ends = [tokenizer.eos_token_id, tokenizer.pad_token_id]
@@ -69,6 +66,6 @@ def attempt(
         progress=progress,
     )
     return [
-        Attempt(problem, found.prompt_ids, [token for token in found.token_ids if token not in ends], found.text)
-        for problem, found in zip(problems, answers, strict=True)
+        Attempt(problem, answer.prompt_ids, [token for token in answer.token_ids if token not in ends], answer.text)
+        for problem, answer in zip(problems, answers, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""The words of the tiny family's problems: names, things, and the phrases a step is told with."""
+"""The words of the tiny family's problems: names, things, and a few phrases for each operation."""
 
 from __future__ import annotations
 

@@ -123,8 +123,8 @@ class Problem:
 
 def boxed(text: str) -> str | None:
     """The content of the last `\\boxed{...}` in `text`, or None."""
-    found = re.findall(r"\\boxed\{([^{}]*)\}", text)
-    return found[-1].strip() if found else None
+    boxes = re.findall(r"\\boxed\{([^{}]*)\}", text)
+    return boxes[-1].strip() if boxes else None
 
 
 def chain(equations: tuple[Equation, ...]) -> str:
@@ -172,19 +172,14 @@ def stream_problems(split: Split, rng: random.Random) -> Iterator[Problem]:
 def draw_equations(rng: random.Random) -> tuple[Equation, ...]:
     """One to four equations, each starting from the result of the one before."""
     steps = rng.choices((1, 2, 3, 4), weights=(20, 35, 30, 15))[0]
-    value = draw_start(rng)
+    # The first number: 2 to 99, or 100 to 250 in 8 % of the cases.
+    low, high = rng.choices(((2, 40), (2, 99), (100, 250)), weights=(50, 42, 8))[0]
+    value = rng.randint(low, high)
     equations: list[Equation] = []
     while len(equations) < steps:
-        equation = draw_step(value, rng)
-        equations.append(equation)
-        value = equation.result
+        equations.append(draw_step(value, rng))
+        value = equations[-1].result
     return tuple(equations)
-
-
-def draw_start(rng: random.Random) -> int:
-    """The first number of a problem: 2 to 99, or 100 to 250 in 8 % of the cases."""
-    low, high = rng.choices(((2, 40), (2, 99), (100, 250)), weights=(50, 42, 8))[0]
-    return rng.randint(low, high)
 
 
 def draw_step(value: int, rng: random.Random) -> Equation:

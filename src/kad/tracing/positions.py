@@ -1,4 +1,4 @@
-"""Positions: the emitted token, what was decided there, and the distributions behind it, as plain values."""
+"""Positions of a trace: the emitted token, the decision, and the distributions behind it, as plain values."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Position:
             bonus position that p gave up; its token is by definition a draw from q*, so nothing verifies it. None
             without speculation.
         rejected_draft: the draft that was rejected, if one was.
-        dropped_drafts: the drafts after it in its window, which fall with it.
+        dropped_drafts: the drafts after it in its window, which are dropped too.
         rank: 1 if no token is more probable under p, 2 if one is, and so on. None if `nobody` could change it.
         entropy: of p, in nats.
         divergence: KL(p || q*) in nats. None if it is infinite.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from kad.tracing import palette
@@ -25,7 +26,8 @@ def render(
 ) -> RenderableType:
     """A trace for `rich.print`. By default it lists only the positions where p's first choice was another token."""
     listed = [item for item in enumerate(positions, 1) if every_position or overruled(item[1])]
-    parts: list[RenderableType] = [_headline(rule_text, positions), Padding(colored_text(positions), (1, 0))]
+    answer = colored((position.text, position.base_share) for position in positions)
+    parts: list[RenderableType] = [_headline(rule_text, positions), Padding(answer, (1, 0))]
     parts += [_bars("α deferred  ", [position.deferred_mass for position in positions])]
     parts += [_bars("β acceptance", [position.acceptance for position in positions])]
     if listed:
@@ -43,12 +45,9 @@ def overruled(position: Position) -> bool:
     return _best(position, "p").token != position.token
 
 
-def colored_text(positions: Sequence[Position]) -> Text:
-    """The answer, each token between the base model's blue and the aligned model's orange."""
-    text = Text()
-    for position in positions:
-        text.append(position.text, palette.style(position.base_share))
-    return text
+def colored(pieces: Iterable[tuple[str, float | None]]) -> Text:
+    """A text, given as pieces with the share of the base model, each between that model's blue and orange."""
+    return Text.assemble(*((piece, palette.style(share)) for piece, share in pieces))
 
 
 def visible(text: str) -> str:
@@ -75,10 +74,8 @@ def _bars(name: str, values: Sequence[float | None]) -> Text:
         return Text(f"{name} – (a product of models defers nothing)", "dim")
     present = [value for value in values if value is not None]
     bins = min(_WIDTH, len(present))
-    means = []
-    for index in range(bins):
-        part = present[index * len(present) // bins : (index + 1) * len(present) // bins]
-        means.append(sum(part) / len(part))
+    ends = [index * len(present) // bins for index in range(bins + 1)]
+    means = [sum(present[start:end]) / (end - start) for start, end in pairwise(ends)]
     bars = "".join(_BARS[round(min(max(mean, 0.0), 1.0) * (len(_BARS) - 1))] for mean in means)
     return Text.assemble((f"{name} ", "dim"), bars)
 
@@ -90,22 +87,18 @@ def _table(
     every_position: bool,
 ) -> Table:
     title = None if every_position else f"{counted(len(listed), 'token')} other than p's first choice"
-    table = Table(
-        title=title, title_justify="left", title_style="bold", header_style="dim", box=None, padding=(0, 1, 0, 0)
-    )
-    table.add_column("#", justify="right", no_wrap=True, min_width=len(str(len(positions))))
-    table.add_column("token", no_wrap=True, max_width=14)
-    for name in ("base", "p", "q*", "π", "α"):
-        table.add_column(name, justify="right", no_wrap=True, min_width=4)
-    # A threshold that is the same everywhere already stands in the rule.
+    # If the threshold is the same everywhere, the rule's name already says it.
     varies = len({position.tau for position in positions}) > 1
-    if varies:
-        table.add_column("τ", justify="right", no_wrap=True, min_width=4)
-    for name in ("p's first", "q*'s first"):
-        table.add_column(name, no_wrap=True, max_width=14)
     speculated = any(position.event for position in positions)
-    if speculated:
-        table.add_column("draft", no_wrap=True, min_width=8)
+    numbers = ("base", "p", "q*", "π", "α", *(["τ"] if varies else []))
+    table = Table(
+        Column("#", justify="right", no_wrap=True, min_width=len(str(len(positions)))),
+        Column("token", no_wrap=True, max_width=14),
+        *(Column(name, justify="right", no_wrap=True, min_width=4) for name in numbers),
+        *(Column(name, no_wrap=True, max_width=14) for name in ("p's first", "q*'s first")),
+        *([Column("draft", no_wrap=True, min_width=8)] if speculated else []),
+        title=title, title_justify="left", title_style="bold", header_style="dim", box=None, padding=(0, 1, 0, 0),
+    )  # fmt: skip
     for number, position in listed:
         tau = [_tau(position.tau)] if varies else []
         event = [_event(words, position)] if speculated else []
@@ -127,13 +120,8 @@ def _numbers(words: Mapping[int, str], number: int, position: Position) -> list[
 
 def _firsts(words: Mapping[int, str], position: Position) -> list[Text]:
     of_p, of_aligned = (_best(position, model) for model in ("p", "p_aligned"))
-    return [
-        Text(f"{mass} {words[row.token]}")
-        for row, mass in (
-            (of_p, _bounded(of_p.p, position)),
-            (of_aligned, _probability(of_aligned.p_aligned)),
-        )
-    ]
+    masses = _bounded(of_p.p, position), _probability(of_aligned.p_aligned)
+    return [Text(f"{mass} {words[row.token]}") for mass, row in zip(masses, (of_p, of_aligned), strict=True)]
 
 
 def _is_bounded(position: Position) -> bool:

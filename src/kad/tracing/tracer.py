@@ -1,5 +1,4 @@
-"""Making traces: score an answer with the models of a pair, one forward pass over it each, and write down what the
-rule did at every position."""
+"""Makes traces: each model of a pair reads the answer once, and the trace says what the rule did at every position."""
 
 from __future__ import annotations
 
@@ -49,12 +48,10 @@ def trace_tokens(
     The probabilities are those of the composed model's log pi itself: temperature and warpers act after it.
 
     Args:
-        model: the composed model.
         tokenizer: of the aligned model.
-        prompt: what stands before the answer.
-        output_ids: the tokens of the answer.
+        prompt: the context of the answer, or its token ids.
         events: the pieces of the answer, if they say what speculation did at each token.
-        generation: how the answer was made, for the record.
+        generation: the field of that name.
 
     Raises:
         UsageError: an empty prompt or answer, or events of another length.
@@ -65,25 +62,29 @@ def trace_tokens(
         raise UsageError("A trace needs at least one token before the answer and one in it.")
     if events and len(events) != len(output_ids):
         raise UsageError(f"{len(events)} events for {len(output_ids)} tokens: give one a token, or none.")
-    rule = pair.rule
     positions = list(_positions(pair, context, output_ids))
     texts = pieces(tokenizer, output_ids, context.ids, special=True)
     positions = [replace(position, text=text) for position, text in zip(positions, texts, strict=True)]
     if events:
         positions = [with_event(position, piece) for position, piece in zip(positions, events, strict=True)]
-    return Trace(
-        rule=rule.to_dict(),
-        rule_text=str(rule),
-        family=family(type(rule)),
-        models=origins(pair, pair.composition),
-        generation=generation or {"source": "given"},
-        deferral_temperature=pair.composition.deferral_temperature,
-        prompt=tokenizer.decode(context.ids),
-        vocabulary={token: tokenizer.decode([token]) for token in sorted(mentioned(positions))},
-        base_prompt=own_prompt(pair, context),
-        positions=tuple(positions),
-        kad_version=kad.__version__,
-    )
+    vocabulary = {token: tokenizer.decode([token]) for token in sorted(mentioned(positions))}
+    head = head_of(pair, pair.composition, context, generation or {"source": "given"})
+    return Trace(**head, prompt=tokenizer.decode(context.ids), vocabulary=vocabulary, positions=tuple(positions))
+
+
+def head_of(pair: Pair, composition: Composition, context: Context, generation: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a trace but its prompt, its vocabulary and its positions."""
+    rule = composition.rule
+    return {
+        "rule": rule.to_dict(),
+        "rule_text": str(rule),
+        "family": family(type(rule)),
+        "models": origins(pair, composition),
+        "generation": generation,
+        "deferral_temperature": composition.deferral_temperature,
+        "base_prompt": _own_prompt(pair, context),
+        "kad_version": kad.__version__,
+    }
 
 
 def record(
@@ -115,8 +116,8 @@ def record(
     nobody = torch.zeros(len(tokens)) if base.log_rest is None else base.log_rest.exp().squeeze(-1)
     positions = []
     for row, token in enumerate(tokens.tolist()):
-        kept = float(keep[row, token]) if keep is not None else None
-        origin = _shares(p[row, token], q[row, token], kept, alpha[row] if alpha is not None else None)
+        k = float(keep[row, token]) if keep is not None else None
+        base_share = _base_share(p[row, token], q[row, token], k, alpha[row] if alpha is not None else None)
         candidates, floor = _candidates(p[row], q[row], pi[row])
         positions.append(
             Position(
@@ -125,9 +126,9 @@ def record(
                 p=_short(p[row, token]),
                 p_aligned=_short(q[row, token]),
                 pi=_short(pi[row, token]),
-                base_share=origin,
-                aligned_share=None if origin is None else 1 - origin,
-                kept=kept,
+                base_share=base_share,
+                aligned_share=None if base_share is None else 1 - base_share,
+                kept=k,
                 deferred_mass=None if alpha is None else _short(alpha[row]),
                 tau=None if log_tau is None else min(_short(log_tau[row].exp()), NOTHING_KEPT),
                 acceptance=_short(acceptance[row]),
@@ -149,12 +150,12 @@ def _positions(pair: Pair, context: Context, output_ids: Sequence[int]) -> Itera
         yield from record(pair.composition, chunk.tokens.cpu(), *in_order(rows))
 
 
-def _shares(p: Tensor, q: Tensor, kept: float | None, alpha: Tensor | None) -> float | None:
+def _base_share(p: Tensor, q: Tensor, k: float | None, alpha: Tensor | None) -> float | None:
     """The part of pi_v that came from p; a token that pi excludes counts as deferred."""
-    if kept is None or alpha is None:
+    if k is None or alpha is None:
         return None
-    total = float(kept * p + alpha * q)
-    return _short(kept * p / total) if total > 0 else 0.0
+    total = float(k * p + alpha * q)
+    return _short(k * p / total) if total > 0 else 0.0
 
 
 def _rank(p: Tensor, token: int, nobody: Tensor) -> int | None:
@@ -200,7 +201,7 @@ def mentioned(positions: Sequence[Position]) -> set[int]:
     return rows | {token for token in own if token is not None}
 
 
-def own_prompt(pair: Pair, context: Context) -> str | None:
+def _own_prompt(pair: Pair, context: Context) -> str | None:
     """The base model's own prompt, in the words of its own tokenizer if it has one. None if it has no such prompt."""
     if context.base_ids is None:
         return None

@@ -40,7 +40,7 @@ class SkippedPlugin:
 
 
 class Plugins:
-    """The rules of other packages: found in the installed packages and registered, once.
+    """Registers the rules of the installed packages, once.
 
     Args:
         rules: the registry, name -> class. A plugin that fails does not change it.

@@ -38,7 +38,7 @@ class Origin:
             instead. "bonus": the token after a window of accepted drafts. "deferred": the same, drawn from q* without
             verification. None if nothing was drafted.
         rejected_draft: the rejected draft.
-        dropped_drafts: the drafts after it, which fall with it.
+        dropped_drafts: the drafts after it, which are dropped too.
         rows: the logits (vocab,) of the models at this position, by role, if the loop keeps them.
     """
 
@@ -61,7 +61,7 @@ class SpeculativeLoop:
     """One run over one prompt.
 
     Args:
-        ids: (capacity,), the prompt followed by room for as many new tokens as are wanted.
+        ids: (capacity,), the prompt followed by room for all new tokens.
         length: the length of the prompt, at least 1.
         drafter: the role of the drafting model.
         scorers: the models by role, with `drafter` among them. Each may have read a prefix of the prompt.
@@ -94,15 +94,15 @@ class SpeculativeLoop:
         reads_prompt = True
         while not self.finished and self._room > 0:
             start = perf_counter()
-            wanted = self.window.next()
+            proposal = self.window.next()
             if self._open is not None:
                 self._settle(*self._open)
                 # The token is read with the verdict on the drafts that follow it. Without drafts it is read at once.
-                if wanted == 0 or self._room < 3:
+                if proposal == 0 or self._room < 3:
                     yield self._commit(self._take_settled())
                     if self.finished or self._room == 0:
                         return
-            size = min(wanted, self._room - 1 - self._unread)
+            size = min(proposal, self._room - 1 - self._unread)
             tokens, chance = self._verify(self._draft(size))
             if tokens:
                 yield self._commit(tokens)
@@ -120,7 +120,7 @@ class SpeculativeLoop:
         return int(self._settled is not None)
 
     def bring_level(self) -> None:
-        """Leave every model as plain decoding does: it has read all tokens but the last one."""
+        """Put every model into the state after plain decoding: it has read all tokens but the last one."""
         end = self.length - 1
         for scorer in self.scorers.values():
             scorer.rollback(end)
@@ -185,9 +185,9 @@ class SpeculativeLoop:
                 return tokens, list(verdict.chance)
             if verdict.accepted < size:
                 self.statistics.corrections += 1
-                fallen, *after = verdict.drafts[verdict.accepted :]
+                rejected, *after = verdict.drafts[verdict.accepted :]
                 seen = self._rows(rows, verdict.accepted, drafts[verdict.accepted].logits)
-                origin = Origin("corrected", fallen, tuple(after), seen)
+                origin = Origin("corrected", rejected, tuple(after), seen)
             else:
                 self.statistics.bonus_kept += 1
                 seen = self._rows(rows, size, self._advance_drafter(end) if self.keep_rows else None)
@@ -203,12 +203,12 @@ class SpeculativeLoop:
 
     def _commit(self, tokens: list[Emitted]) -> list[Emitted]:
         """Append tokens, which stand in `ids` already, up to where the stop rule ends the text."""
-        kept, self.finished = self.stop(self.ids[: self.length + len(tokens)], [emitted.token for emitted in tokens])
-        self.length += kept
-        self.statistics.tokens += kept
+        count, self.finished = self.stop(self.ids[: self.length + len(tokens)], [emitted.token for emitted in tokens])
+        self.length += count
+        self.statistics.tokens += count
         if self.finished:
             self._roll_back(self.length)
-        return tokens[:kept]
+        return tokens[:count]
 
     def _advance_drafter(self, end: int) -> Tensor:
         scorer = self.scorers[self.drafter]

@@ -1,8 +1,8 @@
-"""How the loop's three questions are answered: which token to draft, which drafts stand, what an open position gets.
+"""The loop's three decisions: which token to draft, which drafts to accept, which token an open position gets.
 
-First what the loop and a policy say to each other: `Draft`, `Verdict`, `Open`, `Settled`. Then the answers.
+First come the values that the loop and a policy exchange: `Draft`, `Verdict`, `Open`, `Settled`. Then the policies.
 
-Two policies, sampling and greedy. They share an interface, so the loop never asks for a rule, a temperature or a
+There are two, sampling and greedy. They share an interface, so the loop never asks for a rule, a temperature or a
 processor. Everything stays on the device; a window is read in one vector, at the end of `judge`.
 """
 
@@ -207,8 +207,8 @@ class Policy(ABC):
             seen = {role: logits[:used] for role, logits in rows.items()}
             self._explain([draft.logits for draft in drafts], seen, length)
         if self.records is not None:
-            kept = count + (verdict.follows is not None)
-            self.records.add(scores[:kept], log_pi[:kept])
+            emitted = count + (verdict.follows is not None)
+            self.records.add(scores[:emitted], log_pi[:emitted])
         return verdict
 
     def open(self, rows: RowsByRole) -> Open:

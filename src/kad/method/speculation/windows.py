@@ -17,7 +17,7 @@ FEW_SIZES = (0, 2, 4, 8)
 _DECAY = 0.95
 # First sizes tried, the first while the prompt is read; a loss stays small where drafting does not pay.
 _FIRST_SIZES = (3, 0, 3, 0)
-# Then one look every so often beside the present choice.
+# After so many windows, "auto" tries another size than its present choice once.
 _LOOK_EVERY = 24
 # A window must promise this much over plain decoding, or "auto" does not speculate: the noise of the estimates.
 _MARGIN = 1.02
@@ -100,7 +100,7 @@ class AutoWindow:
             return self._at_least(_FIRST_SIZES[self._windows - 1])
         best = self._best()
         if self._windows % self._wait == 0:
-            # A losing look costs a little; the longer speculation has not paid, the rarer they become.
+            # Such a trial costs a little. The longer speculation has not paid, the rarer the trials.
             self._wait = min(self._wait * 2, 16 * _LOOK_EVERY) if best == 0 else _LOOK_EVERY
             return self._at_least(best + 1)
         return best

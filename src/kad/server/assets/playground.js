@@ -50,9 +50,9 @@
     const [system, ...others] = request.messages[0].role === "system" ? request.messages : [null, ...request.messages];
     // Two models without a pair are named base+aligned.
     const unnamed = facts.name.startsWith(`${facts.models.base}+`);
-    const asked = {prompt: others[0].content, ...(unnamed ? {} : {pair: facts.name}), ...(system ? {system: system.content} : {}),
+    const command = {prompt: others[0].content, ...(unnamed ? {} : {pair: facts.name}), ...(system ? {system: system.content} : {}),
       ...(request.chat_template_kwargs ? {thinking: request.chat_template_kwargs.enable_thinking} : {})};
-    return {source: "generated", ...(others.length === 1 ? {asked} : {})};
+    return {source: "generated", ...(others.length === 1 ? {asked: command} : {})};
   };
   const columnOf = (of, request, {continuation = [], ...more} = {}) => ({of, request: {...request, kad: {of, continuation}}, generation: generationOf(request), trace: null, done: null, problem: null, ...more});
 

@@ -37,8 +37,8 @@ kad.recorded = (position, family) => ({
 
 // k p: what of pi came from p. Where alpha q is all of pi, rounding must not leave a trace of p.
 kad.keptPart = (p, q, pi, alpha) => {
-  const kept = pi - alpha * q;
-  return kept > 1e-5 * pi ? Math.min(kept, p) : 0;
+  const part = pi - alpha * q;
+  return part > 1e-5 * pi ? Math.min(part, p) : 0;
 };
 
 // The decision under another rule, from the recorded head of p; known is false where that does not reach far enough.
@@ -47,12 +47,12 @@ kad.decide = (position, rule, value) => {
   const maxQ = Math.max(...position.candidates.map((row) => row[2]));
   const tau = kad.rules[rule].tau(value, head, maxQ);
   if (Number.isNaN(tau) || (tau > 0 && tau < position.floor)) return {known: false, tau: null, rows: []};
-  const kept = (p) => p >= tau * (1 - 1e-6);
-  const alpha = tau <= 0 ? position.nobody ?? 0 : Math.max(0, 1 - head.filter(kept).reduce((sum, p) => sum + p, 0));
-  const compose = (p, q) => (kept(p) ? p : 0) + alpha * q;
+  const keeps = (p) => p >= tau * (1 - 1e-6);
+  const alpha = tau <= 0 ? position.nobody ?? 0 : Math.max(0, 1 - head.filter(keeps).reduce((sum, p) => sum + p, 0));
+  const compose = (p, q) => (keeps(p) ? p : 0) + alpha * q;
   const pi = compose(position.p, position.p_aligned);
-  const rows = position.candidates.map(([token, p, q]) => ({token, p, q, pi: compose(p, q), kept: kept(p) ? p : 0}));
-  const share = pi > 0 && kept(position.p) ? position.p / pi : 0;
+  const rows = position.candidates.map(([token, p, q]) => ({token, p, q, pi: compose(p, q), kept: keeps(p) ? p : 0}));
+  const share = pi > 0 && keeps(position.p) ? position.p / pi : 0;
   return {known: true, tau, alpha, pi, share, acceptance: kad.acceptance(position, rows, tau, alpha), rows};
 };
 
@@ -60,8 +60,7 @@ kad.decide = (position, rule, value) => {
 // where everything is kept they are not, and the trace holds the sum (null: it was recorded before there was one).
 kad.acceptance = (position, rows, tau, alpha) => {
   if (tau <= 0) return position.nobody ? null : position.overlap ?? null;
-  const kept = rows.filter((row) => row.kept > 0);
-  return kept.reduce((sum, row) => sum + Math.min(row.pi, row.q) - alpha * row.q, alpha);
+  return rows.filter((row) => row.kept > 0).reduce((sum, row) => sum + Math.min(row.pi, row.q) - alpha * row.q, alpha);
 };
 
 // The token that greedy decoding takes.

@@ -90,9 +90,9 @@ def _plugins() -> list[str]:
 
 def _problem() -> str | None:
     """Why kad cannot work with the installed Transformers, in one sentence. None if it can."""
-    from kad.engines.transformers.host import NEEDS
-
     try:
+        from kad.engines.transformers.host import NEEDS  # its import checks, too
+
         check(TRANSFORMERS, NEEDS)
     except KadError as error:
         return str(error)

@@ -95,7 +95,7 @@ def load_models(
             name = getattr(model, "name_or_path", "")
             loaded[role] = TransformersModel(model, Source.parse(name) if name else None)
         else:
-            source = Source.parse(model)
+            source = model if isinstance(model, Source) else Source.parse(model)
             source = Source(source.model, source.revision, {**source.kwargs, **(own.get(role) or {})})
             twin = next((other for other in loaded.values() if other.source == source), None)
             loaded[role] = twin or TransformersModel(load_model(source, **shared), source)

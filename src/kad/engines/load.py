@@ -124,11 +124,13 @@ def load_models(
         models.update(load_in_transformers(ours, {}, options))
         _place(models, ours, device)
     for role, source in sources.items():
+        if role in models:
+            continue
         twin = next((other for other in models if sources[other] == source), None)
-        if role not in models:
-            models[role] = models[twin] if twin else load_one(
-                source, engines[role], device=device, engine_options=engine_options, **options
-            )  # fmt: skip
+        if twin is None:
+            models[role] = load_one(source, engines[role], device=device, engine_options=engine_options, **options)
+        else:
+            models[role] = models[twin]
     return {role: models[role] for role in sources}
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from kad.errors import OptionError
-from kad.method.scorer import Scorer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -151,7 +150,7 @@ class WholeModel(Protocol):
 
 
 class OneAtATime:
-    """A part of `kad.engines.protocols.Model`, on the CPU."""
+    """The part of `Model` that is the same for engines on the CPU which take one prompt at a time."""
 
     device = torch.device("cpu")
 
@@ -159,4 +158,4 @@ class OneAtATime:
         raise OptionError("Only models that Transformers runs can be compiled. Leave `compile` out.")
 
     def in_step(self, *args: Any, **kwargs: Any) -> None:
-        """See `kad.engines.protocols.Model`."""
+        """Prompts are answered one after the other."""

@@ -75,7 +75,7 @@ class Completions:
     def _jobs(self, request: AnyRequest) -> list[AnswerJob]:
         """One job a choice: for each prompt, `n` of them."""
         model, detail, masks = self._desk.model, request.kad, list[Any]()
-        alone = self._desk.base_alone if detail is not None and detail.of == "base" else None
+        alone = self._desk.base_model if detail is not None and detail.of == "base" else None
         if alone is not None and (request.schema_of_text or request.logit_bias):
             text = "The base model alone has tokens of its own here: leave out 'response_format' and 'logit_bias'."
             raise Refusal(400, text, "kad")

@@ -43,7 +43,7 @@ class AnswerJob:
         num_draft_tokens: see `kad.generate`.
         masks, note: see `kad.text.streaming.Stream`.
         begun: the first tokens of the answer, if it continues them. The last one comes as a piece, for its `note`.
-        alone: whether `Desk.base_alone` answers. The context is in its tokens.
+        alone: whether `Desk.base_model` answers. The context is in its tokens.
     """
 
     context: Context
@@ -111,13 +111,13 @@ class Desk:
         self._closed = False
 
     @cached_property
-    def base_alone(self) -> Pair | None:
+    def base_model(self) -> Pair | None:
         """The base model in its own tokens. None where the models share them: then the pair answers as `base_only`."""
         return None if self.model.base_tokenizer is None else self.model.base_model()
 
     def model_of(self, job: AnswerJob) -> Pair:
         """What answers a job."""
-        alone = self.base_alone if job.alone else None
+        alone = self.base_model if job.alone else None
         return self.model if alone is None else alone
 
     @contextmanager

@@ -43,7 +43,7 @@ class Context:
     opened: str = ""
 
     @classmethod
-    def of(cls, given: Context | Sequence[int], pair: Pair | None = None) -> Context:
+    def of(cls, prompt: Context | Sequence[int], pair: Pair | None = None) -> Context:
         """A context, or the one in which all models read these tokens.
 
         A base model with a tokenizer of its own reads their text.
@@ -52,13 +52,13 @@ class Context:
             UsageError: a token that the models do not have.
         """
         if pair is not None:
-            check_tokens(pair, given.ids if isinstance(given, Context) else given)
-        if isinstance(given, Context):
-            return given
+            check_tokens(pair, prompt.ids if isinstance(prompt, Context) else prompt)
+        if isinstance(prompt, Context):
+            return prompt
         other = None if pair is None else pair.base_tokenizer
         if pair is None or other is None:
-            return cls(list(given))
-        return _translated(list(given), other, decode(pair.tokenizer, given, special=True))
+            return cls(list(prompt))
+        return _translated(list(prompt), other, decode(pair.tokenizer, prompt, special=True))
 
     @property
     def longest(self) -> int:

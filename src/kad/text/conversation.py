@@ -181,7 +181,7 @@ def _shared(reads: Mapping[str, _Read], context: Context) -> dict[str, int]:
     """
     counts = {}
     for role, read in reads.items():
-        wanted = context.base_ids if role == "base" and context.base_ids is not None else context.ids
-        pairs = zip(read.ids, wanted[:-1], strict=False)
+        prompt = context.base_ids if role == "base" and context.base_ids is not None else context.ids
+        pairs = zip(read.ids, prompt[:-1], strict=False)
         counts[role] = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
     return counts

@@ -78,9 +78,9 @@ def choose(pair: Pair, composition: Composition, draft_tokens: int | str | None,
     Raises:
         UsageError: a value that is none of these.
     """
-    asked = check(draft_tokens)
-    if asked is not None:
-        return Drafting(asked, "as asked")
+    number = check(draft_tokens)
+    if number is not None:
+        return Drafting(number, "as asked")
     if pair.is_one:
         return Drafting(0, "one model has nobody to draft for it")
     facts = pair.facts

@@ -74,9 +74,9 @@ class Sampling:
         check_fields(self)
         if "" in self.stop:
             raise OptionError("`stop` needs some text to stop at.")
-        given = [name for name in _DRAWING[1:] if getattr(self, name) is not None]
-        if self.temperature == 0 and given:
-            names = ", ".join(f"`{name}`" for name in given)
+        limits = [name for name in _DRAWING[1:] if getattr(self, name) is not None]
+        if self.temperature == 0 and limits:
+            names = ", ".join(f"`{name}`" for name in limits)
             raise OptionError(f"`temperature` 0 takes the most probable token; {names} would do nothing.")
 
     def seeded(self) -> Sampling:
@@ -95,34 +95,34 @@ class Sampling:
         """
         from transformers import GenerationConfig
 
-        made = GenerationConfig.from_dict(config.to_dict())
-        made.max_new_tokens = self.max_new_tokens or config.max_new_tokens or MAX_NEW_TOKENS
+        settings = GenerationConfig.from_dict(config.to_dict())
+        settings.max_new_tokens = self.max_new_tokens or config.max_new_tokens or MAX_NEW_TOKENS
         if room is not None:
-            made.max_new_tokens = min(made.max_new_tokens, room)
-        made.max_length = None
+            settings.max_new_tokens = min(settings.max_new_tokens, room)
+        settings.max_length = None
         for name, value in self._drawing(config).items():
-            setattr(made, name, value)
+            setattr(settings, name, value)
         if self.repetition_penalty is not None:
-            made.repetition_penalty = self.repetition_penalty
+            settings.repetition_penalty = self.repetition_penalty
         if self.stop:
-            made.stop_strings = list(self.stop)
-        if (made.num_beams or 1) > 1:
+            settings.stop_strings = list(self.stop)
+        if (settings.num_beams or 1) > 1:
             raise UsageError(
-                f"The aligned model's settings ask for a search with {made.num_beams} beams, which emits no token "
+                f"The aligned model's settings ask for a search with {settings.num_beams} beams, which emits no token "
                 "until its end. Use model.generate(...) of the Transformers engine, or set num_beams to 1."
             )
-        return made
+        return settings
 
     def _drawing(self, config: GenerationConfig) -> dict[str, Any]:
-        given = {name: getattr(self, name) for name in _DRAWING if getattr(self, name) is not None}
-        if self.temperature == 0 or not (given or config.do_sample):
+        options = {name: getattr(self, name) for name in _DRAWING if getattr(self, name) is not None}
+        if self.temperature == 0 or not (options or config.do_sample):
             return {"do_sample": False, **dict.fromkeys(_DRAWING)}
         if not config.do_sample:
             # The aligned model's settings are greedy, so options that the user did not give mean plain sampling.
-            given = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, **given}
+            options = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, **options}
         elif config.top_k is None:
-            given = {"top_k": _TOP_K, **given}
-        return {"do_sample": True, **given}
+            options = {"top_k": _TOP_K, **options}
+        return {"do_sample": True, **options}
 
 
 def end_tokens(config: GenerationConfig) -> list[int]:
@@ -181,7 +181,7 @@ def processors(config: GenerationConfig, prompt_tokens: int, device: Any = "cpu"
         (begin, lambda: hf.SuppressTokensAtBeginLogitsProcessor(begin, prompt_tokens, **place)),
     ]
     warpers = _warpers(config, place) if config.do_sample else []
-    return hf.LogitsProcessorList(make() for wanted, make in (*table, *warpers) if wanted)
+    return hf.LogitsProcessorList(make() for needed, make in (*table, *warpers) if needed)
 
 
 def _warpers(config: GenerationConfig, place: dict[str, Any]) -> list[tuple[Any, Callable[[], Any]]]:

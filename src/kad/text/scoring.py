@@ -130,18 +130,18 @@ def _score_chunk(composition: Composition, chunk: Chunk) -> dict[str, Tensor]:
     def of_token(rows: Tensor) -> Tensor:
         return rows.gather(-1, at).squeeze(-1)
 
-    found = {
+    scores = {
         "log_pi": of_token(compose(composition, *logits)),
         "log_p": of_token(rows.base.log_probs()),
         "log_aligned": of_token(rows.aligned.log_probs()),
         "acceptance": acceptance(composition, *logits),
     }
     if isinstance(rule, CascadeRule):
-        found["base_share"] = of_token(origin_shares(composition, *logits[:2])[0])
-        found["deferred_mass"] = deferred_mass(composition, *logits[:2])
+        scores["base_share"] = of_token(origin_shares(composition, *logits[:2])[0])
+        scores["deferred_mass"] = deferred_mass(composition, *logits[:2])
     if isinstance(rule, ThresholdRule):
-        found["tau"] = rule.log_tau(rows.base, rows.aligned).exp()
-    return {name: values.cpu() for name, values in found.items()}
+        scores["tau"] = rule.log_tau(rows.base, rows.aligned).exp()
+    return {name: values.cpu() for name, values in scores.items()}
 
 
 def logits_of(

@@ -108,9 +108,9 @@ class Stream(LiveAnswer):
 
     def _make_loop(self, pair: Pair, scorers: dict[str, Scorer], compile: bool | str) -> SpeculativeLoop:
         config = self._config
-        given = [*self.prompt_ids, *self.begun]
-        ids = torch.zeros(len(given) + int(config.max_new_tokens), dtype=torch.long, device=pair.device)
-        ids[: len(given)] = torch.tensor(given)
+        start = [*self.prompt_ids, *self.begun]
+        ids = torch.zeros(len(start) + int(config.max_new_tokens), dtype=torch.long, device=pair.device)
+        ids[: len(start)] = torch.tensor(start)
         roles = pair.roles_of(self._composition, self._drafter)
         window = window_size(self.drafting.draft_tokens, few=bool(compile))
         if compile:
@@ -120,7 +120,7 @@ class Stream(LiveAnswer):
             scorers = pair.captured_scorers(roles, self._drafter, window.sizes, longest, compile)
         return SpeculativeLoop(
             ids=ids,
-            length=len(given),
+            length=len(start),
             drafter=self._drafter,
             scorers=self.context.scorers(
                 pair, self._composition, roles, rollback=self.drafting.speculates, kept=scorers
@@ -132,7 +132,7 @@ class Stream(LiveAnswer):
                 greedy=not config.do_sample,
                 verifier=verify_block,
                 randomness=TorchRandomness(self.seed),
-                warp=warp_of(LogitsProcessorList([*self._masks, *processors(config, len(given), ids.device)]), ids, 0),
+                warp=warp_of(LogitsProcessorList([*self._masks, *processors(config, len(start), ids.device)]), ids, 0),
                 records=None,
             ),
             window=window,

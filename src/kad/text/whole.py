@@ -115,12 +115,12 @@ def choose_drafts(pair: Pair, num_draft_tokens: int | str | None) -> Drafting:
     Raises:
         UsageError: "auto".
     """
-    asked = drafting.check(num_draft_tokens)
-    if asked == AUTO:
+    number = drafting.check(num_draft_tokens)
+    if number == AUTO:
         raise OptionError("vLLM drafts a fixed number of tokens: give `num_draft_tokens` a number, not auto.")
-    if asked is None:
+    if number is None:
         return Drafting(_whole(pair).draft_tokens, "as the engine was started")
-    return Drafting(asked, "as asked")
+    return Drafting(number, "as asked")
 
 
 def _whole(pair: Pair) -> WholeModel:
@@ -141,10 +141,10 @@ def _statistics(before: DraftCounts, after: DraftCounts, tokens: int, seconds: f
     """What speculation did between two looks at the engine."""
     lengths = Counter(after.lengths) - Counter(before.lengths)
     drafted = after.drafted - before.drafted
-    found = SpeculationStatistics(tokens=tokens, drafted=drafted, lengths=lengths, seconds_total=seconds)
-    found.windows = found.lengths.total()
-    found.accepted = sum(length * windows for length, windows in found.lengths.items())
-    return found
+    statistics = SpeculationStatistics(tokens=tokens, drafted=drafted, lengths=lengths, seconds_total=seconds)
+    statistics.windows = statistics.lengths.total()
+    statistics.accepted = sum(length * windows for length, windows in statistics.lengths.items())
+    return statistics
 
 
 def _reason(reason: str, full: str) -> str:

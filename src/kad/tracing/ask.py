@@ -36,12 +36,12 @@ def trace(
 ) -> Trace:
     """What the rule did at every position of an answer: who each token came from, and the distributions behind it.
 
+    Arguments that are not listed here are those of `kad.generate`.
+
     Args:
         model: a pair, as `kad.load` gives it.
         prompt: what the user says, the messages of a conversation, or token ids.
         text: a given answer to trace, or its token ids. By default the pair answers.
-        system, thinking, raw, base_prompt, sampling, num_draft_tokens: see `kad.generate`.
-        rule, deferral_temperature: replace the model's own.
 
     Raises:
         UsageError: an empty answer, or as `kad.generate`.

@@ -101,6 +101,7 @@ MISTAKES = [
     ("generate Hi --tempreature 1", "No such option: --tempreature (Possible options:"),
     ("generate Hi -n many", "Invalid value for '--max-new-tokens' / '-n': Input should be a"),
     ("generate Hi --rule", "Option '--rule' requires an argument."),
+    ("demo --real --problems 5", "--real asks ten questions of its own. Leave out --problems."),
     ("--frobnicate", "No such option: --frobnicate"),
     ("rules duel", "Did you mean dual?"),
     ("generate Hi --rule dual=0.4", "Did you mean dual:threshold=0.4?"),

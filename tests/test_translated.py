@@ -23,6 +23,7 @@ from kad.engines.scorers import Languages, Translated
 from kad.errors import RuleError, UsageError, VocabularyError
 from kad.evaluation.engine import Engine, SampleRequest
 from kad.evaluation.methods import parse_method
+from kad.figures.analysis import CheckedPrompt, answer, approximation_on
 from kad.figures.probe import SURE, probe
 from kad.method.composition import Composition
 from kad.method.distribution import joined
@@ -357,6 +358,14 @@ def test_a_probe_counts_tokens_and_not_the_mass_of_nobody(pair: kad.KadForCausal
     assert found.deferred_mass == pytest.approx(
         sum(at.deferred_mass or 0.0 for at in positions) / len(positions), abs=1e-4
     )
+
+
+def test_the_knapsack_of_a_pair_with_two_tokenizers_is_refused(pair: kad.KadForCausalLM) -> None:
+    with pytest.raises(UsageError, match="Take a pair with one tokenizer"):  # before it generates
+        answer(pair, pair.tokenizer, [CheckedPrompt("What is it?")], pair.rule, max_new_tokens=2)
+    text = kad.generate(pair, "What is it?", sampling=GREEDY)
+    with pytest.raises(UsageError, match="Take a pair with one tokenizer"):
+        approximation_on(pair, [text], budget=0.9, threshold=0.4)
 
 
 def test_a_conversation_and_a_batch(pair: kad.KadForCausalLM) -> None:

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from kad.cli import stdio
 from kad.cli.common import Json
+from kad.errors import UsageError
 from kad.options import Option
 from kad.tracing import palette
 from kad.tracing.terminal import colored
@@ -105,7 +106,9 @@ class Reply:
 
 def command(
     *,
-    problems: Annotated[int, Option("How many held-out problems to measure on.", "N", allowed="[1, 500]")] = 50,
+    problems: Annotated[
+        int | None, Option("How many held-out problems to measure on.", "N", allowed="[1, 500]", shown="50")
+    ] = None,
     real: Annotated[
         bool, Option("Ask ten questions of a real pair instead: Gemma 3 270M under SmolLM2-135M-Instruct.")
     ] = False,
@@ -116,11 +119,13 @@ def command(
     The big base model calculates well but does not keep the asked form. The small aligned model keeps the form but
     calculates badly. The demo shows three problems side by side, then the accuracy on held-out problems.
     """
+    if real and problems is not None:
+        raise UsageError("--real asks ten questions of its own. Leave out --problems.")
     console, messages = stdio.stdout(), stdio.stderr()
     console.quiet = as_json
     started = time.perf_counter()
     stdio.quiet_transformers()
-    subject = _real_pair(messages) if real else _embedded_pair(problems, messages)
+    subject = _real_pair(messages) if real else _embedded_pair(problems or 50, messages)
     replies = ask(subject, console, messages)
     seconds = time.perf_counter() - started
     if as_json:

@@ -26,6 +26,7 @@ from kad.words import counted
 
 if TYPE_CHECKING:
     from kad.engines.load import Loaded
+    from kad.engines.pair import Pair
     from kad.method.scorer import Scorer
 
 _CONFIDENCE = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0 + 1e-9)
@@ -79,7 +80,11 @@ def answer(
     """The answers of the pair under `rule`, greedy or sampled at temperature 1, in batches.
 
     `progress` is called with the number of questions done, batch by batch.
+
+    Raises:
+        UsageError: p has a tokenizer of its own.
     """
+    _check_tokenizer(pair_of(model))
     if sampled:
         sampling = Sampling(max_new_tokens=max_new_tokens, temperature=1.0, top_k=0, top_p=1.0)
     else:
@@ -125,17 +130,21 @@ def whole_rows(model: Loaded, item: Answer, others: Mapping[str, Scorer] | None 
         UsageError: p has a tokenizer of its own.
     """
     pair = pair_of(model)
-    if pair.base_tokenizer is not None:
-        raise UsageError(
-            "The knapsack is about p's own tokens, and this base model has another tokenizer than the aligned model. "
-            "Take a pair with one tokenizer."
-        )
+    _check_tokenizer(pair)
     scorers = {**pair.scorers(("base", "aligned"), rollback=False), **(others or {})}
     for chunk in logits_of(pair, item.prompt_ids, item.token_ids, roles=("base", "aligned"), others=scorers):
         yield {
             role: cast("Tensor", rows).cpu() / pair.composition.deferral_temperature
             for role, rows in chunk.logits.items()
         }
+
+
+def _check_tokenizer(pair: Pair) -> None:
+    if pair.base_tokenizer is not None:
+        raise UsageError(
+            "The knapsack is about p's own tokens, and this base model has another tokenizer than the aligned model. "
+            "Take a pair with one tokenizer."
+        )
 
 
 def summarize(rows: Approximation, *, budget: float, threshold: float) -> dict[str, Any]:

@@ -17,6 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -61,22 +63,25 @@ class Repeated:
 
 def run(rule: str, greedy: bool, window: int, models: dict[str, torch.Tensor], tokens: int) -> tuple[float, int]:
     """Seconds of processor time for `tokens` tokens, and the number of windows."""
-    from kad.method.speculation import policies
-    from kad.method.speculation.loop import SpeculativeLoop
-    from kad.method.speculation.randomness import TorchRandomness
-    from kad.method.speculation.windows import FixedWindow
-    from kad.method.verification import verify_block
     from kad.rules import parse_rule
 
+    room = "kad.method" if find_spec("kad.method") else "kad"  # revisions up to 0b9999e have no room for the method
+    policies, loops, randomness, windows, verification = (
+        import_module(f"{room}.{name}")
+        for name in ("speculation.policies", "speculation.loop", "speculation.randomness", "speculation.windows",
+                     "verification")
+    )  # fmt: skip
     given: dict[str, Any] = {"drafter": "aligned", "greedy": greedy, "warp": None, "records": None}
     if "rule" in inspect.signature(policies.choose_policy).parameters:  # revisions up to ad55f7a
         given |= {"rule": parse_rule(rule), "deferral_temperature": 1.0}
     else:
         given["composition"] = policies.Composition.of(rule)
-    policy = policies.choose_policy(verifier=verify_block, randomness=TorchRandomness(), **given)
-    loop = SpeculativeLoop(
+    policy = policies.choose_policy(
+        verifier=verification.verify_block, randomness=randomness.TorchRandomness(), **given
+    )
+    loop = loops.SpeculativeLoop(
         ids=torch.zeros(8 + tokens, dtype=torch.long), length=8, drafter="aligned", policy=policy,
-        scorers={role: Repeated(logits) for role, logits in models.items()}, window=FixedWindow(window),
+        scorers={role: Repeated(logits) for role, logits in models.items()}, window=windows.FixedWindow(window),
         stop=lambda ids, new: (new if isinstance(new, int) else len(new), False),
     )  # fmt: skip
     torch.manual_seed(0)

@@ -1,5 +1,4 @@
-"""Options as annotated fields: what one is called, what it means, what it may be. Said once, for Python and for the
-command line.
+"""Declares an option once, for Python and the command line: its name, its help and its allowed values.
 
 A group of options is a frozen dataclass whose fields are `Annotated[type, Option(...)]` and whose `__post_init__` calls
 `check_fields`. `kad.cli.flatten` spreads a group into the options of a command.

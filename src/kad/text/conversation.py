@@ -136,8 +136,8 @@ class WarmScorers:
     def take(self, prompt: Context | Sequence[int], roles: Collection[str]) -> dict[str, Scorer]:
         """The scorers of these roles that know most of a prompt, cut back to the tokens that it begins with.
 
-        They are the engine's, and given away until `keep`: after a failed generation, their content would not be known.
-        Empty if no token can be reused. The oldest ones then make room, before new caches grow.
+        The caller owns them until it calls `keep`: after a failed generation, nobody knows what they have read. Empty
+        if no token can be reused. The oldest ones then make room, before new caches grow.
         """
         context = Context.of(prompt)
         fitting = [entry for entry in self._kept if set(entry) == set(roles)]

@@ -19,7 +19,7 @@ class Row:
     """One method on one task. Shares and rates are in [0, 1]; what was not measured is None.
 
     Attributes:
-        accuracy: by metric, the one that counts first, with its 95 % interval.
+        accuracy: by metric, the primary one first, with its 95 % interval.
         versus_baseline: by metric; None for the baseline itself, and for a method that answered other questions.
         unfinished: the share of samples that reached the token limit.
         tokens: the mean number of new tokens of a sample.
@@ -76,7 +76,7 @@ def choose_baseline(methods: Sequence[str], baseline: str | None) -> str:
 
 
 def metrics_of(marks: Mapping[str, float]) -> tuple[str, ...]:
-    """The names of the marks, the one that counts first: `strict` where it is there, else the task's first."""
+    """Metric names, the primary one first: `strict` where it is there, else the task's first."""
     return tuple(sorted(marks, key=lambda name: name != "strict"))
 
 

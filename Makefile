@@ -2,17 +2,20 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Python compiles a module when it is first used. To compile all of them takes a quarter of the set-up.
+# Python compiles a module when it is first used. To compile all of them takes a quarter of the set-up; to compile them
+# in every process, as PYTHONDONTWRITEBYTECODE has it, takes longer than most tests.
+unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 # Two workers on a machine of two cores, and no more than four: each holds a torch of its own.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
-.PHONY: help demo test slow check lint types imports clean
+.PHONY: help demo test slow full check lint types imports clean
 
 help:
 	@echo "make demo       install into $(VENV) and align a base model with a small aligned one"
 	@echo "make test       install the test tools and run the tests, but the slow ones and vLLM's"
 	@echo "make slow       run the slow tests; they want Chromium and real weights (SmolLM2), and name what is missing"
+	@echo "make full       make test and make slow"
 	@echo "make check      lint, types and import directions"
 	@echo "make matrix     test the wheel with the oldest, the pinned and the newest Transformers"
 	@echo "make support    write docs/support.md from the marks of the tests"
@@ -30,6 +33,8 @@ test: $(VENV)/installed-test
 
 slow: $(VENV)/installed-slow
 	$(PYTEST) -m slow $(PYTEST_ARGS)
+
+full: test slow
 
 check: lint types imports
 

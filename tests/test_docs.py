@@ -46,6 +46,7 @@ for page in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_the_python_of_every_page_runs(tmp_path: Path) -> None:
     """In a process of its own: a page registers a rule."""
     pages = [str(page) for page in PAGES if page.name not in ELSEWHERE and blocks(page, "python")]

@@ -21,7 +21,11 @@ Prompt = Callable[..., torch.Tensor]
 LENGTH, NEW = 6, 8
 EXACT = {"atol": 2e-5, "rtol": 1e-5}
 
-pytestmark = pytest.mark.parametrize("rule", registry())
+# A way of decoding never asks for a rule's name: one rule of each family shows it, and the others are slow tests.
+FAMILIES = ("dual", "nudging", "implicit_reward")
+pytestmark = pytest.mark.parametrize(
+    "rule", [rule if rule in FAMILIES else pytest.param(rule, marks=pytest.mark.slow) for rule in registry()]
+)
 
 
 def log_pi(model: kad.KadForCausalLM, text: torch.Tensor, rule: str) -> torch.Tensor:

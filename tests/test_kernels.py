@@ -208,6 +208,7 @@ for capability, (dtype, bits) in itertools.product((80, 90), {"bf16": 16, "fp16"
 """
 
 
+@pytest.mark.slow
 def test_it_compiles_ahead_of_time() -> None:
     done = subprocess.run(
         [sys.executable, "-c", _COMPILE], capture_output=True, text=True, check=False,

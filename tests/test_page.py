@@ -27,7 +27,7 @@ from kad.text.answer import Piece
 from kad.tracing.schema import Trace
 from kad.tracing.tracer import record, with_event
 
-pytestmark = [pytest.mark.browser, needs.chromium]
+pytestmark = [pytest.mark.slow, pytest.mark.browser, needs.chromium]
 HOSTILE = {3: "<script>alert(1)</script>", 4: "</script><img src=x onerror=alert(1)>", 5: "&amp;", 6: "\u2028", 7: "\n"}
 
 

@@ -36,7 +36,7 @@ from kad.server.listening import Listening, listen, server_of  # noqa: E402
 from kad.server.playground_app import Playground, run  # noqa: E402
 from server_runs import serving  # noqa: E402
 
-pytestmark = [pytest.mark.browser, needs.chromium]
+pytestmark = [pytest.mark.slow, pytest.mark.browser, needs.chromium]
 QUESTION = "Mia has 24 apples. She buys 13 more. Then she loses 9. How many are left?"
 # What a browser itself writes into its console when a request fails.
 NETWORK = "Failed to load resource"

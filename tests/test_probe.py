@@ -20,11 +20,6 @@ PROMPTS = ("Ann has 5 pens. She buys 8 more. How many pens does she have now?", 
 FITS = Probe(2, 40, 0.1, 0.9, 0.9, 0.8, 0.01, 0.01, ())
 
 
-@pytest.fixture(scope="module")
-def tiny() -> Any:
-    return kad.load("tiny", device="cpu", dtype="float32")  # in bfloat16 favorites tie
-
-
 @pytest.mark.parametrize("rule", ["dual:threshold=0.4", "nudging:threshold=0.6", "implicit_reward"])
 def test_a_probe_is_the_mean_over_traces(tiny: Any, rule: str) -> None:
     with tiny.using(rule):

@@ -209,6 +209,7 @@ def test_kept_scorers_are_those_that_know_most_of_the_prompt(pair: kad.KadForCau
 # -------------------------------------------------------------------------------------------------------- fifty clients
 
 
+@pytest.mark.slow
 def test_fifty_clients_with_bad_requests_and_disconnects(pair: kad.KadForCausalLM) -> None:
     """Every good request gets the text of its seed, every bad one a 4xx, and what was left unfinished is forgotten."""
     truth = []
@@ -293,6 +294,7 @@ def test_a_body_that_is_too_large_is_not_read(pair: kad.KadForCausalLM) -> None:
 # ----------------------------------------------------------------------------------------------------------------- fuzz
 
 
+@pytest.mark.slow
 def test_random_requests_are_answered_or_refused(pair: kad.KadForCausalLM) -> None:
     """Nothing is a 5xx, and the server still answers as before."""
     draw = random.Random(0)

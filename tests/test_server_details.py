@@ -23,11 +23,6 @@ ASKED = {"model": "tiny", "messages": [{"role": "user", "content": QUESTION}]}
 
 
 @pytest.fixture(scope="module")
-def tiny() -> kad.KadForCausalLM:
-    return kad.load("tiny", dtype="float32")
-
-
-@pytest.fixture(scope="module")
 def http(tiny: kad.KadForCausalLM) -> Iterator[httpx.Client]:
     with running(tiny, "tiny") as address, client(address) as found:
         yield found

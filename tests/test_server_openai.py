@@ -44,12 +44,6 @@ SCHEMA = {
 
 
 @pytest.fixture(scope="module")
-def tiny() -> kad.KadForCausalLM:
-    """In float32: in bfloat16, the log-probabilities depend on how many tokens are read at once."""
-    return kad.load("tiny", dtype="float32")
-
-
-@pytest.fixture(scope="module")
 def address(tiny: kad.KadForCausalLM) -> Iterator[str]:
     with running(tiny, "tiny") as address:
         yield address

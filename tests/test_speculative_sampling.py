@@ -19,11 +19,6 @@ PROMPT = "Mia has 24 apples. She buys 13 more. How many apples does she have now
 
 
 @pytest.fixture(scope="module")
-def tiny() -> kad.KadForCausalLM:
-    return kad.tiny.pair().float()
-
-
-@pytest.fixture(scope="module")
 def ids(tiny: kad.KadForCausalLM) -> torch.Tensor:
     """A prompt without the chat template, where base and aligned model part ways."""
     from transformers import AutoTokenizer

@@ -144,7 +144,7 @@ def test_a_pair_says_it_once(pair: dict[str, str], tmp_path: Path, caplog: pytes
     assert loaded.composition == kad.Composition("dual:threshold=0.2")
 
 
-@pytest.mark.parametrize("temperature", [1.0, 1.7])
+@pytest.mark.parametrize("temperature", [pytest.param(1.0, marks=pytest.mark.slow), 1.7])
 def test_every_path_defers_the_token(pair: dict[str, str], temperature: float) -> None:
     """Forward, score, trace, all ways of generating: pi by its definition, at the deferral temperature in force."""
     model = kad.KadForCausalLM.from_models(**pair, rule="dual:threshold=0.2", deferral_temperature=0.9)

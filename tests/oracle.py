@@ -33,7 +33,7 @@ def keep_nudging(p: Row, q: Row, threshold: float) -> list[float]:
 
 
 def keep_confidence_bet(p: Row, q: Row, margin: float) -> list[float]:
-    return [1.0 if v >= max(q) + margin else 0.0 for v in p]
+    return [1.0 if v >= max(q) - margin else 0.0 for v in p]
 
 
 def keep_relative(p: Row, q: Row, margin: float) -> list[float]:

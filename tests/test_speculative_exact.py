@@ -86,9 +86,10 @@ def test_warpers_act_on_pi(rule: str, warpers: str) -> None:
     check(rule, vocab=3, new_tokens=3, window=2, verifier=verify_block, processors=processors)
 
 
-@pytest.mark.parametrize("rule", ["dual:threshold=0.4", "implicit_reward", "confidence_bet:margin=0.0"])
-def test_deferral_temperature(rule: str) -> None:
-    check(rule, vocab=3, new_tokens=3, window=2, verifier=verify_block, deferral_temperature=1.7)
+@pytest.mark.parametrize("window", [0, 2])
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_the_papers_order_divides_every_models_logits_before_composing(rule: str, window: int) -> None:
+    check(rule, vocab=3, new_tokens=2, window=window, verifier=verify_block, deferral_temperature=0.7)
 
 
 class NeverKeeps(TableScorer):

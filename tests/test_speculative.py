@@ -19,7 +19,7 @@ pytestmark = pytest.mark.core
 
 RULES = [
     "dual:threshold=0.2", "primal", "nudging", "confidence_bet:margin=0.1", "relative", "aligned_only", "base_only",
-    "mixture", "lp", "implicit_reward", "contrastive",
+    "mixture", "veto", "blend", "lp", "implicit_reward", "product:plausibility=0.1", "contrastive",
 ]  # fmt: skip
 PAD, EOS = 2, 1
 

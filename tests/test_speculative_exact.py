@@ -23,8 +23,9 @@ VERIFIERS = {"token": verify_tokens, "block": verify_block}
 RULES = [
     "dual:threshold=0.4", "dual:threshold=0.15", "primal:budget=0.6", "nudging:threshold=0.5",
     "confidence_bet:margin=0.0", "confidence_bet:margin=0.2", "relative:margin=0.3", "aligned_only", "base_only",
-    "mixture:weight=0.4", Wanted(-0.3), "lp:budget=0.5",
-    "product:base=0.8,aligned=1.2", "implicit_reward", "contrastive", "experts:base=-0.5,aligned=1.5",
+    "mixture:weight=0.4", Wanted(-0.3), "lp:budget=0.5", "veto:threshold=0.2,plausibility=0.3", "blend:threshold=0.6",
+    "product:base=0.8,aligned=1.2", "product:plausibility=0.4", "implicit_reward", "contrastive",
+    "experts:base=-0.5,aligned=1.5",
 ]  # fmt: skip
 
 

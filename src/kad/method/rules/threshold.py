@@ -96,7 +96,7 @@ class Dual(NumberRule):
 
     @property
     def numbers(self) -> Numbers:
-        return Numbers(offset=_log(self.threshold))
+        return Numbers(offset=log_of(self.threshold))
 
 
 @register
@@ -132,7 +132,7 @@ class Nudging(NumberRule):
 
     @property
     def numbers(self) -> Numbers:
-        return Numbers(offset=_log(self.threshold), whole=1)
+        return Numbers(offset=log_of(self.threshold), whole=1)
 
 
 @register
@@ -235,5 +235,6 @@ def all_or_nothing(base: Distribution, cutoff: Tensor) -> Tensor:
     return torch.where(base.max_logit >= cutoff, -torch.inf, torch.full_like(cutoff, torch.inf))
 
 
-def _log(x: float) -> float:
+def log_of(x: float) -> float:
+    """log x, and -inf for 0."""
     return math.log(x) if x > 0.0 else -math.inf

@@ -52,8 +52,8 @@ class Blend(CascadeRule):
     """Keep p where max p >= threshold, else pi = (1 - a) p + a q*, where a weighs how sure both models are.
 
     a = min(1, max q* / (max p + max q*) + agreement * p(argmax q*)). Of tokens that tie for max q*, the one with the
-    largest p counts. The formula is that of the authors' published code (`--blend_alpha auto`). Their code reads the 100
-    most probable tokens of each model only, and takes the most probable token of the blend.
+    largest p counts. The formula is that of the authors' published code (`--blend_alpha auto`). Their code reads only
+    the 100 most probable tokens of each model, and takes the most probable token of the blend.
     """
 
     name: ClassVar[str] = "blend"

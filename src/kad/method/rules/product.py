@@ -29,9 +29,7 @@ class Product(ProductRule):
 
     name: ClassVar[str] = "product"
     summary: ClassVar[str] = "p^base (q*/q)^aligned where q* >= plausibility max q*; needs the reference model"
-    source: ClassVar[str] = (
-        "EFT (Mitchell et al. 2024), Proxy (Liu et al. 2024); plausibility: AAD (ICML 2026)"
-    )
+    source: ClassVar[str] = "EFT (Mitchell et al. 2024), Proxy (Liu et al. 2024); plausibility: AAD (ICML 2026)"
     base: float = _exponent(1.0)
     aligned: float = _exponent(1.0)
     plausibility: float = probability(0.0)

@@ -30,7 +30,7 @@ from kad.method.verification import verify_block
 from kad.rules import RowRules, parse_rule
 
 VOCAB, WINDOW = 4999, 8
-RULES = ("dual", "confidence_bet:margin=-0.1", "nudging", "relative:margin=0.1", "primal", "mixture", "implicit_reward")
+RULES = ("dual", "confidence_bet:margin=0.1", "nudging", "relative:margin=0.1", "primal", "mixture", "implicit_reward")
 _LOOKS = ("tolist", "item", "__bool__", "__int__", "__float__", "cpu", "numpy", "nonzero", "equal", "masked_select")
 _NOTHING = ("empty", "detach", "lift_fresh", "_unsafe_view", "promote_types")
 

@@ -33,7 +33,7 @@ def keep_nudging(p: Row, q: Row, threshold: float) -> list[float]:
 
 
 def keep_confidence_bet(p: Row, q: Row, margin: float) -> list[float]:
-    return [1.0 if v >= max(q) + margin else 0.0 for v in p]
+    return [1.0 if v >= max(q) - margin else 0.0 for v in p]
 
 
 def keep_relative(p: Row, q: Row, margin: float) -> list[float]:
@@ -42,6 +42,17 @@ def keep_relative(p: Row, q: Row, margin: float) -> list[float]:
 
 def keep_mixture(p: Row, q: Row, weight: float) -> list[float]:
     return [weight] * len(p)
+
+
+def keep_veto(p: Row, q: Row, threshold: float, plausibility: float) -> list[float]:
+    return [1.0 if a >= threshold and b >= plausibility * max(q) else 0.0 for a, b in zip(p, q, strict=True)]
+
+
+def keep_blend(p: Row, q: Row, threshold: float, agreement: float) -> list[float]:
+    if max(p) >= threshold:
+        return [1.0] * len(p)
+    of_aligned = max(a for a, b in zip(p, q, strict=True) if b == max(q))
+    return [1.0 - min(1.0, max(q) / (max(p) + max(q)) + agreement * of_aligned)] * len(p)
 
 
 def keep_wanted(p: Row, q: Row, margin: float) -> list[float]:
@@ -68,6 +79,8 @@ KEEP: dict[str, Callable[..., list[float]]] = {
     "confidence_bet": keep_confidence_bet,
     "relative": keep_relative,
     "mixture": keep_mixture,
+    "veto": keep_veto,
+    "blend": keep_blend,
     "lp": keep_lp,
     "aligned_only": lambda p, q: [0.0] * len(p),
     "base_only": lambda p, q: [1.0] * len(p),
@@ -83,11 +96,11 @@ def cascade(p: Row, q: Row, keep: Row) -> list[float]:
     return [k * a + alpha * b for k, a, b in zip(keep, p, q, strict=True)]
 
 
-def product(p: Row, q: Row, r: Row, base: float = 1.0, aligned: float = 1.0) -> list[float]:
+def product(p: Row, q: Row, r: Row, base: float = 1.0, aligned: float = 1.0, plausibility: float = 0.0) -> list[float]:
     weights = []
     for a, b, c in zip(p, q, r, strict=True):
         ratio = 1.0 if aligned == 0 else (0.0 if c == 0 else (b / c) ** aligned)
-        weights.append(a**base * ratio)
+        weights.append(a**base * ratio if b >= plausibility * max(q) else 0.0)
     total = math.fsum(weights)
     return [w / total for w in weights]
 

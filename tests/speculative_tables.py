@@ -157,10 +157,10 @@ def true_distribution(
     """The product of pi over every continuation of the prompt and `prefix`."""
 
     def pi(before: tuple[int, ...]) -> list[float]:
-        base, aligned, reference = (table_row(role, before, vocab).unsqueeze(0) for role in ROLES)
-        p: Rows = base if never is None else move_to_rest(base, never, deferral_temperature)
-        composition = Composition(rule, deferral_temperature)
-        scores = compose(composition, p, aligned, reference if rule.needs_reference else None)
+        rows = (table_row(role, before, vocab).unsqueeze(0) / deferral_temperature for role in ROLES)
+        base, aligned, reference = rows
+        p: Rows = base if never is None else move_to_rest(base, never)
+        scores = compose(rule, p, aligned, reference if rule.needs_reference else None)
         if processors:
             scores = processors(torch.tensor([before]), scores)
         return torch.softmax(scores[0], dim=-1).tolist()

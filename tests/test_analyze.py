@@ -136,7 +136,7 @@ class TestCommand:
         printed = json.loads(result.stdout)
         assert json.loads(path.read_text()) == printed
         assert printed["questions"] == 2
-        rules = {"primal", "dual", "exact", "lp", "dual:threshold=0.6", "confidence_bet:margin=0.0"}
+        rules = {"primal", "dual", "exact", "lp", "dual:threshold=0.6", "confidence_bet:margin=0.2"}
         assert set(printed["accuracy"]) == rules
         assert 0 <= printed["largest_unproven"] < 1e-4
 

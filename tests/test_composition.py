@@ -107,6 +107,8 @@ def test_products_are_the_oracles(logits: tuple[list[float], list[float]], third
     p, q, r = (oracle.softmax(row) for row in finite)
     if rule.name == "contrastive":
         assume(all(abs(v - parameters(rule)[1] * max(p)) > 1e-9 for v in p))
+    if rule.name == "product":
+        assume(all(abs(v - parameters(rule)[2] * max(q)) > 1e-9 for v in q))
     pi = torch.tensor(expected_pi(rule, p, q, r), dtype=DOUBLE)
     log_pi = compose(rule, *(torch.tensor(row, dtype=DOUBLE) for row in finite))
     torch.testing.assert_close(log_pi.exp(), pi, atol=1e-12, rtol=0)

@@ -8,9 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import Gemma2Config, Gemma2ForCausalLM
+from typer.testing import CliRunner
 
 import kad
+from conftest import VOCAB, make_tokenizer
 from kad import tiny
+from kad.cli.main import app
 from kad.engines.load import engine_for, gguf_file, is_mlx
 from kad.engines.pair import Pair
 from kad.engines.transformers.loading import load_model
@@ -123,3 +127,28 @@ def test_the_configuration_of_a_pair_is_read_once(monkeypatch: pytest.MonkeyPatc
     assert read == ["tiny"]
     assert (str(model.rule), model.composition.deferral_temperature) == ("primal:budget=0.5", 2.0)
     assert model.base_prompt == BasePrompt.parse("qa")
+
+
+def test_a_product_of_capped_and_free_logits_is_warned_of(
+    folders: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = Gemma2Config(
+        vocab_size=VOCAB, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8, bos_token_id=0, eos_token_id=1, pad_token_id=2,
+    )  # fmt: skip
+    Gemma2ForCausalLM(config).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    capped, free = str(tmp_path), str(folders["aligned"])
+    said = "logits are soft-capped in base (at 30) and not in aligned, which distorts products of them"
+    pair = kad.load(base=capped, aligned=free, rule="dual", device="cpu")
+    assert said not in caplog.text
+    for _ in range(2):
+        with pair.using("experts"):
+            assert caplog.text.count(said) == 1
+    kad.load(base=capped, aligned=capped, rule="experts", device="cpu")
+    assert caplog.text.count("soft-capped") == 1
+    shown = CliRunner().invoke(app, ["info", "--base", capped, "--aligned", free, "--json"])
+    assert json.loads(shown.stdout)["soft_caps"] == said
+    shown = CliRunner().invoke(app, ["info", "--base", capped, "--aligned", free], env={"COLUMNS": "120"})
+    assert said in " ".join(shown.stdout.split())
+    assert "soft" not in CliRunner().invoke(app, ["info", "tiny"]).stdout

@@ -11,6 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 import kad
+from kad.cli import reproduce
 from kad.cli.main import app
 
 ROWS = Path(__file__).parent / "golden" / "rows"
@@ -138,9 +139,17 @@ def test_tune_refuses_test_splits_and_the_embedded_pair(pair: Path, tmp_path: Pa
 def test_reproduce_says_what_it_needs_and_ends_clearly_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "200")
     _, stderr = kad_command("reproduce", "qwen3", "--dry-run")
     assert "downloads 67 GB" in stderr
     assert "memory: 38 GB" in stderr.replace("\n", " ")
+    said = " ".join(stderr.split())
+    assert "temperature 0.7 (an option of their code, 1.0 by default) second-hand" in said
+    assert "where it acts on the logits of every model, before composing code" in said
+    assert "base=Qwen/Qwen3-14B aligned oracle=Qwen/Qwen3-14B nudging" in said
+    assert "truthful" not in " ".join(reproduce.PUBLISHED.tasks)
+    _, stderr = kad_command("reproduce", "qwen3", "--dry-run", "--temperature", 0.7)
+    assert "where it acts on the composed distribution; they: on every model" in " ".join(stderr.split())
     _, stderr = kad_command("reproduce", "qwen3", "--out", tmp_path / "run", code=2)
     last = stderr.strip().splitlines()[-1]
     assert "the hub cannot be reached" in " ".join(stderr.split()), last

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
-from statsmodels.stats.proportion import proportion_confint
+from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
 from kad.evaluation.results import intervals
 
@@ -31,6 +31,15 @@ def test_mcnemar_equals_statsmodels_and_the_binomial_test(wins: int, losses: int
     assert ours == pytest.approx(min(1.0, mcnemar(table, exact=True).pvalue), abs=1e-12)
     if wins + losses:
         assert ours == pytest.approx(stats.binomtest(wins, wins + losses).pvalue, abs=1e-12)
+
+
+@pytest.mark.parametrize(("right", "total"), [((54, 81), (100, 90)), ((0, 5), (30, 300)), ((50, 20), (50, 20))])
+def test_independent_proportions_differ_as_statsmodels_says(right: tuple[int, int], total: tuple[int, int]) -> None:
+    first, second = (intervals.wilson(a / b, b) for a, b in zip(right, total, strict=True))
+    found = intervals.difference_of(first, second)
+    low, high = confint_proportions_2indep(right[0], total[0], right[1], total[1], method="newcomb")
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-9)
+    assert found.estimate == first.estimate - second.estimate
 
 
 @pytest.mark.parametrize("edge", ["all right", "all wrong", "ties"])

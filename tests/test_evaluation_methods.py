@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from kad.errors import RuleError, UsageError
-from kad.evaluation.methods import execution_order, parse_method, parse_methods
+from kad.evaluation.methods import execution_order, parse_method, parse_methods, window_of
 from kad.evaluation.tuning import make_grid
-from kad.pair.presets import PRESETS, preset
+from kad.pair.presets import PRESETS, preset, reported
 
 
 @pytest.mark.parametrize(
@@ -19,6 +21,7 @@ from kad.pair.presets import PRESETS, preset
         ("oracle=some/model@main", "oracle=some/model@main", {"oracle=some/model@main"}),
         ("dual", "dual:threshold=0.4", {"base", "aligned"}),
         ("implicit_reward", "implicit_reward", {"base", "aligned", "reference"}),
+        ("base=big/one@v1", "base=big/one@v1", {"base"}),
         ("dual@speculative", "dual:threshold=0.4@speculative", {"base", "aligned"}),
         ("dual@speculative:num_draft_tokens=8", "dual:threshold=0.4@speculative", {"base", "aligned"}),
         (
@@ -44,6 +47,7 @@ def test_methods_have_canonical_names_that_read_back(text: str, name: str, needs
     ("text", "error", "words"),
     [
         ("oracle=", UsageError, "oracle needs a model"),
+        ("base=", UsageError, "base needs a model"),
         ("nothing", RuleError, "Unknown rule 'nothing'"),
         ("dual:threshold=2", RuleError, "threshold must be a number"),
         ("base@speculative", UsageError, "which has no drafts"),
@@ -124,11 +128,40 @@ def test_presets_are_the_published_pairs() -> None:
     for name in PRESETS:
         chosen = preset(name)
         methods = parse_methods(";".join(chosen.methods))
-        assert len(methods) == 9
-        assert (chosen.temperature, chosen.max_new_tokens, chosen.num_draft_tokens) == (1.0, 1024, 8)
+        assert len(methods) == 10
+        assert "confidence_bet:margin=0.2@speculative" in [method.name for method in methods]
+        assert (chosen.temperature, chosen.max_new_tokens, chosen.num_draft_tokens) == (0.7, 1024, 8)
+        assert {setting.source for setting in chosen.settings} == {"code", "second-hand", "ours"}
         assert chosen.memory == pytest.approx(
             sum(m.gigabytes() for m in (chosen.base, chosen.aligned, chosen.reference))
         )
     assert preset("qwen3").oracle.model == "Qwen/Qwen3-14B"
     with pytest.raises(UsageError, match="Choose from: olmo2, qwen3"):
         preset("llama")
+
+
+def test_reported_accuracies_belong_to_their_models_tasks_and_methods() -> None:
+    models = {"base": "Qwen/Qwen3-14B-Base", "aligned": "Qwen/Qwen3-1.7B"}
+    dual, svamp = "dual:threshold=0.4@speculative:num_draft_tokens=8", "kad_svamp"
+    assert reported(models, svamp, dual) == pytest.approx(0.873)
+    assert reported(models, svamp, "oracle=Qwen/Qwen3-14B") == pytest.approx(0.883)
+    assert reported(models, svamp, "base=Qwen/Qwen3-14B") == reported(models, svamp, "base") == pytest.approx(0.8)
+    for other in ("dual:threshold=0.5", "oracle=Qwen/Qwen3-8B", "primal:budget=0.9"):
+        assert reported(models, svamp, other) is None
+    assert reported(models, "kad_truthful_qa", dual) is None
+    assert reported({**models, "aligned": "Qwen/Qwen3-0.6B"}, svamp, dual) is None
+    closed = [(row["dual:threshold=0.4"], row["base"], row["oracle"]) for row in (p.reported for p in PRESETS.values())]
+    shares = [(sum(dual) - sum(base)) / (sum(big) - sum(base)) for dual, base, big in closed]
+    assert shares == pytest.approx([0.59, 0.76], abs=0.005)  # as the notes say, so no figure is mistyped
+
+
+def test_the_page_of_results_has_the_reported_table() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "results.md").read_text("utf-8")
+    for chosen in PRESETS.values():
+        for values in chosen.reported.values():
+            assert f" | {' | '.join(map(str, values))} | " in page, values
+
+
+def test_the_window_of_a_method() -> None:
+    names = ("dual@speculative", "dual@speculative:num_draft_tokens=3", "dual@speculative:num_draft_tokens=auto")
+    assert [window_of(name) for name in (*names, "dual", "oracle=a/b@main")] == [8, 3, None, None, None]

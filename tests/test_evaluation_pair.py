@@ -68,6 +68,23 @@ def test_pair_answers_as_its_rule_at_its_temperature_and_not_otherwise(pair: Pat
     assert [record["deferred_mass"] for record in samples(tmp_path / "other")["pair"]] == pytest.approx([1.0] * 3)
 
 
+def test_the_papers_order_holds_for_models_alone(pair: Path, tmp_path: Path) -> None:
+    """A model alone at a deferral temperature of 0.7 answers as at a temperature of 0.7, and as the rule that is it."""
+    methods = "aligned;aligned_only;base;base_only"
+    evaluate(tmp_path / "before", "--pair", pair, "--methods", methods, "--deferral-temperature", 0.7)
+    before = {name: [record["text"] for record in rows] for name, rows in samples(tmp_path / "before").items()}
+    assert before["aligned"] == before["aligned_only"]
+    assert before["base"] == before["base_only"]
+    evaluate(tmp_path / "after", "--pair", pair, "--methods", methods, "--deferral-temperature", 1, "-t", 0.7)
+    evaluate(tmp_path / "one", "--pair", pair, "--methods", methods, "--deferral-temperature", 1, "-t", 1)
+    after, one = (
+        {name: [record["text"] for record in rows] for name, rows in samples(tmp_path / run).items()}
+        for run in ("after", "one")
+    )
+    assert before == after
+    assert all(before[name] != one[name] for name in before)
+
+
 def test_a_run_is_not_resumed_under_another_rule(pair: Path, tmp_path: Path) -> None:
     evaluate(tmp_path / "run", "--pair", pair, "--methods", "pair")
     stderr = evaluate(tmp_path / "run", "--pair", pair, "--methods", "pair", "--rule", "dual", code=2)

@@ -69,7 +69,7 @@ def test_a_tokenizer_without_a_template_is_refused() -> None:
         chat_renderer(tokenizer)
 
 
-def test_tasks_carry_the_published_settings(tasks: dict[str, Task]) -> None:
+def test_the_published_tasks_carry_their_length_and_split(tasks: dict[str, Task]) -> None:
     for name in PAPER_TASKS:
         info = tasks[name].info
         assert (info.max_new_tokens, info.temperature, info.development) == (1024, 1.0, False)

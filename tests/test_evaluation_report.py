@@ -85,6 +85,25 @@ def test_rows_by_hand() -> None:
     assert dual.acceptance_length == pytest.approx(28 / 15)
     assert dual.deferred_mass == pytest.approx((0.1 * 10 + 0.2 * 350) / 360)
     assert dual.acceptance == pytest.approx(0.9)
+    assert dual.acceptance_of_window is None
+
+
+def test_reported_accuracies_stand_beside_the_measured_ones(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", RECORDS)
+    settings = json.loads((run / "settings.json").read_text())
+    models = {"base": "Qwen/Qwen3-14B-Base", "aligned": "Qwen/Qwen3-1.7B"}
+    (run / "settings.json").write_text(json.dumps(settings | {"models": models}))
+    report = build_report([run])
+    aligned = report.rows[0]
+    assert aligned.reported == pytest.approx(0.866)
+    assert aligned.versus_reported is not None
+    assert aligned.versus_reported.estimate == pytest.approx(1 - 0.866)
+    assert aligned.versus_reported.low < 0 < aligned.versus_reported.high  # eight questions
+    assert report.rows[1].acceptance_of_window == pytest.approx(28 / 15 / 8)
+    text = report.markdown()
+    assert "| reported % | paper − reported |" in text
+    assert "| 86.6 | +13.4 [" in text
+    assert "read second-hand" in text
 
 
 def test_the_baseline_can_be_chosen_and_must_exist() -> None:

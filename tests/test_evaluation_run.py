@@ -17,7 +17,7 @@ from transformers import LogitsProcessorList
 
 import kad
 from conftest import make_model
-from kad.errors import UsageError
+from kad.errors import UsageError, VocabularyError
 from kad.evaluation import evaluate as evaluation
 from kad.evaluation.methods import parse_methods
 from kad.evaluation.results.settings import fingerprint
@@ -214,3 +214,24 @@ def test_the_pairs_own_chat_template_counts(folders: dict[str, Path], tmp_path: 
     engine = evaluation.make_engine(make_plan(folders, models=models))
     (method,) = parse_methods("dual")
     assert engine.renderer(method)([{"role": "user", "content": "2 + 2"}]) == "2 + 2 ->"
+
+
+def test_the_base_model_is_asked_by_the_template_of_another_and_ends_by_its_own_tokens(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    big = tmp_path / "big"
+    shutil.copytree(folders["aligned"], big)
+    (big / "chat_template.jinja").write_text("{{ messages[-1].content }} ->")
+    (big / "generation_config.json").write_text('{"eos_token_id": [3, 4]}')
+    methods = parse_methods(f"base={big};base")
+    engine = evaluation.make_engine(make_plan(folders, methods=tuple(methods)))
+    conversation = [{"role": "user", "content": "2 + 2"}]
+    asked, plain = (engine.renderer(method)(conversation) for method in methods)
+    assert (asked, plain == asked) == ("2 + 2 ->", False)
+    own = {engine.pair(methods[0]).tokenizer.eos_token_id, engine.model("base").generation_config.eos_token_id}
+    assert set(engine.pair(methods[0]).generation_config.eos_token_id) == own - {None}
+    assert engine.pair(methods[0]).models["aligned"] is engine.pair(methods[1]).models["aligned"]
+    other = tuple(parse_methods("base=tiny:big-aligned"))
+    engine = evaluation.make_engine(make_plan(folders, methods=other))
+    with pytest.raises(VocabularyError, match="The base and named models have different vocabularies"):
+        engine.renderer(other[0])

@@ -28,7 +28,7 @@ import kad.method.kernels.log_pi  # noqa: E402, F401
 os.environ.pop("TRITON_INTERPRET", None)
 RULES = [
     "dual:threshold=0.4", "dual:threshold=0.01", "dual:threshold=0", "primal", "primal:budget=0.3",
-    "primal:budget=0.05", "primal:budget=1", "nudging:threshold=0.3", "confidence_bet", "confidence_bet:margin=-0.2",
+    "primal:budget=0.05", "primal:budget=1", "nudging:threshold=0.3", "confidence_bet", "confidence_bet:margin=0",
     "confidence_bet:margin=0.3", "relative", "relative:margin=0.2", "aligned_only", "base_only",
 ]  # fmt: skip
 

@@ -221,7 +221,7 @@ def test_keyboard(open_page: Any, sample: Sample) -> None:
         ("dual", [0.05, 0.3, 0.6, 1.0]),
         ("primal", [0.3, 0.7, 0.95, 1.0]),
         ("nudging", [0.2, 0.5, 0.9]),
-        ("confidence_bet", [-0.2, 0.0, 0.3]),
+        ("confidence_bet", [0.0, 0.2, 0.5]),
         ("relative", [0.0, 0.25, 0.6]),
     ],
 )

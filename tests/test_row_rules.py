@@ -15,7 +15,7 @@ from test_rules import THRESHOLDS, rules_of
 
 MIXED = [
     "dual:threshold=0.05", "dual:threshold=0", "dual:threshold=1", "primal", "primal:budget=0.3", "primal:budget=1",
-    "nudging:threshold=0.2", "nudging:threshold=0", "confidence_bet", "confidence_bet:margin=-0.2",
+    "nudging:threshold=0.2", "nudging:threshold=0", "confidence_bet", "confidence_bet:margin=0",
     "confidence_bet:margin=0.3", "relative", "relative:margin=0.1", "aligned_only", "base_only",
 ]  # fmt: skip
 

@@ -93,7 +93,7 @@ def test_the_string_form_is_the_documented_one() -> None:
         ("dual:0.4", r"needs name=value instead of '0.4'"),
         ("dual:threshold=0.4,threshold=0.5", r"repeats 'threshold=0.5'"),
         ("primal:budget=-0.1", r"primal: budget must be a number from 0 to 1, but is -0.1"),
-        ("confidence_bet:margin=2", r"margin must be a number from -1 to 1"),
+        ("confidence_bet:margin=-0.2", r"margin must be a number from 0 to 1, but is -0.2. The paper's sign: p >= max"),
         ("product:aligned=-1", r"aligned must be a number >= 0, but is -1"),
         ("product:aligned=inf", r"aligned must be finite"),
         ("aligned_only:x=1", r"aligned_only has no parameter 'x'. It takes: none"),

@@ -18,8 +18,8 @@ from kad.method.speculation.statistics import SpeculationStatistics
 pytestmark = pytest.mark.core
 
 RULES = [
-    "dual:threshold=0.2", "primal", "nudging", "confidence_bet:margin=-0.1", "relative", "aligned_only", "base_only",
-    "mixture", "lp", "implicit_reward", "contrastive",
+    "dual:threshold=0.2", "primal", "nudging", "confidence_bet:margin=0.1", "relative", "aligned_only", "base_only",
+    "mixture", "veto", "blend", "lp", "implicit_reward", "product:plausibility=0.1", "contrastive",
 ]  # fmt: skip
 PAD, EOS = 2, 1
 
@@ -207,7 +207,7 @@ def _sliding_pair() -> kad.KadForCausalLM:
         models[role] = MistralForCausalLM(config).eval()
         with torch.no_grad():
             models[role].lm_head.weight.mul_(20)
-    return kad.KadForCausalLM.from_models(**models, rule="confidence_bet:margin=-0.3")
+    return kad.KadForCausalLM.from_models(**models, rule="confidence_bet:margin=0.3")
 
 
 def test_sliding_windows_roll_back(prompt: Callable[..., Any]) -> None:
@@ -281,7 +281,7 @@ def test_drafting_from_a_reference_that_is_not_there(models_: dict[str, Any], pr
 
 def test_statistics_add_up(pair: kad.KadForCausalLM, prompt: Callable[..., Any]) -> None:
     torch.manual_seed(0)
-    for rule in ("dual:threshold=0.2", "confidence_bet:margin=-0.1", "implicit_reward"):
+    for rule in ("dual:threshold=0.2", "confidence_bet:margin=0.1", "implicit_reward"):
         output = speculate(
             pair, prompt(6), rule=rule, do_sample=True, top_k=0, max_new_tokens=80, return_dict_in_generate=True
         )

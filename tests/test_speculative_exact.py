@@ -22,9 +22,10 @@ from speculative_tables import TableScorer, exact_distribution, total_variation,
 VERIFIERS = {"token": verify_tokens, "block": verify_block}
 RULES = [
     "dual:threshold=0.4", "dual:threshold=0.15", "primal:budget=0.6", "nudging:threshold=0.5",
-    "confidence_bet:margin=0.0", "confidence_bet:margin=-0.2", "relative:margin=0.3", "aligned_only", "base_only",
-    "mixture:weight=0.4", Wanted(-0.3), "lp:budget=0.5",
-    "product:base=0.8,aligned=1.2", "implicit_reward", "contrastive", "experts:base=-0.5,aligned=1.5",
+    "confidence_bet:margin=0.0", "confidence_bet:margin=0.2", "relative:margin=0.3", "aligned_only", "base_only",
+    "mixture:weight=0.4", Wanted(-0.3), "lp:budget=0.5", "veto:threshold=0.2,plausibility=0.3", "blend:threshold=0.6",
+    "product:base=0.8,aligned=1.2", "product:plausibility=0.4", "implicit_reward", "contrastive",
+    "experts:base=-0.5,aligned=1.5",
 ]  # fmt: skip
 
 
@@ -86,9 +87,10 @@ def test_warpers_act_on_pi(rule: str, warpers: str) -> None:
     check(rule, vocab=3, new_tokens=3, window=2, verifier=verify_block, processors=processors)
 
 
-@pytest.mark.parametrize("rule", ["dual:threshold=0.4", "implicit_reward", "confidence_bet:margin=0.0"])
-def test_deferral_temperature(rule: str) -> None:
-    check(rule, vocab=3, new_tokens=3, window=2, verifier=verify_block, deferral_temperature=1.7)
+@pytest.mark.parametrize("window", [0, 2])
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_the_papers_order_divides_every_models_logits_before_composing(rule: str, window: int) -> None:
+    check(rule, vocab=3, new_tokens=2, window=window, verifier=verify_block, deferral_temperature=0.7)
 
 
 class NeverKeeps(TableScorer):

@@ -42,8 +42,8 @@ from test_rules import parameters
 from translation_toys import TableModel, all_texts, brute_force, random_tokenizer
 
 RULES = [
-    "dual:threshold=0.3", "primal:budget=0.6", "nudging:threshold=0.4", "confidence_bet:margin=-0.1",
-    "relative:margin=0.2", "aligned_only", "base_only", "mixture:weight=0.4", Wanted(),
+    "dual:threshold=0.3", "primal:budget=0.6", "nudging:threshold=0.4", "confidence_bet:margin=0.1",
+    "relative:margin=0.2", "aligned_only", "base_only", "mixture:weight=0.4", "veto:threshold=0.2", "blend", Wanted(),
 ]  # fmt: skip
 
 

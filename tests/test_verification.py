@@ -19,7 +19,7 @@ from kad.rules import ThresholdRule, parse_rule
 
 THRESHOLD_RULES = [
     "dual:threshold=0.05", "dual:threshold=0.4", "primal", "primal:budget=0.5", "nudging:threshold=0.2",
-    "confidence_bet", "confidence_bet:margin=-0.2", "relative:margin=0.1", "aligned_only", "base_only",
+    "confidence_bet", "confidence_bet:margin=0", "relative:margin=0.1", "aligned_only", "base_only",
 ]  # fmt: skip
 
 

@@ -10,6 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kad import tiny
+from kad.engines.pair import Pair
+from kad.engines.transformers.model import TransformersModel
 from kad.engines.transformers.modeling import KadForCausalLM
 from kad.rules import Rule
 from kad.text.scoring import score_tokens
@@ -61,8 +63,8 @@ def mean_acceptance(model: KadForCausalLM, answers: list[Attempt]) -> float:
     return float(torch.cat(rates).mean())
 
 
-def load_single(folder: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder)
+def load_single(folder: Path) -> Pair:
+    return Pair.one(TransformersModel(AutoModelForCausalLM.from_pretrained(folder)))
 
 
 def load_pair(base: Path, aligned: Path, reference: Path) -> KadForCausalLM:

@@ -17,7 +17,7 @@ import transformers
 
 from kad import tiny
 from kad.evaluation.results.intervals import wilson
-from kad.rules import registry
+from kad.rules import parse_rule, registry
 from recipes.tiny.measurements import PROBLEMS, Record, load_pair, load_single, measure_model, measure_rule
 from recipes.tiny.settings import BUILD, RECIPES, SEEDS, WINDOW
 
@@ -66,6 +66,8 @@ def measure_all(records: Records) -> None:
     pair = load_pair(*(tiny.path(name) for name in ("big-base", "small-aligned", "small-base")))
     for name, rule in registry().items():
         records.measure(f"rule:{name}", lambda rule=rule: measure_rule(pair, rule()))
+    for text in ("confidence_bet:margin=0.0", "confidence_bet:margin=0.1"):
+        records.measure(f"rule:{text}", lambda text=text: measure_rule(pair, parse_rule(text)))
     for seed in SEEDS["small"][1:]:
         _measure_small(records, seed)
     for seed in SEEDS["big"][1:]:
@@ -140,7 +142,7 @@ def _labels(rows: dict[str, Record]) -> dict[str, str]:
     labels |= {"big-aligned": _NAMES["big-aligned"]} if "big-aligned" in rows else {}
     for size in ("small", "big"):
         for name in (n for n in rows if n.startswith(f"{size}:")):
-            _, seed, what = name.split(":")
+            _, seed, what = name.split(":", 2)
             shown = _NAMES.get(what) or f"`{rows[name]['rule']}`"
             labels[name] = f"{shown}, {size} models of seed {seed}"
     return labels

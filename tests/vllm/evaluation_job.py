@@ -22,7 +22,7 @@ SEEDS, TEMPERATURE = (5, 6, 7, 5), 2.0
 def completions(names: Sequence[str]) -> dict[str, Any]:
     methods = [parse_method(name) for name in names]
     references = read_config("tiny").model_sources()
-    references |= {m.name: Source.parse(m.oracle) for m in methods if m.oracle is not None}
+    references |= {m.name: Source.parse(m.model) for m in methods if m.model is not None}
     engine = Engine(references, options={"dtype": "float32"}, engine="vllm", engine_options=ARGUMENTS)
     found: dict[str, Any] = {}
     for method in methods:

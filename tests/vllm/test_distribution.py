@@ -18,7 +18,7 @@ RULES = [
     *registry(),
     "dual:threshold=0.05",
     "primal:budget=0.5",
-    "confidence_bet:margin=-0.3",
+    "confidence_bet:margin=0.3",
     "mixture:weight=0.9",
 ]
 

@@ -19,6 +19,7 @@ METHODS = (
     "dual:threshold=0.4",
     "implicit_reward",
     "dual:threshold=0.4@speculative:num_draft_tokens=3",
+    "base=tiny:big-aligned",
 )
 
 
@@ -30,7 +31,7 @@ def drawn() -> Any:
 @pytest.mark.parametrize("name", METHODS)
 def test_greedy_texts_are_those_of_transformers(name: str, drawn: dict[str, list[dict[str, Any]]]) -> None:
     references = read_config("tiny").model_sources()
-    references["oracle=tiny:big-aligned"] = Source.parse("tiny:big-aligned")
+    references |= dict.fromkeys((METHODS[0], METHODS[4]), Source.parse("tiny:big-aligned"))
     engine = Engine(references, options={"dtype": "float32"}, diagnostics=False)
     plain = parse_method(name.partition("@")[0])
     render = engine.renderer(plain)

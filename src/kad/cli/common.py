@@ -160,7 +160,13 @@ class ModelOptions:
     ] = None
     deferral_temperature: Annotated[
         float | None,
-        Option("Divide the models' logits by T before composing.", "T", allowed="> 0", shown="the pair's"),
+        Option(
+            "Divide every model's logits by T before composing. The papers' temperature is this one; give "
+            "--temperature 1 beside it.",
+            "T",
+            allowed="> 0",
+            shown="the pair's",
+        ),
     ] = None
     base_prompt: Annotated[
         str | None,

@@ -19,9 +19,9 @@ EXAMPLES = (
 Methods = Annotated[
     str,
     Option(
-        "Separated by ';': base, aligned, reference, oracle=MODEL, pair (the pair under its own rule, or --rule), or "
-        "any rule. A composition decodes speculatively with @speculative behind it, or "
-        "@speculative:num_draft_tokens=N, or @speculative:draft=reference.",
+        "Separated by ';': base, base=MODEL (asked by the chat template of MODEL), aligned, reference, oracle=MODEL, "
+        "pair (the pair under its own rule, or --rule), or any rule. A composition decodes speculatively with "
+        "@speculative behind it, or @speculative:num_draft_tokens=N, or @speculative:draft=reference.",
         "METHODS",
     ),
 ]

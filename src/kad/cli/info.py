@@ -47,6 +47,7 @@ class Description:
         context: positions it was made for, or None.
         cache_bytes_per_token: memory of keys and values of one token in all layers.
         engine: what runs it here, see `kad.engines.load`.
+        soft_cap: the bound that it puts on its logits, or None.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Description:
     weight_bytes: int
     cache_bytes_per_token: int
     engine: str = "transformers"
+    soft_cap: float | None = None
 
 
 def command(
@@ -94,6 +96,8 @@ def command(
     if named.pair is None and named.base is None:
         raise UsageError("kad info needs a pair (a folder, a hub id or tiny), or --base and --aligned.")
     stdio.quiet_transformers()
+    from kad.pair.model_files import uneven_soft_caps
+
     config = named.resolve()
     sources = config.model_sources()
     models = {role: _describe(source) for role, source in sources.items()}
@@ -104,6 +108,7 @@ def command(
         "deferral_temperature": config.deferral_temperature if named.pair is not None else None,
         "models": {role: asdict(model) for role, model in models.items()},
         "vocabulary": vocabulary,
+        "soft_caps": uneven_soft_caps({role: model.soft_cap for role, model in models.items()}),
         "memory": _memory(models),
         "draft_cost": models["aligned"].parameters / models["base"].parameters,
     }
@@ -134,6 +139,7 @@ def _describe(source: Source) -> Description:
             weight_bytes=header.weight_bytes,
             cache_bytes_per_token=2 * header.cache_numbers,  # f16 is the default
             engine=engine,
+            soft_cap=header.soft_cap,
         )
     model = _describe_configuration(source)
     if engine == "mlx" and source.is_local:
@@ -149,7 +155,7 @@ def _describe_configuration(source: Source) -> Description:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from kad.pair.model_files import load_config
+    from kad.pair.model_files import load_config, soft_cap_of
 
     config = load_config(source)
     text = config.get_text_config()
@@ -172,6 +178,7 @@ def _describe_configuration(source: Source) -> Description:
         context=getattr(text, "max_position_embeddings", None),
         weight_bytes=parameters * torch.empty(0, dtype=dtype).element_size(),
         cache_bytes_per_token=_cache_numbers(text) * torch.empty(0, dtype=dtype).element_size(),
+        soft_cap=soft_cap_of(text.to_dict()),
     )
 
 
@@ -236,6 +243,8 @@ def _fact_rows(facts: dict[str, Any]) -> list[tuple[str, Text]]:
         note = f", deferral temperature {temperature:g}" if temperature != 1.0 else ""
         rows.append(("rule", Text(facts["rule"] + note)))
     rows.append(("vocabulary", _vocabulary_text(vocabulary)))
+    if facts["soft_caps"] is not None:
+        rows.append(("soft caps", Text(facts["soft_caps"], style="yellow")))
     totals = [f"{size_text(total)} with {counted(int(length), 'token')}" for length, total in memory["total"].items()]
     rows.append(("memory", Text(", ".join([f"{size_text(memory['weights'])} of weights", *totals]))))
     rows.append(("drafting", Text(f"the aligned model has {facts['draft_cost']:.1%} of the base model's parameters")))

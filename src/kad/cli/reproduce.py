@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,14 +15,19 @@ from kad.cli.flatten import Only, Without
 from kad.errors import UsageError
 from kad.evaluation.run_options import RunOptions, TaskOptions
 from kad.options import Option
+from kad.pair.presets import TASKS, Preset, Setting, preset
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 EXAMPLES = (
     "kad reproduce qwen3 --dry-run",
     "kad reproduce olmo2 --limit 100 --out runs/olmo2",
+    "kad reproduce olmo2 --temperature 0.7 --out runs/olmo2-other-order",
 )
 
 Name = Annotated[str, typer.Argument(metavar="olmo2|qwen3", help="Which published pair.")]
-PUBLISHED = TaskOptions(tasks=("kad_paper",))
+PUBLISHED = TaskOptions(tasks=tuple(TASKS))
 
 
 def command(
@@ -30,6 +35,16 @@ def command(
     *,
     out: Annotated[Path | None, Option("Run directory.", "DIR", "-o", shown="runs/NAME")] = None,
     dry_run: Annotated[bool, Option("Say what would be downloaded and run, and stop.")] = False,
+    temperature: Annotated[
+        float | None,
+        Option(
+            "Temperature on the composed distribution instead: the other order. At 1 the two are the same.",
+            "T",
+            "-t",
+            allowed=">= 0",
+            shown="0.7 on every model's logits, before composing",
+        ),
+    ] = None,
     tasks: TaskOptions = PUBLISHED,
     run: Annotated[RunOptions, Without("temperature", "max_new_tokens", "diagnostics")],
     models: Annotated[ModelOptions, Only("device")],
@@ -37,21 +52,12 @@ def command(
 ) -> None:
     """Run the published experiments again.
 
-    First it says what it downloads and how much memory it needs. A stopped run continues with the same command.
+    First it says what it downloads, how much memory it needs, and where each setting is from: known from the papers'
+    code, read second-hand, or ours. A stopped run continues with the same command. The report shows the accuracies that
+    the papers report beside those measured.
     """
-    from kad.pair.presets import preset
-
     published = preset(name)
-    gigabytes = sum(model.gigabytes() for model in published.models)
-    stdio.message(f"{name}: downloads {gigabytes:.0f} GB to the Hugging Face cache where it is not there yet:")
-    for model in published.models:
-        stdio.message(f"  {model.model} ({model.gigabytes():.1f} GB)")
-    stdio.message(
-        f"memory: {published.memory:.0f} GB of weights at once, in {published.dtype}, and room for the caches"
-    )
-    stdio.message(f"methods: {'; '.join(published.methods)}")
-    settings = f"temperature {published.temperature}, {published.max_new_tokens} new tokens"
-    stdio.message(f"settings: {settings}, one sample, thinking off")
+    stdio.stderr().print(_plan(published, temperature))
     if dry_run:
         return
     from kad.evaluation.methods import parse_method
@@ -59,15 +65,47 @@ def command(
 
     folder = out or Path("runs") / name
     names = {role: getattr(published, role).model for role in ("base", "aligned", "reference")}
+    before = published.temperature if temperature is None else 1.0
     plan = shared.make_plan(
-        replace(models, **names, dtype=published.dtype),
+        replace(models, **names, dtype=published.dtype, deferral_temperature=before),
         tasks,
-        replace(run, temperature=published.temperature, max_new_tokens=published.max_new_tokens),
+        replace(run, temperature=1.0 if temperature is None else temperature, max_new_tokens=published.max_new_tokens),
         [parse_method(method) for method in published.methods],
     )
     _check_reachable([model.model for model in published.models])
     shared.execute(plan, folder)
     shared.show_report(build_report([folder]), folder / "report", as_json)
+
+
+def _plan(published: Preset, temperature: float | None) -> RenderableType:
+    """What is loaded, and every setting with its source."""
+    from rich.console import Group
+    from rich.table import Table
+
+    at = Setting("temperature", f"{published.temperature} (an option of their code, 1.0 by default)", "second-hand")
+    order = Setting("where it acts", "on the logits of every model, before composing", "code")
+    if temperature is not None:
+        at = Setting("temperature", f"{temperature:g}; they: {published.temperature}", "ours")
+        order = Setting("where it acts", "on the composed distribution; they: on every model, before composing", "ours")
+    models = Table("", "model", "GB", box=None, header_style="dim", pad_edge=False)
+    for sign, role in (("p", "base"), ("q*", "aligned"), ("q", "reference"), ("p*", "oracle")):
+        model = getattr(published, role)
+        models.add_row(sign, model.model, f"{model.gigabytes():.1f}")
+    table = Table("setting", "value", "source", box=None, header_style="dim", pad_edge=False)
+    for setting in (at, order, *published.settings):
+        table.add_row(*setting)
+    gigabytes = sum(model.gigabytes() for model in published.models)
+    return Group(
+        f"{published.name}: downloads {gigabytes:.0f} GB to the Hugging Face cache where it is not there yet:",
+        models,
+        f"memory: {published.memory:.0f} GB of weights at once, and room for the caches",
+        "",
+        table,
+        "",
+        "source: known from the papers' code, read second-hand, or ours",
+        "methods:",
+        *(f"  {method}" for method in published.methods),
+    )
 
 
 def _check_reachable(models: list[str]) -> None:

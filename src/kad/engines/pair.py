@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -15,14 +16,15 @@ from transformers import GenerationConfig
 from kad.engines.protocols import Facts, Model, WholeModel
 from kad.errors import MissingTokenizerError, RuleError
 from kad.method.composition import Composition, RuleLike
-from kad.method.rules import Rule
+from kad.method.rules import ProductRule, Rule
 from kad.method.scorer import Scorer
 from kad.pair.base_prompt import BasePrompt
 from kad.pair.config import KadConfig
 from kad.pair.folder import generation_config, write
-from kad.pair.model_files import tokenizer_of
+from kad.pair.model_files import tokenizer_of, uneven_soft_caps
 from kad.tokens.vocabulary import OWN, Common, agree
 
+_LOG = logging.getLogger(__name__)
 # The compositions of the current calls in this context, by the id of the pair. Other pairs and threads see none.
 _CALLS: ContextVar[Mapping[int, Composition] | None] = ContextVar("kad_compositions_of_calls", default=None)
 
@@ -47,6 +49,7 @@ class Pair:
     """
 
     whole: WholeModel | None = None
+    _warned = False
 
     def __init__(self, config: KadConfig, models: Mapping[str, Model]) -> None:
         self.config, self.models = config, dict(models)
@@ -92,6 +95,11 @@ class Pair:
     def facts(self) -> dict[str, Facts]:
         """What is known about each model, by role."""
         return {role: model.facts for role, model in self.models.items()}
+
+    @property
+    def soft_caps(self) -> Mapping[str, float | None]:
+        """The bounds that the models put on their logits, by role."""
+        return {role: facts.soft_cap for role, facts in self.facts.items()}
 
     @property
     def context_length(self) -> int | None:
@@ -183,6 +191,11 @@ class Pair:
             raise RuleError(
                 f"Rule {composition.rule} needs the reference model; the pair has none. Give one: reference=..."
             )
+        if isinstance(composition.rule, ProductRule) and not self._warned:
+            self._warned = True
+            problem = uneven_soft_caps({role: self.soft_caps[role] for role in self.roles_of(composition)})
+            if problem is not None:
+                _LOG.warning("Rule %s: %s. A cascade is not affected.", composition.rule, problem)
         return composition
 
     # ------------------------------------------------------------------ running

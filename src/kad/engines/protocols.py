@@ -28,6 +28,7 @@ class Facts:
     weight_bytes: int | None = None  # the memory of its weights. None if it is not known
     weights: str = ""  # how its weights are stored, in words: "float32", "Q4_K - Medium", "4 bits"
     grows: bool = False  # whether the engine's option `context` can raise `context_length`
+    soft_cap: float | None = None  # the bound that it puts on its logits. None if there is none
     # Whether the weights' file carries the tokenizer. It is then used, and not a pair's own.
     tokenizer_in_file: bool = False
 

@@ -23,7 +23,7 @@ from kad.method.composition import compose, in_order
 from kad.pair.base_prompt import BUILT_IN, BasePrompt
 from kad.pair.config import ROLES, KadConfig
 from kad.pair.folder import vocabulary_in_files
-from kad.pair.model_files import load_generation_config, load_tokenizer
+from kad.pair.model_files import load_config, load_generation_config, load_tokenizer
 from kad.pair.sources import Source
 from kad.text.batch import generate_all
 from kad.text.contexts import Context, default_base_prompt, own_context
@@ -31,7 +31,7 @@ from kad.text.ends import before_stop
 from kad.text.prompts import encode_plain, start_token
 from kad.text.sampling import Sampling, end_tokens
 from kad.text.scoring import logits_of, score_tokens
-from kad.tokens.vocabulary import OWN
+from kad.tokens.vocabulary import OWN, TokenMap, foreign_ids
 
 if TYPE_CHECKING:
     from kad.engines.protocols import Model
@@ -84,9 +84,9 @@ class Engine:
     """Runs methods.
 
     Args:
-        sources: where the models are, by role: base, aligned, reference, any oracle by its method's name, and "pair",
-            where the pair lies.
-        deferral_temperature: of the compositions.
+        sources: where the models are, by role: base, aligned, reference, what a method names by the method's name, and
+            "pair", where the pair lies.
+        deferral_temperature: divides the logits of every model, in compositions and alone.
         options: how to load every model (dtype, device_map, ...), see `kad.pair.sources.MODEL_KWARGS`.
         device: where to put models that were loaded without a device map.
         base_prompt: how the base model is asked. None: as the aligned model, or by `qa` if it has a tokenizer of
@@ -132,6 +132,8 @@ class Engine:
     def renderer(self, method: Method) -> Renderer:
         """The chat template of the method's prompts. A base model alone may be asked in a way of its own."""
         own = self._own_prompt(method)
+        if method.by_template:
+            self._check_template(method)
         if own is not None:
             return lambda conversation: own.render(conversation).rstrip(" ")
         return chat_renderer(self.tokenizer(method))
@@ -155,13 +157,16 @@ class Engine:
             requests = [replace(request, until=(*request.until, *own.stops)) for request in requests]
         else:
             prompts = [self._context(pair, tokenizer, request) for request in requests]
-        speculation = method.speculation
+        speculation, sampling = method.speculation, requests[0].sampling
+        if method.rule is None and sampling.temperature:
+            # One model: to divide by one temperature, then by the other, is to divide by both.
+            sampling = replace(sampling, temperature=sampling.temperature * self._deferral_temperature)
         with pair.using(method.rule):
             answers = generate_all(
                 pair,
                 tokenizer,
                 prompts,
-                sampling=requests[0].sampling,
+                sampling=sampling,
                 seeds=[request.seed for request in requests],
                 batch_size=len(requests),
                 num_draft_tokens=0 if speculation is None else speculation.num_draft_tokens,
@@ -174,7 +179,7 @@ class Engine:
         if self._whole:
             raise UsageError("vLLM cannot score options by their log-likelihood. Use another engine.")
         pair, tokenizer = self.pair(method), self.tokenizer(method)
-        with pair.using(method.rule):
+        with pair.using(method.rule, self._deferral_temperature):
             return [_log_likelihood(pair, *_split(tokenizer, *continuation)) for continuation in continuations]
 
     def release(self, keep: Collection[str]) -> None:
@@ -193,11 +198,7 @@ class Engine:
         role = self._speaker(method)
         if role == "pair" and self._engines.get("aligned") == "llama_cpp":
             role = "aligned"  # a GGUF file has its own
-        if self._engines.get(role) == "llama_cpp":
-            return self.model(role).tokenizer
-        if role not in self._tokenizers:
-            self._tokenizers[role] = load_tokenizer(self._source(role))
-        return self._tokenizers[role]
+        return self._tokenizer_of(role)
 
     def pair(self, method: Method) -> Pair:
         """The pair that the method decodes with, its generation settings cleared of all but the ends of a text."""
@@ -221,7 +222,7 @@ class Engine:
 
     def _pair_of(self, method: Method) -> Pair:
         if method.rule is None:
-            return Pair.one(self.model(method.name))
+            return Pair.one(self.model(*method.needs))
         config = KadConfig(rule=str(method.rule), deferral_temperature=self._deferral_temperature)
         return Pair(config, {role: self.model(role) for role in ROLES if role in method.needs})
 
@@ -230,7 +231,7 @@ class Engine:
 
         options = {"dtype": self._options.get("dtype", "auto"), **self._engine_options}
         if method.rule is None:
-            source, speaker = self.sources[method.name], self.sources[self._speaker(method)]
+            source, speaker = self.sources[next(iter(method.needs))], self.sources[self._speaker(method)]
             return VllmOne(source.model, {**options, "revision": source.revision, "tokenizer": speaker.model})
         parts = {role: self.sources[role] for role in ROLES if role in self.sources}
         # Its own rule is never used: every request brings one.
@@ -251,16 +252,29 @@ class Engine:
     def _speaker(self, method: Method) -> str:
         """The role whose tokenizer, chat template and ends of a text the method uses.
 
-        An oracle uses its own, and so does a base model alone that is asked in a way of its own. Other methods use the
-        pair's, if there is a pair, else the aligned model's.
+        An oracle uses its own, a base model alone may be asked by that of another model or in a way of its own. Other
+        methods use the pair's, if there is a pair, else the aligned model's.
         """
-        if method.role == "oracle" or self._own_prompt(method) is not None:
+        if method.model is not None or self._own_prompt(method) is not None:
             return method.name
         return "pair" if "pair" in self.sources else "aligned"
 
+    def _tokenizer_of(self, role: str) -> Any:
+        if self._engines.get(role) == "llama_cpp":
+            return self.model(role).tokenizer
+        if role not in self._tokenizers:
+            self._tokenizers[role] = load_tokenizer(self._source(role))
+        return self._tokenizers[role]
+
+    def _check_template(self, method: Method) -> None:
+        """Raise VocabularyError if the base model cannot read what another model's tokenizer writes."""
+        base, template = (TokenMap.of(self._tokenizer_of(role)) for role in ("base", method.name))
+        rows = int(load_config(self._source("base")).get_text_config().vocab_size)
+        foreign_ids(base, template, (rows, rows), ("base", "named"))
+
     def _own_prompt(self, method: Method) -> BasePrompt | None:
         """How a base model alone is asked. None: as the aligned model, or the method is another one."""
-        if method.role != "base":
+        if method.role != "base" or method.by_template:
             return None
         return self.base_prompt or (BUILT_IN["qa"] if self._own_tokenizer else None)
 
@@ -277,10 +291,14 @@ class Engine:
     def _ends(self, method: Method, tokenizer: Any) -> GenerationConfig:
         """Ends of a text, and nothing else: top-p, penalties and the like of a model's file would not be the method's.
 
-        A base model alone also ends where the aligned model would: it sees the aligned model's chat.
+        A base model alone also ends where the aligned model would: it sees the aligned model's chat. Asked by the
+        template of a model that its method names, it ends by its own end tokens alone.
         """
+        roles = {self._speaker(method), *(method.needs if method.rule is None else ())}
+        if method.by_template:
+            tokenizer, roles = self._tokenizer_of("base"), {"base"}
         ends = {tokenizer.eos_token_id}
-        for role in {self._speaker(method), *(method.needs if method.rule is None else ())}:
+        for role in roles:
             gguf = self._engines.get(role) == "llama_cpp"
             config = self.model(role).generation_config if gguf else load_generation_config(self._source(role))
             ends.update(end_tokens(config) if config is not None else ())

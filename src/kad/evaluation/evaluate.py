@@ -32,7 +32,7 @@ class Plan(TaskOptions, RunOptions):
         models: by role: base, aligned, reference, and "pair" for the pair's own tokenizer and chat template; oracles
             come with their methods.
         methods: in the order of the table.
-        deferral_temperature: of every composition.
+        deferral_temperature: divides the logits of every model, in compositions and alone.
         base_prompt: how the base model is asked, in compositions and alone. None: as the aligned model.
         device: where the models are put, unless `load_options` places them.
         load_options: how to load every model.
@@ -58,9 +58,8 @@ class Plan(TaskOptions, RunOptions):
 
     @property
     def sources(self) -> dict[str, Source]:
-        """The models by role, oracles included."""
-        oracles = {m.name: Source.parse(m.oracle) for m in self.methods if m.oracle is not None}
-        return {**self.models, **oracles}
+        """The models by role, and those that methods name."""
+        return {**self.models, **{m.name: Source.parse(m.model) for m in self.methods if m.model is not None}}
 
     def load_tasks(self) -> list[Task]:
         """The tasks with their questions."""

@@ -1,10 +1,10 @@
 """Methods, as `--methods` names them: one model alone, or a rule over the pair, with or without speculation.
 
-    base | aligned | reference | oracle=MODEL | pair | RULE | ...@speculative[:num_draft_tokens=8,draft=aligned]
+    base[=MODEL] | aligned | reference | oracle=MODEL | pair | RULE | ...@speculative[:num_draft_tokens=8,draft=aligned]
 
-`base` is the big base model alone, `oracle=MODEL` a big aligned model given for comparison, `pair` the pair under its
-own rule, RULE any rule's string such as "dual:threshold=0.4". `draft` is the model that proposes: `aligned` (q*) or
-`reference` (q).
+`base` is the big base model alone. With `=MODEL` that model's chat template asks it, and only its own end tokens end
+its answers. `oracle=MODEL` is a big aligned model given for comparison, `pair` the pair under its own rule, RULE any
+rule's string such as "dual:threshold=0.4". `draft` is the model that proposes: `aligned` (q*) or `reference` (q).
 """
 
 from __future__ import annotations
@@ -47,28 +47,33 @@ class Method:
     Attributes:
         role: base, aligned, reference, oracle, pair (the pair's own rule) or composed (any other rule).
         rule: the rule of pair and composed.
-        oracle: the model of an oracle.
+        model: what stands behind "=": the oracle, or the model whose chat template asks the base model.
         speculation: how a composition is decoded speculatively; None decodes plainly.
     """
 
     role: str
     rule: Rule | None = None
-    oracle: str | None = None
+    model: str | None = None
     speculation: Speculation | None = None
 
     @property
     def name(self) -> str:
         """The method as `--methods` writes it."""
-        if self.role == "oracle":
-            return f"oracle={self.oracle}"
+        if self.model is not None:
+            return f"{self.role}={self.model}"
         head = str(self.rule) if self.role == "composed" else self.role
         return head if self.speculation is None else f"{head}@{self.speculation}"
+
+    @property
+    def by_template(self) -> bool:
+        """Whether the base model is asked by the chat template of another model, and ended by its own tokens alone."""
+        return self.role == "base" and self.model is not None
 
     @property
     def needs(self) -> frozenset[str]:
         """The models that this method runs: base, aligned, reference, or an oracle by the method's own name."""
         if self.rule is None:
-            return frozenset({self.name})
+            return frozenset({self.name if self.role == "oracle" else self.role})
         drafts = "aligned" if self.speculation is None else self.speculation.draft
         return frozenset({"base", "aligned", drafts} | ({"reference"} if self.rule.needs_reference else set()))
 
@@ -80,8 +85,8 @@ def parse_method(text: str, pair: Rule | None = None) -> Method:
         UsageError: a name that is no method, or speculation that the method cannot do.
         RuleError: a rule that does not exist or a parameter out of its range.
     """
-    # After the @ of an oracle comes a revision, not a way of decoding.
-    head, at, tail = (text.strip(), "", "") if _is_oracle(text) else text.strip().partition("@")
+    # After the @ of a model comes a revision, not a way of decoding.
+    head, at, tail = (text.strip(), "", "") if _names_model(text) else text.strip().partition("@")
     method = _parse_head(head.strip(), pair)
     if not at:
         return method
@@ -114,8 +119,18 @@ def execution_order(methods: Sequence[Method]) -> list[Method]:
     return sorted(methods, key=lambda method: method.role != "oracle")
 
 
-def _is_oracle(text: str) -> bool:
-    return text.partition("=")[0].strip() == "oracle"
+def window_of(name: str) -> int | None:
+    """The drafts per window of the method with this name; None if it has none, or no fixed number."""
+    _, at, speculation = name.partition("@")
+    if _names_model(name):
+        return None
+    count = _parse_speculation(speculation).num_draft_tokens if at else None
+    return count if isinstance(count, int) else None
+
+
+def _names_model(text: str) -> bool:
+    head, equals, _ = text.partition("=")
+    return head.strip() == "oracle" or (head.strip() == "base" and bool(equals))
 
 
 def _parse_head(head: str, pair: Rule | None) -> Method:
@@ -125,11 +140,11 @@ def _parse_head(head: str, pair: Rule | None) -> Method:
         if pair is None:
             raise UsageError("The method pair needs a pair, for it stands for the pair's own rule. Give --pair.")
         return Method("pair", pair)
-    if _is_oracle(head):
-        oracle = head.partition("=")[2].strip()
-        if not oracle:
-            raise UsageError("The method oracle needs a model: oracle=HUB_ID or oracle=PATH.")
-        return Method("oracle", oracle=oracle)
+    if _names_model(head):
+        role, _, model = (part.strip() for part in head.partition("="))
+        if not model:
+            raise UsageError(f"The method {role} needs a model: {role}=HUB_ID or {role}=PATH.")
+        return Method(role, model=model)
     try:
         return Method("composed", parse_rule(head))
     except RuleError as error:

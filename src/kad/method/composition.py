@@ -37,7 +37,8 @@ class Composition:
 
     Attributes:
         rule: a rule; its string or its dict is parsed.
-        deferral_temperature: the models' logits are divided by it *before* composing; 1 in the papers' runs.
+        deferral_temperature: every model's logits are divided by it *before* composing. The papers' temperature is this
+            one, with a temperature of 1 on log pi.
 
     Raises:
         RuleError: a bad rule, or a temperature that is not a positive number.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from kad.pair.sources import Source
 # What a damaged file makes Transformers raise.
 TROUBLE = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, StrictDataclassError)
 _MOST_SHARED = 4
+# What configurations call the soft cap of the logits: Gemma 2 to 4 and others, RecurrentGemma, xLSTM.
+_SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 # Options that say where a model is. Its tokenizer and settings are there too.
 _PLACE = {"cache_dir", "gguf_file", "local_files_only", "subfolder", "token", "trust_remote_code"}
 
@@ -80,6 +83,22 @@ def load_config(source: Source) -> Any:
         return AutoConfig.from_pretrained(source.model, **_place(source))
     except (*TROUBLE, ImportError) as error:
         raise PairError(f"Cannot read the configuration of {source.model}: {reason_of(error)}") from error
+
+
+def soft_cap_of(config: Mapping[str, Any]) -> float | None:
+    """The bound that a model puts on its logits, cap * tanh(logits / cap). None if its configuration names none."""
+    return next((float(config[name]) for name in _SOFT_CAPS if config.get(name)), None)
+
+
+def uneven_soft_caps(caps: Mapping[str, float | None]) -> str | None:
+    """What is the matter where some models, by role, soft-cap their logits and others do not. None: nothing."""
+    capped = [f"{role} (at {cap:g})" for role, cap in caps.items() if cap]
+    free = [role for role, cap in caps.items() if not cap]
+    if not capped or not free:
+        return None
+    return (
+        f"logits are soft-capped in {', '.join(capped)} and not in {', '.join(free)}, which distorts products of them"
+    )
 
 
 def load_generation_config(source: Source) -> GenerationConfig | None:

@@ -20,6 +20,7 @@ class Header:
     vocabulary: int  # the number of tokens
     context: int | None  # the positions it was made for, or None
     cache_numbers: int  # keys and values of one token in all layers
+    soft_cap: float | None = None  # the bound that it puts on its logits
 
 
 def read_header(path: Path) -> Header:
@@ -59,6 +60,7 @@ def read_header(path: Path) -> Header:
         vocabulary=tokens,
         context=of("context_length"),
         cache_numbers=pairs * (int(of("attention.key_length", size)) + int(of("attention.value_length", size))),
+        soft_cap=of("final_logit_softcapping") or None,
     )
 
 

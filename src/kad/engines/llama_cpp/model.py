@@ -105,7 +105,14 @@ class LlamaCppModel(OneAtATime):
             weights=words.value.decode(errors="replace").split(" ", 2)[-1].removeprefix("(guessed) "),
             grows=self.context_length < self._trained_for,
             tokenizer_in_file=True,
+            soft_cap=float(self._said(f"{self._said('general.architecture')}.final_logit_softcapping") or 0) or None,
         )
+
+    def _said(self, key: str) -> str:
+        """What the file says under a key; "" for nothing."""
+        words = ctypes.create_string_buffer(128)
+        found = self._lib.llama_model_meta_val_str(self._model, key.encode(), words, len(words))
+        return words.value.decode(errors="replace") if found >= 0 else ""
 
     @cached_property
     def generation_config(self) -> GenerationConfig:

@@ -15,7 +15,7 @@ from kad.engines.mlx.host import library
 from kad.engines.protocols import Facts, OneAtATime
 from kad.errors import PairError, UsageError, first_line
 from kad.method.scorer import Scorer
-from kad.pair.model_files import load_config, load_generation_config, load_tokenizer
+from kad.pair.model_files import load_config, load_generation_config, load_tokenizer, soft_cap_of
 from kad.pair.sources import Source
 from kad.tokens.vocabulary import trim
 
@@ -63,6 +63,7 @@ class MlxModel(OneAtATime):
             engine="mlx",
             weight_bytes=sum(array.nbytes for array in weights),
             weights=f"{quantization['bits']} bits" if quantization else str(weights[0].dtype).removeprefix("mlx.core."),
+            soft_cap=soft_cap_of(text),
         )
 
     @cached_property

@@ -16,7 +16,7 @@ from kad.engines.transformers.captured import Backend, CapturedModel, Captures
 from kad.engines.transformers.host import cache_option, forget, parameters_of, record_past, unforgetting
 from kad.errors import MissingTokenizerError, UsageError
 from kad.method.scorer import Scorer
-from kad.pair.model_files import load_tokenizer
+from kad.pair.model_files import load_tokenizer, soft_cap_of
 from kad.pair.sources import Source
 from kad.tokens.vocabulary import trim
 
@@ -93,6 +93,7 @@ class TransformersModel:
             context_length=getattr(self.model.config.get_text_config(), "max_position_embeddings", None),
             weight_bytes=int(self.model.get_memory_footprint(return_buffers=False)),
             weights=str(self.model.dtype).removeprefix("torch."),
+            soft_cap=soft_cap_of(self.model.config.get_text_config().to_dict()),
         )
 
     def scorer(self, vocab_size: int, device: torch.device, *, rollback: bool = True) -> Scorer:

@@ -23,7 +23,7 @@ from kad.errors import LogitsError, OptionError, UsageError, missing_extra
 from kad.method.composition import Composition, RuleLike
 from kad.pair.config import KadConfig
 from kad.pair.folder import pack, read_config
-from kad.pair.model_files import load_config, load_generation_config, tokenizer_of
+from kad.pair.model_files import load_config, load_generation_config, soft_cap_of, tokenizer_of
 from kad.pair.sources import Source
 
 # Settings of Transformers for which vLLM has nothing, with the values that ask for nothing.
@@ -268,6 +268,11 @@ class VllmPair(Pair):
     @property
     def roles(self) -> Collection[str]:
         return self.config.model_sources().keys()
+
+    @property
+    def soft_caps(self) -> Mapping[str, float | None]:
+        sources = self.config.model_sources()
+        return {role: soft_cap_of(load_config(source).get_text_config().to_dict()) for role, source in sources.items()}
 
     @property
     def context_length(self) -> int | None:

@@ -69,6 +69,14 @@ def wilson(proportion: float, size: float, confidence: float = 0.95) -> Interval
     return Interval(proportion, low, high)
 
 
+def difference_of(first: Interval, second: Interval) -> Interval:
+    """first - second, independent proportions with Wilson's intervals: the hybrid score interval [Newcombe 1998]."""
+    estimate = first.estimate - second.estimate
+    low = math.hypot(first.estimate - first.low, second.high - second.estimate)
+    high = math.hypot(first.high - first.estimate, second.estimate - second.low)
+    return Interval(estimate, estimate - low, estimate + high)
+
+
 def effective_size(means: Means) -> float:
     """The number of independent binary trials with the same uncertainty: p (1 - p) / var(mean of means)."""
     center = float(means.mean())

@@ -34,7 +34,7 @@ class Settings(RunOptions):
         methods: their names.
         tasks: what was asked.
         pair_rule: the rule for which the method `pair` stands, if it is among the methods.
-        deferral_temperature: of every composition.
+        deferral_temperature: divides the logits of every model, in compositions and alone.
         base_prompt: how the base model is asked. None: as the aligned model.
         dtype: of the weights.
         device: where the models are.

@@ -7,8 +7,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kad.errors import UsageError
-from kad.evaluation.results.intervals import Interval, PairedComparison, accuracy_interval, compare_paired
+from kad.evaluation.results.intervals import (
+    Interval,
+    PairedComparison,
+    accuracy_interval,
+    compare_paired,
+    difference_of,
+    wilson,
+)
 from kad.evaluation.results.storage import Record
+from kad.pair.presets import TASKS
 
 # question id -> the marks of its samples, in the order of the samples
 Marks = dict[str, list[float]]
@@ -21,10 +29,14 @@ class Row:
     Attributes:
         accuracy: by metric, the primary one first, with its 95 % interval.
         versus_baseline: by metric; None for the baseline itself, and for a method that answered other questions.
+        reported: the accuracy that the papers report by the metric `paper`, read second-hand.
+        versus_reported: measured - reported, with its 95 % interval, as of independent answers.
         unfinished: the share of samples that reached the token limit.
         tokens: the mean number of new tokens of a sample.
         throughput: new tokens per second of generation; None where options were scored.
         acceptance_rate: accepted over drafted tokens.
+        acceptance_of_window: accepted tokens over windows times the drafts of a whole window, as the papers count. A
+            window that the end of a text cut short counts as whole.
         acceptance_length: accepted drafts per window; `acceptance_histogram` has the share of windows by length.
         deferred_mass, acceptance: alpha and beta, mean over the generated positions.
     """
@@ -35,10 +47,13 @@ class Row:
     samples: int
     accuracy: dict[str, Interval]
     versus_baseline: dict[str, PairedComparison] | None
+    reported: float | None
+    versus_reported: Interval | None
     unfinished: float
     tokens: float
     throughput: float | None
     acceptance_rate: float | None
+    acceptance_of_window: float | None
     acceptance_length: float | None
     acceptance_histogram: dict[int, float]
     deferred_mass: float | None
@@ -49,7 +64,8 @@ def summarize(records: Iterable[Record], baseline: str | None = None) -> list[Ro
     """A row for every task and method, in the order of first appearance.
 
     Args:
-        records: finished samples, of one run or of several with distinct method names.
+        records: finished samples, of one run or of several with distinct method names. They may hold the drafts of a
+            whole `window`, and the `reported` accuracy.
         baseline: the method to compare with; by default `aligned` where it is there, else the first method.
 
     Raises:
@@ -92,18 +108,25 @@ def _row(records: list[Record], baseline: list[Record] | None) -> Row:
     metrics = metrics_of(records[0]["marks"])
     marks = {metric: marks_by_question(records, metric) for metric in metrics}
     lengths = _merged_histogram(record["acceptance_lengths"] for record in records)
+    length = sum(k * share for k, share in lengths.items()) if lengths else None
+    task, method, reported = records[0]["task"], records[0]["method"], records[0].get("reported")
+    window = records[0].get("window")
+    accuracy = {metric: accuracy_interval(list(values.values())) for metric, values in marks.items()}
     return Row(
-        task=records[0]["task"],
-        method=records[0]["method"],
+        task=task,
+        method=method,
         questions=len(marks[metrics[0]]),
         samples=len(records),
-        accuracy={metric: accuracy_interval(list(values.values())) for metric, values in marks.items()},
+        accuracy=accuracy,
         versus_baseline=_versus(records, baseline, marks),
+        reported=reported,
+        versus_reported=None if reported is None else difference_of(accuracy["paper"], wilson(reported, TASKS[task])),
         unfinished=sum(not record["finished"] for record in records) / len(records),
         tokens=sum(record["tokens"] for record in records) / len(records),
         throughput=_ratio(records, "tokens", "seconds") or None,
         acceptance_rate=_ratio(records, "accepted", "drafted"),
-        acceptance_length=sum(k * share for k, share in lengths.items()) if lengths else None,
+        acceptance_of_window=None if window is None or length is None else length / window,
+        acceptance_length=length,
         acceptance_histogram=lengths,
         deferred_mass=_token_mean(records, "deferred_mass"),
         acceptance=_token_mean(records, "acceptance"),

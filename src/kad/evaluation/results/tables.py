@@ -17,10 +17,12 @@ from typing import Any
 
 from kad.disk import write_atomically
 from kad.errors import MissingExtraError, UsageError
+from kad.evaluation.methods import window_of
 from kad.evaluation.results.intervals import Interval
 from kad.evaluation.results.plots import write_plots
 from kad.evaluation.results.storage import Record, read_samples, read_sessions, read_settings
 from kad.evaluation.results.summary import Row, choose_baseline, summarize
+from kad.pair.presets import reported
 
 SCHEMA = "kad-report/2"
 
@@ -92,9 +94,12 @@ def _records(folders: Sequence[Path]) -> Iterator[Record]:
     if len(set(names)) < len(names):
         raise UsageError(f"The runs to compare need distinct folder names, but got {', '.join(names)}.")
     for folder in folders:
+        models = read_settings(folder)["models"]
         for record in read_samples(folder):
             method = f"{folder.name}/{record['method']}" if len(folders) > 1 else record["method"]
-            yield {**record, "method": method, "run": folder.name}
+            known = reported(models, record["task"], record["method"])
+            window = window_of(record["method"])
+            yield {**record, "method": method, "run": folder.name, "reported": known, "window": window}
 
 
 def _notes(run: dict[str, Any], records: Sequence[Record]) -> Iterator[str]:
@@ -105,7 +110,9 @@ def _notes(run: dict[str, Any], records: Sequence[Record]) -> Iterator[str]:
         yield f"{run['folder']}: unfinished, {len(records)} of {total} samples; no differences until then"
     if settings.get("pair_rule") is not None:
         yield f"{run['folder']}: pair is {settings['pair_rule']}"
-    speculative = {"@" in name for name in settings["methods"] if not name.startswith("oracle=")}
+    if any(record["reported"] is not None for record in records):
+        yield f"{run['folder']}: reported is what the papers' tables say, read second-hand"
+    speculative = {"@speculative" in name for name in settings["methods"]}
     batch = settings.get("batch_size", 1)
     if len(speculative) > 1 and batch > 1 and settings.get("engine", "transformers") == "transformers":
         yield (
@@ -166,11 +173,16 @@ _FIRST = (
     Column("method", lambda row: row.method, numeric=False, core=True),
     Column("questions", lambda row: str(row.questions)),
 )
+_REPORTED = (
+    Column("reported %", lambda row: "–" if row.reported is None else f"{100 * row.reported:.1f}"),
+    Column("paper − reported", lambda row: "–" if row.versus_reported is None else _interval(row.versus_reported, "+")),
+)
 _LAST = (
     Column("unfinished %", lambda row: f"{100 * row.unfinished:.1f}"),
     Column("tokens", lambda row: f"{row.tokens:.1f}"),
     Column("tok/s", partial(_optional, "throughput", ".1f"), core=True),
     Column("acceptance rate", partial(_optional, "acceptance_rate", ".3f")),
+    Column("accepted / W", partial(_optional, "acceptance_of_window", ".3f")),
     Column("acceptance length", partial(_optional, "acceptance_length", ".2f")),
     Column("acceptance β", partial(_optional, "acceptance", ".3f")),
     Column("deferred mass α", partial(_optional, "deferred_mass", ".3f")),
@@ -243,7 +255,7 @@ def filled_columns(rows: Sequence[Row]) -> list[Column]:
         for what, cell in (("%", _percent), ("vs baseline", _difference))
         for metric in metrics
     ]
-    columns = (*_FIRST, *of_metrics, *_LAST)
+    columns = (*_FIRST, *of_metrics, *_REPORTED, *_LAST)
     return [column for column in columns if any(column.cell(row) != "–" for row in rows)]
 
 
@@ -260,5 +272,9 @@ def _flat(row: Row) -> dict[str, Any]:
             f"{metric}_difference_high": versus and versus.difference.high,
             f"{metric}_p_value": versus and versus.p_value,
         }
-    costs = ("unfinished", "tokens", "throughput", "acceptance_rate", "acceptance_length", "acceptance")
-    return flat | {name: getattr(row, name) for name in (*costs, "deferred_mass")}
+    if row.versus_reported is not None:
+        apart = row.versus_reported
+        flat |= {"reported": row.reported, "reported_difference": apart.estimate}
+        flat |= {"reported_difference_low": apart.low, "reported_difference_high": apart.high}
+    costs = ("unfinished", "tokens", "throughput", "acceptance_rate", "acceptance_of_window", "acceptance_length")
+    return flat | {name: getattr(row, name) for name in (*costs, "acceptance", "deferred_mass")}

@@ -7,10 +7,11 @@ or name it in the entry point group `kad.rules` of your package.
 Sources: [Kad] Hammal, Zweigenbaum, Corro, EACL 2026. [Rejection] the same, ACL 2026. [Cascades] Narasimhan et al.,
 ICLR 2025. [Nudging] Fei et al., 2025. [Diverse] static ensemble verification. [EFT] Mitchell et al., 2024. [Proxy]
 Liu et al., 2024. [CD] Li et al., ACL 2023; O'Brien and Lewis, 2023.
+[AAD] Berdoz et al., ICML 2026. [BlendIn] Gan, Li and Luo, Findings of ACL 2026.
 [CFG] Sanchez et al., ICML 2024. [CAD] Shi et al., NAACL 2024.
 """
 
-from kad.method.rules.cascade import LinearProgram, Mixture
+from kad.method.rules.cascade import Blend, LinearProgram, Mixture, Veto
 from kad.method.rules.product import Contrastive, Experts, ImplicitReward, Product
 from kad.method.rules.row_rules import RowRules
 from kad.method.rules.rule import (
@@ -29,6 +30,7 @@ from kad.method.rules.threshold import AlignedOnly, BaseOnly, ConfidenceBet, Dua
 __all__ = [
     "AlignedOnly",
     "BaseOnly",
+    "Blend",
     "CascadeRule",
     "ConfidenceBet",
     "Contrastive",
@@ -45,6 +47,7 @@ __all__ = [
     "RowRules",
     "Rule",
     "ThresholdRule",
+    "Veto",
     "package_of",
     "parse_rule",
     "register",

@@ -1,4 +1,4 @@
-"""The cascades without a threshold: they keep a fraction."""
+"""The cascades without one threshold for a row: they keep a fraction, or ask q* about each token."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kad.method.distribution import Distribution, precise
 from kad.method.rules.rule import CascadeRule, register
-from kad.method.rules.threshold import critical_logit, probability
+from kad.method.rules.threshold import critical_logit, log_of, probability
 
 
 @register
@@ -25,6 +25,49 @@ class Mixture(CascadeRule):
 
     def keep(self, log_p: Tensor, log_aligned: Tensor) -> Tensor:
         return torch.full_like(log_p, self.weight)
+
+
+@register
+@dataclass(frozen=True)
+class Veto(CascadeRule):
+    """`Dual` with a veto of q*: keep v iff p_v >= threshold and q*_v >= plausibility * max q*.
+
+    So a token that p is sure of and q* finds implausible is deferred. No rule that reads p alone can see it.
+    """
+
+    name: ClassVar[str] = "veto"
+    summary: ClassVar[str] = "keep the tokens with p >= threshold and q* >= plausibility max q*"
+    source: ClassVar[str] = "kad's own: dual, with the filter that CD and AAD apply to products"
+    threshold: float = probability(0.4)
+    plausibility: float = probability(0.1)
+
+    def keep(self, log_p: Tensor, log_aligned: Tensor) -> Tensor:
+        plausible = log_aligned >= log_aligned.amax(dim=-1, keepdim=True) + log_of(self.plausibility)
+        return ((log_p >= log_of(self.threshold)) & plausible).to(log_p.dtype)
+
+
+@register
+@dataclass(frozen=True)
+class Blend(CascadeRule):
+    """Keep p where max p >= threshold, else pi = (1 - a) p + a q*, where a weighs how sure both models are.
+
+    a = min(1, max q* / (max p + max q*) + agreement * p(argmax q*)). Of tokens that tie for max q*, the one with the
+    largest p counts. The formula is that of the authors' published code (`--blend_alpha auto`). Their code reads only
+    the 100 most probable tokens of each model, and takes the most probable token of the blend.
+    """
+
+    name: ClassVar[str] = "blend"
+    summary: ClassVar[str] = "use p where its largest probability is >= threshold, else mix by how sure both models are"
+    source: ClassVar[str] = "BlendIn (Findings of ACL 2026)"
+    threshold: float = probability(0.4)
+    agreement: float = probability(0.1)
+
+    def keep(self, log_p: Tensor, log_aligned: Tensor) -> Tensor:
+        top, aligned_top = log_p.amax(dim=-1, keepdim=True), log_aligned.amax(dim=-1, keepdim=True)
+        of_aligned = torch.where(log_aligned == aligned_top, log_p, -torch.inf).amax(dim=-1, keepdim=True).exp()
+        # max q* / (max p + max q*)
+        weight = (torch.sigmoid(aligned_top - top) + self.agreement * of_aligned).clamp(max=1.0)
+        return torch.where(top >= log_of(self.threshold), 1.0, 1.0 - weight).expand_as(log_p)
 
 
 @register

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kad.method.distribution import EXCLUDED
 from kad.method.rules.rule import ProductRule, register
-from kad.method.rules.threshold import probability
+from kad.method.rules.threshold import log_of, probability
 
 
 def _exponent(default: float, lowest: float = 0.0) -> float:
@@ -21,17 +21,25 @@ def _exponent(default: float, lowest: float = 0.0) -> float:
 @register
 @dataclass(frozen=True)
 class Product(ProductRule):
-    """pi_v ∝ p_v^base (q*_v / q_v)^aligned."""
+    """pi_v ∝ p_v^base (q*_v / q_v)^aligned on the tokens with q*_v >= plausibility * max q*.
+
+    The filter is that of AAD, which has no p: there, q*/q is maximized where q*_v >= 0.1 max q* (`base=0` and greedy
+    decoding). That the filter reads q* is what its authors say; the 0.1 was read second-hand.
+    """
 
     name: ClassVar[str] = "product"
-    summary: ClassVar[str] = "p^base (q*/q)^aligned, normalized; needs the reference model"
-    source: ClassVar[str] = "EFT (Mitchell et al. 2024), Proxy (Liu et al. 2024)"
+    summary: ClassVar[str] = "p^base (q*/q)^aligned where q* >= plausibility max q*; needs the reference model"
+    source: ClassVar[str] = "EFT (Mitchell et al. 2024), Proxy (Liu et al. 2024); plausibility: AAD (ICML 2026)"
     base: float = _exponent(1.0)
     aligned: float = _exponent(1.0)
+    plausibility: float = probability(0.0)
 
     def combine(self, log_p: Tensor, log_aligned: Tensor, log_reference: Tensor) -> Tensor:
         return (
-            _power(log_p, self.base) + _power(log_aligned, self.aligned) + _inverse_power(log_reference, self.aligned)
+            _power(log_p, self.base)
+            + _power(log_aligned, self.aligned)
+            + _inverse_power(log_reference, self.aligned)
+            + _implausible(log_aligned, self.plausibility)
         )
 
 
@@ -80,11 +88,16 @@ class Contrastive(ProductRule):
     plausibility: float = probability(0.1)
 
     def combine(self, log_p: Tensor, log_aligned: Tensor, log_reference: Tensor) -> Tensor:
-        if self.plausibility > 0:
-            floor = log_p.amax(dim=-1, keepdim=True) + math.log(self.plausibility)
-            # Lowered, not excluded: where a mask leaves implausible tokens only, their order survives it.
-            log_p = torch.where(log_p < floor, log_p + EXCLUDED / (1.0 + self.weight), log_p)
-        return _power(log_p, 1.0 + self.weight) + _inverse_power(log_reference, self.weight)
+        weights = _power(log_p, 1.0 + self.weight) + _inverse_power(log_reference, self.weight)
+        return weights + _implausible(log_p, self.plausibility)
+
+
+def _implausible(log_x: Tensor, share: float) -> Tensor:
+    """What to add to log-weights so that tokens with x < share * max x have probability zero, (..., vocab).
+
+    They are lowered, not -inf: where a mask leaves implausible tokens only, their order survives it.
+    """
+    return EXCLUDED * (log_x < log_x.amax(dim=-1, keepdim=True) + log_of(share)).to(log_x.dtype)
 
 
 def _power(log_x: Tensor, exponent: float) -> Tensor:

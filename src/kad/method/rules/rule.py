@@ -33,6 +33,7 @@ class Rule(ABC):
             if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
                 raise RuleError(
                     f"{self.name}: {field.name} must be a number {_describe_range(low, high)}, but is {value!r}."
+                    f"{field.metadata.get('hint', '')}"
                 )
             if not math.isfinite(value):
                 raise RuleError(f"{self.name}: {field.name} must be finite, but is {value!r}.")

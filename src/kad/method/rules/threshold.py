@@ -52,14 +52,9 @@ class Numbers(NamedTuple):
     budget: float = -1.0
 
 
-def probability(default: float) -> float:
-    """A dataclass field that holds a probability."""
-    return field(default=default, metadata={"range": (0.0, 1.0)})
-
-
-def difference(default: float) -> float:
-    """A dataclass field that holds a difference of two probabilities."""
-    return field(default=default, metadata={"range": (-1.0, 1.0)})
+def probability(default: float, hint: str = "") -> float:
+    """A dataclass field that holds a probability, or a difference of two. The hint ends the error of a bad value."""
+    return field(default=default, metadata={"range": (0.0, 1.0), "hint": hint})
 
 
 class NumberRule(ThresholdRule):
@@ -101,7 +96,7 @@ class Dual(NumberRule):
 
     @property
     def numbers(self) -> Numbers:
-        return Numbers(offset=_log(self.threshold))
+        return Numbers(offset=log_of(self.threshold))
 
 
 @register
@@ -137,22 +132,22 @@ class Nudging(NumberRule):
 
     @property
     def numbers(self) -> Numbers:
-        return Numbers(offset=_log(self.threshold), whole=1)
+        return Numbers(offset=log_of(self.threshold), whole=1)
 
 
 @register
 @dataclass(frozen=True)
 class ConfidenceBet(NumberRule):
-    """Keep v iff p_v >= max q* + margin: p must be surer of v than q* is of its best token."""
+    """Keep v iff p_v >= max q* - margin: v is rejected where q* is surer of its best token by more than the margin."""
 
     name: ClassVar[str] = "confidence_bet"
-    summary: ClassVar[str] = "keep the tokens with p >= max q* + margin"
+    summary: ClassVar[str] = "keep the tokens with p >= max q* - margin"
     source: ClassVar[str] = "Rejection (ACL 2026)"
-    margin: float = difference(0.0)
+    margin: float = probability(0.2, hint=" The paper's sign: p >= max q* - margin, so a larger margin keeps more.")
 
     @property
     def numbers(self) -> Numbers:
-        return Numbers(Anchor.ALIGNED, shift=self.margin)
+        return Numbers(Anchor.ALIGNED, shift=-self.margin)
 
 
 @register
@@ -240,5 +235,6 @@ def all_or_nothing(base: Distribution, cutoff: Tensor) -> Tensor:
     return torch.where(base.max_logit >= cutoff, -torch.inf, torch.full_like(cutoff, torch.inf))
 
 
-def _log(x: float) -> float:
+def log_of(x: float) -> float:
+    """log x, and -inf for 0."""
     return math.log(x) if x > 0.0 else -math.inf

@@ -7,8 +7,8 @@ kad.rules = {
     tau: (b, head) => kad.criticalItem(b, head)},
   nudging: {parameter: "threshold", sign: "λ", min: 0.01, max: 1, step: 0.01, start: 0.4,
     tau: (λ, head) => (head[0] >= λ ? 0 : Infinity)},
-  confidence_bet: {parameter: "margin", sign: "δ", min: -0.5, max: 0.5, step: 0.01, start: 0,
-    tau: (δ, head, maxQ) => maxQ + δ},
+  confidence_bet: {parameter: "margin", sign: "λ", min: 0, max: 1, step: 0.01, start: 0.2,
+    tau: (λ, head, maxQ) => maxQ - λ},
   relative: {parameter: "margin", sign: "δ", min: 0, max: 1, step: 0.01, start: 0, tau: (δ, head) => head[0] - δ},
 };
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 from kad.evaluation.evaluate import Plan, evaluate
@@ -20,7 +21,7 @@ from kad.evaluation.results.tables import build_report, write_report
 from kad.pair.sources import Source
 from kad.tiny import real_pair
 
-METHODS = "base;aligned;dual:threshold=0.4;dual:threshold=0.6;confidence_bet;primal;nudging;relative"
+RULES = "dual:threshold=0.4;confidence_bet;primal;nudging;relative"
 PROMPTS = {"few-shot": real_pair.BASE_PROMPT, "zero-shot": replace(real_pair.BASE_PROMPT, examples=())}
 
 
@@ -29,8 +30,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--questions", type=int, default=None, help="the first N questions; all by default")
-    parser.add_argument("--methods", default=METHODS)
+    parser.add_argument("--methods", default=f"base;aligned;{RULES}")
     parser.add_argument("--prompts", default=",".join(PROMPTS))
+    parser.add_argument("--ends", default="rule,aligned", help="who may end an answer")
     parser.add_argument("--task", default="kad_facts")
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--samples", type=int, default=1)
@@ -38,7 +40,8 @@ def main() -> None:
     parser.add_argument("--engine", choices=("transformers", "llama_cpp"), default="transformers")
     asked = parser.parse_args()
     places = real_pair.files() if asked.engine == "llama_cpp" else real_pair.folders(print)
-    for name in asked.prompts.split(","):
+    for prompt, ends in product(asked.prompts.split(","), asked.ends.split(",")):
+        name = f"{prompt}-{ends}"
         plan = Plan(
             models={role: Source.parse(str(place)) for role, place in places.items()},
             engine=asked.engine,
@@ -48,7 +51,7 @@ def main() -> None:
             temperature=asked.temperature,
             samples=asked.samples,
             batch_size=asked.batch_size,
-            base_prompt=PROMPTS[name],
+            base_prompt=replace(PROMPTS[prompt], ends=ends),
             diagnostics=False,
         )
         evaluate(plan, asked.out / name, lambda settings: lambda what, done: print(what, done, flush=True))

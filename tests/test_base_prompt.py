@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,14 @@ from conftest import make_tokenizer
 from kad import tiny
 from kad.engines.scorers import OwnPrompt, Restricted
 from kad.errors import KadError, UsageError
-from kad.method.distribution import joined, move_to_rest
-from kad.pair.base_prompt import BasePrompt
+from kad.method.distribution import joined
+from kad.pair.base_prompt import WHO_ENDS, BasePrompt
 from kad.text.batch import generate_all
 from kad.text.contexts import Asking, Context
+from kad.text.sampling import end_tokens
 from kad.text.scoring import score_tokens
-from kad.tokens.never_kept import NeverKept, Stops
+from kad.tokens import TokenBytes
+from kad.tokens.never_kept import NONE, OVER, PART, Ends, NeverKept
 from speculative_tables import TableScorer
 
 Prompt = Callable[..., Tensor]
@@ -63,6 +67,17 @@ def test_a_base_prompt_is_named_by_one_text_where_one_says_it() -> None:
     form = "Q: {question}\nA:"
     assert [BasePrompt.named(given) for given in ("qa", "same", form, None, [5, 6])] == ["qa", "same", form, None, None]
     assert BasePrompt.named(BasePrompt(form, ("##",))) is None
+    for given in ("qa:ends=base", f"{form}:ends=base"):
+        assert BasePrompt.named(BasePrompt.parse(given)) == given
+
+
+def test_who_ends_stands_after_any_text_that_names_a_form(tmp_path: Path) -> None:
+    (tmp_path / "form.txt").write_text("Frage: {question}\nAntwort:\n")
+    for form in ("qa", "Q: {question}\\nA:", str(tmp_path / "form.txt")):
+        plain, ended = BasePrompt.parse(form), BasePrompt.parse(f"{form}:ends=base")
+        assert plain is not None
+        assert ended == replace(plain, ends="base")
+        assert BasePrompt.parse(json.loads(json.dumps(ended.to_dict()))) == ended
 
 
 def test_examples_stand_before_the_question(tmp_path: Path) -> None:
@@ -93,6 +108,8 @@ def test_files_hold_a_template_or_all_of_it(tmp_path: Path) -> None:
         ({"template": "no place"}, "has no place for the question"),
         ({"template": "{question}", "stops": [""]}, "A stop of a base prompt is a text"),
         ({"template": "{question}", "stop": ["x"]}, "has no 'stop'"),
+        ("qa:ends=me", "`ends` of a base prompt is one of rule, aligned, base, not 'me'"),
+        ("same:ends=base", "is no form of its own, so it has no `ends`"),
         ({}, "has at least a template"),
         ("few-shot:nowhere.jsonl", "Cannot read the base prompt nowhere.jsonl"),
     ],
@@ -184,16 +201,17 @@ def test_sampled_speculation_is_exact(pair: kad.KadForCausalLM, prompt: Prompt) 
         assert statistic < degrees + 5 * (2 * degrees) ** 0.5 + 25, "further off than chance allows"
 
 
-def test_a_conversation_reads_only_what_is_new_of_both_prompts() -> None:
+@pytest.mark.parametrize("form", ["chat", "chat:ends=base"])
+def test_a_conversation_reads_only_what_is_new_of_both_prompts(form: str) -> None:
     model = tiny.pair()
     questions = ["Ann has 5 pens. She buys 8 more. How many?", "And if she loses 3?"]
-    talk = kad.Conversation(model, base_prompt="chat", sampling=GREEDY, num_draft_tokens=2)
+    talk = kad.Conversation(model, base_prompt=form, sampling=GREEDY, num_draft_tokens=2)
     said: list[dict[str, str]] = []
     for question in questions:
         before = {role: read.scorer.processed for entry in talk.kept._kept for role, read in entry.items()}
         answer = talk.say(question).finish()
         said.append({"role": "user", "content": question})
-        fresh = kad.generate(model, said, base_prompt="chat", sampling=GREEDY, num_draft_tokens=0)
+        fresh = kad.generate(model, said, base_prompt=form, sampling=GREEDY, num_draft_tokens=0)
         assert answer.token_ids == fresh.token_ids
         said.append({"role": "assistant", "content": answer.text})
     assert all(count > 5 for count in before.values()), "the second turn began with empty caches"
@@ -211,70 +229,97 @@ def test_the_trace_has_both_prompts() -> None:
 # ---------------------------------------------------------------------- stops
 
 
-def stop_mask(tokenizer: Any, text: str, stops: Sequence[str]) -> Tensor:
-    """By the definition: after this token the text ends with a part of a stop, or a stop is complete in it."""
-    mask = []
-    for token in range(len(tokenizer)):
-        piece = tokenizer.decode([token], skip_special_tokens=True)
-        whole = text + piece
-        complete = any(whole.find(stop, max(0, len(text) - len(stop) + 1)) >= 0 for stop in stops)
-        part = any(whole.endswith(stop[:count]) for stop in stops for count in range(1, len(stop)))
-        mask.append(bool(piece) and (complete or part))
-    return torch.tensor(mask)
+def kind_of(text: str, piece: str, stops: Sequence[str]) -> int:
+    """By the definition, letter by letter: what a token with this piece does to the end of an answer so far."""
+    whole = text + piece
+    for end in range(len(text) + 1, len(whole) + 1):
+        complete = [stop for stop in stops if whole[:end].endswith(stop)]
+        if complete:
+            return OVER if end - max(map(len, complete)) <= len(text) else PART
+    begun = (stop[:count] for stop in stops for count in range(1, len(stop)))
+    return PART if piece and any(whole.endswith(beginning) for beginning in begun) else NONE
+
+
+def kinds_of(tokenizer: Any, text: str, stops: Sequence[str], ends: Sequence[int] = ()) -> Tensor:
+    """`kind_of` each token; `ends` end any text."""
+    pieces = [tokenizer.decode([token], skip_special_tokens=True) for token in range(len(tokenizer))]
+    kinds = torch.tensor([kind_of(text, piece, stops) for piece in pieces])
+    kinds[list(ends)] = OVER
+    return kinds
 
 
 def test_stops_are_what_the_definition_says() -> None:
     tokenizer = tiny.pair().tokenizer
-    from kad.tokens import TokenBytes
-
-    view, stops = TokenBytes.of(tokenizer, len(tokenizer)), ("\nAnn", "13.")
-    for text in ("", "So it is", "First, 5 + 8 = 1", "So\n", "So\nA", "\n\nAn"):
+    view, stops, size = TokenBytes.of(tokenizer, len(tokenizer)), ("\nAnn", "13.", "A\nA", "3", "nnX"), len(tokenizer)
+    ends, met = Ends((1,), size, [stop.encode() for stop in stops], view), set()
+    for text in ("", "So it is", "First, 5 + 8 = 1", "So\n", "So\nA", "\n\nAn", "A\nAnn"):
         ids = tokenizer(text, add_special_tokens=False).input_ids
-        found = Stops(view, [stop.encode() for stop in stops]).after(ids)
-        assert torch.equal(found, stop_mask(tokenizer, text, stops)), text
+        expected = kinds_of(tokenizer, text, stops, (1,))
+        assert torch.equal(ends.after(ids).long(), expected), text
+        met |= set(expected.tolist())
+    assert met == {NONE, PART, OVER}
+    assert Ends((1, 4), size).after(ids).nonzero().flatten().tolist() == [1, 4], "without stops no tokenizer is needed"
 
 
-def test_foreign_tokens_and_stops_are_never_kept_together() -> None:
+@pytest.mark.parametrize("end", [None, 2, 9], ids=["to the rest", "to a token", "to a foreign token"])
+def test_foreign_tokens_and_ends_move_together(end: int | None) -> None:
     tokenizer = tiny.pair().tokenizer
-    from kad.tokens import TokenBytes
-
     view, size = TokenBytes.of(tokenizer, len(tokenizer)), len(tokenizer) + 2
-    never_kept = NeverKept((7, 9), Stops(view, [b"13."]))
+    never_kept = NeverKept((7, 9), Ends((2, 3), size, [b"13."], view), end)
     prompt, answer = [5, 6], tokenizer("So it is 1", add_special_tokens=False).input_ids
     restricted = Restricted(TableScorer("base", size), never_kept, 2, 1.3)
     rows = restricted.advance(torch.tensor([*prompt, *answer]), 2)
     restricted.rollback(len(prompt) + len(answer) - 1)
     again = restricted.advance(torch.tensor(answer[-1:]), 1)
     assert torch.equal(joined(again), joined(rows)[1:])
-    for row, end in enumerate((len(answer) - 1, len(answer))):
-        expected = torch.ones(size, dtype=torch.bool)  # what is past the tokenizer stands for no token
-        expected[:-2] = stop_mask(tokenizer, tokenizer.decode(answer[:end]), ("13.",))
-        expected[[7, 9]] = True
-        plain = TableScorer("base", size).advance(torch.tensor([*prompt, *answer[:end]]), 1)
-        torch.testing.assert_close(joined(rows[row]), joined(move_to_rest(plain[0], expected, 1.3)))
+    for row, count in enumerate((len(answer) - 1, len(answer))):
+        kinds = [*kinds_of(tokenizer, tokenizer.decode(answer[:count]), ("13.",), (2, 3)).tolist(), PART, PART]
+        plain = TableScorer("base", size).advance(torch.tensor([*prompt, *answer[:count]]), 1)[0]
+        p, rest = (plain / 1.3).double().softmax(-1), 0.0
+        expected = p.clone()
+        for token, kind in enumerate(kinds):
+            if kind != NONE or token in (7, 9):
+                expected[token] = 0.0
+        for token, kind in enumerate(kinds):
+            if kind == OVER and end is not None:
+                expected[end] += p[token]
+            elif kind != NONE or token in (7, 9):
+                rest += float(p[token])
+        found = (joined(rows[row]) / 1.3).double().softmax(-1)
+        torch.testing.assert_close(found[:-1], expected, atol=1e-6, rtol=1e-5)
+        assert float(found[-1]) == pytest.approx(rest, abs=1e-6)
 
 
+@pytest.mark.parametrize("ends", WHO_ENDS)
 @pytest.mark.parametrize("rule", ["dual:threshold=0.4", "base_only", "mixture:weight=0.7"])
-def test_the_base_model_never_writes_a_stop(rule: str) -> None:
-    """Greedy, on every path: argmax of pi with p's mass on tokens of a stop deferred."""
+def test_who_ends_an_answer_on_every_path(rule: str, ends: str) -> None:
+    """Greedy: argmax of pi with p's mass on its own ends deferred, or q*'s end token's."""
     model, question = tiny.pair(), "Ann has 5 pens. She buys 8 more. How many?"
     model.rule = rule
-    form = BasePrompt("Ask: {question}\n", ("13", "\n"))
+    form = BasePrompt("Ask: {question}\n", ("13", "\n"), ends=ends)
     context = Asking(question, base_prompt=form).context(model.pair)
     assert context.base_ids is not None
     expected: list[int] = []
-    ends = model.generation_config.eos_token_id
+    eos, own = (end_tokens(config) for config in (model.generation_config, model.pair.models["base"].generation_config))
+    end = model.tokenizer.eos_token_id
     for _ in range(12):
         with torch.no_grad():
             p, q = (
                 part(torch.tensor([[*ids, *expected]]), use_cache=False).logits[0, -1].softmax(-1)
                 for part, ids in ((model.base, context.base_ids), (model.aligned, context.ids))
             )
-        never = stop_mask(model.tokenizer, model.tokenizer.decode(expected), form.stops)
-        p = p.masked_fill(torch.nn.functional.pad(never, (0, len(p) - len(never)), value=True), 0.0)
+        kinds = kinds_of(model.tokenizer, model.tokenizer.decode(expected), form.stops, {*eos, *own})
+        kinds = torch.nn.functional.pad(kinds, (0, len(p) - len(kinds)), value=PART)
+        over = p[kinds == OVER].sum()
+        p = p.masked_fill(kinds != NONE, 0.0)
+        if ends != "aligned":
+            p[end] = over
+        if ends == "base":
+            q[eos] = 0.0
+            q /= q.sum()
         kept = {"dual": p * (p >= 0.4), "base_only": p, "mixture": 0.7 * p}[rule.partition(":")[0]]
         expected.append(int((kept + (1 - kept.sum()) * q).argmax()))
-        if expected[-1] in (ends if isinstance(ends, list) else [ends]):
+        if expected[-1] in eos:
             break
     how = kad.Sampling(temperature=0, max_new_tokens=12)
     for drafts in (0, 3):
@@ -282,6 +327,11 @@ def test_the_base_model_never_writes_a_stop(rule: str) -> None:
         assert answer.token_ids == expected
     together = generate_all(model, model.tokenizer, [context, context], sampling=how)
     assert [answer.token_ids for answer in together] == [expected, expected]
+    made = kad.trace(model, question, base_prompt=form, sampling=how)
+    assert [position.token for position in made.positions] == expected
+    assert made.ended_by == (
+        None if expected[-1] not in eos else "base" if kept[end] > (1 - kept.sum()) * q[end] else "aligned"
+    )
 
 
 # ---------------------------------------------------------------------- pairs and errors
@@ -289,9 +339,9 @@ def test_the_base_model_never_writes_a_stop(rule: str) -> None:
 
 def test_a_pair_keeps_its_base_prompt(folders: dict[str, Path], tmp_path: Path) -> None:
     where = {role: str(folders[role]) for role in ("base", "aligned")}
-    model = kad.KadForCausalLM.from_models(**where, base_prompt="plain")
+    model = kad.KadForCausalLM.from_models(**where, base_prompt="plain:ends=base")
     model.save_pretrained(tmp_path / "pair")
-    assert kad.load(str(tmp_path / "pair")).base_prompt == BasePrompt.parse("plain")
+    assert kad.load(str(tmp_path / "pair")).base_prompt == BasePrompt.parse("plain:ends=base")
     assert kad.load(str(tmp_path / "pair"), base_prompt="same").base_prompt is None
     answer = kad.generate(model, "Hi", sampling=GREEDY)
     assert answer.context is not None
@@ -341,6 +391,11 @@ def test_what_cannot_be_done_is_said(pair: kad.KadForCausalLM, prompt: Prompt) -
         pair.generate(prompt(4), base_input_ids=prompt(4, batch=2))
     with pytest.raises(UsageError, match="say with logits_to_keep=n"):
         pair(prompt(4), base_input_ids=prompt(6))
+    pair.rule = "experts:base=-0.5,aligned=1.5"
+    context = Context([5, 6], [7], ends="base")
+    for ask in (partial(generate_all, pair, pair.tokenizer, [context]), partial(score_tokens, pair, context, [5])):
+        with pytest.raises(KadError, match="multiplies the models' probabilities, so both end an answer"):
+            ask(*([pair.composition] if ask.func is score_tokens else []))
     with pytest.raises(UsageError, match=r"Use custom_generate=kad\.speculative"):
         pair.generate(prompt(4), base_input_ids=prompt(6), prompt_lookup_num_tokens=2)
 

@@ -105,7 +105,7 @@ def test_the_pieces_are_the_positions_of_a_trace(
     assert {"accepted", "corrected"} & {position.event for position in found.trace.positions}
 
 
-@pytest.mark.parametrize("base_prompt", ["qa", "Ask {question}\nReply\n"])
+@pytest.mark.parametrize("base_prompt", ["qa:ends=base", "Ask {question}\nReply\n", "Ask {question}\n:ends=rule"])
 def test_the_base_model_may_have_a_prompt_of_its_own(
     http: httpx.Client, tiny: kad.KadForCausalLM, base_prompt: str
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,18 +26,22 @@ from kad.evaluation.methods import parse_method
 from kad.figures.analysis import CheckedPrompt, answer, approximation_on
 from kad.figures.probe import SURE, probe
 from kad.method.composition import Composition
-from kad.method.distribution import joined
+from kad.method.distribution import RowsWithRest, joined, move_to_token
+from kad.pair.base_prompt import WHO_ENDS
 from kad.pair.config import KadConfig
 from kad.pair.model_files import load_tokenizer
 from kad.pair.sources import Source
 from kad.rules import parse_rule
 from kad.text.batch import generate_all
-from kad.text.contexts import Asking
+from kad.text.contexts import Asking, Context
 from kad.text.scoring import score_tokens
-from kad.tokens import TokenBytes, Translation
+from kad.text.streaming import Stream
+from kad.tokens import Reading, TokenBytes, Translation
+from kad.tokens.never_kept import NONE, OVER, Ends
 from kad.tokens.token_bytes import whole_characters
 from own_rules import Wanted
 from speculative_tables import PROMPT, Script, TableScorer, table_row, total_variation
+from test_base_prompt import kind_of
 from test_rules import parameters
 from translation_toys import TableModel, all_texts, brute_force, random_tokenizer
 
@@ -70,17 +74,28 @@ class Aligned(TableScorer):
         """Nothing to do."""
 
 
+class Words(SimpleNamespace):
+    """A toy tokenizer."""
+
+    __hash__ = object.__hash__
+
+
 class Toys(Pair):
     """A pair of table models with random tokenizers of their own."""
 
     device, roles = torch.device("cpu"), ("base", "aligned")  # type: ignore[assignment]
 
+    stops: tuple[bytes, ...] = ()
+    ends: str | None = "aligned"
+
     def __init__(self, rule: str, seed: int, splits: tuple[str, str], longest: int = 4) -> None:
         base, aligned = random_tokenizer(seed, b"a ", 3, splits[0]), random_tokenizer(seed + 50, b"a ", 2, splits[1])
         self.model, self.vocab = Base(base, seed, longest), len(aligned.pieces)
         self.config = KadConfig(vocab_size=self.vocab)
-        self.tokenizer = SimpleNamespace(bytes=aligned, decode=lambda ids, **_: aligned.bytes_of(ids).decode())
-        self.base_tokenizer = SimpleNamespace(bytes=base)
+        self.tokenizer = Words(
+            bytes=aligned, decode=lambda ids, **_: aligned.bytes_of(ids).decode(), eos_token_id=self.vocab - 1
+        )
+        self.base_tokenizer = Words(bytes=base)
         self.own_composition = Composition.of(rule)
         self.generation_config = GenerationConfig(eos_token_id=self.vocab - 1)
         self.facts = {"base": Facts(100, None), "aligned": Facts(10, None)}
@@ -95,17 +110,12 @@ class Toys(Pair):
 
     def truth(self, count: int) -> dict[tuple[int, ...], float]:
         """Every answer of at most `count` tokens with its probability, from phat by brute force and the oracle."""
-        aligned, texts = self.tokenizer.bytes, all_texts(self.model)
-        nodes = SimpleNamespace(tokens=self.model.tokens)
-        tail_of = Translation(nodes, aligned)._canonical_tail  # type: ignore[arg-type]
-        rule = self.composition.rule
+        rule, row = self.composition.rule, self.row_of_base()
 
         def pi(answer: tuple[int, ...]) -> list[float]:
-            found = brute_force(texts, aligned, answer, tail_of(answer))
-            text = aligned.bytes_of(answer)
-            unknown = found is None or whole_characters(text) < len(text)
-            p = [0.0] * self.vocab if unknown else found.tolist()  # type: ignore[union-attr]
-            q = table_row("aligned", PROMPT + answer, self.vocab).softmax(-1).tolist()
+            p, q = row(answer), table_row("aligned", PROMPT + answer, self.vocab).softmax(-1).tolist()
+            if self.ends == "base":
+                q = [v / (1.0 - q[-1]) for v in q[:-1]] + [0.0]
             if rule.name == "primal":
                 rest = 1.0 - sum(p)
                 fits = [v for v in p if rest + sum(w for w in p if w < v) <= parameters(rule)[0] + 1e-9]
@@ -124,6 +134,21 @@ class Toys(Pair):
 
         return dict(extend((), 1.0))
 
+    def row_of_base(self) -> Callable[[tuple[int, ...]], list[float]]:
+        """p's row after an answer, by the definition."""
+        aligned, texts = self.tokenizer.bytes, all_texts(self.model)
+        nodes = SimpleNamespace(tokens=self.model.tokens)
+        tail_of = Translation(nodes, aligned)._canonical_tail  # type: ignore[arg-type]
+        end = None if self.ends == "aligned" else self.vocab - 1
+
+        def row(answer: tuple[int, ...]) -> list[float]:
+            found = brute_force(texts, aligned, answer, tail_of(answer), stops=self.stops, end=end)
+            text = aligned.bytes_of(answer)
+            unknown = found is None or whole_characters(text) < len(text)
+            return [0.0] * self.vocab if unknown else found.tolist()  # type: ignore[union-attr]
+
+        return row
+
     def found(self, monkeypatch: pytest.MonkeyPatch, count: int, drafts: int) -> dict[tuple[int, ...], float]:
         """The same from `kad.generate`, by enumerating every random outcome, with a search that is not cut short."""
         script = Script()
@@ -136,10 +161,10 @@ class Toys(Pair):
             patch.setattr("kad.engines.scorers.Translation", whole)
             how = kad.Sampling(max_new_tokens=count, temperature=1.0)
             answers: dict[tuple[int, ...], float] = defaultdict(float)
+            stops, other = tuple(stop.decode() for stop in self.stops), self.base_tokenizer is not None
+            context = Context(list(PROMPT), self.prompt, stops, translated=other, ends=self.ends)
             for _ in script.runs():
-                answer = kad.generate(
-                    self, list(PROMPT), base_prompt=self.prompt, sampling=how, num_draft_tokens=drafts, origins=False
-                )
+                answer = Stream(self, context, self.composition, how, drafts, origins=False).finish()
                 answers[tuple(answer.token_ids)] += script.probability
         return dict(answers)
 
@@ -167,6 +192,110 @@ def test_rows_at_a_deferral_temperature_are_those_of_a_sharper_model() -> None:
         translated = Translated(scorer, toys.prompt, 1, languages, temperature)
         rows.append(joined(translated.advance(torch.tensor([0, 1]), 2)) / temperature)
     torch.testing.assert_close(*rows)
+
+
+class OneTokenizer(Toys):
+    """The same with one tokenizer, and a prompt of p's own. p's end token is not q*'s."""
+
+    def __init__(self, rule: str, seed: int, splits: tuple[str, str], longest: int = 4) -> None:
+        super().__init__(rule, seed, splits, longest)
+        both = self.model.tokens
+        self.vocab, self.base_tokenizer = len(both.pieces), None
+        self.config = KadConfig(vocab_size=self.vocab)
+        self.tokenizer.bytes, self.tokenizer.eos_token_id = both, self.vocab - 1
+        self.tokenizer.decode = lambda ids, **_: both.bytes_of(ids).decode()
+        self.generation_config = GenerationConfig(eos_token_id=self.vocab - 1)
+        self.own_composition = Composition.of(rule)
+        self.models = {"base": SimpleNamespace(generation_config=GenerationConfig(eos_token_id=self.vocab - 2))}
+
+    def row_of_base(self) -> Callable[[tuple[int, ...]], list[float]]:
+        both, stops = self.model.tokens, [stop.decode() for stop in self.stops]
+
+        def row(answer: tuple[int, ...]) -> list[float]:
+            text, p = both.bytes_of(answer).decode(), [0.0] * self.vocab
+            for token, mass in enumerate(self.model.logits(answer).softmax(-1).tolist()):
+                piece = both.pieces[token]
+                kind = OVER if piece is None else kind_of(text, piece.decode(), stops)
+                if kind == NONE:
+                    p[token] += mass
+                elif kind == OVER and self.ends != "aligned":
+                    p[-1] += mass
+            return p
+
+        return row
+
+
+@pytest.mark.parametrize(
+    ("rule", "ends"),
+    [
+        *(("dual:threshold=0.3", ends) for ends in WHO_ENDS),
+        ("primal:budget=0.6", "rule"),
+        ("confidence_bet:margin=0.1", "base"),
+        ("base_only", "rule"),
+    ],
+)
+@pytest.mark.parametrize("toys", [Toys, OneTokenizer])
+def test_who_ends_an_answer(toys: type[Toys], rule: str, ends: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = toys(rule, 3, ("none", "words"))
+    found.stops, found.ends = (b" a", b"aa "), ends
+    for drafts in (0, 2):
+        assert total_variation(found.found(monkeypatch, 2, drafts), found.truth(2)) < 1e-5
+
+
+class TestBrokenEnds:
+    """Each of these breaks who ends an answer, and the comparison sees it."""
+
+    def error(self, toys: type[Toys], monkeypatch: pytest.MonkeyPatch, ends: str = "rule") -> float:
+        found = toys("dual:threshold=0.1", 3, ("none", "words"))
+        found.stops, found.ends = (b" a", b"aa "), ends
+        return total_variation(found.found(monkeypatch, 2, 2), found.truth(2))
+
+    @pytest.mark.parametrize("toys", [Toys, OneTokenizer])
+    def test_whole(self, toys: type[Toys], monkeypatch: pytest.MonkeyPatch) -> None:
+        assert self.error(toys, monkeypatch) < 1e-5
+
+    def test_the_end_counted_twice(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(
+            "kad.tokens.never_kept.move_to_token", lambda rows, over, *rest: move_twice(rows, over, *rest)
+        )
+        assert self.error(OneTokenizer, monkeypatch) > 1e-2
+
+    def test_the_end_counted_twice_in_a_translation(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        read = Translation.read
+
+        def twice(self: Translation, answer: Sequence[int]) -> Reading:
+            found = read(self, answer)
+            ended = found.p.get(self._end or 0, 0.0)
+            return Reading({token: p / (1 + ended) for token, p in found.p.items()}, (found.rest + ended) / (1 + ended))
+
+        monkeypatch.setattr(Translation, "read", twice)
+        assert self.error(Toys, monkeypatch) > 1e-2
+
+    def test_a_begun_stop_counted_as_complete(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        kind = Ends._kind
+        monkeypatch.setattr(Ends, "_kind", lambda self, text, piece: OVER if kind(self, text, piece) else NONE)
+        assert self.error(OneTokenizer, monkeypatch) > 1e-2
+
+    def test_a_begun_stop_counted_as_complete_in_a_translation(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        following = Translation._next_token
+
+        def complete(self: Translation, branch: Any, tail: Any, start: int, end: int) -> int | None:
+            begun = branch.text.endswith(self._begun) and not branch.ended and len(branch.text) > end
+            return self._end if begun else following(self, branch, tail, start, end)
+
+        monkeypatch.setattr(Translation, "_next_token", complete)
+        assert self.error(Toys, monkeypatch) > 1e-2
+
+    @pytest.mark.parametrize("toys", [Toys, OneTokenizer])
+    def test_q_that_ends_where_it_may_not(self, toys: type[Toys], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("kad.text.contexts.Context.never_ends", lambda self, pair: [])
+        assert self.error(toys, monkeypatch, "base") > 1e-3
+
+
+def move_twice(rows: RowsWithRest, over: torch.Tensor, *rest: Any) -> RowsWithRest:
+    """Where p's end is moved to a token of q*, and stays where it was too."""
+    moved = move_to_token(rows, over, *rest)
+    return RowsWithRest(torch.where(over, rows.logits, moved.logits), moved.rest)
 
 
 class TestBroken:

@@ -107,29 +107,31 @@ def brute_force(
     tail: tuple[int, ...],
     opened: bytes = b"",
     stops: tuple[bytes, ...] = (),
+    end: int | None = None,
 ) -> Tensor | None:
     """phat(. | answer) by its definition, where `tail` is the canonical end of the answer.
 
-    p's text ends before the first stop string that ends past the answer. None where p cannot have written the answer.
+    p's text ends before the first stop string that ends past the answer. `end` is q*'s end token: that p's text goes no
+    further. None where p cannot have written the answer.
     """
     before = opened + aligned.bytes_of(answer[: len(answer) - len(tail)])
-    end = len(opened + aligned.bytes_of(answer))
     written = opened + aligned.bytes_of(answer)
     numerators = torch.zeros(len(aligned.pieces), dtype=torch.float64)
     whole = 0.0
     for text, mass in texts.items():
         if not text.startswith(written):
             continue
-        found = [(place + len(s), place) for s in stops if (place := text.find(s, max(end - len(s) + 1, 0))) >= 0]
+        found = [
+            (place + len(s), place) for s in stops if (place := text.find(s, max(len(written) - len(s) + 1, 0))) >= 0
+        ]
         cut = text[: min(found)[1]] if found else text
-        if len(cut) < end:
-            whole += mass
-            continue
         ids = aligned.encode(_whole(cut[len(before) :]))
-        if ids[: len(tail)] == tail:
+        over = len(cut) < len(written) or ids == tail
+        if over or ids[: len(tail)] == tail:
             whole += mass
-            if len(ids) > len(tail):
-                numerators[ids[len(tail)]] += mass
+            following = end if over else ids[len(tail)]
+            if following is not None:
+                numerators[following] += mass
     return numerators / whole if whole > 0 else None
 
 

@@ -172,7 +172,8 @@ class ModelOptions:
         str | None,
         Option(
             "How the base model is asked: qa, chat, plain, few-shot:FILE, a template with {question} or {messages}, a "
-            "file with one, or same (as the aligned model).",
+            "file with one, or same (as the aligned model). :ends=aligned or :ends=base after it says who ends an "
+            "answer, if not both models by the rule.",
             "PROMPT",
             shown="the pair's",
             parse=_checked_base_prompt,

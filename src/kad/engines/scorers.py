@@ -10,10 +10,10 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from kad.method.distribution import EXCLUDED, Rows, RowsWithRest, move_to_rest
+from kad.method.distribution import EXCLUDED, Rows, RowsWithRest, lowered
 from kad.method.scorer import Scorer
 from kad.tokens import Nodes, Reading, TokenBytes, Translation
-from kad.tokens.never_kept import NeverKept, foreign_tokens
+from kad.tokens.never_kept import NeverKept
 from kad.tokens.token_bytes import whole_characters
 
 
@@ -72,11 +72,11 @@ class OwnPrompt(_Around):
 
 
 class Restricted(_Around):
-    """Scorer of a base model whose probability of the tokens that p never keeps belongs to the rest.
+    """Scorer of a base model without the tokens that p never keeps as they are.
 
     Args:
         scorer: the base model's scorer.
-        never_kept: the tokens.
+        never_kept: the tokens, and where their mass goes.
         shared: the number of tokens of the prompt, as `scorer` counts them.
         deferral_temperature: see `kad.method.distribution.move_to_rest`.
     """
@@ -89,18 +89,35 @@ class Restricted(_Around):
     def advance(self, ids: Tensor, keep: int) -> RowsWithRest:
         new = ids[max(self._shared - self.processed, 0) :]
         rows = self.scorer.advance(ids, keep)
-        vocab = rows.shape[-1]
-        if self._never_kept.stops is None:  # then the answer need not be read from the device
-            foreign = foreign_tokens(self._never_kept.foreign_ids, vocab, rows.device)
-            return move_to_rest(rows, foreign, self._temperature)
+        if self._never_kept.ends is None:  # then the answer need not be read from the device
+            return self._never_kept.move(rows, (), self._temperature)
         self._answer += new.tolist()
         ends = range(len(self._answer) - keep + 1, len(self._answer) + 1)
-        tokens = torch.stack([self._never_kept.after(self._answer[:end], vocab) for end in ends])
-        return move_to_rest(rows, tokens.to(rows.device), self._temperature)
+        return self._never_kept.move(rows, [self._answer[:end] for end in ends], self._temperature)
 
     def rollback(self, length: int) -> None:
         self.scorer.rollback(length)
         del self._answer[max(length - self._shared, 0) :]
+
+
+class Endless(_Around):
+    """Scorer of an aligned model that may not end an answer.
+
+    Args:
+        scorer: its scorer.
+        ends: the tokens by which it would.
+        deferral_temperature: that of the composition.
+    """
+
+    def __init__(self, scorer: Scorer, ends: Sequence[int], deferral_temperature: float = 1.0) -> None:
+        super().__init__(scorer)
+        self._ends, self._temperature = list(ends), deferral_temperature
+
+    def advance(self, ids: Tensor, keep: int) -> Tensor:
+        return lowered(cast("Tensor", self.scorer.advance(ids, keep)), self._ends, self._temperature)
+
+    def rollback(self, length: int) -> None:
+        self.scorer.rollback(length)
 
 
 # Tokens of the base model below this probability are not looked at one by one. Part of the definition of the rows.
@@ -118,6 +135,7 @@ class Languages:
     vocab_size: int  # the number of the aligned model's output rows
     opened: bytes = b""  # bytes that the base model writes before the answer begins: the space after "Answer:"
     stops: tuple[bytes, ...] = ()  # texts by which the base model's prompt ends an answer
+    end: int | None = None  # the aligned model's end token, if the base model may end an answer
 
 
 class Translated(_Around):
@@ -193,7 +211,9 @@ class Translated(_Around):
         nodes = Nodes(self.scorer, last, ours.base, LEAST, self._temperature)
         self._translation = (
             nodes,
-            Translation(nodes, ours.aligned, opened=ours.opened, stops=ours.stops, least_branch=LEAST_BRANCH),
+            Translation(
+                nodes, ours.aligned, opened=ours.opened, stops=ours.stops, end=ours.end, least_branch=LEAST_BRANCH
+            ),
         )
         return self._translation
 

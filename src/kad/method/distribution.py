@@ -111,6 +111,27 @@ def move_to_rest(rows: Rows, tokens: Tensor, deferral_temperature: float = 1.0) 
     return RowsWithRest(lowered, deferral_temperature * moved)
 
 
+def move_to_token(rows: RowsWithRest, tokens: Tensor, to: int, deferral_temperature: float = 1.0) -> RowsWithRest:
+    """Rows of p in which one token has what p gives to some tokens. Arguments as `move_to_rest`.
+
+    Args:
+        rows: (..., vocab), logits of p.
+        tokens: (..., vocab) or (vocab,), bool.
+        to: the one token. What it has itself is lost, unless it is one of `tokens`.
+        deferral_temperature: that of the composition.
+    """
+    moved = move_to_rest(rows.logits, tokens, deferral_temperature)
+    moved.logits[..., to : to + 1] = moved.rest
+    return RowsWithRest(moved.logits, rows.rest)
+
+
+def lowered(logits: Tensor, tokens: Sequence[int], deferral_temperature: float = 1.0) -> Tensor:
+    """Logits (..., vocab) in which some tokens stand 10,000 below their place: their probability is zero."""
+    logits = logits.clone()
+    logits[..., list(tokens)] += deferral_temperature * EXCLUDED
+    return logits
+
+
 @dataclass(frozen=True, eq=False)
 class Distribution:
     """Next-token distributions, one for each row. Made by `of` or `in_probabilities`.

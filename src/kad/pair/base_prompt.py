@@ -14,6 +14,9 @@ from kad.errors import OptionError
 SAME = "same"
 """The name that means: the base model reads the aligned model's prompt."""
 
+ENDS, WHO_ENDS = "aligned", ("rule", "aligned", "base")
+"""Who ends an answer: the default, and all values; see `BasePrompt`."""
+
 _PLACE = re.compile(r"\{(question|system|messages)\}")
 _ANY_PLACE = re.compile(r"\{[a-z_]+\}")
 _SPEAKERS = {"user": "User", "assistant": "Assistant"}
@@ -29,17 +32,21 @@ class BasePrompt:
             and an empty line, or nothing. `{messages}` is the whole conversation, a line "User: ..." or
             "Assistant: ..." for each message. Without `{messages}`, earlier questions are written with the same
             template, each with its answer.
-        stops: texts by which this form ends an answer ("\nQuestion:"). The base model's mass on a token that belongs to
-            one goes to the aligned model, so that the end of the answer is the aligned model's decision.
+        stops: texts by which this form ends an answer ("\nQuestion:"). The base model never writes them.
         examples: questions and answers that stand before the conversation.
+        ends: who may end an answer. "rule": both models, as the rule says: what the base model gives to its own end (a
+            stop, or its own end token) counts as its probability of the aligned model's end token. "aligned": the
+            aligned model alone. "base": the base model alone.
 
     Raises:
-        OptionError: a template without a place for the question, an unknown place, or an empty stop.
+        OptionError: a template without a place for the question, an unknown place, an empty stop, or nobody that
+            `ends`.
     """
 
     template: str
     stops: tuple[str, ...] = ()
     examples: tuple[tuple[str, str], ...] = ()
+    ends: str = ENDS
 
     def __post_init__(self) -> None:
         unknown = sorted(set(_ANY_PLACE.findall(self.template)) - {"{question}", "{system}", "{messages}"})
@@ -50,6 +57,8 @@ class BasePrompt:
             )
         if not all(isinstance(stop, str) and stop for stop in self.stops):
             raise OptionError(f"A stop of a base prompt is a text, not {self.stops!r}.")
+        if self.ends not in WHO_ENDS:
+            raise OptionError(f"`ends` of a base prompt is one of {', '.join(WHO_ENDS)}, not {self.ends!r}.")
 
     @classmethod
     def parse(cls, name: str | Path | Mapping[str, Any] | BasePrompt | None) -> BasePrompt | None:
@@ -58,8 +67,9 @@ class BasePrompt:
         Args:
             name: "qa", "chat", "plain", "few-shot:FILE" (lines of JSON with a question and an answer), "same", a text
                 with `{question}` or `{messages}`, a file, or the dict of `to_dict`. A .json file holds such a dict,
-                any other file is a template. The stops of a template are taken from the line of its question: from
-                "Question: {question}\nAnswer:" come "\n\nQuestion:" and "\nQuestion:".
+                any other file is a template. ":ends=aligned" after any text says who ends an answer. The stops of a
+                template are taken from the line of its question: from "Question: {question}\nAnswer:" come
+                "\n\nQuestion:" and "\nQuestion:".
 
         Raises:
             OptionError: nothing of these, or a file that cannot be read.
@@ -70,7 +80,12 @@ class BasePrompt:
             return None
         if isinstance(name, Mapping):
             return cls._of(name)
-        text = str(name)
+        text, ends = who_ends(str(name))
+        if ends is not None:
+            form = cls.parse(text)
+            if form is None:
+                raise OptionError(f'"{SAME}" is no form of its own, so it has no `ends`. Leave ":ends={ends}" out.')
+            return replace(form, ends=ends)
         if text in BUILT_IN:
             return BUILT_IN[text]
         if text.startswith(_FEW_SHOT):
@@ -93,17 +108,17 @@ class BasePrompt:
     def _of(cls, values: Any) -> BasePrompt:
         if not isinstance(values, Mapping) or not isinstance(values.get("template"), str):
             raise OptionError(f"A base prompt has at least a template, but got {values!r}.")
-        unknown = sorted(set(values) - {"template", "stops", "examples"})
+        unknown = sorted(set(values) - {"template", "stops", "examples", "ends"})
         if unknown:
-            raise OptionError(f"A base prompt has no {unknown[0]!r}. It has template, stops and examples.")
+            raise OptionError(f"A base prompt has no {unknown[0]!r}. It has template, stops, examples and ends.")
         template, stops = values["template"], values.get("stops")
         examples = tuple(_example(example, "a base prompt") for example in values.get("examples", ()))
-        return cls(template, _stops_of(template) if stops is None else tuple(stops), examples)
+        return cls(template, _stops_of(template) if stops is None else tuple(stops), examples, values.get("ends", ENDS))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; `parse` reads them back."""
         examples = [{"question": question, "answer": answer} for question, answer in self.examples]
-        return {"template": self.template, "stops": list(self.stops), "examples": examples}
+        return {"template": self.template, "stops": list(self.stops), "examples": examples, "ends": self.ends}
 
     @classmethod
     def named(cls, name: Any) -> str | None:
@@ -111,10 +126,11 @@ class BasePrompt:
         if name == SAME:
             return SAME
         prompt = cls.parse(name) if name is None or isinstance(name, str | Path | Mapping | BasePrompt) else None
-        names = [key for key, built_in in BUILT_IN.items() if built_in == prompt]
-        if prompt is None or names:
-            return names[0] if names else None
-        return prompt.template if prompt == cls.parse(prompt.template) else None
+        if prompt is None:
+            return None
+        names = [*BUILT_IN, prompt.template]
+        names += [f"{form}:ends={prompt.ends}" for form in names]
+        return next((form for form in names if cls.parse(form) == prompt), None)
 
     def line_break_for_space(self) -> BasePrompt:
         """The same with a line break where the template ends in spaces.
@@ -156,6 +172,12 @@ BUILT_IN = {
     "plain": BasePrompt("{system}{question}\n"),
 }
 """The templates that have a name."""
+
+
+def who_ends(text: str) -> tuple[str, str | None]:
+    """A text that names a base prompt, without what it says about the end of an answer ("qa:ends=base"); and that."""
+    form, mark, ends = text.rpartition(":ends=")
+    return (form, ends) if mark else (text, None)
 
 
 def _exchanges(messages: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:

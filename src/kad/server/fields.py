@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from kad.engines.pair import Pair
 from kad.method.composition import Composition
-from kad.pair.base_prompt import BUILT_IN, SAME
+from kad.pair.base_prompt import BUILT_IN, SAME, who_ends
 from kad.server.masks import Penalties
 from kad.server.refusals import Refusal
 from kad.text.contexts import Asking, Context
@@ -186,12 +186,15 @@ class Generation(Fields):
     @classmethod
     def _no_file(cls, value: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
         """Elsewhere a base prompt may be the name of a file. Clients must not read files of this machine."""
-        if not isinstance(value, str) or value in BUILT_IN or value == SAME:
+        if not isinstance(value, str):
             return value
-        if "{question}" not in value and "{messages}" not in value:
+        form, ends = who_ends(value)
+        if form in BUILT_IN or form == SAME:
+            return value
+        if "{question}" not in form and "{messages}" not in form:
             names = ", ".join((*BUILT_IN, SAME))
             raise ValueError(f"give {names}, or a template with {{question}} or {{messages}}")
-        return {"template": value}
+        return {"template": form} | ({} if ends is None else {"ends": ends})
 
     @model_validator(mode="after")
     def _together(self) -> Generation:

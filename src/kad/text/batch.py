@@ -14,7 +14,7 @@ from torch import Tensor
 from kad.engines.pair import Pair, pair_of
 from kad.engines.protocols import Batch
 from kad.method.composition import compose, in_order, raise_if_bad
-from kad.method.distribution import Rows, move_to_rest
+from kad.method.distribution import Rows, lowered
 from kad.text.answer import Answer, answers_at_once
 from kad.text.contexts import Context
 from kad.text.drafting import Drafting
@@ -80,7 +80,7 @@ def generate_all(
         model: a pair of any engine. One model is a pair, too: `Pair.one`.
         tokenizer: the tokenizer of the answers.
         prompts: token ids, see `kad.text.prompts.encode`; or what each model of a pair reads, see `Asking.context`, all
-            with the same stops.
+            with the same stops and `ends`.
         sampling: how to draw tokens. It overrides the model's own settings.
         seeds: one for each prompt. Sampled answers need them.
         ends: the tokens that end a text. They replace those of the model's settings.
@@ -167,7 +167,8 @@ def _decode_in_step(
     """The answers to some prompts, one token of each at a time."""
     device, pad = pair.device, _pad_token(tokenizer, config)
     composition = pair.composition
-    never_kept = prompts[0].never_kept(pair, composition)
+    prompts[0].check_rule(composition.rule)
+    never_kept, never_ends = prompts[0].never_kept(pair, composition), prompts[0].never_ends(pair)
     ids = batches["aligned"].ids.to(device)
     width = ids.shape[1]
     started = _now(device)
@@ -181,9 +182,9 @@ def _decode_in_step(
     for _ in range(min(int(config.max_new_tokens), room)):
         rows: dict[str, Rows] = {role: batch.advance(tokens).to(device) for role, batch in batches.items()}
         if never_kept is not None:
-            size = int(pair.config.vocab_size or 0)
-            marks = torch.stack([never_kept.after(answer, size) for answer in ids[:, width:].tolist()])
-            rows["base"] = move_to_rest(rows["base"], marks, composition.deferral_temperature)
+            rows["base"] = never_kept.move(rows["base"], ids[:, width:].tolist(), composition.deferral_temperature)
+        if never_ends:
+            rows["aligned"] = lowered(cast("Tensor", rows["aligned"]), never_ends, composition.deferral_temperature)
         log_pi = compose(composition, *in_order(rows))
         raise_if_bad(log_pi, composition, *in_order(rows))
         scores = process(ids, log_pi)

@@ -8,13 +8,14 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
 from kad.engines.pair import Pair
-from kad.engines.scorers import Languages, OwnPrompt, Restricted, Translated
+from kad.engines.scorers import Endless, Languages, OwnPrompt, Restricted, Translated
 from kad.errors import OptionError, RuleError, UsageError
 from kad.method.rules import CascadeRule, Rule
 from kad.method.scorer import Scorer
-from kad.pair.base_prompt import BUILT_IN, SAME, BasePrompt
+from kad.pair.base_prompt import BUILT_IN, ENDS, SAME, BasePrompt
 from kad.text.prompts import Message, Prompt, decode, encode, encode_plain, messages
-from kad.tokens.never_kept import NeverKept, Stops
+from kad.text.sampling import end_tokens
+from kad.tokens.never_kept import Ends, NeverKept
 from kad.tokens.token_bytes import token_bytes
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class Context:
         stops: texts that end an answer in the form of the base model's prompt.
         translated: whether the base model has a tokenizer of its own.
         opened: what such a base model writes before the answer begins: the space after "Answer:".
+        ends: who may end the answer, see `BasePrompt`. None: an end token is a token like others.
     """
 
     ids: list[int]
@@ -41,6 +43,7 @@ class Context:
     stops: tuple[str, ...] = ()
     translated: bool = False
     opened: str = ""
+    ends: str | None = None
 
     @classmethod
     def of(cls, prompt: Context | Sequence[int], pair: Pair | None = None) -> Context:
@@ -70,11 +73,16 @@ class Context:
         return self.base_ids if role == "base" and self.base_ids is not None else self.ids
 
     def check_rule(self, rule: Rule) -> None:
-        """Refuse a product of models that share no tokenizer.
+        """Refuse a product of models that share no tokenizer, or of which one alone is to end an answer.
 
         Raises:
             RuleError: it is one.
         """
+        if self.ends not in (None, ENDS) and not isinstance(rule, CascadeRule):
+            raise RuleError(
+                f"Rule {rule} multiplies the models' probabilities, so both end an answer, and `ends` of the base "
+                f"prompt says {self.ends!r}. Leave it out, or use a rule that keeps or defers."
+            )
         if self.translated and not isinstance(rule, CascadeRule):
             raise RuleError(
                 f"Rule {rule} needs a probability of the base model for every token, and this one has a "
@@ -112,23 +120,37 @@ class Context:
             )  # fmt: skip
         elif self.base_ids is not None:
             scorers["base"] = OwnPrompt(scorers["base"], self.base_ids, len(self.ids))
-        never_kept = self.never_kept(pair, composition)
+        never_kept, temperature = self.never_kept(pair, composition), composition.deferral_temperature
         if never_kept is not None:
-            scorers["base"] = Restricted(scorers["base"], never_kept, len(self.ids), composition.deferral_temperature)
+            scorers["base"] = Restricted(scorers["base"], never_kept, len(self.ids), temperature)
+        if self.never_ends(pair):
+            scorers["aligned"] = Endless(scorers["aligned"], self.never_ends(pair), temperature)
         return scorers
 
     def never_kept(self, pair: Pair, composition: Composition) -> NeverKept | None:
-        """The tokens that p never keeps. None if it may keep all."""
+        """The tokens that p never keeps as they are. None if it keeps all."""
         foreign_ids = tuple(pair.config.foreign_ids or ())
-        # A translation defers the stops itself. A product of models defers nothing.
-        ends = () if self.translated or not isinstance(composition.rule, CascadeRule) else self.stops
-        stops = _stops_of(pair.tokenizer, ends) if ends else None
-        return NeverKept(foreign_ids, stops) if foreign_ids or stops else None
+        # A translation cares for the ends itself. A product of models defers nothing.
+        if self.ends is None or self.translated or not isinstance(composition.rule, CascadeRule):
+            return NeverKept(foreign_ids) if foreign_ids else None
+        size, own = int(pair.config.vocab_size or 0), end_tokens(pair.models["base"].generation_config)
+        ids = {*own, *set(end_tokens(pair.generation_config)).difference(foreign_ids)}
+        within = tuple(sorted(token for token in ids if token < size))
+        return NeverKept(foreign_ids, _ends_of(within, size, self.stops, pair.tokenizer), self._end(pair))
+
+    def never_ends(self, pair: Pair) -> list[int]:
+        """The tokens by which q* would end the answer, where p alone may. Else none."""
+        return end_tokens(pair.generation_config) if self.ends == "base" else []
+
+    def _end(self, pair: Pair) -> int | None:
+        """The token of q* that has the mass by which p ends the answer. None if p may not, or if q* has none."""
+        its, own = end_tokens(pair.generation_config), pair.tokenizer.eos_token_id
+        return None if self.ends == "aligned" or not its else own if own in its else its[0]
 
     def _languages(self, pair: Pair) -> Languages:
         size, stops = int(pair.config.vocab_size or 0), tuple(stop.encode() for stop in self.stops)
         base, aligned = token_bytes(pair.base_tokenizer), token_bytes(pair.tokenizer)
-        return Languages(base, aligned, size, self.opened.encode(), stops)
+        return Languages(base, aligned, size, self.opened.encode(), stops, self._end(pair))
 
 
 @dataclass(frozen=True)
@@ -161,7 +183,8 @@ class Asking:
         ids = encode(pair.tokenizer, prompt, system=self.system, thinking=self.thinking, raw=self.raw)
         check_tokens(pair, ids)
         if base_prompt is not None and not isinstance(base_prompt, str | Mapping | BasePrompt):
-            return Context(ids, list(base_prompt), translated=pair.base_tokenizer is not None)
+            other = pair.base_tokenizer is not None
+            return Context(ids, list(base_prompt), translated=other, ends=ENDS if other else None)
         own = pair.base_prompt if base_prompt is None else BasePrompt.parse(base_prompt)
         only_ids = not isinstance(prompt, str) and all(isinstance(item, int) for item in prompt)
         if base_prompt != SAME and not (self.raw or only_ids):
@@ -209,17 +232,20 @@ def own_context(pair: Pair, ids: Sequence[int], base_prompt: BasePrompt, convers
     """
     other = pair.base_tokenizer
     if other is not None:
-        return _translated(list(ids), other, base_prompt.render(conversation), base_prompt.stops)
+        text = base_prompt.render(conversation)
+        return _translated(list(ids), other, text, base_prompt.stops, base_prompt.ends)
     text = base_prompt.line_break_for_space().render(conversation)
-    return Context(list(ids), encode_plain(pair.tokenizer, text), base_prompt.stops)
+    return Context(list(ids), encode_plain(pair.tokenizer, text), base_prompt.stops, ends=base_prompt.ends)
 
 
-def _translated(ids: list[int], base_tokenizer: Any, text: str, stops: tuple[str, ...] = ()) -> Context:
+def _translated(
+    ids: list[int], base_tokenizer: Any, text: str, stops: tuple[str, ...] = (), ends: str = ENDS
+) -> Context:
     """The context of a base model with a tokenizer of its own: it writes the spaces at the end of its prompt itself."""
     bare = text.rstrip(" ")
-    return Context(ids, encode_plain(base_tokenizer, bare), stops, translated=True, opened=text[len(bare) :])
+    return Context(ids, encode_plain(base_tokenizer, bare), stops, True, text[len(bare) :], ends)
 
 
 @lru_cache(maxsize=8)
-def _stops_of(tokenizer: Any, stops: tuple[str, ...]) -> Stops:
-    return Stops(token_bytes(tokenizer), [stop.encode() for stop in stops])
+def _ends_of(ids: tuple[int, ...], size: int, stops: tuple[str, ...], tokenizer: Any) -> Ends:
+    return Ends(ids, size, [stop.encode() for stop in stops], token_bytes(tokenizer) if stops else None)

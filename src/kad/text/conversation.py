@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from kad.engines.pair import pair_of
-from kad.engines.scorers import OwnPrompt, Restricted, Translated
+from kad.engines.scorers import Endless, OwnPrompt, Restricted, Translated
 from kad.text.contexts import AnyBasePrompt, Asking, Context
 from kad.text.prompts import messages
 from kad.text.sampling import Sampling
@@ -167,7 +167,7 @@ class WarmScorers:
 
 
 def _read(scorer: Scorer, ids: list[int]) -> _Read:
-    if isinstance(scorer, Restricted):
+    if isinstance(scorer, Restricted | Endless):
         scorer = scorer.scorer
     if isinstance(scorer, OwnPrompt | Translated):
         return _Read(scorer.scorer, scorer.has_read(ids))

@@ -1,32 +1,44 @@
-"""The tokens that p never keeps: what it gives to them belongs to no token of q*, and is always deferred."""
+"""The tokens that p never keeps as they are: their mass belongs to no token of q*, or to q*'s end token."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
 
-from kad.tokens.token_bytes import TokenBytes
+from kad.method.distribution import Rows, RowsWithRest, move_to_rest, move_to_token
+from kad.tokens.token_bytes import TokenBytes, first_stop
 
 
 @dataclass(frozen=True)
 class NeverKept:
-    """The tokens that p never keeps."""
+    """The tokens that p never keeps as they are."""
 
     foreign_ids: tuple[int, ...] = ()  # those that mean something else to q*, see `kad.tokens.vocabulary.foreign_ids`
-    stops: Stops | None = None  # the texts by which p's own prompt ends an answer. p keeps no token of them
+    ends: Ends | None = None  # those by which p ends an answer in a prompt of its own
+    end: int | None = None  # the token of q* that has the mass by which p ends. None: the rest has it
 
-    def after(self, answer: Sequence[int], vocab_size: int) -> Tensor:
-        """(vocab,), bool, on the CPU: the tokens after an answer so far."""
-        foreign = foreign_tokens(self.foreign_ids, vocab_size)
-        if self.stops is None:
-            return foreign
-        own = self.stops.after(answer)
-        # Rows of logits may be longer: what is past the tokenizer stands for no token.
-        return foreign | torch.nn.functional.pad(own, (0, vocab_size - len(own)), value=True)
+    def move(self, rows: Rows, answers: Sequence[Sequence[int]], deferral_temperature: float = 1.0) -> RowsWithRest:
+        """Rows of p (n, vocab) in which these tokens have no mass.
+
+        Args:
+            rows: logits of p.
+            answers: the tokens of the answer before each row.
+            deferral_temperature: see `kad.method.distribution.move_to_rest`.
+        """
+        vocab, device = rows.shape[-1], rows.device
+        never = foreign_tokens(self.foreign_ids, vocab, device)
+        if self.ends is None:
+            return move_to_rest(rows, never, deferral_temperature)
+        kinds = torch.stack([self.ends.after(answer) for answer in answers]).to(device)
+        over = kinds == OVER
+        never = (kinds == PART) | (never & ~over)
+        if self.end is None:
+            return move_to_rest(rows, never | over, deferral_temperature)
+        return move_to_token(move_to_rest(rows, never, deferral_temperature), over, self.end, deferral_temperature)
 
 
 def foreign_tokens(ids: Sequence[int], vocab_size: int, device: torch.device | str = "cpu") -> Tensor:
@@ -41,33 +53,60 @@ def _marked(ids: tuple[int, ...], vocab_size: int, device: torch.device) -> Tens
     return marks.to(device)
 
 
-class Stops:
-    """The tokens that begin, continue or complete one of some stop strings.
+# What a token does to an answer: nothing, a part of its end, its end.
+NONE, PART, OVER = 0, 1, 2
+
+
+class Ends:
+    """What each token does to the end of an answer in p's own prompt.
 
     Args:
-        tokens: the tokenizer.
-        stops: the stop strings.
+        ids: the tokens that end any text.
+        vocab_size: the number of entries in a row of p.
+        stops: the texts that end an answer there.
+        tokens: the tokenizer, where there are stops.
     """
 
-    def __init__(self, tokens: TokenBytes, stops: Sequence[bytes]) -> None:
-        self._tokens, self._stops = tokens, tuple(stops)
+    def __init__(
+        self, ids: Sequence[int], vocab_size: int, stops: Sequence[bytes] = (), tokens: TokenBytes | None = None
+    ) -> None:
+        self._ids, self._vocab, self._stops, self._tokens = list(ids), vocab_size, tuple(stops), tokens
+        self._beginnings = tuple(stop[:count] for stop in stops for count in range(1, len(stop)))
 
-    def after(self, ids: Sequence[int]) -> Tensor:
-        """The tokens (vocab,), as bool, that belong to a stop string when they follow some ids."""
-        text = self._tokens.bytes_of(ids[-max(map(len, self._stops)) :])
+    def after(self, answer: Sequence[int]) -> Tensor:
+        """(vocab,), int8: what each token does after an answer so far.
+
+        OVER: with it the answer has ended, and nothing of it is shown. PART: it begins or continues a stop, completes
+        one after text that belongs to the answer, or stands for no token.
+        """
+        if self._tokens is None or not self._stops:
+            return self._anywhere
+        text = self._tokens.bytes_of(answer[-max(map(len, self._stops)) :])
         begun = [stop[count:] for stop in self._stops for count in range(1, len(stop)) if text.endswith(stop[:count])]
         if not begun:
             return self._anywhere
-        return self._anywhere | self._that(lambda piece: any(_meet(piece, rest) for rest in begun))
+        pieces = enumerate(self._tokens.pieces[: self._vocab])
+        met = {at: piece for at, piece in pieces if piece and any(_meet(piece, rest) for rest in begun)}
+        kinds = self._anywhere.clone()
+        kinds[list(met)] = torch.tensor([self._kind(text, piece) for piece in met.values()], dtype=torch.int8)
+        return kinds
 
     @cached_property
     def _anywhere(self) -> Tensor:
-        """The tokens that hold a stop string, or end with the beginning of one."""
-        beginnings = tuple(stop[:count] for stop in self._stops for count in range(1, len(stop)))
-        return self._that(lambda piece: piece.endswith(beginnings) or any(stop in piece for stop in self._stops))
+        """The same after an answer with which no stop begins."""
+        pieces = [] if self._tokens is None else self._tokens.pieces[: self._vocab]
+        kinds = [self._kind(b"", piece) if piece else NONE for piece in pieces]
+        kinds += [NONE if self._tokens is None else PART] * (self._vocab - len(kinds))
+        found = torch.tensor(kinds, dtype=torch.int8)
+        found[self._ids] = OVER
+        return found
 
-    def _that(self, belongs: Callable[[bytes], bool]) -> Tensor:
-        return torch.tensor([bool(piece) and belongs(piece or b"") for piece in self._tokens.pieces])
+    def _kind(self, text: bytes, piece: bytes) -> int:
+        whole = text + piece
+        place = first_stop(whole, self._stops, len(text))
+        if place is None:
+            return PART if whole.endswith(self._beginnings) else NONE
+        return OVER if place <= len(text) else PART
 
 
 def _meet(piece: bytes, rest: bytes) -> bool:

@@ -22,7 +22,7 @@ from torch import Tensor
 from kad.errors import LogitsError
 from kad.method.distribution import columns_above, problem_of, raised
 from kad.method.scorer import Scorer
-from kad.tokens.token_bytes import TokenBytes, whole_characters
+from kad.tokens.token_bytes import TokenBytes, first_stop, whole_characters
 
 # A search looks back over the last word and its open branches only.
 _MOST_NODES = 64
@@ -164,6 +164,8 @@ class Translation:
         aligned: the aligned model's tokenizer.
         opened: bytes that p writes before the answer begins (the space after "Answer:" that p's first token takes in).
         stops: texts by which p's own prompt format ends an answer ("\\nQuestion:"); there p's text ends.
+        end: q*'s end token. The mass of p's texts that have no more than the answer so far goes to it. None: to the
+            rest.
         least_branch: a branch of less than this share is not pursued; its mass belongs to the rest.
         most_branches: no more than so many are pursued, the largest first.
     """
@@ -175,12 +177,13 @@ class Translation:
         *,
         opened: bytes = b"",
         stops: Sequence[bytes] = (),
+        end: int | None = None,
         least_branch: float = 0.05,
         most_branches: int = 32,
     ) -> None:
         self._nodes, self._base, self._aligned = nodes, nodes.tokens, aligned
         self._opened, self._stops, self._least_branch = opened, tuple(stops), least_branch
-        self._most_branches = most_branches
+        self._end, self._most_branches = end, most_branches
         self._begun = tuple(stop[:count] for stop in stops for count in range(1, len(stop)))
 
     def read(self, answer: Sequence[int]) -> Reading:
@@ -199,6 +202,8 @@ class Translation:
             while True:
                 for branch in branches:
                     token = self._next_token(branch, tail, start, len(text))
+                    if token == -1 and branch.ended and self._end is not None:
+                        token = self._end
                     if token == -1 and not branch.ended and branch.mass >= least:
                         heapq.heappush(open_branches, branch)
                     elif token == -1:
@@ -299,12 +304,8 @@ class Translation:
         if piece is None:
             return _Branch(mass, ids, text, True)
         longer = text + piece
-        first = max(len(text), end)
-        ends = [
-            (place + len(s), place) for s in self._stops if (place := longer.find(s, max(first - len(s) + 1, 0))) >= 0
-        ]
-        # The first that is complete: p's reader stops there, whatever longer one has begun before it.
-        return _Branch(mass, ids, longer[: min(ends)[1]], True) if ends else _Branch(mass, ids, longer, False)
+        place = first_stop(longer, self._stops, max(len(text), end))
+        return _Branch(mass, ids, longer[:place], place is not None)
 
     def _next_token(self, branch: _Branch, tail: tuple[int, ...], start: int, end: int) -> int | None:
         """q*'s token after the answer on this branch; -1 while it is open (or the text ends), None where the branch

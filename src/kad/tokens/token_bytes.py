@@ -226,6 +226,15 @@ def token_bytes(tokenizer: Any) -> TokenBytes:
     return TokenBytes.of(tokenizer, len(tokenizer))
 
 
+def first_stop(text: bytes, stops: Sequence[bytes], after: int) -> int | None:
+    """Where the stop string begins that is the first to be complete past the first `after` bytes. None: there is none.
+
+    A reader stops there, whatever longer one has begun before it.
+    """
+    found = [(place + len(s), place) for s in stops if (place := text.find(s, max(after - len(s) + 1, 0))) >= 0]
+    return min(found)[1] if found else None
+
+
 def whole_characters(text: bytes) -> int:
     """How many bytes at the beginning of `text` are whole UTF-8 characters."""
     try:

@@ -55,6 +55,14 @@ class Trace:
         """The answer."""
         return "".join(position.text for position in self.positions)
 
+    @property
+    def ended_by(self) -> str | None:
+        """Whose end token it was, by the larger share: "base" or "aligned". None without an end token, or shares."""
+        share = self.positions[-1].base_share
+        if share is None or self.generation.get("finish_reason") != "stop":
+            return None
+        return "base" if share > 0.5 else "aligned"
+
     def summary(self) -> dict[str, float | int | None]:
         """Counts and means over the positions; a mean is None where no position has the value."""
         return summary(self.positions)
@@ -107,7 +115,7 @@ class Trace:
 
     def in_terminal(self, every_position: bool = False) -> RenderableType:
         """The trace for `rich.print`; see `kad.tracing.terminal.render`."""
-        return terminal.render(self.rule_text, self.positions, self.vocabulary, every_position)
+        return terminal.render(self.rule_text, self.positions, self.vocabulary, every_position, self.ended_by)
 
     def save(self, path: Path | str, *, beside: Trace | None = None) -> Path:
         """Write the page (`.html`) or the JSON (`.json`).

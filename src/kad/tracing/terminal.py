@@ -22,12 +22,16 @@ _SHOWN = 0.0005
 
 
 def render(
-    rule_text: str, positions: Sequence[Position], vocabulary: Mapping[int, str], every_position: bool = False
+    rule_text: str,
+    positions: Sequence[Position],
+    vocabulary: Mapping[int, str],
+    every_position: bool = False,
+    ended_by: str | None = None,
 ) -> RenderableType:
     """A trace for `rich.print`. By default it lists only the positions where p's first choice was another token."""
     listed = [item for item in enumerate(positions, 1) if every_position or overruled(item[1])]
     answer = colored((position.text, position.base_share) for position in positions)
-    parts: list[RenderableType] = [_headline(rule_text, positions), Padding(answer, (1, 0))]
+    parts: list[RenderableType] = [_headline(rule_text, positions, ended_by), Padding(answer, (1, 0))]
     parts += [_bars("α deferred  ", [position.deferred_mass for position in positions])]
     parts += [_bars("β acceptance", [position.acceptance for position in positions])]
     if listed:
@@ -56,7 +60,7 @@ def visible(text: str) -> str:
     return "".join(c if c.isprintable() else "�" for c in text.translate(_GLYPHS)) or "∅"
 
 
-def _headline(rule_text: str, positions: Sequence[Position]) -> Text:
+def _headline(rule_text: str, positions: Sequence[Position], ended_by: str | None) -> Text:
     counts = summary(positions)
     share, alpha = counts["mean_base_share"], counts["mean_deferred_mass"]
     line = Text(f"{rule_text}   {counted(len(positions), 'token')}   ", "bold")
@@ -64,6 +68,8 @@ def _headline(rule_text: str, positions: Sequence[Position]) -> Text:
         line.append("base ", palette.style(1.0)).append(f"{share:.0%}   ").append("aligned", palette.style(0.0))
         line.append(f" {1 - share:.0%}   mean α {alpha:.3f}")
     line.append(f"   mean β {counts['mean_acceptance']:.3f}")
+    if ended_by is not None:
+        line.append("   ended by ").append(ended_by, palette.style(float(ended_by == "base")))
     if counts["accepted"] or counts["corrected"]:
         line.append(f"   drafts accepted {counts['accepted']}, rejected {counts['corrected']}", "dim")
     return line

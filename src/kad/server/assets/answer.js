@@ -127,7 +127,7 @@ kad.Answer = class {
     const drafted = sum.accepted + sum.corrected;
     if (drafted) parts.push(`drafts: ${sum.accepted} accepted, ${sum.corrected} rejected`);
     const ends = {length: "ended at the token limit", context: "the context is full", stop_string: "ended at a stop"};
-    const end = done && ends[done.generation.finish_reason];
+    const end = done && (ends[done.generation.finish_reason] ?? (kad.endedBy(trace) && `ended by the ${kad.endedBy(trace)} model`));
     if (end) parts.push(end);
     this.stats.textContent = parts.join(" · ");
   }

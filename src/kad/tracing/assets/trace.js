@@ -15,6 +15,7 @@
     if (summary.mean_base_share !== null) rows.push(["from base", kad.percent(summary.mean_base_share)]);
     if (summary.mean_deferred_mass !== null) rows.push(["mean α", kad.number(summary.mean_deferred_mass)]);
     rows.push(["mean β", kad.number(summary.mean_acceptance)]);
+    if (kad.endedBy(trace)) rows.push(["ended by", kad.endedBy(trace)]);
     if (drafted) rows.push(["drafts accepted", `${summary.accepted} of ${drafted}`]);
     const list = kad.facts(rows);
     list.className = "facts";

@@ -42,6 +42,12 @@ kad.word = (trace, token) => kad.label(trace.vocabulary[token] ?? `#${token}`);
 // Whether a text is the base model's alone, in tokens that the aligned model does not have. It has no p_aligned.
 kad.isAlone = ({models}) => !("aligned" in models);
 
+// Whose end token it was, as Trace.ended_by has it.
+kad.endedBy = ({generation, positions}) => {
+  const share = positions.at(-1)?.base_share ?? null;
+  return generation.finish_reason !== "stop" || share === null ? null : share > 0.5 ? "base" : "aligned";
+};
+
 // A rule as kad.rules.parse_rule reads it.
 kad.ruleText = (trace, rule, value) => (rule ? `${rule}:${kad.rules[rule].parameter}=${value}` : trace.rule_text);
 

@@ -13,44 +13,13 @@ from transformers import Cache, DynamicCache, DynamicLayer, GenerationConfig, Pr
 
 from kad.engines.protocols import Batch, Facts
 from kad.engines.transformers.captured import Backend, CapturedModel, Captures
-from kad.engines.transformers.host import cache_option, forget, parameters_of, record_past, unforgetting
+from kad.engines.transformers.forward import Trial, check_kind, run_part
+from kad.engines.transformers.host import forget, length_of, record_past, unforgetting
 from kad.errors import MissingTokenizerError, UsageError
 from kad.method.scorer import Scorer
 from kad.pair.model_files import load_tokenizer
 from kad.pair.sources import Source
 from kad.tokens.vocabulary import trim
-
-
-def run_part(
-    model: PreTrainedModel,
-    input_ids: Tensor,
-    cache: Any = None,
-    attention_mask: Tensor | None = None,
-    position_ids: Tensor | None = None,
-    logits_to_keep: int | Tensor = 0,
-    **others: Tensor,
-) -> Tensor:
-    """The logits of one model (batch, kept positions, vocab) on its own device. Fills `cache` if there is one.
-
-    `others` are further tensors that its `forward` takes.
-    """
-    device = model.device
-    parameters = parameters_of(type(model).forward)
-    options: dict[str, Any] = {"use_cache": cache is not None, "return_dict": True, **others}
-    if cache is not None:
-        options[cache_option(model)] = cache
-    if attention_mask is not None:
-        options["attention_mask"] = attention_mask.to(device)
-    if position_ids is not None and "position_ids" in parameters:
-        options["position_ids"] = position_ids.to(device)
-    if "logits_to_keep" in parameters:
-        options["logits_to_keep"] = logits_to_keep
-    logits: Tensor = model(input_ids.to(device), **options).logits
-    if "logits_to_keep" in parameters:
-        return logits
-    if isinstance(logits_to_keep, Tensor):
-        return logits[:, logits_to_keep.to(device)]
-    return logits[:, -logits_to_keep:] if logits_to_keep else logits
 
 
 class TransformersModel:
@@ -62,12 +31,24 @@ class TransformersModel:
 
     Attributes:
         captures: the captured forwards that wait for the next generation.
+
+    Raises:
+        PairError: it is no causal language model with a cache.
     """
 
     def __init__(self, model: PreTrainedModel, source: Source | None = None) -> None:
+        check_kind(model)
         self.model, self.source = model.eval(), source
         self.vocab_size = int(model.config.get_text_config().vocab_size)
         self.captures = Captures()
+
+    def check(self) -> None:
+        """Try the model, before it answers for the first time.
+
+        Raises:
+            UsageError: read in parts, it says something else than in one pass; see `Trial`.
+        """
+        Trial.of(self.model).check()
 
     @property
     def generation_config(self) -> GenerationConfig:
@@ -96,8 +77,7 @@ class TransformersModel:
         )
 
     def scorer(self, vocab_size: int, device: torch.device, *, rollback: bool = True) -> Scorer:
-        cache = DynamicCache(config=self.model.config)
-        return CachedModel(self.model, cache, vocab_size, device, rollback=rollback)
+        return CachedModel(self.model, new_cache(self.model), vocab_size, device, rollback=rollback)
 
     def captured(
         self, vocab_size: int, device: torch.device, capacity: int, shapes: Sequence[int], backend: Backend
@@ -105,8 +85,21 @@ class TransformersModel:
         capture = self.captures.take(self.model, capacity + max(shapes), shapes, backend)
         return CapturedModel(capture, vocab_size, device)
 
-    def in_step(self, prompts: list[list[int]], vocab_size: int, pad: int) -> Batch:
+    def in_step(self, prompts: list[list[int]], vocab_size: int, pad: int) -> Batch | None:
+        same = len({len(prompt) for prompt in prompts}) == 1
+        if not (same or Trial.of(self.model).padding):
+            return None
         return Lockstep(self.model, prompts, vocab_size, pad)
+
+
+def new_cache(model: PreTrainedModel) -> DynamicCache:
+    """An empty dynamic cache.
+
+    Raises:
+        UsageError: read in parts, the model says something else than in one pass.
+    """
+    Trial.of(model).check()
+    return DynamicCache(config=model.config)
 
 
 class CachedModel:
@@ -131,7 +124,7 @@ class CachedModel:
                 f"Speculation must take rejected drafts back out of the cache, which {', '.join(stuck)} cannot do. Use "
                 "a dynamic cache (leave cache_implementation out), or decode without speculation."
             )
-        self.processed = int(cache.get_seq_length())
+        self.processed = length_of(cache) or 0
         self._model, self._cache, self._vocab, self._device = model, cache, vocab_size, device
         self._recording = rollback and record_past(cache, True)
 
@@ -167,7 +160,7 @@ class Lockstep:
         self._model, self._vocab = model, vocab_size
         self.room = sys.maxsize  # which Transformers does not limit
         self.ids, self._mask = torch.tensor(filled, device=model.device), torch.tensor(mask, device=model.device)
-        self._cache = DynamicCache(config=model.config)
+        self._cache = new_cache(model)
 
     def advance(self, tokens: Tensor | None = None) -> Tensor:
         ids = self.ids if tokens is None else tokens.to(self.ids.device).unsqueeze(-1)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kad.errors import OptionError, UsageError
-
-if TYPE_CHECKING:
-    from kad.engines.pair import Pair
 
 Message = Mapping[str, str]
 Prompt = str | Sequence[Message] | Sequence[int]
@@ -116,22 +113,6 @@ def start_token(tokenizer: Any) -> int:
     if start is None:
         raise UsageError("The tokenizer has no start token and no end token, so the first token has nothing before it.")
     return int(start)
-
-
-def room(pair: Pair, prompt_tokens: int) -> int | None:
-    """How many tokens fit after the prompt. None if no model sets a limit.
-
-    Raises:
-        UsageError: no token fits.
-    """
-    context = pair.context_length
-    if context is not None and prompt_tokens >= context:
-        grows = any(each.grows for each in pair.facts.values() if each.context_length == context)
-        raise UsageError(
-            f"The prompt has {prompt_tokens} tokens; the models' context holds {context}, answer included. Shorten it, "
-            f"or start a new conversation{', or raise the option `context` of its engine' if grows else ''}."
-        )
-    return None if context is None else context - prompt_tokens
 
 
 def decode(tokenizer: Any, token_ids: Sequence[int], *, special: bool = False) -> str:

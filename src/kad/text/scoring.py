@@ -171,6 +171,7 @@ def logits_of(
     if not context.ids or not token_ids:
         raise UsageError("A score needs at least one token before the text and one in it.")
     check_tokens(pair, token_ids, "text")
+    pair.room(context.longest, len(token_ids))
     composition = composition or pair.composition
     own = context.scorers(pair, composition, roles or pair.roles_of(composition), rollback=False)
     scorers = {**own, **(others or {})}

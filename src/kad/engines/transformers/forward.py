@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 
-from kad.engines.transformers.host import FAR_APART, cache_name, cache_option, is_static, length_of, parameters_of
+from kad.engines.transformers.host import FAR_APART, cache_option, is_static, length_of, parameters_of, takes_cache
 from kad.errors import KadError, PairError, UsageError, one_line
 
 # How far two ways of reading may differ by rounding, as a part of the spread of the logits: in float32, and in half
@@ -98,17 +98,18 @@ def check_kind(model: PreTrainedModel) -> None:
     Raises:
         PairError: it is another kind of model.
     """
-    host_can: Callable[[], bool] = getattr(model, "_supports_default_dynamic_cache", lambda: True)
-    takes_cache = cache_name(parameters_of(type(model).forward)) is not None and host_can()
-    reasons = {
-        "it has no output layer that writes text": not model.can_generate(),
-        "it is an encoder-decoder, and kad composes decoders": model.config.is_encoder_decoder,
-        "it has no cache of Transformers' own kinds, so each token would cost the whole text anew": not takes_cache,
-    }
-    reasons |= {reason: type(model).__name__ in names for reason, names in FAR_APART.items()}
-    for reason, holds in reasons.items():
-        if holds:
-            raise PairError(f"{type(model).__name__} cannot be composed: {reason}. Take a causal language model.")
+    name, config = type(model).__name__, model.config
+    if not model.can_generate():
+        reason = "it has no output layer that writes text"
+    elif config.is_encoder_decoder:
+        reason = "it is an encoder-decoder, and kad composes decoders"
+    elif not takes_cache(model):
+        reason = "it takes no cache of Transformers' own kinds"
+    elif name in FAR_APART:
+        reason = FAR_APART[name]
+    else:
+        return
+    raise PairError(f"{name} cannot be composed: {reason}. Take a causal language model.")
 
 
 _TRIALS: WeakKeyDictionary[PreTrainedModel, dict[bool, Trial]] = WeakKeyDictionary()

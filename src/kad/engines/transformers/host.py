@@ -29,7 +29,7 @@ except ImportError as error:
 __all__ = [
     "CACHE", "CACHE_NAMES", "FAR_APART", "AutoQuantizationConfig", "BaseStreamer", "CausalLMOutputWithPast", "ComposedGeneration",
     "GenerateDecoderOnlyOutput", "cache_name", "cache_of", "cache_option", "forget", "is_static", "length_of", "one_cache_name",
-    "parameters_of", "record_past", "render_jinja_template", "unforgetting",
+    "parameters_of", "record_past", "render_jinja_template", "takes_cache", "unforgetting",
 ]  # fmt: skip
 
 NEEDS = (
@@ -88,6 +88,12 @@ def cache_option(model: Any) -> str:
     return cache_name(parameters_of(type(model).forward)) or CACHE
 
 
+def takes_cache(model: GenerationMixin) -> bool:
+    """Whether a model fills a cache of Transformers' own kinds."""
+    named = cache_name(parameters_of(type(model).forward)) is not None
+    return named and bool(model._supports_default_dynamic_cache())
+
+
 def cache_of(output: Any) -> Any:
     """The cache in the output of a model or of `generate`."""
     return getattr(output, CACHE)
@@ -121,10 +127,10 @@ def is_static(cache: Cache) -> bool:
 
 
 FAR_APART = {
-    "its cache drops tokens that its attention still sees": {"MoshiForCausalLM"},
-    "beyond a window its attention to earlier tokens depends on later ones": {"DogeForCausalLM"},
+    "DogeForCausalLM": "in a long text, what it says of a token depends on later tokens",
+    "MoshiForCausalLM": "its cache drops tokens that its attention still sees",
 }
-"""Models that read a long text with a cache otherwise than without one, by the reason. A short trial cannot show it;
+"""Models that read a long text with a cache otherwise than without one, and why. A short trial cannot show it;
 `tests/test_architectures.py` finds them."""
 
 

@@ -158,14 +158,15 @@ class Lockstep:
         filled = [[pad] * (width - len(prompt)) + prompt for prompt in prompts]
         mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
         self._model, self._vocab = model, vocab_size
-        self.room = sys.maxsize  # which Transformers does not limit
         self.ids, self._mask = torch.tensor(filled, device=model.device), torch.tensor(mask, device=model.device)
         self._cache = new_cache(model)
+        self._last = getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
 
     def advance(self, tokens: Tensor | None = None) -> Tensor:
         ids = self.ids if tokens is None else tokens.to(self.ids.device).unsqueeze(-1)
         if tokens is not None:
             self._mask = torch.cat((self._mask, self._mask.new_ones(ids.shape)), dim=-1)
-        positions = (self._mask.cumsum(dim=-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        # Rows that have ended go on beside the others, perhaps past the last position.
+        positions = (self._mask.cumsum(dim=-1) - 1).clamp(min=0, max=self._last - 1)[:, -ids.shape[1] :]
         logits = run_part(self._model, ids, self._cache, self._mask, positions, logits_to_keep=1)
         return trim(logits[:, -1], self._vocab)

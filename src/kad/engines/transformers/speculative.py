@@ -111,9 +111,10 @@ def speculative(
     start = perf_counter()
     criteria = stopping_criteria or StoppingCriteriaList()
     padding = _left_padding(input_ids, model_kwargs)
-    ids = _room_for_new_tokens(input_ids, criteria, generation_config)
-    cache = _cache_for(model, draft_model, model_kwargs.get(CACHE))
     own, length = _own_prompt(model_kwargs), input_ids.shape[1] - padding
+    room = model.pair.room(max(length, len(own or ())))
+    ids = _room_for_new_tokens(input_ids, criteria, generation_config, room)
+    cache = _cache_for(model, draft_model, model_kwargs.get(CACHE))
     drafts = defaults.draft_tokens(bool(generation_config.do_sample)) if num_draft_tokens is None else num_draft_tokens
     window = window_size(drafts, few=bool(compile))
     if compile and cache.given:
@@ -240,8 +241,10 @@ def _cache_for(model: KadForCausalLM, draft_model: str, cache: KadCache | None) 
     return cache
 
 
-def _room_for_new_tokens(input_ids: Tensor, criteria: StoppingCriteriaList, config: GenerationConfig) -> Tensor:
-    """(capacity,), the prompt and room up to the smallest maximal length."""
+def _room_for_new_tokens(
+    input_ids: Tensor, criteria: StoppingCriteriaList, config: GenerationConfig, room: int | None
+) -> Tensor:
+    """(capacity,), the prompt and room up to the smallest maximal length, or to the end of the models' context."""
     limits = [c.max_length for c in criteria if isinstance(c, MaxLengthCriteria)]
     capacity = min(limits, default=config.max_length or 0)
     if capacity <= input_ids.shape[1]:
@@ -249,6 +252,7 @@ def _room_for_new_tokens(input_ids: Tensor, criteria: StoppingCriteriaList, conf
             f"The prompt has {input_ids.shape[1]} tokens, and max_length is {capacity}: no room for a new one. "
             "Raise max_new_tokens."
         )
+    capacity = capacity if room is None else min(capacity, input_ids.shape[1] + room)
     ids = input_ids.new_zeros(capacity)
     ids[: input_ids.shape[1]] = input_ids[0]
     return ids

@@ -220,8 +220,8 @@ async def _deltas(desk: Desk, jobs: Sequence[AnswerJob], usage: Usage, *, detail
             end = None
             if details is not None:
                 text = decode(model.tokenizer, [*job.begun, *run.answer.token_ids])
-                end = details.end(run.answer, reason, before_stop(text, job.sampling.stop))
-            yield Delta(choice, visible.finish(), finish_reason=_REASONS[reason], kad=end)
+                end = details.end(run.answer, reason, before_stop(text, job.sampling.stop, reason == "stop_string"))
+            yield Delta(choice, visible.finish(reason == "stop_string"), finish_reason=_REASONS[reason], kad=end)
 
 
 class Form:

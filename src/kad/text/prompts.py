@@ -92,9 +92,28 @@ def encode_plain(tokenizer: Any, text: str) -> list[int]:
     return _not_empty(tokenizer(text, split_special_tokens=True).input_ids)
 
 
-def text_ids(tokenizer: Any, text: str | Sequence[int]) -> list[int]:
-    """The token ids of a text that follows a prompt. Token ids are returned unchanged."""
-    return list(tokenizer(text, add_special_tokens=False).input_ids if isinstance(text, str) else text)
+def text_ids(tokenizer: Any, text: str | Sequence[int], prompt: Sequence[int] = ()) -> list[int]:
+    """The token ids of a text that follows a prompt. Token ids are returned unchanged.
+
+    Both are encoded together, and the prompt's tokens cut off: a tokenizer may write a text of its own otherwise. Where
+    a token would reach across the seam, the text is encoded behind something that no token joins with it.
+    """
+
+    def encoded(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False).input_ids)
+
+    if not isinstance(text, str):
+        return list(text)
+    before = decode(tokenizer, prompt, special=True)
+    for start, ids in ((before, list(prompt)), *((seam, encoded(seam)) for seam in _SEAMS)):
+        both = encoded(start + text)
+        found = both[len(ids) :]
+        if prompt and both[: len(ids)] == ids and decode(tokenizer, [*prompt, *found], special=True) == before + text:
+            return found
+    return encoded(text)
+
+
+_SEAMS = ("\n", "!", "0")
 
 
 def _not_empty(ids: Sequence[int]) -> list[int]:

@@ -105,7 +105,7 @@ def score(
     pair.needs_logits("kad.score")
     context = Asking(prompt, system, thinking, raw, base_prompt).context(pair)
     composition = pair.composed_by(rule, deferral_temperature)
-    return score_tokens(pair, context, text_ids(pair.tokenizer, text), composition)
+    return score_tokens(pair, context, text_ids(pair.tokenizer, text, context.ids), composition)
 
 
 def score_tokens(

@@ -108,6 +108,7 @@ def speculative(
         if value not in allowed:
             raise UsageError(f"{name} must be one of {', '.join(allowed)}, but is {value!r}.")
     _check(model, input_ids, generation_config, model_kwargs)
+    _check_processors(logits_processor or LogitsProcessorList(), input_ids, model.config.vocab_size)
     start = perf_counter()
     criteria = stopping_criteria or StoppingCriteriaList()
     padding = _left_padding(input_ids, model_kwargs)
@@ -198,6 +199,22 @@ def _check(model: Any, input_ids: Tensor, config: GenerationConfig, model_kwargs
         raise UsageError("Speculation works on caches: leave use_cache=False out, or decode without speculation.")
     if config.output_attentions or config.output_hidden_states:
         raise UsageError("A composition has no attentions or hidden states of its own; ask model.base or .aligned.")
+
+
+def _check_processors(processors: LogitsProcessorList, ids: Tensor, vocab_size: int) -> None:
+    """Refuse processors that keep a state: the loop asks them about drafts, too, and goes back.
+
+    Each is asked about the prompt, about a longer text, and about the prompt again.
+    """
+    row = torch.linspace(-1.0, 0.0, vocab_size, device=ids.device).log_softmax(dim=-1).unsqueeze(0)
+    longer = torch.cat((ids, ids[:, -1:]), dim=-1)
+    for processor in processors:
+        first, _, again = (processor(text, row.clone()).clone() for text in (ids, longer, ids))
+        if not torch.equal(first, again):
+            raise UsageError(
+                f"kad.speculative needs scores that depend on the text alone, but {type(processor).__name__} keeps a "
+                "state: asked twice about one text, it answers differently. Decode without speculation."
+            )
 
 
 def _own_prompt(model_kwargs: dict[str, Any]) -> list[int] | None:

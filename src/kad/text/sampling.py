@@ -93,7 +93,7 @@ class Sampling:
         """Whether `max_length` of the aligned model's settings, which includes the prompt, is what ends an answer."""
         return bool(config.max_length) and not (self.max_new_tokens or config.max_new_tokens)
 
-    def apply(self, config: GenerationConfig, room: int | None, prompt_tokens: int) -> GenerationConfig:
+    def apply(self, config: GenerationConfig, room: int | None, prompt_tokens: int = 0) -> GenerationConfig:
         """A copy of the aligned model's settings, overridden by these, with at most `room` new tokens.
 
         Raises:

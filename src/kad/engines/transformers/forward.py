@@ -16,7 +16,15 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 
-from kad.engines.transformers.host import FAR_APART, cache_option, is_static, length_of, parameters_of, takes_cache
+from kad.engines.transformers.host import (
+    FAR_APART,
+    cache_option,
+    is_static,
+    length_of,
+    parameters_of,
+    rope_turns,
+    takes_cache,
+)
 from kad.errors import KadError, PairError, UsageError, one_line
 
 # How far two ways of reading may differ by rounding, as a part of the spread of the logits: in float32, and in half
@@ -42,6 +50,8 @@ def run_part(
         UsageError: read in parts, the model says something else than in one pass; see `Trial`.
     """
     count = input_ids.shape[1]
+    if cache is not None:
+        _check_turn(model, length_of(cache) or 0, count)
     if cache is None or count == 1 or not length_of(cache, unknown=1) or Trial.of(model, is_static(cache)).chunks:
         return _forward(model, input_ids, cache, attention_mask, position_ids, logits_to_keep, **others)
     rows = []
@@ -50,6 +60,16 @@ def run_part(
         place = None if position_ids is None else position_ids[:, index : index + 1]
         rows.append(_forward(model, input_ids[:, index : index + 1], cache, mask, place, **others))
     return _kept(torch.cat(rows, dim=1), logits_to_keep)
+
+
+def _check_turn(model: PreTrainedModel, past: int, count: int) -> None:
+    """Refuse to go on with a cache where the rotary frequencies change."""
+    long, dynamic = (rope_turns(model.config, kind) for kind in ("longrope", "dynamic"))
+    if (long is not None and 0 < past <= long < past + count) or (dynamic is not None and past + count > dynamic):
+        raise UsageError(
+            f"{type(model).__name__} changes its rotary frequencies at a length of {long or dynamic} tokens, and what it "
+            "has read before is stale. Stay below, begin with a longer prompt, or use kad.generate."
+        )
 
 
 def _forward(

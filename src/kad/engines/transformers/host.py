@@ -16,7 +16,7 @@ from kad.errors import UsageError
 from kad.hosts import TRANSFORMERS, check, moved, needs
 
 try:
-    from transformers import Cache, GenerationMixin, StaticLayer
+    from transformers import Cache, GenerationMixin, PreTrainedConfig, StaticLayer
     from transformers.cache_utils import CacheLayerMixin
     from transformers.generation.streamers import BaseStreamer
     from transformers.generation.utils import GenerateDecoderOnlyOutput
@@ -29,7 +29,7 @@ except ImportError as error:
 __all__ = [
     "CACHE", "CACHE_NAMES", "FAR_APART", "AutoQuantizationConfig", "BaseStreamer", "CausalLMOutputWithPast", "ComposedGeneration",
     "GenerateDecoderOnlyOutput", "cache_name", "cache_of", "cache_option", "forget", "is_static", "length_of", "one_cache_name",
-    "parameters_of", "record_past", "render_jinja_template", "takes_cache", "unforgetting",
+    "parameters_of", "record_past", "render_jinja_template", "rope_turns", "takes_cache", "unforgetting",
 ]  # fmt: skip
 
 NEEDS = (
@@ -119,6 +119,19 @@ def length_of(cache: Cache, unknown: int | None = None) -> int | None:
         return int(cast("int", counting.get_seq_length()))
     states = [layer.has_previous_state for layer in cache.layers if hasattr(layer, "has_previous_state")]
     return unknown if any(any(state.values()) if isinstance(state, dict) else state for state in states) else 0
+
+
+def rope_turns(config: PreTrainedConfig, kind: str) -> int | None:
+    """The length at which the rotary frequencies change, if they are of this kind ("longrope", "dynamic"). Else None.
+
+    What a model read with other frequencies is stale then.
+    """
+    text = config.get_text_config()
+    given = getattr(text, "rope_parameters", None) or {}
+    kinds = [given] if "rope_type" in given else [part for part in given.values() if isinstance(part, dict)]
+    chosen = [part for part in kinds if part.get("rope_type") == kind]
+    turns = [part.get("original_max_position_embeddings") or text.max_position_embeddings for part in chosen]
+    return min(turns, default=None)
 
 
 def is_static(cache: Cache) -> bool:

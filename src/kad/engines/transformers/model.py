@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, cast
 
@@ -14,7 +14,7 @@ from transformers import Cache, DynamicCache, DynamicLayer, GenerationConfig, Pr
 from kad.engines.protocols import Batch, Facts
 from kad.engines.transformers.captured import Backend, CapturedModel, Captures
 from kad.engines.transformers.forward import Trial, check_kind, run_part
-from kad.engines.transformers.host import forget, length_of, record_past, unforgetting
+from kad.engines.transformers.host import forget, length_of, record_past, rope_turns, unforgetting
 from kad.errors import MissingTokenizerError, UsageError
 from kad.method.scorer import Scorer
 from kad.pair.model_files import load_tokenizer
@@ -77,17 +77,27 @@ class TransformersModel:
         )
 
     def scorer(self, vocab_size: int, device: torch.device, *, rollback: bool = True) -> Scorer:
-        return CachedModel(self.model, new_cache(self.model), vocab_size, device, rollback=rollback)
+        def make() -> CachedModel:
+            return CachedModel(self.model, new_cache(self.model), vocab_size, device, rollback=rollback)
+
+        turn = rope_turns(self.model.config, "longrope")
+        return make() if turn is None else Turning(make, turn)
 
     def captured(
         self, vocab_size: int, device: torch.device, capacity: int, shapes: Sequence[int], backend: Backend
     ) -> Scorer:
+        turn = rope_turns(self.model.config, "longrope")
+        if turn is not None and turn < capacity:
+            raise UsageError(
+                f"{type(self.model).__name__} changes its rotary frequencies at {turn} tokens, and this text may become "
+                f"{capacity} long. Decode without compile."
+            )
         capture = self.captures.take(self.model, capacity + max(shapes), shapes, backend)
         return CapturedModel(capture, vocab_size, device)
 
     def in_step(self, prompts: list[list[int]], vocab_size: int, pad: int) -> Batch | None:
         same = len({len(prompt) for prompt in prompts}) == 1
-        if not (same or Trial.of(self.model).padding):
+        if rope_turns(self.model.config, "longrope") or not (same or Trial.of(self.model).padding):
             return None
         return Lockstep(self.model, prompts, vocab_size, pad)
 
@@ -148,6 +158,48 @@ class CachedModel:
         """Put the cache back into its ordinary state."""
         if self._recording:
             record_past(self._cache, False)
+
+
+class Turning:
+    """Scorer of a model whose rotary frequencies change at a length: it reads the text anew there.
+
+    Args:
+        make: makes a scorer of the model, with an empty cache.
+        turn: texts up to this length have the first frequencies, longer ones the others.
+    """
+
+    def __init__(self, make: Callable[[], CachedModel], turn: int) -> None:
+        self._make, self._turn = make, turn
+        self._scorer, self._ids, self._above = make(), torch.empty(0, dtype=torch.long), False
+
+    @property
+    def processed(self) -> int:
+        return len(self._ids)
+
+    @property
+    def reversible(self) -> bool:
+        return self._scorer.reversible
+
+    def advance(self, ids: Tensor, keep: int) -> Tensor:
+        self._ids = torch.cat((self._ids.to(ids.device), ids))
+        end = len(self._ids)
+        above = min(keep, max(end - self._turn, 0))
+        rows = [self._read(self._ids[: end - above], keep - above, above=False)] if above < keep else []
+        return torch.cat([*rows, self._read(self._ids, above, above=True)] if above else rows)
+
+    def rollback(self, length: int) -> None:
+        self._ids = self._ids[:length]
+        if (length > self._turn) == self._above:
+            self._scorer.rollback(length)
+
+    def release(self) -> None:
+        self._scorer.release()
+
+    def _read(self, text: Tensor, keep: int, *, above: bool) -> Tensor:
+        if above != self._above or self._scorer.processed > len(text) - keep:
+            self._scorer.release()
+            self._scorer, self._above = self._make(), above
+        return self._scorer.advance(text[self._scorer.processed :], keep)
 
 
 class Lockstep:

@@ -1,19 +1,35 @@
-"""Small random models of every causal language model that the installed Transformers lists.
+"""Every causal language model that the installed Transformers lists, small and random, and what kad does with it.
 
-No architecture is named here: a configuration is the default one of its class with its sizes made small by the names
-of its fields. So the architectures of the next release show up by themselves.
+A configuration is the default one of its class with its sizes made small by the names of its fields. So the
+architectures of the next release show up by themselves.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from torch import Tensor
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+import kad
+from conftest import make_tokenizer
+from kad.errors import one_line
+from kad.method.composition import compose
+from kad.text.batch import generate_all
+
 VOCABULARY = 96
+PAD = 2
+NEW, PROMPT, SHORT = 8, 14, 9
 WINDOW = 6
 ARCHITECTURES = tuple(sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
 _LARGEST = 3_000_000
@@ -106,7 +122,7 @@ def _smaller(field: str, value: Any) -> Any:
 
 
 def small_model(name: str, seed: int) -> PreTrainedModel:
-    """A model of an architecture with random weights.
+    """A model of an architecture with random weights, so large that every token of the text before matters.
 
     Raises:
         ValueError: it stays large.
@@ -117,4 +133,109 @@ def small_model(name: str, seed: int) -> PreTrainedModel:
     if size > _LARGEST:
         raise ValueError(f"it has {size:,} parameters even so")
     torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    return sharpened(AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval())
+
+
+def sharpened(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with larger weights. No token may come twice in its texts: so every step says something new."""
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim >= 2:
+                weight.normal_(std=weight.shape[-1] ** -0.5)
+        model.get_output_embeddings().weight.mul_(2.0)
+    model.generation_config = GenerationConfig(pad_token_id=PAD, no_repeat_ngram_size=1, suppress_tokens=[PAD])
+    return model
+
+
+def pair_of(base: PreTrainedModel, aligned: PreTrainedModel) -> kad.KadForCausalLM:
+    """A pair that reads characters, under a rule to which both models matter."""
+    pair = kad.KadForCausalLM.from_models(base, aligned, rule="mixture:weight=0.5")
+    pair.tokenizer = make_tokenizer()
+    return pair
+
+
+@torch.no_grad()
+def truth(pair: kad.KadForCausalLM, prompt: list[int], new: int = NEW) -> tuple[list[int], Tensor]:
+    """The greedy text and its log pi (new,): composed token by token, from whole sequences without a cache."""
+    ids, scores = torch.tensor([prompt]), []
+    for _ in range(new):
+        rows = (model(ids, use_cache=False).logits[0, -1, :VOCABULARY] for model in (pair.base, pair.aligned))
+        log_pi = compose(pair.composition, *rows)
+        seen = torch.cat((ids[0], torch.tensor([PAD])))
+        token = log_pi.index_fill(0, seen, -torch.inf).argmax()
+        scores.append(log_pi[token])
+        ids = torch.cat((ids, token.view(1, 1)), dim=-1)
+    return ids[0, len(prompt) :].tolist(), torch.stack(scores)
+
+
+def ways(pair: kad.KadForCausalLM, prompts: list[list[int]]) -> dict[str, Callable[[], bool]]:
+    """What is tried, and whether it gives the truth: all of the ways in which kad reads and writes."""
+    greedy, (prompt, _) = kad.Sampling(max_new_tokens=NEW, temperature=0), prompts
+    texts = [truth(pair, each) for each in prompts]
+
+    def generated(*drafts: int | str) -> bool:
+        answers = [kad.generate(pair, prompt, sampling=greedy, num_draft_tokens=number) for number in drafts]
+        return all(answer.token_ids == texts[0][0] for answer in answers)
+
+    def batch() -> bool:
+        answers = generate_all(pair, pair.tokenizer, prompts, sampling=greedy)
+        return [answer.token_ids for answer in answers] == [text for text, _ in texts]
+
+    def chat() -> bool:
+        talk = kad.Conversation(pair, sampling=greedy, num_draft_tokens=0)
+        talk.say("abc").finish()
+        answer = talk.say("de").finish()
+        return answer.token_ids == truth(pair, answer.prompt_ids)[0]
+
+    def by_transformers(**options: Any) -> bool:
+        ids = pair.generate(torch.tensor([prompt]), max_new_tokens=NEW, do_sample=False, **options)
+        return bool(ids[0, len(prompt) :].tolist() == texts[0][0])
+
+    def score() -> bool:
+        found = kad.score(pair, prompt, texts[0][0]).log_pi
+        return torch.allclose(found, texts[0][1], atol=5e-3)
+
+    return {
+        "plain decoding": lambda: generated(0),
+        "drafts": lambda: generated(1, 4, 8, "auto"),
+        "batches": batch,
+        "chats": chat,
+        "scores": score,
+        "generate": by_transformers,
+        "static caches": lambda: by_transformers(cache_implementation="static"),
+    }
+
+
+@torch.no_grad()
+def look(name: str) -> dict[str, str]:
+    """What is refused of an architecture, as base and as aligned model, and why. Empty if it is exact in every way.
+
+    A reason that begins with "WRONG" or "RAW" is a fault of kad.
+    """
+    try:
+        model, other = small_model(name, 0), small_model("llama", 1)
+        prompt = torch.randint(3, VOCABULARY, (PROMPT,), generator=torch.Generator().manual_seed(5))
+        model(prompt.unsqueeze(0), use_cache=False)
+    except Exception as error:
+        return {"it is not tried": one_line(error)}
+    refused: dict[str, str] = {}
+    for models in ((model, other), (other, model)):
+        try:
+            pair = pair_of(*models)
+            tried = ways(pair, [prompt.tolist(), prompt.tolist()[:SHORT]])
+        except kad.KadError as error:
+            return {"it is refused": _reason(error, model)}
+        for way, is_true in tried.items():
+            try:
+                outcome = "" if is_true() else "WRONG: another text"
+            except kad.KadError as error:
+                outcome = _reason(error, model)
+            except Exception as error:
+                outcome = f"RAW {one_line(error)}"
+            if outcome:
+                refused[way] = outcome
+    return refused
+
+
+def _reason(error: kad.KadError, model: PreTrainedModel) -> str:
+    return str(error).replace(f"{type(model).__name__} cannot be composed: ", "")

@@ -86,7 +86,8 @@ def _forward(
     options: dict[str, Any] = {"use_cache": cache is not None, "return_dict": True, **others}
     if cache is not None:
         options[cache_option(model)] = cache
-    if attention_mask is not None:
+    recurrent = cache is not None and length_of(cache) is None  # it has read the padding, which a mask hides from it
+    if attention_mask is not None and not recurrent:
         options["attention_mask"] = attention_mask.to(device)
     if "position_ids" in parameters and cache is not None and position_ids is None:
         position_ids = _positions(input_ids, cache, attention_mask)  # some models count them wrongly themselves

@@ -90,8 +90,7 @@ def cache_option(model: Any) -> str:
 
 def takes_cache(model: GenerationMixin) -> bool:
     """Whether a model fills a cache of Transformers' own kinds."""
-    named = cache_name(parameters_of(type(model).forward)) is not None
-    return named and bool(model._supports_default_dynamic_cache())
+    return bool(model._supports_default_dynamic_cache())
 
 
 def cache_of(output: Any) -> Any:

@@ -170,7 +170,8 @@ class Turning:
 
     def __init__(self, make: Callable[[], CachedModel], turn: int) -> None:
         self._make, self._turn = make, turn
-        self._scorer, self._ids, self._above = make(), torch.empty(0, dtype=torch.long), False
+        self._scorer, self._ids = make(), torch.empty(0, dtype=torch.long)
+        self._above: bool | None = False  # the frequencies with which the scorer has read. None: another text's
 
     @property
     def processed(self) -> int:
@@ -188,9 +189,11 @@ class Turning:
         return torch.cat([*rows, self._read(self._ids, above, above=True)] if above else rows)
 
     def rollback(self, length: int) -> None:
-        self._ids = self._ids[:length]
         if (length > self._turn) == self._above:
             self._scorer.rollback(length)
+        elif length < self.processed:
+            self._above = None
+        self._ids = self._ids[:length]
 
     def release(self) -> None:
         self._scorer.release()

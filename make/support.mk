@@ -2,6 +2,6 @@
 .PHONY: support
 
 support: $(VENV)/installed-test
-	$(BIN)/python make/support.py
+	$(BIN)/python make/support.py architectures
 	if test -e $(LAPTOP_VENV)/installed; then $(LAPTOP) make/support.py laptop; fi
 	if test -e $(VLLM_VENV)/installed; then $(VLLM) make/support.py vllm; fi

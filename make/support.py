@@ -2,11 +2,13 @@
 
 A test says what it shows: `@pytest.mark.supports(engine, feature, rules=...)`. Without `rules` it is the parameter
 `rule` or `name` of the test; `rules=()` is for what does not depend on the rule. This script collects the marks and
-writes the page. It runs no test: the gate does.
+writes the page. It runs no test: the gate does. Only the architectures of Transformers are tried here, and a slow test
+compares.
 
     python make/support.py             # from tests/ to docs/support/tests.json, and the page
     python make/support.py laptop      # from tests/laptop, in the environment of llama.cpp and MLX
     python make/support.py vllm        # from tests/vllm, in vLLM's environment
+    python make/support.py architectures    # runs tests/architectures.py (minutes), and writes what it found
     python make/support.py --check     # write nothing, fail where a file would change; tests do this
 
 The versions are those of kad.hosts and of docs/support/hosts.json, which `make matrix` writes.
@@ -95,11 +97,46 @@ def page(claims: Claims, hosts: Any) -> str:
         others = sorted(features.keys() - by_rule.keys(), key=str.lower)
         if others:
             parts.append(f"{'Also tested' if by_rule else 'Tested'}, with some rule: {', '.join(others)}.\n")
+    parts += _architectures(_read("architectures.json"))
     parts += ["## Versions\n", "Tested versions. Others within the requirements may work.\n"]
     parts.append(_table(["package", "tested"], [[host.name, host.tested] for host in HOSTS]))
     if hosts:
         parts += ["## The last run of `make matrix`\n", _table(list(hosts[0]), [list(row.values()) for row in hosts])]
     return "\n".join(parts)
+
+
+def _architectures(found: Any) -> list[str]:
+    """The section on the architectures of Transformers, from what `tests/architectures.py` found."""
+    if not found:
+        return []
+    refused: dict[str, dict[str, str]] = found["refused"]
+    exact = [name for name, reasons in refused.items() if not reasons]
+    by_reason: dict[tuple[str, str], list[str]] = {}
+    for name, reasons in refused.items():
+        for way, reason in reasons.items():
+            by_reason.setdefault((way, reason.replace("|", "/")), []).append(name)
+    rows = [[way, ", ".join(names), reason] for (way, reason), names in sorted(by_reason.items())]
+    return [
+        "## Architectures\n",
+        f"Every causal language model that Transformers {found['transformers']} lists, with random weights and small "
+        "sizes, as base and as\naligned model. Truth is composed token by token from whole sequences, without a cache. "
+        "Plain decoding, drafts (1, 4, 8,\nauto), batches with padding, chats, scores, Transformers' own `generate` "
+        "and static caches must give it, with prompts\nlonger than a sliding window.\n",
+        f"Exact in every way ({len(exact)}): {', '.join(exact)}.\n",
+        "The others are exact but for this:\n",
+        _table(["refused", "architectures", "why"], rows),
+    ]
+
+
+def try_architectures() -> str:
+    """The text of `architectures.json`: what is refused of each architecture, and why."""
+    sys.path.insert(0, str(PARTS["tests"]))
+    import transformers
+    from architectures import ARCHITECTURES, look
+
+    transformers.logging.set_verbosity(50)
+    refused = {name: look(name) for name in ARCHITECTURES}
+    return json.dumps({"transformers": transformers.__version__, "refused": refused}, indent=1) + "\n"
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
@@ -134,12 +171,15 @@ def check(part: str) -> None:
 def main() -> None:
     """Write the files, or check them."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("part", nargs="?", choices=PARTS, default="tests")
+    options.add_argument("part", nargs="?", choices=[*PARTS, "architectures"], default="tests")
     options.add_argument("--check", action="store_true")
     chosen = options.parse_args()
     if chosen.check:
         check(chosen.part)
         return
+    if chosen.part == "architectures":
+        (FOLDER / "architectures.json").write_text(try_architectures(), encoding="utf-8", newline="\n")
+        chosen.part = "tests"
     for path, text in files(chosen.part).items():
         path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8", newline="\n")

@@ -76,8 +76,19 @@ def test_text_is_shown_as_soon_as_no_stop_can_begin() -> None:
     assert kept.push("zab") + kept.finish() == "zab"
 
 
-@pytest.mark.parametrize("stops", [(), ("aab",), ("ab", "bb"), ("b",)])
+@pytest.mark.parametrize("stops", [(), ("aab",), ("ab", "bb"), ("b",), (" ab",), (" a", "ba")])
 def test_what_is_shown_is_the_text_before_its_first_stop(stops: tuple[str, ...]) -> None:
     for letters in product("ab", repeat=6):
         shown = UntilStop(stops)
         assert "".join(map(shown.push, letters)) + shown.finish() == before_stop("".join(letters), stops)
+
+
+@pytest.mark.parametrize("pieces", [("The",), ("Th", "e"), ("The ans",)])
+def test_a_stop_whose_space_the_text_does_not_show_is_not_shown(pieces: tuple[str, ...]) -> None:
+    """SentencePiece writes no space before the first word of a text. What only begins so is shown."""
+    shown = UntilStop([" The", "xyz"])
+    assert "".join(map(shown.push, pieces)) + shown.finish(ended=True) == ""
+    assert before_stop("".join(pieces), [" The", "xyz"], ended=True) == ""
+    goes_on = UntilStop([" The", "xyz"])
+    assert "".join(map(goes_on.push, [*pieces, "re", "xyz"])) + goes_on.finish(ended=True) == "".join(pieces) + "re"
+    assert before_stop("".join(pieces) + "re", [" The", "xyz"]) == "".join(pieces) + "re"

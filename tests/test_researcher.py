@@ -194,6 +194,25 @@ def test_an_adapter_stands_for_a_model_in_every_role(
             assert not torch.allclose(found.exp(), plain(ids).logits.exp(), atol=1e-2)
 
 
+@pytest.mark.parametrize("targets", [["lm_head"], ["embed_tokens"], ["embed_tokens", "lm_head"]])
+def test_an_adapter_of_one_end_leaves_the_other_end_as_it_was(
+    targets: list[str], folders: dict[str, Path], tmp_path: Path, prompt: Any
+) -> None:
+    """Where a model's embeddings and its output layer are one tensor, merging must not change both."""
+    peft = pytest.importorskip("peft", reason='PEFT is not here: pip install -e ".[peft]"')
+    start = make_model(7, tie_word_embeddings=True)
+    start.save_pretrained(tmp_path / "tied")
+    config = peft.LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM", init_lora_weights=False)
+    start.name_or_path = str(tmp_path / "tied")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of tied weights
+        trained = peft.get_peft_model(start, config).eval()
+        trained.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    pair = kad.KadForCausalLM.from_models(str(folders["base"]), str(tmp_path / "adapter"), rule="aligned_only")
+    with torch.no_grad():
+        assert torch.allclose(pair(prompt(9)).logits, trained(prompt(9)).logits.log_softmax(dim=-1), atol=1e-4)
+
+
 def test_an_adapter_and_its_model_keep_one_copy_of_the_weights_they_share(
     adapter: tuple[Path, Any], folders: dict[str, Path], prompt: Any
 ) -> None:

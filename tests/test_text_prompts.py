@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers
+from transformers import PreTrainedTokenizerFast
 
 import kad
 from cli_runs import make_tiny_tokenizer
 from kad.errors import UsageError
-from kad.text.prompts import Detokenizer, decode
+from kad.text.prompts import Detokenizer, decode, text_ids
 
 
 @pytest.mark.parametrize(
@@ -28,6 +30,34 @@ def test_an_incomplete_character_comes_at_the_end() -> None:
     pieces = Detokenizer(tokenizer)
     assert "".join(pieces.push(token) for token in tokens) == ""
     assert pieces.finish() == "\N{REPLACEMENT CHARACTER}"
+
+
+def in_the_manner_of_sentencepiece() -> PreTrainedTokenizerFast:
+    """A text of its own begins with a mark for a space, and "cd" and "\\n" are one token."""
+    words = ["<unk>", "<s>", "▁", "a", "b", "c", "d", "▁a", "▁b", "cd", "\n"]
+    merges = [("▁", "a"), ("▁", "b"), ("c", "d")]
+    tokenizer = Tokenizer(models.BPE({word: index for index, word in enumerate(words)}, merges, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", unk_token="<unk>")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "tokens"),
+    [
+        ("b", "a", ["a"]),  # and not "▁a", as on its own
+        ("b", " a", ["▁a"]),
+        ("b\n", "ab", ["a", "b"]),
+        ("bc", "da", ["d", "a"]),  # "cd" would reach across the seam
+    ],
+)
+def test_a_text_behind_a_prompt_has_the_tokens_that_it_has_there(prompt: str, text: str, tokens: list[str]) -> None:
+    tokenizer = in_the_manner_of_sentencepiece()
+    before = tokenizer(prompt).input_ids
+    found = text_ids(tokenizer, text, before)
+    assert tokenizer.convert_ids_to_tokens(found) == tokens
+    assert decode(tokenizer, [*before, *found]) == prompt + text
+    assert text_ids(tokenizer, found, before) == found
 
 
 def test_a_token_that_a_model_does_not_have_is_refused() -> None:

@@ -263,7 +263,7 @@ def _replies(subject: Subject, name: str, questions: Sequence[tuple[str, str]]) 
         )
     replies = []
     for answer, (_, accepted) in zip(answers, questions, strict=True):
-        text = before_stop(answer.text, stops)
+        text = before_stop(answer.text, stops, answer.finish_reason == "stop_string")
         pieces = [(piece.text, piece.base_share or 0.0) for piece in answer.pieces]
         problem, tokens = subject.problem(text, accepted), len(answer.token_ids)
         replies.append(Reply(text.strip(), problem, answer.finished, tokens, answer.seconds, pieces))

@@ -14,7 +14,7 @@ import torch
 from transformers import GenerationConfig
 
 from kad.engines.protocols import Facts, Model, WholeModel
-from kad.errors import MissingTokenizerError, RuleError
+from kad.errors import MissingTokenizerError, RuleError, UsageError
 from kad.method.composition import Composition, RuleLike
 from kad.method.rules import ProductRule, Rule
 from kad.method.scorer import Scorer
@@ -106,6 +106,29 @@ class Pair:
         """The number of positions that all models support. None if no model says."""
         limits = (facts.context_length for facts in self.facts.values())
         return min((limit for limit in limits if limit), default=None)
+
+    def room(self, prompt_tokens: int, text_tokens: int = 0) -> int | None:
+        """How many tokens fit after the prompt. None if no model sets a limit.
+
+        Args:
+            prompt_tokens: how long the prompt is.
+            text_tokens: how long a given text after it is, whose last token need not be read. 0: it will be generated.
+
+        Raises:
+            UsageError: no token fits, or not the text.
+        """
+        context = self.context_length
+        if context is None:
+            return None
+        if prompt_tokens + (text_tokens - 1 if text_tokens else 1) > context:
+            grows = any(each.grows for each in self.facts.values() if each.context_length == context)
+            text = f" and the text {text_tokens}" if text_tokens else ""
+            raise UsageError(
+                f"The prompt has {prompt_tokens} tokens{text}; the models' context holds {context}, answer included. "
+                f"Shorten it, or start a new conversation"
+                f"{', or raise the option `context` of its engine' if grows else ''}."
+            )
+        return context - prompt_tokens
 
     @property
     def device(self) -> torch.device:

@@ -38,11 +38,9 @@ class Batch(Protocol):
 
     Attributes:
         ids: (batch, positions), the prompts, with padding on the left.
-        room: the number of positions after the prompts.
     """
 
     ids: Tensor
-    room: int
 
     def advance(self, tokens: Tensor | None = None) -> Tensor:
         """Read the prompts, or one token (batch,) of each row after them. Returns the logits (batch, vocab) there."""

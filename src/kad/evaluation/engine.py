@@ -325,7 +325,7 @@ class Engine:
             if score.deferred_mass is not None:
                 measures["deferred_mass"] = float(score.deferred_mass.mean())
         return Completion(
-            text=before_stop(answer.text, stops),
+            text=before_stop(answer.text, stops, answer.finish_reason == "stop_string"),
             prompt_tokens=len(answer.prompt_ids),
             tokens=len(answer.token_ids),
             finished=answer.finished,

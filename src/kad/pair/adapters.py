@@ -63,11 +63,22 @@ def merged(model: Any, adapter: Source) -> Any:
         with warnings.catch_warnings():
             # PEFT asks every model for a name that Transformers is about to drop.
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-            merged_model = PeftModel.from_pretrained(model, adapter.model).merge_and_unload()
+            adapted_model = PeftModel.from_pretrained(model, adapter.model)
+            _untie(adapted_model.get_base_model())
+            merged_model = adapted_model.merge_and_unload()
     except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise PairError(f"Cannot merge the adapter {adapter.model}: {first_line(error)}") from error
     merged_model.config._name_or_path = adapter.model
     return merged_model
+
+
+def _untie(model: Any) -> None:
+    """Give the output layer weights of its own, if an adapter changes it or the embeddings, and they share theirs."""
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    embeddings, head = (getattr(layer, "base_layer", layer) for layer in ends)
+    if embeddings.weight is head.weight and any(hasattr(layer, "base_layer") for layer in ends):
+        head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+        model.config.get_text_config().tie_word_embeddings = False
 
 
 def share_weights(models: Sequence[torch.nn.Module]) -> None:

@@ -139,6 +139,8 @@ def reason_of(error: BaseException) -> str:
         return "its config.json describes weights of other sizes than it has."
     if "instantiate the backend tokenizer" in str(error):
         return "its folder has no tokenizer.json."
+    if "for this kind of AutoModel: AutoModelForCausalLM" in str(error):
+        return "its type is none of Transformers' causal language models."
     if isinstance(error, StrictDataclassError):
         return " ".join(str(error).split())
     return first_line(error)

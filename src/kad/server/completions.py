@@ -25,7 +25,7 @@ from kad.server.masks import Grammars
 from kad.server.refusals import Refusal
 from kad.text.contexts import Context
 from kad.text.ends import UntilStop, before_stop
-from kad.text.prompts import decode, room
+from kad.text.prompts import decode
 from kad.text.sampling import end_tokens
 from kad.text.streaming import Note
 from kad.tokens.token_bytes import TokenBytes
@@ -91,7 +91,7 @@ class Completions:
                 stops, answering, context = [*stops, *context.stops], alone, Context(context.base_ids or [])
             composition = request.composition(answering)
             begun = [] if detail is None else checked_ids(answering, detail.continuation, "kad.continuation")
-            room(answering, context.longest + len(begun))
+            answering.room(context.longest + len(begun))
             job = AnswerJob(
                 context,
                 composition,
@@ -220,8 +220,8 @@ async def _deltas(desk: Desk, jobs: Sequence[AnswerJob], usage: Usage, *, detail
             end = None
             if details is not None:
                 text = decode(model.tokenizer, [*job.begun, *run.answer.token_ids])
-                end = details.end(run.answer, reason, before_stop(text, job.sampling.stop))
-            yield Delta(choice, visible.finish(), finish_reason=_REASONS[reason], kad=end)
+                end = details.end(run.answer, reason, before_stop(text, job.sampling.stop, reason == "stop_string"))
+            yield Delta(choice, visible.finish(reason == "stop_string"), finish_reason=_REASONS[reason], kad=end)
 
 
 class Form:

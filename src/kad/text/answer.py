@@ -11,7 +11,7 @@ from kad.method.speculation.loop import Event
 from kad.method.speculation.statistics import SpeculationStatistics
 from kad.text.contexts import Context
 from kad.text.drafting import Drafting
-from kad.text.prompts import decode, room
+from kad.text.prompts import decode
 from kad.text.sampling import Sampling, temperature_of
 
 if TYPE_CHECKING:
@@ -172,8 +172,8 @@ class LiveAnswer(Iterator[Piece]):
         begun: Sequence[int] = (),
         ends: Sequence[int] | None = None,
     ) -> None:
-        space = room(pair, context.longest + len(begun))
-        self._config = sampling.apply(pair.generation_config, space)
+        space = pair.room(context.longest + len(begun))
+        self._config = sampling.apply(pair.generation_config, space, len(context.ids) + len(begun))
         if ends is not None:
             self._config.eos_token_id = list(ends)
         self.context, self.prompt_ids = context, context.ids

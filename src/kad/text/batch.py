@@ -14,7 +14,7 @@ from torch import Tensor
 from kad.engines.pair import Pair, pair_of
 from kad.engines.protocols import Batch
 from kad.method.composition import compose, in_order, raise_if_bad
-from kad.method.distribution import Rows, lowered
+from kad.method.distribution import Rows, lowered, refuse
 from kad.text.answer import Answer, answers_at_once
 from kad.text.contexts import Context
 from kad.text.drafting import Drafting
@@ -93,7 +93,9 @@ def generate_all(
         UsageError: settings that cannot be followed.
     """
     pair = pair_of(model)
-    config = (sampling or Sampling()).apply(pair.generation_config, None)
+    sampling = sampling or Sampling()
+    lengths = [len(prompt.ids if isinstance(prompt, Context) else prompt) for prompt in prompts]
+    config = sampling.apply(pair.generation_config, None, max(lengths, default=0))
     if ends is not None:
         config.eos_token_id = list(ends)
     if config.do_sample and seeds is None:
@@ -106,10 +108,11 @@ def generate_all(
     own: Sequence[int | None] = [None] * len(prompts) if seeds is None else seeds
     waiting = [(Context.of(prompt, pair), seed) for prompt, seed in zip(prompts, own, strict=True)]
     answers: list[Answer] = []
+    one_by_one = bool(num_draft_tokens) or sampling.counts_the_prompt(pair.generation_config)
     while waiting:
         some = waiting[:batch_size]
         contexts, pad = [context for context, _ in some], _pad_token(tokenizer, config)
-        batches = None if num_draft_tokens else _in_step(pair, contexts, pad)
+        batches = None if one_by_one else _in_step(pair, contexts, pad)
         if batches is not None:
             drawn = [seed for _, seed in some if seed is not None] or None
             answers += _decode_in_step(pair, tokenizer, contexts, batches, config, drawn)
@@ -117,7 +120,7 @@ def generate_all(
             batch_size = 1
             continue
         else:
-            how = replace(sampling or Sampling(), seed=some[0][1])
+            how = replace(sampling, seed=some[0][1])
             answers.append(
                 Stream(
                     pair, contexts[0], pair.composition, how, num_draft_tokens or 0, drafter=drafter, origins=False,
@@ -146,8 +149,7 @@ class _OneRow:
     """A batch of one prompt for one model; see `kad.engines.protocols.Batch`."""
 
     def __init__(self, pair: Pair, prompt: list[int]) -> None:
-        limit = pair.context_length
-        self.ids, self.room = torch.tensor([prompt]), sys.maxsize if limit is None else limit - len(prompt)
+        self.ids = torch.tensor([prompt])
         self._scorer = pair.scorers(["aligned"], rollback=False)["aligned"]
 
     def advance(self, tokens: Tensor | None = None) -> Tensor:
@@ -174,12 +176,16 @@ def _decode_in_step(
     started = _now(device)
     noise = None if seeds is None else Noise(seeds, device)
     process = processors(config, width, device)
-    endings = [Ending(config, tokenizer, prompt.ids) for prompt in prompts]
+    rooms = [pair.room(prompt.longest) for prompt in prompts]
+    most = [min(int(config.max_new_tokens), room or sys.maxsize) for room in rooms]
+    endings = [
+        Ending(config, tokenizer, prompt.ids, "context" if limit == room else "length")
+        for prompt, limit, room in zip(prompts, most, rooms, strict=True)
+    ]
     answers: list[list[int]] = [[] for _ in prompts]
     going = [True] * len(prompts)
     tokens = None
-    room = min(batch.room for batch in batches.values())
-    for _ in range(min(int(config.max_new_tokens), room)):
+    for count in range(1, max(most) + 1):
         rows: dict[str, Rows] = {role: batch.advance(tokens).to(device) for role, batch in batches.items()}
         if never_kept is not None:
             rows["base"] = never_kept.move(rows["base"], ids[:, width:].tolist(), composition.deferral_temperature)
@@ -188,13 +194,14 @@ def _decode_in_step(
         log_pi = compose(composition, *in_order(rows))
         raise_if_bad(log_pi, composition, *in_order(rows))
         scores = process(ids, log_pi)
+        refuse("the processed scores of pi", scores[torch.tensor(going)])
         best = (scores if noise is None else noise.add(scores)).argmax(dim=-1)
         tokens = torch.where(torch.tensor(going, device=device), best, pad)
         ids = torch.cat((ids, tokens.unsqueeze(-1)), dim=-1)
         for index, token in enumerate(tokens.tolist()):
             if going[index]:
                 answers[index].append(token)
-                going[index] = not endings[index].push(token)
+                going[index] = not endings[index].push(token) and count < most[index]
         if not any(going):
             break
     seconds = _now(device) - started

@@ -62,9 +62,23 @@ class Ending:
         return any(stop in text for stop in self._stops)
 
 
-def before_stop(text: str, stops: Sequence[str]) -> str:
-    """A finished text up to its first stop string."""
-    return text[: min((place for stop in stops if (place := text.find(stop)) >= 0), default=len(text))]
+def before_stop(text: str, stops: Sequence[str], ended: bool = False) -> str:
+    """A finished text up to its first stop string.
+
+    Args:
+        text: the text.
+        stops: the stop strings.
+        ended: whether one of them ended it. It may begin with the space of the first word, which some tokenizers
+            (SentencePiece) do not show at the beginning of a text.
+    """
+    places = [place for stop in stops if (place := text.find(stop)) >= 0]
+    if ended and not places and text.startswith(_after_a_space(stops)):
+        return ""
+    return text[: min(places, default=len(text))]
+
+
+def _after_a_space(stops: Sequence[str]) -> tuple[str, ...]:
+    return tuple(stop[1:] for stop in stops if stop.startswith(" ") and len(stop) > 1)
 
 
 class UntilStop:
@@ -76,12 +90,19 @@ class UntilStop:
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops, self._waiting, self._ended = stops, "", False
+        self._first = _after_a_space(stops)  # what may be a stop at the beginning of the text
 
     def push(self, text: str) -> str:
         """What can be shown after this much more text."""
         if self._ended:
             return ""
+        # A stop at the beginning ends the text with its last token: what goes on was none.
+        self._first = tuple(stop for stop in self._first if not self._waiting.startswith(stop))
         text = self._waiting + text
+        if any(stop.startswith(text) or text.startswith(stop) for stop in self._first):
+            self._waiting = text
+            return ""
+        self._first = ()
         shown = before_stop(text, self._stops)
         self._ended = len(shown) < len(text)
         if not self._ended:
@@ -89,9 +110,9 @@ class UntilStop:
         self._waiting = text[len(shown) :]
         return shown
 
-    def finish(self) -> str:
-        """What has waited, if no stop came."""
-        return "" if self._ended else self._waiting
+    def finish(self, ended: bool = False) -> str:
+        """What has waited, if no stop came. `ended`: see `before_stop`."""
+        return "" if self._ended else before_stop(self._waiting, self._stops, ended)
 
 
 def _begun(stop: str, text: str) -> int:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kad.errors import OptionError, UsageError
-
-if TYPE_CHECKING:
-    from kad.engines.pair import Pair
 
 Message = Mapping[str, str]
 Prompt = str | Sequence[Message] | Sequence[int]
@@ -95,9 +92,28 @@ def encode_plain(tokenizer: Any, text: str) -> list[int]:
     return _not_empty(tokenizer(text, split_special_tokens=True).input_ids)
 
 
-def text_ids(tokenizer: Any, text: str | Sequence[int]) -> list[int]:
-    """The token ids of a text that follows a prompt. Token ids are returned unchanged."""
-    return list(tokenizer(text, add_special_tokens=False).input_ids if isinstance(text, str) else text)
+def text_ids(tokenizer: Any, text: str | Sequence[int], prompt: Sequence[int] = ()) -> list[int]:
+    """The token ids of a text that follows a prompt. Token ids are returned unchanged.
+
+    Both are encoded together, and the prompt's tokens cut off: a tokenizer may write a text of its own otherwise. Where
+    a token would reach across the seam, the text is encoded behind something that no token joins with it.
+    """
+
+    def encoded(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False).input_ids)
+
+    if not isinstance(text, str):
+        return list(text)
+    before = decode(tokenizer, prompt, special=True)
+    for start, ids in ((before, list(prompt)), *((seam, encoded(seam)) for seam in _SEAMS)):
+        both = encoded(start + text)
+        found = both[len(ids) :]
+        if prompt and both[: len(ids)] == ids and decode(tokenizer, [*prompt, *found], special=True) == before + text:
+            return found
+    return encoded(text)
+
+
+_SEAMS = ("\n", "!", "0")
 
 
 def _not_empty(ids: Sequence[int]) -> list[int]:
@@ -116,22 +132,6 @@ def start_token(tokenizer: Any) -> int:
     if start is None:
         raise UsageError("The tokenizer has no start token and no end token, so the first token has nothing before it.")
     return int(start)
-
-
-def room(pair: Pair, prompt_tokens: int) -> int | None:
-    """How many tokens fit after the prompt. None if no model sets a limit.
-
-    Raises:
-        UsageError: no token fits.
-    """
-    context = pair.context_length
-    if context is not None and prompt_tokens >= context:
-        grows = any(each.grows for each in pair.facts.values() if each.context_length == context)
-        raise UsageError(
-            f"The prompt has {prompt_tokens} tokens; the models' context holds {context}, answer included. Shorten it, "
-            f"or start a new conversation{', or raise the option `context` of its engine' if grows else ''}."
-        )
-    return None if context is None else context - prompt_tokens
 
 
 def decode(tokenizer: Any, token_ids: Sequence[int], *, special: bool = False) -> str:

@@ -18,6 +18,8 @@ MAX_NEW_TOKENS = 512
 _TOP_K = 50
 """What Transformers takes where settings ask to sample and name no top_k."""
 _DRAWING = ("temperature", "top_k", "top_p", "min_p")
+_COLD = 1e-37
+"""Below this temperature log pi leaves the range of float32. No draw differs from the most probable token there."""
 
 
 @dataclass(frozen=True)
@@ -87,16 +89,28 @@ class Sampling:
         """Whether tokens are drawn at random, given the settings of the aligned model."""
         return bool(self._drawing(config)["do_sample"])
 
-    def apply(self, config: GenerationConfig, room: int | None) -> GenerationConfig:
+    def counts_the_prompt(self, config: GenerationConfig) -> bool:
+        """Whether `max_length` of the aligned model's settings, which includes the prompt, is what ends an answer."""
+        return bool(config.max_length) and not (self.max_new_tokens or config.max_new_tokens)
+
+    def apply(self, config: GenerationConfig, room: int | None, prompt_tokens: int = 0) -> GenerationConfig:
         """A copy of the aligned model's settings, overridden by these, with at most `room` new tokens.
 
         Raises:
-            UsageError: the settings of the aligned model ask for beam search, which does not emit token by token.
+            UsageError: the settings of the aligned model ask for beam search, which does not emit token by token; or
+                the prompt is as long as their `max_length`.
         """
         from transformers import GenerationConfig
 
         settings = GenerationConfig.from_dict(config.to_dict())
         settings.max_new_tokens = self.max_new_tokens or config.max_new_tokens or MAX_NEW_TOKENS
+        if self.counts_the_prompt(config):
+            settings.max_new_tokens = config.max_length - prompt_tokens
+            if settings.max_new_tokens < 1:
+                raise OptionError(
+                    f"The prompt has {prompt_tokens} tokens, and the aligned model's settings end a text at max_length "
+                    f"{config.max_length}. Give `max_new_tokens`."
+                )
         if room is not None:
             settings.max_new_tokens = min(settings.max_new_tokens, room)
         settings.max_length = None
@@ -115,7 +129,9 @@ class Sampling:
 
     def _drawing(self, config: GenerationConfig) -> dict[str, Any]:
         options = {name: getattr(self, name) for name in _DRAWING if getattr(self, name) is not None}
-        if self.temperature == 0 or not (options or config.do_sample):
+        temperature = config.temperature if self.temperature is None and config.do_sample else self.temperature
+        cold = temperature is not None and temperature < _COLD
+        if cold or not (options or config.do_sample):
             return {"do_sample": False, **dict.fromkeys(_DRAWING)}
         if not config.do_sample:
             # The aligned model's settings are greedy, so options that the user did not give mean plain sampling.
@@ -138,8 +154,33 @@ def temperature_of(config: GenerationConfig) -> float | None:
     return (config.temperature or 1.0) if config.do_sample else None
 
 
-# What these settings ask for is no function of log pi and of the text so far.
-_OTHER_DECODING = ("guidance_scale", "penalty_alpha", "dola_layers", "watermarking_config", "constraints")
+# The settings that kad follows, here or elsewhere; and those that change no text (how fast, what is returned), or only
+# texts of beams and of encoder-decoders. Whatever else Transformers knows is refused where it is set.
+_FOLLOWED = frozenset("""
+    max_length max_new_tokens min_length min_new_tokens max_time stop_strings do_sample num_beams temperature top_k top_p
+    min_p top_h typical_p epsilon_cutoff eta_cutoff repetition_penalty no_repeat_ngram_size bad_words_ids
+    forced_eos_token_id exponential_decay_length_penalty suppress_tokens begin_suppress_tokens sequence_bias pad_token_id
+    bos_token_id eos_token_id
+""".split())
+_WITHOUT_EFFECT = frozenset("""
+    early_stopping length_penalty num_beam_groups diversity_penalty decoder_start_token_id renormalize_logits
+    remove_invalid_values use_cache cache_implementation cache_config max_cache_len prefill_chunk_size low_memory
+    compile_config disable_compile continuous_batching_config use_mtp is_assistant num_assistant_tokens
+    num_assistant_tokens_schedule assistant_confidence_threshold prompt_lookup_num_tokens max_matching_ngram_size
+    assistant_early_exit assistant_lookbehind target_lookbehind assistant_ensemble_weight speculation_type
+    output_attentions output_hidden_states output_scores output_logits return_dict_in_generate transformers_version
+""".split())
+
+
+def _refused(config: GenerationConfig) -> list[str]:
+    """The settings that are set and not followed. What Transformers itself does not know has no effect there."""
+    from transformers import GenerationConfig
+
+    known = GenerationConfig().to_dict().keys() - _FOLLOWED - _WITHOUT_EFFECT
+    return sorted(name for name, value in config.to_dict().items() if name in known and value not in _OFF)
+
+
+_OFF: tuple[Any, ...] = (None, False, 0, 1, [], {})
 
 
 def processors(config: GenerationConfig, prompt_tokens: int, device: Any = "cpu") -> LogitsProcessorList:
@@ -155,10 +196,10 @@ def processors(config: GenerationConfig, prompt_tokens: int, device: Any = "cpu"
     """
     import transformers as hf
 
-    unknown = [name for name in _OTHER_DECODING if getattr(config, name, None) not in (None, 1)]
+    unknown = _refused(config)
     if unknown:
         raise UsageError(
-            f"The aligned model's settings ask for {', '.join(unknown)}, which is decoding of another kind. Use "
+            f"The aligned model's settings ask for {', '.join(unknown)}, which kad does not follow. Use "
             "model.generate(...) of the Transformers engine, or take it out of generation_config.json."
         )
     ends, place = end_tokens(config), {"device": device}

@@ -105,7 +105,7 @@ def score(
     pair.needs_logits("kad.score")
     context = Asking(prompt, system, thinking, raw, base_prompt).context(pair)
     composition = pair.composed_by(rule, deferral_temperature)
-    return score_tokens(pair, context, text_ids(pair.tokenizer, text), composition)
+    return score_tokens(pair, context, text_ids(pair.tokenizer, text, context.ids), composition)
 
 
 def score_tokens(
@@ -171,6 +171,7 @@ def logits_of(
     if not context.ids or not token_ids:
         raise UsageError("A score needs at least one token before the text and one in it.")
     check_tokens(pair, token_ids, "text")
+    pair.room(context.longest, len(token_ids))
     composition = composition or pair.composition
     own = context.scorers(pair, composition, roles or pair.roles_of(composition), rollback=False)
     scorers = {**own, **(others or {})}

@@ -56,8 +56,9 @@ def trace(
     with pair.using(rule, deferral_temperature):
         if text is not None:
             generation: dict[str, Any] = {"source": "given"} | question
-            ids = text_ids(pair.tokenizer, text)
-            return trace_tokens(pair, pair.tokenizer, asking.context(pair), ids, generation=generation)
+            context = asking.context(pair)
+            ids = text_ids(pair.tokenizer, text, context.ids)
+            return trace_tokens(pair, pair.tokenizer, context, ids, generation=generation)
         answer = stream(
             pair, prompt, system=system, thinking=thinking, raw=raw, base_prompt=base_prompt, sampling=sampling,
             num_draft_tokens=num_draft_tokens, origins=False,

@@ -10,13 +10,14 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 from kad.errors import UsageError
 from kad.hosts import TRANSFORMERS, check, moved, needs
 
 try:
-    from transformers import Cache, GenerationMixin, StaticLayer
+    from transformers import Cache, GenerationMixin, PreTrainedConfig, StaticLayer
+    from transformers.cache_utils import CacheLayerMixin
     from transformers.generation.streamers import BaseStreamer
     from transformers.generation.utils import GenerateDecoderOnlyOutput
     from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -26,9 +27,9 @@ except ImportError as error:
     raise moved(TRANSFORMERS, error) from error
 
 __all__ = [
-    "CACHE", "CACHE_NAMES", "AutoQuantizationConfig", "BaseStreamer", "CausalLMOutputWithPast", "ComposedGeneration",
-    "GenerateDecoderOnlyOutput", "cache_name", "cache_of", "cache_option", "forget", "one_cache_name", "parameters_of",
-    "record_past", "render_jinja_template", "unforgetting",
+    "CACHE", "CACHE_NAMES", "FAR_APART", "AutoQuantizationConfig", "BaseStreamer", "CausalLMOutputWithPast", "ComposedGeneration",
+    "GenerateDecoderOnlyOutput", "cache_name", "cache_of", "cache_option", "forget", "is_static", "length_of", "one_cache_name",
+    "parameters_of", "record_past", "render_jinja_template", "rope_turns", "takes_cache", "unforgetting",
 ]  # fmt: skip
 
 NEEDS = (
@@ -40,6 +41,8 @@ NEEDS = (
         "prepare_inputs_for_generation(input_ids)",
         # Transformers compares the parameters of a `custom_generate` with those of this one.
         "_sample(input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus, streamer)",
+        # Whether a model takes the caches of Transformers.
+        "_supports_default_dynamic_cache()",
     ),
     # These act on `layers`, which KadCache makes of the caches of all models.
     *needs("transformers:Cache", "crop", "get_seq_length", "reorder_cache", "reset", "activate_past_recording"),
@@ -85,6 +88,11 @@ def cache_option(model: Any) -> str:
     return cache_name(parameters_of(type(model).forward)) or CACHE
 
 
+def takes_cache(model: GenerationMixin) -> bool:
+    """Whether a model fills a cache of Transformers' own kinds."""
+    return bool(model._supports_default_dynamic_cache())
+
+
 def cache_of(output: Any) -> Any:
     """The cache in the output of a model or of `generate`."""
     return getattr(output, CACHE)
@@ -101,6 +109,41 @@ def one_cache_name(options: Mapping[str, Any]) -> dict[str, Any]:
         raise UsageError(f"A cache was given twice, as {' and as '.join(names)}. Give it once, as {CACHE}.")
     renamed = {key: value for key, value in options.items() if key not in CACHE_NAMES[:2]}
     return renamed | {CACHE: options[names[0]]} if names else renamed
+
+
+def length_of(cache: Cache, unknown: int | None = None) -> int | None:
+    """How many tokens a cache holds. `unknown` if it has read some, and has only layers that do not count."""
+    counting = next((layer for layer in cache.layers if isinstance(layer, CacheLayerMixin)), None)
+    if counting is not None:
+        return int(cast("int", counting.get_seq_length()))
+    states = [layer.has_previous_state for layer in cache.layers if hasattr(layer, "has_previous_state")]
+    return unknown if any(any(state.values()) if isinstance(state, dict) else state for state in states) else 0
+
+
+def rope_turns(config: PreTrainedConfig, kind: str) -> int | None:
+    """The length at which the rotary frequencies change, if they are of this kind ("longrope", "dynamic"). Else None.
+
+    What a model read with other frequencies is stale then.
+    """
+    text = config.get_text_config()
+    given = getattr(text, "rope_parameters", None) or {}
+    kinds = [given] if "rope_type" in given else [part for part in given.values() if isinstance(part, dict)]
+    chosen = [part for part in kinds if part.get("rope_type") == kind]
+    turns = [part.get("original_max_position_embeddings") or text.max_position_embeddings for part in chosen]
+    return min(turns, default=None)
+
+
+def is_static(cache: Cache) -> bool:
+    """Whether a cache has static layers of keys and values."""
+    return any(isinstance(layer, StaticLayer) for layer in cache.layers)
+
+
+FAR_APART = {
+    "DogeForCausalLM": "in a long text, what it says of a token depends on later tokens",
+    "MoshiForCausalLM": "its cache drops tokens that its attention still sees",
+}
+"""Models that read a long text with a cache otherwise than without one, and why. A short trial cannot show it;
+`tests/test_architectures.py` finds them."""
 
 
 # Kinds of layers from which tokens can be taken back. Quantized layers inherit `crop` but keep most of their states out

@@ -13,7 +13,7 @@ from kad.engines.transformers.host import AutoQuantizationConfig
 from kad.engines.transformers.model import TransformersModel
 from kad.errors import PairError, UsageError, first_line, missing_extra
 from kad.pair.adapters import adapted, inner_model, merged, share_weights
-from kad.pair.model_files import TROUBLE, load_generation_config, reason_of
+from kad.pair.model_files import TROUBLE, load_config, load_generation_config, reason_of
 from kad.pair.sources import MODEL_KWARGS, Source
 
 
@@ -55,6 +55,8 @@ def load_model(source: Source, **overrides: Any) -> PreTrainedModel:
         raise PairError(f"Cannot load {source.model}: {reason_of(error)}") from error
     lacking = sorted(loaded["missing_keys"])
     if lacking and not {"gguf_file", "quantization_config"} & options.keys():
+        if load_config(source).is_encoder_decoder:
+            raise PairError(f"Cannot load {source.model}: it is an encoder-decoder, and kad composes decoders.")
         raise PairError(
             f"Cannot load {source.model}: its config.json describes other weights than it has; {len(lacking)} are "
             f"missing, such as {lacking[0]}."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, cast
 
@@ -13,44 +13,13 @@ from transformers import Cache, DynamicCache, DynamicLayer, GenerationConfig, Pr
 
 from kad.engines.protocols import Batch, Facts
 from kad.engines.transformers.captured import Backend, CapturedModel, Captures
-from kad.engines.transformers.host import cache_option, forget, parameters_of, record_past, unforgetting
+from kad.engines.transformers.forward import Trial, check_kind, run_part
+from kad.engines.transformers.host import forget, length_of, record_past, rope_turns, unforgetting
 from kad.errors import MissingTokenizerError, UsageError
 from kad.method.scorer import Scorer
 from kad.pair.model_files import load_tokenizer, soft_cap_of
 from kad.pair.sources import Source
 from kad.tokens.vocabulary import trim
-
-
-def run_part(
-    model: PreTrainedModel,
-    input_ids: Tensor,
-    cache: Any = None,
-    attention_mask: Tensor | None = None,
-    position_ids: Tensor | None = None,
-    logits_to_keep: int | Tensor = 0,
-    **others: Tensor,
-) -> Tensor:
-    """The logits of one model (batch, kept positions, vocab) on its own device. Fills `cache` if there is one.
-
-    `others` are further tensors that its `forward` takes.
-    """
-    device = model.device
-    parameters = parameters_of(type(model).forward)
-    options: dict[str, Any] = {"use_cache": cache is not None, "return_dict": True, **others}
-    if cache is not None:
-        options[cache_option(model)] = cache
-    if attention_mask is not None:
-        options["attention_mask"] = attention_mask.to(device)
-    if position_ids is not None and "position_ids" in parameters:
-        options["position_ids"] = position_ids.to(device)
-    if "logits_to_keep" in parameters:
-        options["logits_to_keep"] = logits_to_keep
-    logits: Tensor = model(input_ids.to(device), **options).logits
-    if "logits_to_keep" in parameters:
-        return logits
-    if isinstance(logits_to_keep, Tensor):
-        return logits[:, logits_to_keep.to(device)]
-    return logits[:, -logits_to_keep:] if logits_to_keep else logits
 
 
 class TransformersModel:
@@ -62,12 +31,24 @@ class TransformersModel:
 
     Attributes:
         captures: the captured forwards that wait for the next generation.
+
+    Raises:
+        PairError: it is no causal language model with a cache.
     """
 
     def __init__(self, model: PreTrainedModel, source: Source | None = None) -> None:
+        check_kind(model)
         self.model, self.source = model.eval(), source
         self.vocab_size = int(model.config.get_text_config().vocab_size)
         self.captures = Captures()
+
+    def check(self) -> None:
+        """Try the model, before it answers for the first time.
+
+        Raises:
+            UsageError: read in parts, it says something else than in one pass; see `Trial`.
+        """
+        Trial.of(self.model).check()
 
     @property
     def generation_config(self) -> GenerationConfig:
@@ -97,17 +78,39 @@ class TransformersModel:
         )
 
     def scorer(self, vocab_size: int, device: torch.device, *, rollback: bool = True) -> Scorer:
-        cache = DynamicCache(config=self.model.config)
-        return CachedModel(self.model, cache, vocab_size, device, rollback=rollback)
+        def make() -> CachedModel:
+            return CachedModel(self.model, new_cache(self.model), vocab_size, device, rollback=rollback)
+
+        turn = rope_turns(self.model.config, "longrope")
+        return make() if turn is None else Turning(make, turn)
 
     def captured(
         self, vocab_size: int, device: torch.device, capacity: int, shapes: Sequence[int], backend: Backend
     ) -> Scorer:
+        turn = rope_turns(self.model.config, "longrope")
+        if turn is not None and turn < capacity:
+            raise UsageError(
+                f"{type(self.model).__name__} changes its rotary frequencies at {turn} tokens, and this text may become "
+                f"{capacity} long. Decode without compile."
+            )
         capture = self.captures.take(self.model, capacity + max(shapes), shapes, backend)
         return CapturedModel(capture, vocab_size, device)
 
-    def in_step(self, prompts: list[list[int]], vocab_size: int, pad: int) -> Batch:
+    def in_step(self, prompts: list[list[int]], vocab_size: int, pad: int) -> Batch | None:
+        same = len({len(prompt) for prompt in prompts}) == 1
+        if rope_turns(self.model.config, "longrope") or not (same or Trial.of(self.model).padding):
+            return None
         return Lockstep(self.model, prompts, vocab_size, pad)
+
+
+def new_cache(model: PreTrainedModel) -> DynamicCache:
+    """An empty dynamic cache.
+
+    Raises:
+        UsageError: read in parts, the model says something else than in one pass.
+    """
+    Trial.of(model).check()
+    return DynamicCache(config=model.config)
 
 
 class CachedModel:
@@ -132,7 +135,7 @@ class CachedModel:
                 f"Speculation must take rejected drafts back out of the cache, which {', '.join(stuck)} cannot do. Use "
                 "a dynamic cache (leave cache_implementation out), or decode without speculation."
             )
-        self.processed = int(cache.get_seq_length())
+        self.processed = length_of(cache) or 0
         self._model, self._cache, self._vocab, self._device = model, cache, vocab_size, device
         self._recording = rollback and record_past(cache, True)
 
@@ -158,6 +161,51 @@ class CachedModel:
             record_past(self._cache, False)
 
 
+class Turning:
+    """Scorer of a model whose rotary frequencies change at a length: it reads the text anew there.
+
+    Args:
+        make: makes a scorer of the model, with an empty cache.
+        turn: texts up to this length have the first frequencies, longer ones the others.
+    """
+
+    def __init__(self, make: Callable[[], CachedModel], turn: int) -> None:
+        self._make, self._turn = make, turn
+        self._scorer, self._ids = make(), torch.empty(0, dtype=torch.long)
+        self._above: bool | None = False  # the frequencies with which the scorer has read. None: another text's
+
+    @property
+    def processed(self) -> int:
+        return len(self._ids)
+
+    @property
+    def reversible(self) -> bool:
+        return self._scorer.reversible
+
+    def advance(self, ids: Tensor, keep: int) -> Tensor:
+        self._ids = torch.cat((self._ids.to(ids.device), ids))
+        end = len(self._ids)
+        above = min(keep, max(end - self._turn, 0))
+        rows = [self._read(self._ids[: end - above], keep - above, above=False)] if above < keep else []
+        return torch.cat([*rows, self._read(self._ids, above, above=True)] if above else rows)
+
+    def rollback(self, length: int) -> None:
+        if (length > self._turn) == self._above:
+            self._scorer.rollback(length)
+        elif length < self.processed:
+            self._above = None
+        self._ids = self._ids[:length]
+
+    def release(self) -> None:
+        self._scorer.release()
+
+    def _read(self, text: Tensor, keep: int, *, above: bool) -> Tensor:
+        if above != self._above or self._scorer.processed > len(text) - keep:
+            self._scorer.release()
+            self._scorer, self._above = self._make(), above
+        return self._scorer.advance(text[self._scorer.processed :], keep)
+
+
 class Lockstep:
     """Many prompts through one model, filled with `pad` on the left; see `kad.engines.protocols.Batch`."""
 
@@ -166,14 +214,15 @@ class Lockstep:
         filled = [[pad] * (width - len(prompt)) + prompt for prompt in prompts]
         mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
         self._model, self._vocab = model, vocab_size
-        self.room = sys.maxsize  # which Transformers does not limit
         self.ids, self._mask = torch.tensor(filled, device=model.device), torch.tensor(mask, device=model.device)
-        self._cache = DynamicCache(config=model.config)
+        self._cache = new_cache(model)
+        self._last = getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
 
     def advance(self, tokens: Tensor | None = None) -> Tensor:
         ids = self.ids if tokens is None else tokens.to(self.ids.device).unsqueeze(-1)
         if tokens is not None:
             self._mask = torch.cat((self._mask, self._mask.new_ones(ids.shape)), dim=-1)
-        positions = (self._mask.cumsum(dim=-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        # Rows that have ended go on beside the others, perhaps past the last position.
+        positions = (self._mask.cumsum(dim=-1) - 1).clamp(min=0, max=self._last - 1)[:, -ids.shape[1] :]
         logits = run_part(self._model, ids, self._cache, self._mask, positions, logits_to_keep=1)
         return trim(logits[:, -1], self._vocab)

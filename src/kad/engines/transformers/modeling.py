@@ -11,14 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import nll_loss
-from transformers import AutoModelForCausalLM, Cache, DynamicCache, GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import AutoModelForCausalLM, Cache, GenerationConfig, GenerationMixin, PreTrainedModel
 
 from kad.engines.pair import Pair
 from kad.engines.protocols import Facts
-from kad.engines.transformers.host import CACHE, CausalLMOutputWithPast, ComposedGeneration, one_cache_name
+from kad.engines.transformers.host import (
+    CACHE,
+    CausalLMOutputWithPast,
+    ComposedGeneration,
+    is_static,
+    length_of,
+    one_cache_name,
+)
 from kad.engines.transformers.late_check import LateCheck
 from kad.engines.transformers.loading import load_models
-from kad.engines.transformers.model import TransformersModel, run_part
+from kad.engines.transformers.forward import Trial, attempt, run_part
+from kad.engines.transformers.model import TransformersModel, new_cache
 from kad.errors import PairError, UsageError
 from kad.method import defaults
 from kad.method.composition import Composition, RuleLike, compose, in_order, raise_if_bad
@@ -40,9 +48,11 @@ class KadCache(Cache):
 
     Attributes:
         given: whether a user gave it to `generate`, and may use it afterwards.
+        read: how many tokens passed through it, for an aligned model whose layers do not count (recurrent ones).
     """
 
     given = False
+    read = 0
     offloading = False
 
     def __init__(self, base: Cache, aligned: Cache, reference: Cache | None = None) -> None:
@@ -61,7 +71,7 @@ class KadCache(Cache):
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """How many tokens the aligned model has read."""
-        return int(self.aligned.get_seq_length())
+        return length_of(self.aligned, unknown=self.read) or 0
 
     @property
     def is_compileable(self) -> bool:
@@ -108,6 +118,8 @@ class KadForCausalLM(ComposedGeneration, PreTrainedModel, GenerationMixin):
     def of(cls, pair: Pair) -> KadForCausalLM:
         """The Transformers face of a pair whose models Transformers runs."""
         models: Any = pair.models
+        for model in models.values():
+            model.check()
         return cls(pair.config, **{role: model.model for role, model in models.items()}, pair=pair)
 
     # ------------------------------------------------------------------ construction
@@ -323,9 +335,13 @@ class KadForCausalLM(ComposedGeneration, PreTrainedModel, GenerationMixin):
             part = cache.parts[role] if cache is not None else None
             ids, mask, positions = input_ids, attention_mask, position_ids
             if role == "base" and base_input_ids is not None:
-                ids, mask, positions = own_inputs(base_input_ids, base_attention_mask, part, logits_to_keep)
+                new = input_ids.shape[1]
+                ids, mask, positions = own_inputs(base_input_ids, base_attention_mask, part, logits_to_keep, new)
+            self._check_padding(role, part, mask)
             row = run_part(self.parts[role], ids, part, mask, positions, logits_to_keep)
             logits[role] = trim(row, self.config.vocab_size).to(self.base.device)
+        if cache is not None:
+            cache.read += input_ids.shape[1]
         if self.config.foreign_ids:
             foreign = foreign_tokens(self.config.foreign_ids, self.config.vocab_size, self.base.device)
             logits["base"] = move_to_rest(logits["base"], foreign, now.deferral_temperature)
@@ -338,7 +354,7 @@ class KadForCausalLM(ComposedGeneration, PreTrainedModel, GenerationMixin):
     def make_cache(self, rule: Rule | None = None) -> KadCache:
         """Empty dynamic caches for the models that `rule` needs. The default is the rule in force."""
         roles = self._roles(rule or self.rule, None)
-        return KadCache(**{role: DynamicCache(config=self.parts[role].config) for role in roles})
+        return KadCache(**{role: new_cache(self.parts[role]) for role in roles})
 
     def generate(
         self,
@@ -387,6 +403,15 @@ class KadForCausalLM(ComposedGeneration, PreTrainedModel, GenerationMixin):
             raise UsageError(f"Rule {rule} needs the reference model, but this cache was made without it; start anew.")
         return cache
 
+    def _check_padding(self, role: str, cache: Any, mask: Tensor | None) -> None:
+        """Refuse padding on the left where a model would see it."""
+        starts = mask is not None and cache is not None and length_of(cache) == 0
+        if starts and not bool(mask.all()) and not Trial.of(self.parts[role]).padding:  # type: ignore[union-attr]
+            raise UsageError(
+                f"{type(self.parts[role]).__name__}, the {role} model, gives other logits with padding on the left. "
+                "Generate for one prompt at a time, or with kad.generate."
+            )
+
     def take_cache(self, cache: Any) -> Any:
         """It is marked as given."""
         cache = self._cache_for(cache, self.rule)
@@ -394,7 +419,11 @@ class KadForCausalLM(ComposedGeneration, PreTrainedModel, GenerationMixin):
         return cache
 
     def join_caches(self, make: Callable[[PreTrainedModel], Any]) -> KadCache:
-        return KadCache(**{role: make(self.parts[role]) for role in self._roles(self.rule, None)})
+        parts = {role: self.parts[role] for role in self._roles(self.rule, None)}
+        caches = {role: attempt(part, "cache of this kind", partial(make, part)) for role, part in parts.items()}
+        for role, cache in caches.items():
+            Trial.of(parts[role], is_static(cache)).check()
+        return KadCache(**caches)
 
     def get_input_embeddings(self) -> Any:
         return self.base.get_input_embeddings()
@@ -404,15 +433,16 @@ class KadForCausalLM(ComposedGeneration, PreTrainedModel, GenerationMixin):
 
 
 def own_inputs(
-    ids: Tensor, mask: Tensor | None, cache: Any, logits_to_keep: int | Tensor
+    ids: Tensor, mask: Tensor | None, cache: Any, logits_to_keep: int | Tensor, new: int
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """What the base model still has to read of its own tokens: ids, attention mask and positions."""
+    """What the base model still has to read of its own tokens, `new` of them after the first pass: ids, attention mask
+    and positions."""
     if not isinstance(logits_to_keep, int) or logits_to_keep < 1:
         raise UsageError(
             "With base_input_ids, say with logits_to_keep=n how many of the last positions are composed: before the "
             "answer the models have read different texts."
         )
-    read = 0 if cache is None else int(cache.get_seq_length())
+    read = 0 if cache is None else length_of(cache, unknown=ids.shape[1] - new)
     positions = None if mask is None else (mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, read:]
     return ids[:, read:], mask, positions
 

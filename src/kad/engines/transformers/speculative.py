@@ -108,12 +108,14 @@ def speculative(
         if value not in allowed:
             raise UsageError(f"{name} must be one of {', '.join(allowed)}, but is {value!r}.")
     _check(model, input_ids, generation_config, model_kwargs)
+    _check_processors(logits_processor or LogitsProcessorList(), input_ids, model.config.vocab_size)
     start = perf_counter()
     criteria = stopping_criteria or StoppingCriteriaList()
     padding = _left_padding(input_ids, model_kwargs)
-    ids = _room_for_new_tokens(input_ids, criteria, generation_config)
-    cache = _cache_for(model, draft_model, model_kwargs.get(CACHE))
     own, length = _own_prompt(model_kwargs), input_ids.shape[1] - padding
+    room = model.pair.room(max(length, len(own or ())))
+    ids = _room_for_new_tokens(input_ids, criteria, generation_config, room)
+    cache = _cache_for(model, draft_model, model_kwargs.get(CACHE))
     drafts = defaults.draft_tokens(bool(generation_config.do_sample)) if num_draft_tokens is None else num_draft_tokens
     window = window_size(drafts, few=bool(compile))
     if compile and cache.given:
@@ -199,6 +201,22 @@ def _check(model: Any, input_ids: Tensor, config: GenerationConfig, model_kwargs
         raise UsageError("A composition has no attentions or hidden states of its own; ask model.base or .aligned.")
 
 
+def _check_processors(processors: LogitsProcessorList, ids: Tensor, vocab_size: int) -> None:
+    """Refuse processors that keep a state: the loop asks them about drafts, too, and goes back.
+
+    Each is asked about the prompt, about a longer text, and about the prompt again.
+    """
+    row = torch.linspace(-1.0, 0.0, vocab_size, device=ids.device).log_softmax(dim=-1).unsqueeze(0)
+    longer = torch.cat((ids, ids[:, -1:]), dim=-1)
+    for processor in processors:
+        first, _, again = (processor(text, row.clone()).clone() for text in (ids, longer, ids))
+        if not torch.equal(first, again):
+            raise UsageError(
+                f"kad.speculative needs scores that depend on the text alone, but {type(processor).__name__} keeps a "
+                "state: asked twice about one text, it answers differently. Decode without speculation."
+            )
+
+
 def _own_prompt(model_kwargs: dict[str, Any]) -> list[int] | None:
     """The base model's own prompt without padding. None if it reads the same as the others."""
     ids, mask = model_kwargs.get("base_input_ids"), model_kwargs.get("base_attention_mask")
@@ -240,8 +258,10 @@ def _cache_for(model: KadForCausalLM, draft_model: str, cache: KadCache | None) 
     return cache
 
 
-def _room_for_new_tokens(input_ids: Tensor, criteria: StoppingCriteriaList, config: GenerationConfig) -> Tensor:
-    """(capacity,), the prompt and room up to the smallest maximal length."""
+def _room_for_new_tokens(
+    input_ids: Tensor, criteria: StoppingCriteriaList, config: GenerationConfig, room: int | None
+) -> Tensor:
+    """(capacity,), the prompt and room up to the smallest maximal length, or to the end of the models' context."""
     limits = [c.max_length for c in criteria if isinstance(c, MaxLengthCriteria)]
     capacity = min(limits, default=config.max_length or 0)
     if capacity <= input_ids.shape[1]:
@@ -249,6 +269,7 @@ def _room_for_new_tokens(input_ids: Tensor, criteria: StoppingCriteriaList, conf
             f"The prompt has {input_ids.shape[1]} tokens, and max_length is {capacity}: no room for a new one. "
             "Raise max_new_tokens."
         )
+    capacity = capacity if room is None else min(capacity, input_ids.shape[1] + room)
     ids = input_ids.new_zeros(capacity)
     ids[: input_ids.shape[1]] = input_ids[0]
     return ids

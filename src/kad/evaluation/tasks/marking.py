@@ -16,7 +16,8 @@ keep its quirks:
 - A box that is never closed hides every box before it.
 
 The `strict` extractors read an answer only where the text says that it is one: a box, "#### x", "the answer is x", and
-for options a last line with nothing but the letter. An open box is a cut-off answer, which counts as no answer.
+for options a last line with nothing but the letter. An open box is a cut-off answer, which counts as no answer; `\\boxed`
+without a brace is no box. What a model thinks (`<think>`) is no answer.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ _PAPER_NUMBER = re.compile(r"[-+]?\d*\.\d+|\d+")
 _PAPER_OPTION = re.compile(r"\b[A-J]\b")
 
 _STATEMENT = re.compile(r"\banswer\b[\s*_]*(?:is|was|=|:)(?!\s+not\b)[\s*_:]*(?=(?P<rest>[^\n]*))", re.IGNORECASE)
+_BOX = re.compile(r"\\boxed\s*\{")
 _HASHES = re.compile(r"####[ \t]*(?=(?P<rest>[^\n]*))")
 _CLAUSE_END = re.compile(r"[.;](?=\s|$)")
 _NUMBER = re.compile(
@@ -148,8 +150,9 @@ def strict_math(text: str) -> str | None:
 
 def strict_option(text: str) -> str | None:
     """The option letter that is boxed, stated as the answer, or alone on the last line."""
-    if "\\boxed" in text:
-        match = re.match(r"[\s(*]*([A-Z])(?![A-Za-z])", _WRAPPED.sub(r"\1", _last_box(text) or ""))
+    text = _said(text)
+    if _BOX.search(text):
+        match = re.match(r"[\s(*]*([A-Z])(?![A-Za-z])", _WRAPPED.sub(r"\1", _box(text) or ""))
         return match[1] if match else None
     stated = [match for match in _OPTION_STATEMENT.finditer(text) if _is_option(match)]
     if stated:
@@ -174,8 +177,9 @@ def parse_number(text: str) -> Fraction | None:
 
 
 def _stated_answer(text: str) -> str | None:
-    if "\\boxed" in text:
-        return _last_box(text)
+    text = _said(text)
+    if _BOX.search(text):
+        return _box(text)
     for pattern in (_HASHES, _STATEMENT):
         statements = [match["rest"] for match in pattern.finditer(text)]
         if statements:
@@ -190,15 +194,31 @@ def _is_option(match: re.Match[str]) -> bool:
     return not after[:1].isalpha() and not (after[:1] == "'" and after[1:2].isalpha())
 
 
+def _said(text: str) -> str:
+    """What a text says after it has thought. Nothing, if it still thinks."""
+    _, ended, answer = text.rpartition("</think>")
+    return answer if ended else text.partition("<think>")[0]
+
+
+def _box(text: str) -> str | None:
+    """The content of the last box, of those with a brace; None if it is never closed."""
+    *_, last = _BOX.finditer(text)
+    return _in_braces(text[last.end() - 1 :])
+
+
 def _last_box(text: str) -> str | None:
-    """The content of the last box; None without a box, or if the last box is never closed."""
+    """The same, in the published metric, for which `\\boxed` is a box without a brace, too."""
     _, box, rest = text.rpartition("\\boxed")
-    if box and rest.startswith("{"):
-        depth = 0
-        for index, letter in enumerate(rest):
-            depth += {"{": 1, "}": -1}.get(letter, 0)
-            if depth == 0:
-                return rest[1:index]
+    return _in_braces(rest) if box and rest.startswith("{") else None
+
+
+def _in_braces(text: str) -> str | None:
+    """The content of the braces with which a text begins. None if they are never closed."""
+    depth = 0
+    for index, letter in enumerate(text):
+        depth += {"{": 1, "}": -1}.get(letter, 0)
+        if depth == 0:
+            return text[1:index]
     return None
 
 

@@ -186,7 +186,7 @@ class Policy(ABC):
         else:
             log_pi, log_alpha = self._composed(rows, _logits(drafts)).log_pi_and_alpha()
             scores = self._scores(log_pi, length)
-            target = Target(self._weigh(scores), 0.0 * log_pi.amax(dim=-1), weights, tokens)
+            target = Target(self._weigh(scores), 0.0 * (log_pi.amax(dim=-1) + scores.amax(dim=-1)), weights, tokens)
             known = log_alpha if self.drafter == "aligned" else None
             alpha = tokens.new_zeros(0) if known is None else known.squeeze(-1).exp()
         accepted, token, chance = self._decide(target)
@@ -224,7 +224,7 @@ class Policy(ABC):
         scores = self._scores(log_pi, length)
         if self.records is not None:
             self.records.add(scores, log_pi)
-        flag = log_pi[0, :1] + scores.amax(dim=-1)
+        flag = log_pi[0, :1] + 0.0 * scores.amax(dim=-1)  # NaN if the processors left no token
         token = self._choose(scores[0], self._weigh(scores[0]))
         return Settled(token, flag, partial(self._explain, [logits], position.rows, length))
 

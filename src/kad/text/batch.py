@@ -148,7 +148,7 @@ class _OneRow:
     def __init__(self, pair: Pair, prompt: list[int]) -> None:
         limit = pair.context_length
         self.ids, self.room = torch.tensor([prompt]), sys.maxsize if limit is None else limit - len(prompt)
-        self._scorer = pair.scorers(["aligned"], rollback=False)["aligned"]
+        self._scorer = pair.scorers(["aligned"])["aligned"]
 
     def advance(self, tokens: Tensor | None = None) -> Tensor:
         """See `kad.engines.protocols.Batch`."""

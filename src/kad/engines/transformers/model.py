@@ -13,8 +13,18 @@ from transformers import Cache, DynamicCache, DynamicLayer, GenerationConfig, Pr
 
 from kad.engines.protocols import Batch, Facts
 from kad.engines.transformers.captured import Backend, CapturedModel, Captures
-from kad.engines.transformers.host import cache_option, forget, parameters_of, record_past, unforgetting
+from kad.engines.transformers.host import (
+    cache_option,
+    forget,
+    goes_back,
+    kinds_of_layers,
+    parameters_of,
+    record_past,
+    restore,
+    save,
+)
 from kad.errors import MissingTokenizerError, UsageError
+from kad.method.replay import Replay
 from kad.method.scorer import Scorer
 from kad.pair.model_files import load_tokenizer
 from kad.pair.sources import Source
@@ -95,9 +105,8 @@ class TransformersModel:
             weights=str(self.model.dtype).removeprefix("torch."),
         )
 
-    def scorer(self, vocab_size: int, device: torch.device, *, rollback: bool = True) -> Scorer:
-        cache = DynamicCache(config=self.model.config)
-        return CachedModel(self.model, cache, vocab_size, device, rollback=rollback)
+    def scorer(self, vocab_size: int, device: torch.device) -> Scorer:
+        return scorer_of(self.model, DynamicCache(config=self.model.config), vocab_size, device)
 
     def captured(
         self, vocab_size: int, device: torch.device, capacity: int, shapes: Sequence[int], backend: Backend
@@ -109,31 +118,35 @@ class TransformersModel:
         return Lockstep(self.model, prompts, vocab_size, pad)
 
 
+def scorer_of(model: PreTrainedModel, cache: Cache, vocab_size: int, device: torch.device) -> Scorer:
+    """A model with its cache as a scorer. Arguments as for `CachedModel`.
+
+    Raises:
+        UsageError: a quantized cache.
+    """
+    if quantized := sorted(kind for kind in kinds_of_layers(cache) if "Quantized" in kind):
+        raise UsageError(
+            f"What a {quantized[0]} holds depends on how many tokens were read at once, so drafts would change the "
+            "text. Use another cache (leave cache_implementation out), or decode without speculation."
+        )
+    scorer = CachedModel(model, cache, vocab_size, device)
+    return scorer if goes_back(cache) else Replay(scorer)
+
+
 class CachedModel:
-    """A Transformers model with its key-value cache.
+    """A Transformers model with its key-value cache. Where the cache cannot go back, it saves and restores.
 
     Args:
         model: the model.
         cache: its cache. It may already hold a prefix.
         vocab_size: the size of the common vocabulary. Later rows are cut off.
         device: the device of the logits.
-        rollback: whether the cache must roll back.
-
-    Raises:
-        UsageError: `rollback` with a cache that cannot roll back.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, cache: Cache, vocab_size: int, device: torch.device, *, rollback: bool = True
-    ) -> None:
-        if rollback and (stuck := unforgetting(cache)):
-            raise UsageError(
-                f"Speculation must take rejected drafts back out of the cache, which {', '.join(stuck)} cannot do. Use "
-                "a dynamic cache (leave cache_implementation out), or decode without speculation."
-            )
+    def __init__(self, model: PreTrainedModel, cache: Cache, vocab_size: int, device: torch.device) -> None:
         self.processed = int(cache.get_seq_length())
         self._model, self._cache, self._vocab, self._device = model, cache, vocab_size, device
-        self._recording = rollback and record_past(cache, True)
+        self._recording = goes_back(cache) and record_past(cache, True)
 
     @property
     def reversible(self) -> bool:
@@ -150,6 +163,16 @@ class CachedModel:
             return
         forget(self._cache, surplus)
         self.processed -= surplus
+
+    def save(self) -> tuple[int, Any]:
+        """See `kad.method.replay`."""
+        return self.processed, save(self._cache)
+
+    def restore(self, saved: tuple[int, Any]) -> None:
+        """See `kad.method.replay`."""
+        length, layers = saved
+        restore(self._cache, layers, self.processed - length)
+        self.processed = length
 
     def release(self) -> None:
         """Put the cache back into its ordinary state."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 
 import torch
@@ -14,6 +14,7 @@ from transformers import EosTokenCriteria, LogitsProcessorList, StoppingCriteria
 from kad.engines.transformers.speculative import stop_rule
 from kad.method.composition import Composition, compose
 from kad.method.distribution import Rows, move_to_rest
+from kad.method.scorer import Scorer
 from kad.method.speculation.loop import SpeculativeLoop
 from kad.method.speculation.policies import choose_policy, warp_of
 from kad.method.speculation.windows import FixedWindow
@@ -53,6 +54,30 @@ class TableScorer:
     def rollback(self, length: int) -> None:
         self.processed = min(self.processed, length)
         del self.seen[self.processed :]
+
+
+class OnlyForward(TableScorer):
+    """A table model that cannot drop tokens, as one with recurrent layers; see `kad.method.replay`."""
+
+    def __init__(self, role: str, vocab: int) -> None:
+        super().__init__(role, vocab)
+        self.passes: list[int] = []  # how many tokens each forward pass read
+
+    def advance(self, ids: Tensor, keep: int) -> Tensor:
+        self.passes.append(len(ids))
+        return super().advance(ids, keep)
+
+    def rollback(self, length: int) -> None:
+        raise AssertionError("this model cannot do that")
+
+    def save(self) -> tuple[int, ...]:
+        return tuple(self.seen)
+
+    def restore(self, saved: tuple[int, ...]) -> None:
+        self.seen, self.processed = list(saved), len(saved)
+
+    def release(self) -> None:
+        """Nothing to give back."""
 
 
 class Script:
@@ -111,7 +136,7 @@ def exact_distribution(
     eos: int | None = None,
     deferral_temperature: float = 1.0,
     greedy: bool = False,
-    scorer: type[TableScorer] = TableScorer,
+    scorer: Callable[[str, int], Scorer] = TableScorer,
 ) -> Sequences:
     """The distribution over continuations that the loop produces, by running it once for every random outcome."""
     roles = {"base", "aligned", drafter} | ({"reference"} if rule.needs_reference else set())

@@ -41,7 +41,7 @@ class Gated(TableEngine):
         self.begun: list[str] = []
         self.passes = 0
 
-    def scorers(self, roles: Any, *, rollback: bool = True) -> Any:
+    def scorers(self, roles: Any) -> Any:
         return {role: _Waiting(self, role) for role in roles}
 
     def open(self, passes: int = 1_000_000) -> None:

@@ -214,8 +214,11 @@ def test_sliding_windows_roll_back(prompt: Callable[..., Any]) -> None:
     model, statistics = _sliding_pair(), SpeculationStatistics()
     for length in (3, 20):
         for window in (1, 6):
-            found = speculate(model, prompt(length), max_new_tokens=30, num_draft_tokens=window, statistics=statistics)
-            assert found.tolist() == plain(model, prompt(length), max_new_tokens=30).tolist()
+            for cache in ({}, {"cache_implementation": "static", "disable_compile": True}):
+                found = speculate(
+                    model, prompt(length), max_new_tokens=30, num_draft_tokens=window, statistics=statistics, **cache
+                )
+                assert found.tolist() == plain(model, prompt(length), max_new_tokens=30).tolist()
     output = speculate(model, prompt(20), return_dict_in_generate=True)
     assert {part.get_seq_length() for part in output.past_key_values.parts.values()} == {43}
     assert len(statistics.lengths) > 3
@@ -226,16 +229,11 @@ def test_static_caches_roll_back(pair: kad.KadForCausalLM, prompt: Callable[...,
     assert found.tolist() == plain(pair, prompt(6)).tolist()
 
 
-def test_caches_that_cannot_forget_are_refused(pair: kad.KadForCausalLM, prompt: Callable[..., Any]) -> None:
-    from transformers.cache_utils import DynamicLayer
-
-    class QuantizedLayer(DynamicLayer):
-        """Stands for the layers that keep states where `crop` does not reach."""
-
-    cache = pair.make_cache()
-    cache.aligned.layers[0] = QuantizedLayer()
-    with pytest.raises(UsageError, match="QuantizedLayer cannot do.*without speculation"):
-        speculate(pair, prompt(6), past_key_values=cache)
+def test_quantized_caches_are_refused(pair: kad.KadForCausalLM, prompt: Callable[..., Any]) -> None:
+    options = {"cache_implementation": "quantized", "cache_config": {"backend": "fp8"}}
+    plain(pair, prompt(6), **options)
+    with pytest.raises(UsageError, match="Fp8QuantizedLayer holds depends on how many tokens .* without speculation"):
+        speculate(pair, prompt(6), **options)
 
 
 # ---------------------------------------------------------------- options and statistics

@@ -13,17 +13,18 @@ from transformers import GenerationConfig
 
 import kad
 import oracle
-from conftest import make_model, make_tokenizer
+from conftest import make_tokenizer
 from kad.engines.pair import Pair
 from kad.engines.protocols import Facts, OneAtATime
 from kad.errors import UsageError
 from kad.method.composition import Composition
+from kad.method.replay import Replay
 from kad.pair.config import KadConfig
 from kad.rules import parse_rule
 from kad.text.batch import Noise, generate_all, seeds_from
 from kad.text.sampling import processors
 from kad.text.scoring import score_tokens
-from speculative_tables import PROMPT, Script, TableScorer, total_variation, true_distribution
+from speculative_tables import PROMPT, OnlyForward, Script, TableScorer, total_variation, true_distribution
 
 GREEDY = kad.Sampling(temperature=0, max_new_tokens=24)
 
@@ -54,27 +55,35 @@ class TableModel(OneAtATime):
         self.role, self.vocab_size, self.facts, self.tokenizer = role, vocab, facts, make_tokenizer()
         self.generation_config = GenerationConfig(eos_token_id=eos)
 
-    def scorer(self, vocab_size: int, device: torch.device, *, rollback: bool = True) -> Scorer:
+    def scorer(self, vocab_size: int, device: torch.device) -> Any:
         return Scorer(self.role, vocab_size)
+
+
+class RecurrentTable(TableModel):
+    """One that cannot drop tokens."""
+
+    def scorer(self, vocab_size: int, device: torch.device) -> Any:
+        return Replay(OnlyForward(self.role, vocab_size))
 
 
 class TableEngine(Pair):
     """A pair of table models: no Transformers model anywhere."""
 
-    def __init__(self, rule: str, vocab: int, eos: int | None = None) -> None:
+    def __init__(self, rule: str, vocab: int, eos: int | None = None, kind: type[TableModel] = TableModel) -> None:
         facts = {"base": Facts(100, None), "aligned": Facts(10, 512)}
-        models = {role: TableModel(role, vocab, fact, eos) for role, fact in facts.items()}
+        models = {role: kind(role, vocab, fact, eos) for role, fact in facts.items()}
         super().__init__(KadConfig(rule=rule, vocab_size=vocab), models)
 
 
+@pytest.mark.parametrize("kind", [TableModel, RecurrentTable])
 @pytest.mark.parametrize("drafts", [0, 2])
 @pytest.mark.parametrize("sampling", [{}, {"top_k": 2}, {"temperature": 0.7}], ids=str)
 @pytest.mark.parametrize("rule", ["dual:threshold=0.4", "confidence_bet:margin=0.0", "mixture:weight=0.4"])
 def test_the_distribution_is_pi_on_any_engine(
-    rule: str, sampling: dict[str, Any], drafts: int, monkeypatch: pytest.MonkeyPatch
+    rule: str, sampling: dict[str, Any], drafts: int, kind: type[TableModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every random outcome of `kad.stream` is enumerated, with the bookkeeping of origins on."""
-    model, script = TableEngine(rule, vocab=3, eos=2), Script()
+    model, script = TableEngine(rule, vocab=3, eos=2, kind=kind), Script()
     monkeypatch.setattr("kad.text.streaming.TorchRandomness", lambda seed: script)
     how = kad.Sampling(max_new_tokens=3, **({"temperature": 1.0} | sampling))
     found: dict[tuple[int, ...], float] = defaultdict(float)
@@ -404,35 +413,13 @@ def test_the_one_default_for_drafting(pair: kad.KadForCausalLM) -> None:
     from kad.text.drafting import choose
 
     small = TableEngine("dual", vocab=3)
-    assert choose(small, small.composition, None, sampled=False).draft_tokens == "auto"
-    assert choose(small, small.composition, None, sampled=True).draft_tokens == 4
-    assert choose(small, small.composition, 0, sampled=True).draft_tokens == 0
+    assert choose(small, None, sampled=False).draft_tokens == "auto"
+    assert choose(small, None, sampled=True).draft_tokens == 4
+    assert choose(small, 0, sampled=True).draft_tokens == 0
     small.facts["aligned"] = Facts(60, None)
-    chosen = choose(small, small.composition, None, sampled=False)
+    chosen = choose(small, None, sampled=False)
     assert (chosen.draft_tokens, chosen.speculates) == (0, False)
     assert "too large to draft: 60%" in chosen.reason
     for wrong in (-1, 65, "many", True, 2.5):
         with pytest.raises(UsageError, match="`num_draft_tokens` must be a number from 0 to 64 or auto"):
-            choose(small, small.composition, wrong, sampled=False)
-
-
-def test_a_model_that_cannot_take_tokens_back_decodes_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A layer that forgets nothing: no drafts, the same text as Transformers', and a conversation that reads anew."""
-    from transformers import BambaConfig, BambaForCausalLM
-
-    torch.manual_seed(0)
-    config = BambaConfig(
-        vocab_size=96, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, attn_layer_indices=[1], mamba_n_heads=4, mamba_d_head=16, mamba_d_state=8,
-        mamba_n_groups=1, mamba_chunk_size=8, eos_token_id=1, pad_token_id=2,
-    )  # fmt: skip
-    base = BambaForCausalLM(config).eval()
-    model = kad.KadForCausalLM.from_models(base, make_model(1, hidden=8, layers=1), rule="dual:threshold=0.02")
-    model.tokenizer = make_tokenizer()
-    talk = kad.Conversation(model, sampling=kad.Sampling(temperature=0, max_new_tokens=8))
-    for text in ("Hi", "And?"):
-        answer = talk.say(text).finish()
-        assert "cannot take rejected drafts back" in answer.drafting.reason
-        ids = torch.tensor([answer.prompt_ids])
-        expected = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=8)
-        assert answer.token_ids == expected[0, ids.shape[1] :].tolist()
+            choose(small, wrong, sampled=False)

@@ -100,7 +100,7 @@ class Toys(Pair):
         self.generation_config = GenerationConfig(eos_token_id=self.vocab - 1)
         self.facts = {"base": Facts(100, None), "aligned": Facts(10, None)}
 
-    def scorers(self, roles: Any, *, rollback: bool = True) -> dict[str, Any]:
+    def scorers(self, roles: Any) -> dict[str, Any]:
         fresh = Base(self.model.tokens, self.model.seed, self.model.longest)
         return {role: fresh if role == "base" else Aligned(role, self.vocab) for role in roles}
 

@@ -60,7 +60,7 @@ class Toy:
 
     def _translation(self, base: TokenBytes, *, least: float, **options: float) -> Translation:
         model = TableModel(base, self.model.seed, self.model.longest)
-        nodes = Nodes(model, model.logits(()), base, least)
+        nodes = Nodes(model, (), model.logits(()), base, least)
         return Translation(nodes, self.aligned, opened=self.opened, stops=self.stops, end=self.end, **options)  # type: ignore[arg-type]
 
     def answers(self, strangers: int = 20) -> list[tuple[int, ...]]:
@@ -145,7 +145,7 @@ def test_a_long_row_in_float32_is_the_softmax(sharpness: float) -> None:
     specials = TokenBytes(None, [None] * (vocab - 1))
     row = sharpness * torch.randn(vocab, generator=torch.Generator().manual_seed(0))
     row[-1] = 5.0  # no token
-    node = Nodes(SimpleNamespace(processed=1), row, specials, least, temperature=0.7).at(())  # type: ignore[arg-type]
+    node = Nodes(SimpleNamespace(), (0,), row, specials, least, temperature=0.7).at(())  # type: ignore[arg-type]
     truth = (row.double() / 0.7).softmax(dim=-1)[:-1]
     weights = row.div(0.7).softmax(dim=-1)[:-1]
     assert list(node.likely) == [
@@ -161,7 +161,7 @@ def test_a_long_row_in_float32_is_the_softmax(sharpness: float) -> None:
 def test_a_row_that_is_no_distribution_is_an_error(bad: float) -> None:
     tokens = TokenBytes(None, [None] * 4)
     with pytest.raises(LogitsError, match=r"^the base model's logits of shape \(4,\): row 0 has .* at token 2\."):
-        Nodes(SimpleNamespace(processed=1), torch.tensor([0.0, 1.0, bad, 0.0]), tokens, 0.1)  # type: ignore[arg-type]
+        Nodes(SimpleNamespace(), (0,), torch.tensor([0.0, 1.0, bad, 0.0]), tokens, 0.1)  # type: ignore[arg-type]
 
 
 class TestBroken:

@@ -52,7 +52,7 @@ def to_gguf(folder: Path, file: Path, kind: str = "f32") -> Path:
     config = json.loads((folder / "config.json").read_text())
     writer = GGUFWriter(file, "llama")
     _write_shape(writer, config)
-    _write_tokenizer(writer, folder, config["vocab_size"])
+    write_tokenizer(writer, folder, config["vocab_size"])
     quantization = GGMLQuantizationType[kind.upper()]
     for name, tensor in load_file(folder / "model.safetensors").items():
         array = tensor.float().numpy()
@@ -94,7 +94,7 @@ def _write_shape(writer: Any, config: dict[str, Any]) -> None:
     writer.add_vocab_size(config["vocab_size"])
 
 
-def _write_tokenizer(writer: Any, folder: Path, size: int) -> None:
+def write_tokenizer(writer: Any, folder: Path, size: int) -> None:
     from gguf import TokenType
 
     plain = json.loads((folder / "tokenizer.json").read_text())

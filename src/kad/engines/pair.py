@@ -223,17 +223,13 @@ class Pair:
 
     # ------------------------------------------------------------------ running
 
-    def scorers(self, roles: Collection[str], *, rollback: bool = True) -> dict[str, Scorer]:
-        """New scorers, by role. With `rollback` False, models that cannot roll back are allowed (recurrent states).
+    def scorers(self, roles: Collection[str]) -> dict[str, Scorer]:
+        """New scorers, by role."""
+        return {role: self.scorer_of(self.models[role]) for role in roles}
 
-        Raises:
-            UsageError: `rollback`, and a model that cannot take rejected drafts back.
-        """
-        return {role: self.scorer_of(self.models[role], rollback=rollback) for role in roles}
-
-    def scorer_of(self, model: Model, *, rollback: bool = True) -> Scorer:
+    def scorer_of(self, model: Model) -> Scorer:
         """A scorer for any model with the pair's vocabulary, or for a base model with its own."""
-        return model.scorer(self._rows_of(model), self.device, rollback=rollback)
+        return model.scorer(self._rows_of(model), self.device)
 
     def captured_scorers(
         self, roles: Collection[str], drafter: str, windows: Sequence[int], capacity: int, backend: Any

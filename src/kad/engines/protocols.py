@@ -73,12 +73,8 @@ class Model(Protocol):
     def device(self) -> torch.device:
         """Where its logits are made."""
 
-    def scorer(self, vocab_size: int, device: torch.device, *, rollback: bool = True) -> Scorer:
-        """A new scorer, whose logits have `vocab_size` entries and are on `device`.
-
-        Raises:
-            UsageError: `rollback`, and the model cannot take rejected drafts back.
-        """
+    def scorer(self, vocab_size: int, device: torch.device) -> Scorer:
+        """A new scorer, whose logits have `vocab_size` entries and are on `device`."""
 
     def captured(
         self, vocab_size: int, device: torch.device, capacity: int, shapes: Sequence[int], backend: Any

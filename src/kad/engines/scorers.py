@@ -97,7 +97,7 @@ class Restricted(_Around):
 
     def rollback(self, length: int) -> None:
         self.scorer.rollback(length)
-        del self._answer[max(length - self._shared, 0) :]
+        del self._answer[max(self.processed - self._shared, 0) :]
 
 
 class Endless(_Around):
@@ -145,7 +145,7 @@ class Translated(_Around):
     them. It depends on the answer so far, and not on what the model read before.
 
     Args:
-        scorer: the base model's scorer, which can roll back. It may have read a prefix of its own prompt.
+        scorer: the base model's scorer. It may have read a prefix of its own prompt.
         prompt: the base model's prompt in its own tokens, at least one.
         shared: the number of tokens of the callers' prompt, at least one.
         languages: the two tokenizers.
@@ -172,10 +172,6 @@ class Translated(_Around):
     def processed(self) -> int:
         """How many of the callers' tokens count as read."""
         return self._read
-
-    @property
-    def reversible(self) -> bool:
-        return self.scorer.reversible
 
     @property
     def forwards(self) -> int:
@@ -208,7 +204,7 @@ class Translated(_Around):
         unread = torch.tensor(self._prompt[self.scorer.processed :], device=device)
         last = cast("Tensor", self.scorer.advance(unread, 1))[0]
         ours = self._languages
-        nodes = Nodes(self.scorer, last, ours.base, LEAST, self._temperature)
+        nodes = Nodes(self.scorer, self._prompt, last, ours.base, LEAST, self._temperature)
         self._translation = (
             nodes,
             Translation(

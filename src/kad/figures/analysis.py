@@ -131,7 +131,7 @@ def whole_rows(model: Loaded, item: Answer, others: Mapping[str, Scorer] | None 
     """
     pair = pair_of(model)
     _check_tokenizer(pair)
-    scorers = {**pair.scorers(("base", "aligned"), rollback=False), **(others or {})}
+    scorers = {**pair.scorers(("base", "aligned")), **(others or {})}
     for chunk in logits_of(pair, item.prompt_ids, item.token_ids, roles=("base", "aligned"), others=scorers):
         yield {
             role: cast("Tensor", rows).cpu() / pair.composition.deferral_temperature

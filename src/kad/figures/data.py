@@ -200,7 +200,7 @@ def _knapsacks(
 ) -> tuple[Approximation, list[tuple[Tensor, Tensor]]]:
     parts, entropies = [], []
     for item in answers:
-        others = {} if oracle is None else {"oracle": pair_of(model).scorer_of(oracle, rollback=False)}
+        others = {} if oracle is None else {"oracle": pair_of(model).scorer_of(oracle)}
         for logits in whole_rows(model, item, others):
             base, aligned = logits["base"], logits["aligned"]
             parts.append(approximation(base, aligned, budget=settings.budget, threshold=settings.threshold))

@@ -18,7 +18,8 @@ To read it takes an hour. Whoever knows speculative decoding needs no other room
     Which drafts stand, token by token and as a block, and what follows them. Ratio, excess and residual by their
     definitions, the block verifier by enumeration: tests/test_verification.py.
 `scorer.py`
-    What the loop asks of a model: read tokens, answer with logits, forget.
+    What the loop asks of a model: read tokens, answer with logits, forget. `replay.py` is for models that cannot
+    forget: tests/test_replay.py.
 `speculation/policies.py`
     The answers to the loop's three questions: what to draft, which drafts stand, what an open position gets. Everything
     stays on the device; a window is read in one transfer: tests/test_verification.py, tests/test_speculative.py.

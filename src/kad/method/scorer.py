@@ -28,7 +28,10 @@ class Scorer(Protocol):
         """
 
     def rollback(self, length: int) -> None:
-        """Keep only the first `length` tokens. A `length` that is not reached yet changes nothing."""
+        """Drop all tokens but the first `length`. A `length` that is not reached yet changes nothing.
+
+        It may drop more than that (see `kad.method.replay`), so read on from `processed`.
+        """
 
     def release(self) -> None:
         """Called at the end of a generation. Puts the cache back into its ordinary state."""

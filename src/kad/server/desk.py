@@ -200,7 +200,7 @@ class _WarmStream(Stream):
         scorers = self._warm.take(replace(context, ids=[*context.ids, *self.begun]), roles)
         self.reused_tokens = min((scorer.processed for scorer in scorers.values()), default=0)
         if self.begun and self._job.note is not None:
-            scorers = scorers or self._model.scorers(roles, rollback=self.drafting.speculates)
+            scorers = scorers or self._model.scorers(roles)
             self.last_begun = self._read_begun(scorers, self._job.note)
         return scorers
 

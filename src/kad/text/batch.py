@@ -150,7 +150,7 @@ class _OneRow:
 
     def __init__(self, pair: Pair, prompt: list[int]) -> None:
         self.ids = torch.tensor([prompt])
-        self._scorer = pair.scorers(["aligned"], rollback=False)["aligned"]
+        self._scorer = pair.scorers(["aligned"])["aligned"]
 
     def advance(self, tokens: Tensor | None = None) -> Tensor:
         """See `kad.engines.protocols.Batch`."""

@@ -94,8 +94,6 @@ class Context:
         pair: Pair,
         composition: Composition,
         roles: Collection[str],
-        *,
-        rollback: bool = True,
         kept: Mapping[str, Scorer] | None = None,
     ) -> dict[str, Scorer]:
         """Scorers by role, which all count in the tokens of `ids` and the answer.
@@ -104,19 +102,17 @@ class Context:
             pair: the pair.
             composition: how its rows are composed.
             roles: the models to run.
-            rollback: see `Pair.scorers`.
             kept: scorers of the engine that have read a part of their prompts already. New ones by default.
 
         Raises:
             RuleError: a product of models that share no tokenizer.
         """
         self.check_rule(composition.rule)
-        scorers = dict(kept or pair.scorers(roles, rollback=rollback))
+        scorers = dict(kept or pair.scorers(roles))
         if self.translated:
             assert self.base_ids is not None
             scorers["base"] = Translated(
-                kept["base"] if kept else pair.scorers(["base"])["base"],
-                self.base_ids, len(self.ids), self._languages(pair), composition.deferral_temperature,
+                scorers["base"], self.base_ids, len(self.ids), self._languages(pair), composition.deferral_temperature,
             )  # fmt: skip
         elif self.base_ids is not None:
             scorers["base"] = OwnPrompt(scorers["base"], self.base_ids, len(self.ids))

@@ -88,7 +88,7 @@ class Conversation:
         self.kept.forget()
 
     def keep(self, turn: Stream, turns: list[dict[str, str]]) -> None:
-        """Store a turn that has ended, and its scorers if they can roll back."""
+        """Store a turn that has ended, and its scorers if they can go back."""
         self.turns = [*turns, {"role": "assistant", "content": turn.answer.text}]
         self.kept.keep(turn.loop)
 
@@ -152,7 +152,7 @@ class WarmScorers:
         return {role: read.scorer for role, read in best.items()}
 
     def keep(self, loop: SpeculativeLoop) -> None:
-        """Keep the scorers of a loop that has ended, if they can roll back."""
+        """Keep the scorers of a loop that has ended, if they can go back to any length."""
         if all(scorer.reversible for scorer in loop.scorers.values()):
             with torch.no_grad():
                 loop.bring_level()

@@ -6,14 +6,13 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from kad.errors import OptionError, UsageError
+from kad.errors import OptionError
 from kad.method import defaults
 from kad.method.speculation.windows import AUTO
 from kad.options import Option
 
 if TYPE_CHECKING:
     from kad.engines.pair import Pair
-    from kad.method.composition import Composition
 
 MAX_DRAFT_TOKENS = 64
 PAYS_BELOW = 0.5
@@ -66,12 +65,11 @@ DraftTokens = Annotated[
 ]
 
 
-def choose(pair: Pair, composition: Composition, draft_tokens: int | str | None, *, sampled: bool) -> Drafting:
+def choose(pair: Pair, draft_tokens: int | str | None, *, sampled: bool) -> Drafting:
     """What the caller asks for. Otherwise draft if the aligned model is much smaller than the base model.
 
     Args:
         pair: the pair.
-        composition: how it will be composed.
         draft_tokens: a number, "auto", 0 for plain decoding, or None.
         sampled: whether tokens are drawn at random.
 
@@ -87,8 +85,4 @@ def choose(pair: Pair, composition: Composition, draft_tokens: int | str | None,
     cost = facts["aligned"].parameters / facts["base"].parameters
     if cost >= PAYS_BELOW:
         return Drafting(0, f"the aligned model is too large to draft: {cost:.0%} of the base model's parameters")
-    try:
-        pair.scorers(pair.roles_of(composition))
-    except UsageError:
-        return Drafting(0, "a model's cache cannot take rejected drafts back")
     return Drafting(defaults.draft_tokens(sampled), f"the aligned model has {cost:.1%} of the base model's parameters")

@@ -173,7 +173,7 @@ def logits_of(
     check_tokens(pair, token_ids, "text")
     pair.room(context.longest, len(token_ids))
     composition = composition or pair.composition
-    own = context.scorers(pair, composition, roles or pair.roles_of(composition), rollback=False)
+    own = context.scorers(pair, composition, roles or pair.roles_of(composition))
     scorers = {**own, **(others or {})}
     ids = torch.tensor([*context.ids, *token_ids], device=pair.device)
     first, last = len(context.ids) - 1, len(ids) - 1
@@ -305,7 +305,7 @@ def plain_step_seconds(model: Loaded, composition: Composition, answer: Answer, 
     pair = pair_of(model)
     ids = torch.tensor([*answer.prompt_ids, *answer.token_ids], device=pair.device)[:-1]
     context = Context.of(answer.prompt, pair)
-    scorers = context.scorers(pair, composition, pair.roles_of(composition), rollback=False)
+    scorers = context.scorers(pair, composition, pair.roles_of(composition))
     for scorer in scorers.values():
         scorer.advance(ids[:-steps], 1)
     times = []

@@ -86,7 +86,7 @@ class Stream(LiveAnswer):
         pair = pair_of(model)
         super().__init__(pair, Context.of(prompt, pair), sampling, begun, ends)
         config, self.begun = self._config, list(begun)
-        self.drafting = drafting.choose(pair, composition, num_draft_tokens, sampled=bool(config.do_sample))
+        self.drafting = drafting.choose(pair, num_draft_tokens, sampled=bool(config.do_sample))
         self.context.check_rule(composition.rule)
         self._composition, self._drafter = composition, drafter
         self._origins = origins and isinstance(composition.rule, CascadeRule) and not pair.is_one
@@ -122,9 +122,7 @@ class Stream(LiveAnswer):
             ids=ids,
             length=len(start),
             drafter=self._drafter,
-            scorers=self.context.scorers(
-                pair, self._composition, roles, rollback=self.drafting.speculates, kept=scorers
-            ),
+            scorers=self.context.scorers(pair, self._composition, roles, kept=scorers),
             policy=choose_policy(
                 composition=self._composition,
                 drafter=self._drafter,

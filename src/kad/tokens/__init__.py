@@ -2,7 +2,7 @@
 
 Example:
     >>> base, aligned = TokenBytes.of(base_tokenizer, base_rows), TokenBytes.of(aligned_tokenizer, aligned_rows)
-    >>> nodes = Nodes(scorer, scorer.advance(prompt, keep=1)[0], base, least=0.002)
+    >>> nodes = Nodes(scorer, prompt, scorer.advance(prompt, keep=1)[0], base, least=0.002)
     >>> reading = Translation(nodes, aligned, opened=b" ", stops=[b"\\nQuestion:"]).read(answer)
     >>> reading.p  # by token of the aligned model, and what is left over: reading.rest
 """

@@ -48,6 +48,7 @@ class Nodes:
 
     Args:
         scorer: the base model, its prompt processed.
+        prompt: the tokens of its prompt.
         last: (vocab,), its logits after the prompt.
         tokens: its tokenizer.
         least: tokens of a smaller probability are neither checked for being canonical nor looked at one by one.
@@ -62,11 +63,17 @@ class Nodes:
     """
 
     def __init__(
-        self, scorer: Scorer, last: Tensor, tokens: TokenBytes, least: float, temperature: float = 1.0
+        self,
+        scorer: Scorer,
+        prompt: Sequence[int],
+        last: Tensor,
+        tokens: TokenBytes,
+        least: float,
+        temperature: float = 1.0,
     ) -> None:
         self.forwards = 0
         self.tokens = tokens
-        self._scorer, self._prompt, self._least = scorer, scorer.processed, least
+        self._scorer, self._prompt, self._least = scorer, prompt, least
         self._temperature, self._device = temperature, last.device
         self.path: tuple[int, ...] = ()
         self._nodes: OrderedDict[tuple[int, ...], Node] = OrderedDict()
@@ -83,15 +90,15 @@ class Nodes:
 
     def _run(self, ids: tuple[int, ...]) -> None:
         shared = min(shared_length(self.path, ids), len(ids) - 1)
-        self._scorer.rollback(self._prompt + shared)
-        new = ids[shared:]
-        logits = cast("Tensor", self._scorer.advance(torch.tensor(new, device=self._device), len(new)))
+        self._scorer.rollback(len(self._prompt) + shared)
+        unread = torch.tensor([*self._prompt, *ids][self._scorer.processed :], device=self._device)
+        logits = cast("Tensor", self._scorer.advance(unread, len(ids) - shared))
         self.forwards += 1
         self.path = ids
         for count, row in enumerate(logits, start=shared + 1):
             if ids[:count] not in self._nodes:
                 self._nodes[ids[:count]] = self._node(ids[:count], row)
-        while len(self._nodes) > max(_MOST_NODES, len(new)):
+        while len(self._nodes) > max(_MOST_NODES, len(logits)):
             self._nodes.popitem(last=False)
 
     def _node(self, ids: tuple[int, ...], logits: Tensor) -> Node:

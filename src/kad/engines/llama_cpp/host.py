@@ -22,6 +22,7 @@ NEEDS = needs(
     *("llama_model_chat_template", "llama_model_meta_val_str", "llama_context_default_params"),
     *("llama_init_from_model", "llama_free"),
     *("llama_n_ctx", "llama_get_memory", "llama_memory_clear", "llama_memory_seq_rm", "llama_batch_init"),
+    *("llama_state_seq_get_size_ext", "llama_state_seq_get_data_ext", "llama_state_seq_set_data_ext"),
     *("llama_batch_free", "llama_decode", "llama_get_logits", "llama_log_set", "llama_log_callback"),
     *("llama_vocab_n_tokens", "llama_vocab_get_text", "llama_vocab_get_attr", "llama_vocab_is_eog", "llama_vocab_bos"),
     *("llama_vocab_eos", "llama_vocab_pad", "llama_tokenize", "llama_detokenize", "llama_token"),

@@ -22,6 +22,7 @@ from kad.engines.llama_cpp.host import CACHE_TYPES, forget_messages, library, re
 from kad.engines.llama_cpp.tokenizer import GgufTokenizer
 from kad.engines.protocols import Facts, OneAtATime
 from kad.errors import OptionError, PairError, UsageError
+from kad.method.replay import Replay
 from kad.method.scorer import Scorer
 from kad.options import Option, check_fields
 from kad.tokens.vocabulary import trim
@@ -30,6 +31,7 @@ from kad.words import counted
 CONTEXT = 4096
 """The positions of a context, if the caller does not say and the model supports as many."""
 _BATCH = 512  # tokens that llama.cpp reads at once
+_PARTIAL = 1  # llama.cpp's flag LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY: what is no key and no value of attention
 _ROWS = 64  # rows of logits that it keeps at once: 39 MB with 152,000 tokens
 
 
@@ -88,9 +90,9 @@ class LlamaCppModel(OneAtATime):
         self.context_length = min(self.options.context or CONTEXT, self._trained_for)
 
     @property
-    def rolls_back(self) -> bool:
-        """Whether its cache can drop any tokens. The state of a recurrent layer cannot."""
-        return not (self._lib.llama_model_is_recurrent(self._model) or self._lib.llama_model_is_hybrid(self._model))
+    def is_recurrent(self) -> bool:
+        """Whether it has recurrent layers, whose state cannot drop tokens."""
+        return bool(self._lib.llama_model_is_recurrent(self._model) or self._lib.llama_model_is_hybrid(self._model))
 
     @cached_property
     def facts(self) -> Facts:
@@ -123,13 +125,9 @@ class LlamaCppModel(OneAtATime):
             pad_token_id=self.tokenizer.pad_token_id,
         )
 
-    def scorer(self, vocab_size: int, device: torch.device, *, rollback: bool = True) -> Scorer:
-        if rollback and not self.rolls_back:
-            raise UsageError(
-                f"Speculation must take rejected drafts back, and the recurrent layers of {self.path.name} cannot do "
-                "that. Decode without speculation."
-            )
-        return LlamaCppScorer(self, vocab_size, device)
+    def scorer(self, vocab_size: int, device: torch.device) -> Scorer:
+        scorer = LlamaCppScorer(self, vocab_size, device)
+        return Replay(scorer) if self.is_recurrent else scorer
 
     def take_context(self) -> Any:
         """An empty context of llama.cpp."""
@@ -174,7 +172,9 @@ class _Weights:
 
 
 class LlamaCppScorer:
-    """A model with one context; see `kad.method.scorer.Scorer`."""
+    """A model with one context; see `kad.method.scorer.Scorer`. With recurrent layers it saves and restores."""
+
+    reversible = True
 
     def __init__(self, model: LlamaCppModel, vocab_size: int, device: torch.device) -> None:
         self.processed = 0
@@ -183,10 +183,6 @@ class LlamaCppScorer:
         self._memory = self._lib.llama_get_memory(self._context)
         weakref.finalize(self, model.give_back, self._context)
         self._batch = _Batch(self._lib, min(_BATCH, model.context_length))
-
-    @property
-    def reversible(self) -> bool:
-        return self._model.rolls_back
 
     def advance(self, ids: Tensor, keep: int) -> Tensor:
         """Read ids (n,). Returns logits (keep, vocab) at the last `keep` ids.
@@ -213,12 +209,27 @@ class LlamaCppScorer:
         return trim(rows, self._vocab).to(self._device)
 
     def rollback(self, length: int) -> None:
-        if length >= self.processed:
-            return
+        if length < self.processed:
+            self._cut(length)
+
+    def save(self) -> Any:
+        """See `kad.method.replay`: the recurrent state alone, as keys and values can be cut."""
+        size = self._lib.llama_state_seq_get_size_ext(self._context, 0, _PARTIAL) if self.processed else 0
+        state = (ctypes.c_uint8 * size)()
+        if size != (size and self._lib.llama_state_seq_get_data_ext(self._context, state, size, 0, _PARTIAL)):
+            raise UsageError(f"llama.cpp cannot copy the state of {self._model.path.name}: {reason()}.")
+        return self.processed, state
+
+    def restore(self, saved: Any) -> None:
+        """See `kad.method.replay`."""
+        length, state = saved
+        if state and not self._lib.llama_state_seq_set_data_ext(self._context, state, len(state), 0, _PARTIAL):
+            raise UsageError(f"llama.cpp cannot put the state of {self._model.path.name} back: {reason()}.")
+        self._cut(length)
+
+    def _cut(self, length: int) -> None:
         if not self._lib.llama_memory_seq_rm(self._memory, 0, length, -1):
-            raise UsageError(
-                f"{self._model.path.name} cannot drop tokens that it has read. Decode without speculation."
-            )
+            raise UsageError(f"llama.cpp cannot take tokens out of the cache of {self._model.path.name}: {reason()}.")
         self.processed = length
 
     def release(self) -> None:

@@ -8,8 +8,11 @@ from typing import Any
 from kad import hosts
 from kad.hosts import MLX, needs
 
-_CACHE = ("make_prompt_cache(model)", "trim_prompt_cache(cache, num_tokens)", "KVCache", "RotatingKVCache")
-NEEDS = (*needs("mlx_lm.utils", "load_model(model_path)"), *needs("mlx_lm.models.cache", *_CACHE))
+NEEDS = (
+    *needs("mlx_lm.utils", "load_model(model_path)"),
+    *needs("mlx_lm.models.cache", "make_prompt_cache(model)", "KVCache"),
+    *needs("mlx_lm.models.cache:KVCache", "trim(n)"),
+)
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from transformers import GenerationConfig
 
 from kad.engines.mlx.host import library
 from kad.engines.protocols import Facts, OneAtATime
-from kad.errors import PairError, UsageError, first_line
+from kad.errors import PairError, first_line
+from kad.method.replay import Replay
 from kad.method.scorer import Scorer
 from kad.pair.model_files import load_config, load_generation_config, load_tokenizer, soft_cap_of
 from kad.pair.sources import Source
@@ -70,14 +72,9 @@ class MlxModel(OneAtATime):
     def generation_config(self) -> GenerationConfig:
         return load_generation_config(self.source) or GenerationConfig.from_model_config(load_config(self.source))
 
-    def scorer(self, vocab_size: int, device: torch.device, *, rollback: bool = True) -> Scorer:
+    def scorer(self, vocab_size: int, device: torch.device) -> Scorer:
         scorer = MlxScorer(self, vocab_size, device)
-        if rollback and not scorer.reversible:
-            raise UsageError(
-                f"Speculation must take rejected drafts back, and the cache of {self.source.model} forgets (layers "
-                "with a sliding window or a recurrent state). Decode without speculation."
-            )
-        return scorer
+        return scorer if scorer.goes_back else Replay(scorer)
 
     def new_cache(self) -> list[Any]:
         """An empty cache."""
@@ -93,17 +90,20 @@ class MlxModel(OneAtATime):
 
 
 class MlxScorer:
-    """A model with its cache; see `kad.method.scorer.Scorer`."""
+    """A model with its cache; see `kad.method.scorer.Scorer`. Where the cache forgets, it saves and restores."""
+
+    reversible = True
 
     def __init__(self, model: MlxModel, vocab_size: int, device: torch.device) -> None:
         self.processed = 0
         self._model, self._vocab, self._device = model, vocab_size, device
         self._cache = model.new_cache()
-        self._caches = library().models.cache
+        self._layers = [part for layer in self._cache for part in getattr(layer, "caches", (layer,))]
 
     @property
-    def reversible(self) -> bool:
-        return all(type(layer) is self._caches.KVCache for layer in self._cache)
+    def goes_back(self) -> bool:
+        """Whether all layers can drop tokens. Those with a sliding window or a recurrent state cannot."""
+        return all(map(_goes_back, self._layers))
 
     def advance(self, ids: Tensor, keep: int) -> Tensor:
         logits = self._model.logits(ids, self._cache, keep)
@@ -111,18 +111,29 @@ class MlxScorer:
         return trim(logits, self._vocab).to(self._device)
 
     def rollback(self, length: int) -> None:
-        if length >= self.processed:
-            return
-        if not self.reversible:
-            raise UsageError(
-                f"The cache of {self._model.source.model} cannot drop tokens that it has read. "
-                "Decode without speculation."
-            )
-        self._caches.trim_prompt_cache(self._cache, self.processed - length)
+        if length < self.processed:
+            self.restore((length, [None] * len(self._layers)))
+
+    def save(self) -> Any:
+        """See `kad.method.replay`. Arrays of MLX are not copied until one of the two changes."""
+        return self.processed, [None if _goes_back(layer) else deepcopy(vars(layer)) for layer in self._layers]
+
+    def restore(self, saved: Any) -> None:
+        """See `kad.method.replay`."""
+        length, states = saved
+        for layer, state in zip(self._layers, states, strict=True):
+            if state is None:
+                layer.trim(self.processed - length)
+            else:
+                vars(layer).update(deepcopy(state))
         self.processed = length
 
     def release(self) -> None:
         """A cache has no state to put back."""
+
+
+def _goes_back(layer: Any) -> bool:
+    return type(layer) is library().models.cache.KVCache
 
 
 def _parameters(model: Any) -> int:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, StaticCache
 
-from kad.engines.transformers.host import cache_option, forget, unforgetting
+from kad.engines.transformers.host import cache_option, forget, kinds_of_layers
 from kad.errors import UsageError, first_line
 from kad.tokens.vocabulary import trim
 
@@ -42,10 +42,9 @@ class Capture:
         self.shapes = tuple(sorted(set(shapes)))
         self._model = model
         self._cache = StaticCache(config=model.config, max_cache_len=capacity)
-        stuck = unforgetting(self._cache)
-        if stuck:
+        if others := sorted(kinds_of_layers(self._cache) - {"StaticLayer"}):
             raise UsageError(
-                f"Captured forwards need plain static caches, but {type(model).__name__} has {', '.join(stuck)}. "
+                f"Captured forwards need plain static caches, but {type(model).__name__} has {', '.join(others)}. "
                 "Decode without compile."
             )
         self._graphs = model.device.type == "cuda" and backend in (True, "inductor")

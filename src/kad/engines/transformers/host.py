@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
 from dataclasses import fields
 from functools import lru_cache
 from typing import Any, cast
+
+import torch
 
 from kad.errors import UsageError
 from kad.hosts import TRANSFORMERS, check, moved, needs
 
 try:
-    from transformers import Cache, GenerationMixin, PreTrainedConfig, StaticLayer
+    from transformers import Cache, DynamicLayer, GenerationMixin, PreTrainedConfig, StaticLayer
     from transformers.cache_utils import CacheLayerMixin
     from transformers.generation.streamers import BaseStreamer
     from transformers.generation.utils import GenerateDecoderOnlyOutput
@@ -28,8 +31,9 @@ except ImportError as error:
 
 __all__ = [
     "CACHE", "CACHE_NAMES", "FAR_APART", "AutoQuantizationConfig", "BaseStreamer", "CausalLMOutputWithPast", "ComposedGeneration",
-    "GenerateDecoderOnlyOutput", "cache_name", "cache_of", "cache_option", "forget", "is_static", "length_of", "one_cache_name",
-    "parameters_of", "record_past", "render_jinja_template", "rope_turns", "takes_cache", "unforgetting",
+    "GenerateDecoderOnlyOutput", "cache_name", "cache_of", "cache_option", "forget", "goes_back", "is_static",
+    "kinds_of_layers", "length_of", "one_cache_name", "parameters_of", "record_past", "render_jinja_template",
+    "restore", "rope_turns", "save", "takes_cache",
 ]  # fmt: skip
 
 NEEDS = (
@@ -146,26 +150,27 @@ FAR_APART = {
 `tests/test_architectures.py` finds them."""
 
 
-# Kinds of layers from which tokens can be taken back. Quantized layers inherit `crop` but keep most of their states out
-# of its reach; recurrent states have no past.
-_CROPPABLE = frozenset({"DynamicLayer", "DynamicSlidingWindowLayer", "DynamicIndexedLayer", "DummyLayer"})
+# Layers whose keys and values can be cut at any length: these, and one that keeps a recurrent state beside them.
+_CROPPABLE = frozenset({"DynamicLayer", "DynamicIndexedLayer", "DummyLayer", "StaticLayer"})
+_CROPPABLE_IN_PART = "LinearAttentionAndFullAttentionLayer"
+_RECORDING = "DynamicSlidingWindowLayer"  # can drop the tokens of a window, if it was told to record them
 
 
-def unforgetting(cache: Cache) -> list[str]:
-    """The kinds of layers that cannot drop tokens. Empty if the cache can roll back.
+def kinds_of_layers(cache: Cache) -> frozenset[str]:
+    """The names of the classes of its layers."""
+    return frozenset(type(layer).__name__ for layer in cache.layers)
 
-    All layers must be dynamic, or all must be plain static ones.
-    """
-    kinds = {type(layer).__name__ for layer in cache.layers}
-    stuck = sorted(kinds - _CROPPABLE - {"StaticLayer"})
-    return sorted(kinds) if not stuck and "StaticLayer" in kinds and len(kinds) > 1 else stuck
+
+def goes_back(cache: Cache) -> bool:
+    """Whether the cache can drop the tokens of a window. Recurrent layers cannot."""
+    return kinds_of_layers(cache) <= {*_CROPPABLE, _RECORDING}
 
 
 def record_past(cache: Cache, on: bool) -> bool:
     """Turn the recording of dropped cache states on or off. Returns whether there are layers that drop states.
 
-    Sliding-window and convolution layers drop states that they no longer need. If they are told to wait for a crop,
-    they need one after every window, even a crop by zero tokens.
+    Sliding-window layers drop states that they no longer need. If they are told to wait for a crop, they need one after
+    every window, even a crop by zero tokens.
     """
     layers = [layer for layer in cache.layers if hasattr(layer, "record_past")]
     for layer in layers:
@@ -177,14 +182,46 @@ def record_past(cache: Cache, on: bool) -> bool:
 
 
 def forget(cache: Cache, count: int) -> None:
-    """Take the last `count` tokens out of a cache."""
-    static = [layer for layer in cache.layers if type(layer) is StaticLayer]
-    if static and not hasattr(StaticLayer, "crop"):  # it has one since 5.24
-        for layer in static:
-            if layer.is_initialized:  # what lies past the length is masked by causality until it is written over
-                layer.cumulative_length.sub_(count)
-    else:
-        cache.crop(-count)
+    """Take the last `count` tokens out of a cache that goes back."""
+    for layer in cache.layers:
+        _crop(layer, count)
+
+
+def save(cache: Cache) -> list[dict[str, Any]]:
+    """Copies of what cannot be cut in the layers of a cache."""
+    return [_state(layer) for layer in cache.layers]
+
+
+def restore(cache: Cache, saved: list[dict[str, Any]], count: int) -> None:
+    """Take the last `count` tokens out of a cache, given what was saved before they were read."""
+    del cache.layers[len(saved) :]  # made since then
+    for layer, state in zip(cache.layers, saved, strict=True):
+        if type(layer).__name__ in _CROPPABLE:
+            _crop(layer, count)
+        elif type(layer).__name__ == _CROPPABLE_IN_PART:
+            DynamicLayer.crop(layer, -count)
+        vars(layer).update(_copy(state))
+
+
+def _crop(layer: Any, count: int) -> None:
+    if hasattr(layer, "crop"):
+        layer.crop(-count)
+    elif layer.is_initialized:  # a static layer: what lies past the length is masked until it is written over
+        layer.cumulative_length.sub_(count)
+
+
+def _state(layer: Any) -> dict[str, Any]:
+    if type(layer).__name__ in _CROPPABLE:
+        return {}
+    cut = ("keys", "values") if type(layer).__name__ == _CROPPABLE_IN_PART else ()
+    return {name: _copy(value) for name, value in vars(layer).items() if name not in cut}
+
+
+def _copy(value: Any) -> Any:
+    """A copy that shares nothing. `deepcopy` alone takes long for tensors."""
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    return {key: _copy(item) for key, item in value.items()} if type(value) is dict else deepcopy(value)
 
 
 class ComposedGeneration(GenerationMixin):

@@ -14,8 +14,18 @@ from transformers import Cache, DynamicCache, DynamicLayer, GenerationConfig, Pr
 from kad.engines.protocols import Batch, Facts
 from kad.engines.transformers.captured import Backend, CapturedModel, Captures
 from kad.engines.transformers.forward import Trial, check_kind, run_part
-from kad.engines.transformers.host import forget, length_of, record_past, rope_turns, unforgetting
+from kad.engines.transformers.host import (
+    forget,
+    goes_back,
+    kinds_of_layers,
+    length_of,
+    record_past,
+    restore,
+    rope_turns,
+    save,
+)
 from kad.errors import MissingTokenizerError, UsageError
+from kad.method.replay import Replay
 from kad.method.scorer import Scorer
 from kad.pair.model_files import load_tokenizer, soft_cap_of
 from kad.pair.sources import Source
@@ -77,9 +87,9 @@ class TransformersModel:
             soft_cap=soft_cap_of(self.model.config.get_text_config().to_dict()),
         )
 
-    def scorer(self, vocab_size: int, device: torch.device, *, rollback: bool = True) -> Scorer:
-        def make() -> CachedModel:
-            return CachedModel(self.model, new_cache(self.model), vocab_size, device, rollback=rollback)
+    def scorer(self, vocab_size: int, device: torch.device) -> Scorer:
+        def make() -> Scorer:
+            return scorer_of(self.model, new_cache(self.model), vocab_size, device)
 
         turn = rope_turns(self.model.config, "longrope")
         return make() if turn is None else Turning(make, turn)
@@ -113,31 +123,35 @@ def new_cache(model: PreTrainedModel) -> DynamicCache:
     return DynamicCache(config=model.config)
 
 
+def scorer_of(model: PreTrainedModel, cache: Cache, vocab_size: int, device: torch.device) -> Scorer:
+    """A model with its cache as a scorer. Arguments as for `CachedModel`.
+
+    Raises:
+        UsageError: a quantized cache.
+    """
+    if quantized := sorted(kind for kind in kinds_of_layers(cache) if "Quantized" in kind):
+        raise UsageError(
+            f"What a {quantized[0]} holds depends on how many tokens were read at once, so drafts would change the "
+            "text. Use another cache (leave cache_implementation out), or decode without speculation."
+        )
+    scorer = CachedModel(model, cache, vocab_size, device)
+    return scorer if goes_back(cache) else Replay(scorer)
+
+
 class CachedModel:
-    """A Transformers model with its key-value cache.
+    """A Transformers model with its key-value cache. Where the cache cannot go back, it saves and restores.
 
     Args:
         model: the model.
         cache: its cache. It may already hold a prefix.
         vocab_size: the size of the common vocabulary. Later rows are cut off.
         device: the device of the logits.
-        rollback: whether the cache must roll back.
-
-    Raises:
-        UsageError: `rollback` with a cache that cannot roll back.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, cache: Cache, vocab_size: int, device: torch.device, *, rollback: bool = True
-    ) -> None:
-        if rollback and (stuck := unforgetting(cache)):
-            raise UsageError(
-                f"Speculation must take rejected drafts back out of the cache, which {', '.join(stuck)} cannot do. Use "
-                "a dynamic cache (leave cache_implementation out), or decode without speculation."
-            )
+    def __init__(self, model: PreTrainedModel, cache: Cache, vocab_size: int, device: torch.device) -> None:
         self.processed = length_of(cache) or 0
         self._model, self._cache, self._vocab, self._device = model, cache, vocab_size, device
-        self._recording = rollback and record_past(cache, True)
+        self._recording = goes_back(cache) and record_past(cache, True)
 
     @property
     def reversible(self) -> bool:
@@ -155,6 +169,16 @@ class CachedModel:
         forget(self._cache, surplus)
         self.processed -= surplus
 
+    def save(self) -> tuple[int, Any]:
+        """See `kad.method.replay`."""
+        return self.processed, save(self._cache)
+
+    def restore(self, saved: tuple[int, Any]) -> None:
+        """See `kad.method.replay`."""
+        length, layers = saved
+        restore(self._cache, layers, self.processed - length)
+        self.processed = length
+
     def release(self) -> None:
         """Put the cache back into its ordinary state."""
         if self._recording:
@@ -169,7 +193,7 @@ class Turning:
         turn: texts up to this length have the first frequencies, longer ones the others.
     """
 
-    def __init__(self, make: Callable[[], CachedModel], turn: int) -> None:
+    def __init__(self, make: Callable[[], Scorer], turn: int) -> None:
         self._make, self._turn = make, turn
         self._scorer, self._ids = make(), torch.empty(0, dtype=torch.long)
         self._above: bool | None = False  # the frequencies with which the scorer has read. None: another text's

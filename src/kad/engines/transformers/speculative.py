@@ -19,7 +19,7 @@ from transformers import (
 
 from kad.engines.scorers import OwnPrompt, Restricted
 from kad.engines.transformers.host import CACHE, BaseStreamer, GenerateDecoderOnlyOutput
-from kad.engines.transformers.model import CachedModel
+from kad.engines.transformers.model import scorer_of
 from kad.engines.transformers.modeling import KadCache, KadForCausalLM
 from kad.errors import UsageError
 from kad.method import defaults
@@ -96,8 +96,8 @@ def speculative(
         (1, positions + new), or a `SpeculativeOutput` with `return_dict_in_generate`.
 
     Raises:
-        UsageError: more than one prompt, a model that is not a composition, caches that cannot be rolled back, or
-            options that do not exist.
+        UsageError: more than one prompt, a model that is not a composition, a quantized cache, or options
+            that do not exist.
     """
     if generation_config is None:
         raise UsageError("Call it through generate: model.generate(..., custom_generate=kad.speculative).")
@@ -126,7 +126,7 @@ def speculative(
         scorers |= model.pair.captured_scorers(cache.parts, draft_model, window.sizes, capacity, compile)
     else:
         for role, part in cache.parts.items():
-            scorers[role] = CachedModel(model.parts[role], part, model.config.vocab_size, model.base.device)
+            scorers[role] = scorer_of(model.parts[role], part, model.config.vocab_size, model.base.device)
     if own is not None:
         scorers["base"] = OwnPrompt(scorers["base"], own, length)
     if model.config.foreign_ids:

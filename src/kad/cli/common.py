@@ -248,6 +248,7 @@ class ModelOptions:
         return resolve(
             self.pair, base=self.base, aligned=self.aligned, reference=self.reference, rule=self.rule,
             deferral_temperature=self.deferral_temperature, base_prompt=self.base_prompt,
+            trust_remote_code=self.trust_remote_code,
         )  # fmt: skip
 
     def load(self) -> Loaded:

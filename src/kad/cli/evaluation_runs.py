@@ -44,8 +44,8 @@ def make_plan(models: ModelOptions, tasks: TaskOptions, run: RunOptions, methods
     sources = config.model_sources()
     if reference is not None:
         sources["reference"] = Source.parse(reference)
-    if config.name_or_path:
-        sources["pair"] = Source(config.name_or_path)
+    if config.own_source is not None:
+        sources["pair"] = config.own_source
     parsed = parse_methods(methods, config.parsed_rule) if isinstance(methods, str) else methods
     load_options: dict[str, Any] = {"trust_remote_code": True} if models.trust_remote_code else {}
     if models.dtype is not None:

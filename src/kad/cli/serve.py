@@ -143,7 +143,7 @@ def _serve_with_vllm(
         for text in (option, str(value))
     ]
     passed += ["--trust-remote-code"] if models.trust_remote_code else []
-    arguments = _command_line(models.pair, drafts, [*passed, *extra])
+    arguments = _command_line(models.pair, models.trust_remote_code, drafts, [*passed, *extra])
     if dry_run:
         typer.echo(shlex.join(arguments))
         return
@@ -151,11 +151,11 @@ def _serve_with_vllm(
     os.execv(sys.executable, arguments)
 
 
-def _command_line(pair: str, drafts: Drafts, extra: Sequence[str]) -> list[str]:
+def _command_line(pair: str, trusted: bool, drafts: Drafts, extra: Sequence[str]) -> list[str]:
     from kad.pair.folder import resolve, vocabulary_in_files
     from kad.pair.sources import resolve_pair
 
-    config = resolve(pair)
+    config = resolve(pair, trust_remote_code=trusted)
     vocabulary_in_files(config.model_sources())
     arguments = [sys.executable, "-m", "kad.engines.vllm.launch", "serve", resolve_pair(pair)]
     if _value_of(extra, "--served-model-name") is None:

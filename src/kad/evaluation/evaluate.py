@@ -60,7 +60,8 @@ class Plan(TaskOptions, RunOptions):
     def sources(self) -> dict[str, Source]:
         """The models by role, oracles included."""
         oracles = {m.name: Source.parse(m.oracle) for m in self.methods if m.oracle is not None}
-        return {**self.models, **oracles}
+        trusted = self.load_options.get("trust_remote_code") is True
+        return {role: source.trusted_by(trusted) for role, source in {**self.models, **oracles}.items()}
 
     def load_tasks(self) -> list[Task]:
         """The tasks with their questions."""

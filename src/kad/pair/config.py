@@ -67,14 +67,22 @@ class KadConfig(PreTrainedConfig):
         self._sources = {role: Source.parse(place) for role in ROLES if (place := getattr(self, role)) is not None}
         for role, source in self._sources.items():
             setattr(self, role, source.to_dict())
-        self._rule = parse_rule(self.rule)
+        self._rule, self._trusted = parse_rule(self.rule), False
         self.replace(rule=self._rule, base_prompt=self.base_prompt)
         super().__post_init__(**kwargs)
 
     def replace(
-        self, rule: Rule | None = None, deferral_temperature: float | None = None, base_prompt: Any = None
+        self,
+        rule: Rule | None = None,
+        deferral_temperature: float | None = None,
+        base_prompt: Any = None,
+        trust_remote_code: bool = False,
     ) -> None:
-        """Put other values in the place of the pair's own. None leaves a value as it is."""
+        """Put other values in the place of the pair's own. None leaves a value as it is.
+
+        `trust_remote_code` is the user's permission to run the code of the models. It is never written down.
+        """
+        self._trusted = self._trusted or trust_remote_code
         if rule is not None:
             self._rule, self.rule = rule, str(rule)
         if deferral_temperature is not None:
@@ -85,7 +93,7 @@ class KadConfig(PreTrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         """As in Transformers: plain values."""
         plain: dict[str, Any] = super().to_dict()
-        return {key: value for key, value in plain.items() if key not in ("_sources", "_rule")}
+        return {key: value for key, value in plain.items() if key not in ("_sources", "_rule", "_trusted")}
 
     def set_base_prompt(self, prompt: Any) -> None:
         """Ask the base model in another way, see `BasePrompt.parse`."""
@@ -122,7 +130,12 @@ class KadConfig(PreTrainedConfig):
                     f"The pair's configuration names no {role} model (key {role!r}). "
                     "Add it, or write the pair anew with kad pack."
                 )
-        return {role: source.located(self.folder) for role, source in self._sources.items()}
+        return {role: source.located(self.folder).trusted_by(self._trusted) for role, source in self._sources.items()}
+
+    @property
+    def own_source(self) -> Source | None:
+        """Where the pair itself is, with its tokenizer and its settings. None if it has no place."""
+        return Source(self.name_or_path).trusted_by(self._trusted) if self.name_or_path else None
 
 
 AutoConfig.register("kad", KadConfig, exist_ok=True)

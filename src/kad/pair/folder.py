@@ -43,6 +43,7 @@ def load_config(pair: Any, kwargs: dict[str, Any]) -> tuple[KadConfig, dict[str,
     options = {key: value for key, value in kwargs.items() if key not in _AUTO_OPTIONS}
     config, rule = options.pop("config", None), options.pop("rule", None)
     temperature, prompt = options.pop("deferral_temperature", None), options.pop("base_prompt", None)
+    trusted = options.pop("trust_remote_code", None) is True
     place = {key: options.pop(key) for key in _PAIR_OPTIONS if key in options}
     if "torch_dtype" in options:
         options.setdefault("dtype", options.pop("torch_dtype"))
@@ -52,7 +53,7 @@ def load_config(pair: Any, kwargs: dict[str, Any]) -> tuple[KadConfig, dict[str,
         raise PairError(f"Unknown option {', '.join(map(repr, unknown))} for a pair. Allowed: {', '.join(known)}.")
     if config is None:
         config = read_config(pair, **place)
-    config.replace(None if rule is None else parse_rule(rule), temperature, prompt)
+    config.replace(None if rule is None else parse_rule(rule), temperature, prompt, trusted)
     return config, options
 
 
@@ -98,7 +99,7 @@ def vocabulary_in_files(sources: Mapping[str, Source], sizes: Mapping[str, int] 
 
 def generation_config(config: KadConfig, aligned: GenerationConfig) -> GenerationConfig:
     """The generation settings of the pair, else a copy of the aligned model's. Their end tokens end the text."""
-    own = load_generation_config(Source(config.name_or_path)) if config.name_or_path else None
+    own = None if config.own_source is None else load_generation_config(config.own_source)
     return own or GenerationConfig.from_dict(aligned.to_dict())
 
 
@@ -196,6 +197,7 @@ def resolve(
     rule: str | Mapping[str, Any] | Rule | None = None,
     deferral_temperature: float | None = None,
     base_prompt: Any = None,
+    trust_remote_code: bool = False,
 ) -> KadConfig:
     """The configuration of a pair, from its name or from the names of its models. No weights are read.
 
@@ -203,6 +205,7 @@ def resolve(
         pair: a folder, a hub id, or "tiny", which is the default.
         base, aligned, reference: the models, if there is no pair.
         rule, deferral_temperature, base_prompt: replace the pair's own.
+        trust_remote_code: the user's permission to run code that comes with the models.
 
     Raises:
         OptionError: both a pair and models, one model without the other, or a rule that lacks the reference model.
@@ -218,5 +221,8 @@ def resolve(
             raise OptionError(f"Rule {replaced['rule']} needs the reference model. Give one with `reference`.")
         named = {"base": base, "aligned": aligned, "reference": reference}
         config = KadConfig(**{role: name for role, name in named.items() if name is not None})
-    config.replace(**replaced, deferral_temperature=deferral_temperature, base_prompt=base_prompt)
+    config.replace(
+        **replaced, deferral_temperature=deferral_temperature, base_prompt=base_prompt,
+        trust_remote_code=trust_remote_code,
+    )  # fmt: skip
     return config

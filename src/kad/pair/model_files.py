@@ -17,7 +17,15 @@ from kad.pair.sources import Source
 TROUBLE = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, StrictDataclassError)
 _MOST_SHARED = 4
 # Options that say where a model is. Its tokenizer and settings are there too.
-_PLACE = {"cache_dir", "gguf_file", "local_files_only", "subfolder", "token", "trust_remote_code"}
+_PLACE = {"cache_dir", "gguf_file", "local_files_only", "subfolder", "token"}
+
+
+def from_host(loader: Any, source: Source, **options: Any) -> Any:
+    """Call a host's `from_pretrained`. It is the one door for code that comes with a model.
+
+    Left without an answer, Transformers asks on standard input, where kad reads prompts. So the answer is always given.
+    """
+    return loader.from_pretrained(source.model, **{**options, "trust_remote_code": source.trusted})
 
 
 def load_tokenizer(source: Source, config: Any = None) -> Any:
@@ -30,7 +38,7 @@ def load_tokenizer(source: Source, config: Any = None) -> Any:
     if underneath is not None and not (Path(source.model) / "tokenizer_config.json").is_file():
         return load_tokenizer(underneath)
     try:
-        return AutoTokenizer.from_pretrained(source.model, config=config, **_place(source))
+        return from_host(AutoTokenizer, source, config=config, **_place(source))
     except (*TROUBLE, ImportError) as error:
         names = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
         missing = source.is_local and "gguf_file" not in source.kwargs
@@ -58,14 +66,14 @@ def tokenizer_of(config: Any) -> Any:
     Raises:
         PairError: neither has one.
     """
-    folder = config.folder
+    folder, own = config.folder, config.own_source
     if folder is not None and (folder / "tokenizer_config.json").is_file():
-        return load_tokenizer(Source(str(folder)), config)
+        return load_tokenizer(own, config)
     try:
         return load_tokenizer(config.model_sources()["aligned"])
     except PairError:
-        if folder is None and config.name_or_path:
-            return load_tokenizer(Source(config.name_or_path))
+        if folder is None and own is not None:
+            return load_tokenizer(own)
         raise
 
 
@@ -77,7 +85,7 @@ def load_config(source: Source) -> Any:
     """
     source = adapted(source) or source
     try:
-        return AutoConfig.from_pretrained(source.model, **_place(source))
+        return from_host(AutoConfig, source, **_place(source))
     except (*TROUBLE, ImportError) as error:
         raise PairError(f"Cannot read the configuration of {source.model}: {reason_of(error)}") from error
 
@@ -109,7 +117,7 @@ def download(source: Source, file: str) -> str:
 
 def _place(source: Source, *, file: bool = False) -> dict[str, Any]:
     """Where a model is; with `file`, where its files are that hold no weights and no code."""
-    keys = _PLACE - {"gguf_file", "trust_remote_code"} if file else _PLACE
+    keys = _PLACE - {"gguf_file"} if file else _PLACE
     place = {key: source.kwargs[key] for key in keys & source.kwargs.keys()}
     return place if source.revision is None else place | {"revision": source.revision}
 

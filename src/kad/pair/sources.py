@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,15 @@ class Source:
                 f"{name} is a folder, which has no revision; got {os.fspath(source)!r}. Leave out @{revision}."
             )
         return cls(resolve_model(name), revision)
+
+    @property
+    def trusted(self) -> bool:
+        """Whether code that comes with the model may run: the person who loads it has said so, never a pair."""
+        return self.kwargs.get("trust_remote_code") is True
+
+    def trusted_by(self, user: bool) -> Source:
+        """The same source with the user's permission to run its code, if the user gives it."""
+        return replace(self, kwargs={**self.kwargs, "trust_remote_code": True}) if user else self
 
     @property
     def is_local(self) -> bool:

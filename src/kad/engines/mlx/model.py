@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,15 @@ class MlxModel(OneAtATime):
         if device == "cpu":
             mx.set_default_device(mx.cpu)
         folder = Path(source.model) if source.is_local else _snapshot(source)
+        folder = folder / source.kwargs.get("subfolder", "")
         try:
-            self.model, self._config = self._lib.utils.load_model(folder / source.kwargs.get("subfolder", ""))
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            if json.loads((folder / "config.json").read_text("utf-8")).get("model_file") is not None:
+                # mlx-lm would run it, in some of its versions without being told to.
+                raise PairError(f"{source.model} comes with code of its own. kad runs no code of a model of MLX.")
+            self.model, self._config = self._lib.utils.load_model(folder)
+        except PairError:
+            raise
+        except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as error:
             raise PairError(f"MLX cannot load {source.model}: {first_line(error)}") from error
         self.vocab_size = int(self.logits(torch.zeros(1, dtype=torch.long), self.new_cache(), 1).shape[-1])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -35,6 +36,16 @@ def two(folders: dict[str, Path]) -> list[str]:
 
 
 # ---------------------------------------------------------------------- pack
+
+
+def test_the_lines_to_copy_hold_in_a_shell_whatever_the_folder_is_called(two: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "a b; touch ran"
+    lines = call("pack", *two, "-o", folder).stdout.splitlines()
+    words = [shlex.split(line) for line in lines if line.startswith(("  kad ", "  vllm "))]
+    assert words == [["kad", "generate", "--pair", str(folder), "..."], ["vllm", "serve", str(folder)]]
+    folder.joinpath("config.json").unlink()
+    said = call("info", folder, code=2).stderr.partition("with: ")[2]
+    assert shlex.split(said) == ["kad", "pack", "-o", str(folder), "..."]
 
 
 def test_a_packed_pair_is_the_composed_model(

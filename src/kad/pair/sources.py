@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from kad.errors import OptionError, PairError
@@ -172,7 +173,7 @@ def resolve_pair(source: str | os.PathLike[str]) -> str:
         _tiny_folder(name)
         raise PairError(f"{name} is one model, not a pair. Give tiny, or both models by their names.")
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-        raise PairError(f"{name} is no pair: it has no config.json. Write one with: kad pack -o {name} ...")
+        raise PairError(f"{name} is no pair: it has no config.json. Write one with: kad pack -o {quote(name)} ...")
     if not Path(name).is_dir() and _is_path(name):
         raise PairError(f"No pair at {name}. Give a folder written by `kad pack`, a hub id, or tiny.")
     return name

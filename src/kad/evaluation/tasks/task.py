@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from kad.errors import KadError, UsageError
@@ -278,7 +279,7 @@ def _metrics(task: Any) -> frozenset[str]:
     if config.output_type == "loglikelihood_rolling" or not means:
         raise UsageError(
             f"{config.task} has no metric that is a mean over its questions, which kad eval needs. Run it in lm-eval: "
-            f"lm_eval run --model kad --model_args pair=... --tasks {config.task} (docs/evaluation.md, In lm-eval)."
+            f"lm_eval run --model kad --model_args pair=... --tasks {quote(config.task)} (docs/evaluation.md, In lm-eval)."
         )
     return means
 

@@ -119,7 +119,7 @@ def test_nothing_else_is_written_over(two: list[str], folders: dict[str, Path], 
     [
         (["--rule", "implicit_reward"], "needs the reference model. Give one: reference=... (--reference)."),
         (["--rule", "dul"], "Unknown rule 'dul'."),
-        (["--deferral-temperature", "-1"], "--deferral-temperature must be > 0, but is -1."),
+        (["--deferral-temperature", "-1"], "--deferral-temperature must be in [0.01, 1000], but is -1."),
         (["--base-dtype", "int3"], "Unknown --base-dtype 'int3'. Choose from: auto, float32,"),
         (["--dtype", "int3"], "Unknown --dtype 'int3'."),
         (["--base-option", "device"], "--base-option takes KEY=VALUE, but got 'device'."),

@@ -120,7 +120,7 @@ def test_every_option_of_listening_holds_on_vllms_server_or_is_refused(
             refused = 2 if "does not take" in expected else 0
             said = serve("tiny", "--engine", "vllm", *arguments, code=refused).stderr
             assert expected in said
-            assert (OPEN in said) == (OPEN == expected)
+            assert (OPEN in said) == (expected == OPEN)
 
 
 def test_a_server_from_its_start_to_ctrl_c() -> None:

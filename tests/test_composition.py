@@ -206,8 +206,8 @@ def test_the_deferral_temperature_divides_before_composing() -> None:
     base, aligned = torch.randn(6, 50), torch.randn(6, 50)
     cold = compose(kad.rules.Dual(0.3), base, aligned, deferral_temperature=0.5)
     torch.testing.assert_close(cold, compose(kad.rules.Dual(0.3), base / 0.5, aligned / 0.5))
-    for bad in (0.0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(RuleError, match="deferral_temperature must be a positive number"):
+    for bad in (0.0, -1.0, 0.0099, 1001, float("nan"), float("inf")):
+        with pytest.raises(RuleError, match="deferral_temperature must be a number from 0.01 to 1000"):
             compose(kad.rules.Dual(), base, aligned, deferral_temperature=bad)
 
 

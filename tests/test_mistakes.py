@@ -178,7 +178,7 @@ MISTAKES = [
     ("generate --file empty", "Cannot read empty: Is a directory."),
     ("generate Hi --file file.txt", "Give the prompt as an argument or with --file, not both."),
     ("generate Hi --raw --system x", "--raw uses no chat template: --system and --thinking would do"),
-    ("generate Hi --temperature -1", "--temperature must be >= 0, but is -1."),
+    ("generate Hi --temperature -1", "--temperature must be 0 or in [0.01, 1000], but is -1."),
     ("generate Hi --temperature 0 --top-p 0.5", "--temperature 0 takes the most probable token; --top-p would do"),
     (["generate", "Hi", "--stop", ""], "--stop needs some text to stop at."),
     ("generate Hi --draft-tokens 99", "--draft-tokens must be a number from 0 to 64 or auto, but is"),

@@ -166,7 +166,7 @@ class Chat:
             for piece in answering:
                 write(piece.text)
         answer = answering.answer
-        display.write("\n\n")
+        stdio.write("\n\n")
         display.remark(answer)
         self.last = answer
         self._earlier.append(before)

@@ -19,6 +19,7 @@ import typer
 from kad.cli import stdio
 from kad.engines.load import DTYPES, SCORING_ENGINES, load
 from kad.errors import KadError, UsageError
+from kad.method.defaults import TEMPERATURES
 from kad.options import Option, check_fields
 from kad.pair.base_prompt import BasePrompt
 from kad.pair.sources import check_sources, resolve_pair
@@ -160,7 +161,7 @@ class ModelOptions:
     ] = None
     deferral_temperature: Annotated[
         float | None,
-        Option("Divide the models' logits by T before composing.", "T", allowed="> 0", shown="the pair's"),
+        Option("Divide the models' logits by T before composing.", "T", allowed=TEMPERATURES, shown="the pair's"),
     ] = None
     base_prompt: Annotated[
         str | None,

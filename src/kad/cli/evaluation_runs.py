@@ -124,7 +124,8 @@ def _bar() -> Iterator[Start]:
     from rich.table import Column
 
     # A long method must not push the bar off a narrow terminal.
-    name = rich.TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", max_width=32))
+    place = Column(no_wrap=True, overflow="ellipsis", max_width=32)
+    name = rich.TextColumn("{task.description}", markup=False, table_column=place)
     columns = (name, rich.BarColumn(), rich.MofNCompleteColumn(), rich.TimeElapsedColumn(), rich.TimeRemainingColumn())
     with rich.Progress(*columns, console=stdio.stderr()) as bar:
 

@@ -145,7 +145,7 @@ def _serve_with_vllm(
     passed += ["--trust-remote-code"] if models.trust_remote_code else []
     arguments = _command_line(models.pair, models.trust_remote_code, drafts, [*passed, *extra])
     if dry_run:
-        typer.echo(shlex.join(arguments))
+        stdio.write(shlex.join(arguments) + "\n")
         if key:
             stdio.note("vLLM gets the key through its environment, as VLLM_API_KEY.")
         return

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar
 
 from kad.engines.load import ENGINES
 from kad.errors import UsageError
+from kad.method.defaults import TEMPERATURES
 from kad.options import Option, check_fields
 
 _SET_BY_KAD = frozenset({"model", "tokenizer", "revision", "dtype", "speculative_config"})
@@ -76,7 +77,7 @@ class RunOptions:
             "Temperature on the composed distribution; 0 takes the most probable token.",
             "T",
             "-t",
-            allowed=">= 0",
+            allowed=f"0 or {TEMPERATURES}",
             shown="the task's, 1.0",
             panel="Sampling",
         ),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from kad.errors import OptionError, UsageError
+from kad.method.defaults import COLDEST, HOTTEST, TEMPERATURES
 from kad.options import Option, check_fields
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ class Sampling:
     temperature: Annotated[
         float | None,
         Option(
-            "Temperature on the composed distribution; 0 takes the most probable token.", "T", "-t", allowed=">= 0",
+            "Temperature on the composed distribution; 0 takes the most probable token.", "T", "-t",
+            allowed=f"0 or {TEMPERATURES}",
             shown="the aligned model's",
         ),
     ] = None  # fmt: skip
@@ -188,6 +190,11 @@ def _warpers(config: GenerationConfig, place: dict[str, Any]) -> list[tuple[Any,
     import transformers as hf
 
     temperature = 1.0 if config.temperature is None else float(config.temperature)
+    if not COLDEST <= temperature <= HOTTEST:
+        raise UsageError(
+            f"The aligned model's settings have the temperature {temperature:g}, which must be from {COLDEST} to "
+            f"{HOTTEST}. Give another one, or mend its generation_config.json."
+        )
     top_h, epsilon, eta = getattr(config, "top_h", None), config.epsilon_cutoff or 0.0, config.eta_cutoff or 0.0
     return [
         (temperature != 1.0, lambda: hf.TemperatureLogitsWarper(temperature)),

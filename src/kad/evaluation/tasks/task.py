@@ -278,8 +278,9 @@ def _metrics(task: Any) -> frozenset[str]:
     means = frozenset(name for name, function in task.aggregation().items() if function.__name__ == "mean")
     if config.output_type == "loglikelihood_rolling" or not means:
         raise UsageError(
-            f"{config.task} has no metric that is a mean over its questions, which kad eval needs. Run it in lm-eval: "
-            f"lm_eval run --model kad --model_args pair=... --tasks {quote(config.task)} (docs/evaluation.md, In lm-eval)."
+            f"{config.task} has no metric that is a mean over its questions, which kad eval needs. Run it in lm-eval "
+            f"(docs/evaluation.md, In lm-eval): lm_eval run --model kad --model_args pair=... "
+            f"--tasks {quote(config.task)}"
         )
     return means
 

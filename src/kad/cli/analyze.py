@@ -10,6 +10,7 @@ from kad.cli import stdio
 from kad.cli.common import Json, ModelOptions
 from kad.cli.flatten import Without
 from kad.cli.questions import Questions
+from kad.disk import write_atomically
 from kad.errors import UsageError
 from kad.options import Option
 from kad.words import counted
@@ -84,7 +85,7 @@ def command(
             model, tokenizer, prompts, budget=budget, threshold=threshold, others=others, progress=stdio.message, **how
         )
     if out is not None:
-        out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_atomically(out, json.dumps(result, indent=1) + "\n")
     stdio.print_result(result, as_json, lambda: _tables(result))
 
 

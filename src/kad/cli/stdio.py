@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from rich.console import Console
 from rich.segment import Segment
 
+from kad.disk import scratch
 from kad.errors import UsageError
 from kad.words import shown
 
@@ -124,10 +125,11 @@ def check_writable(file: Path) -> None:
     if file.is_dir():
         raise UsageError(f"Cannot write {file}: it is a folder.")
     try:
-        existed = file.exists()
-        file.open("ab").close()
-        if not existed:
-            file.unlink()
+        if file.exists():
+            file.open("ab").close()
+        if file.is_file() or not file.exists():
+            with scratch(file.resolve().parent):
+                pass
     except OSError as error:
         raise UsageError(f"Cannot write {file}: {error.strerror}.") from error
 
@@ -137,8 +139,8 @@ def check_folder(folder: Path) -> None:
     is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".kad").touch()
-        (folder / ".kad").unlink()
+        with scratch(folder):
+            pass
         if is_new:
             folder.rmdir()
     except OSError as error:

@@ -14,8 +14,19 @@ from kad.pair.adapters import adapted
 from kad.pair.sources import Source
 
 # What a damaged file makes Transformers raise.
-TROUBLE = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, StrictDataclassError)
+TROUBLE = (
+    OSError, ValueError, LookupError, RuntimeError, TypeError, AttributeError, ArithmeticError, AssertionError,
+    StrictDataclassError,
+)  # fmt: skip
 _MOST_SHARED = 4
+# What kad itself reads of generation settings. The values of a list have the type.
+_NUMBERS = "max_time temperature top_p min_p typical_p epsilon_cutoff eta_cutoff repetition_penalty"
+_COUNTS = "max_new_tokens min_new_tokens max_length min_length num_beams top_k no_repeat_ngram_size"
+_SETTINGS: dict[str, Any] = {
+    **dict.fromkeys(_NUMBERS.split(), (int, float)), **dict.fromkeys(_COUNTS.split(), int),
+    "eos_token_id": int, "bos_token_id": int, "pad_token_id": int, "stop_strings": str, "do_sample": bool,
+}  # fmt: skip
+_LISTS = ("eos_token_id", "stop_strings")
 # Options that say where a model is. Its tokenizer and settings are there too.
 _PLACE = {"cache_dir", "gguf_file", "local_files_only", "subfolder", "token"}
 
@@ -85,9 +96,15 @@ def load_config(source: Source) -> Any:
     """
     source = adapted(source) or source
     try:
-        return from_host(AutoConfig, source, **_place(source))
+        config = from_host(AutoConfig, source, **_place(source))
     except (*TROUBLE, ImportError) as error:
         raise PairError(f"Cannot read the configuration of {source.model}: {reason_of(error)}") from error
+    attention = getattr(config, "_attn_implementation", None)
+    if not source.trusted and isinstance(attention, str) and "/" in attention:
+        raise PairError(f"{source.model} asks for code of the hub, {attention}. It runs only if you trust remote code.")
+    if config.model_type == "kad":
+        raise PairError(f"{source.model} is a pair. A pair is composed of models, not of pairs.")
+    return config
 
 
 def load_generation_config(source: Source) -> GenerationConfig | None:
@@ -96,9 +113,26 @@ def load_generation_config(source: Source) -> GenerationConfig | None:
     if underneath is not None and not (Path(source.model) / "generation_config.json").is_file():
         return load_generation_config(underneath)
     try:
-        return GenerationConfig.from_pretrained(source.model, **_place(source, file=True))
+        settings = GenerationConfig.from_pretrained(source.model, **_place(source, file=True))
     except OSError:
         return None
+    except TROUBLE as error:
+        raise PairError(f"Cannot read the generation settings of {source.model}: {reason_of(error)}") from error
+    return checked_settings(settings, source.model)
+
+
+def checked_settings(settings: GenerationConfig, place: str) -> GenerationConfig:
+    """The settings, if the values that kad itself reads have the right types.
+
+    Raises:
+        PairError: they have not.
+    """
+    for name, kind in _SETTINGS.items():
+        value = getattr(settings, name, None)
+        values = value if isinstance(value, list | tuple) and name in _LISTS else [value]
+        if value is not None and not all(isinstance(one, kind) for one in values):
+            raise PairError(f"The generation_config.json of {place} has {str(value)[:80]!r} for {name}. Mend it.")
+    return settings
 
 
 def download(source: Source, file: str) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kad.disk import write_atomically
 from kad.errors import UsageError
 from kad.tracing import page, terminal
 from kad.tracing.positions import Position, summary
@@ -128,7 +129,7 @@ class Trace:
             text = self.to_json()
         else:
             raise UsageError("Two traces side by side are a page: give a name that ends with .html.")
-        path.write_text(text, encoding="utf-8")
+        write_atomically(path, text)
         return path
 
     def _repr_html_(self) -> str:

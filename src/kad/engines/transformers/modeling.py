@@ -156,7 +156,7 @@ class KadForCausalLM(ComposedGeneration, PreTrainedModel, GenerationMixin):
             **{role: model.source for role, model in models.items() if model.source is not None},
             rule=rule,
             deferral_temperature=deferral_temperature,
-            base_prompt=base_prompt,
+            base_prompt=BasePrompt.parse(base_prompt),
         )
         return cls.of(Pair(config, models))
 

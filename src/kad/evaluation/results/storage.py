@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, NamedTuple, Self
 
 from filelock import FileLock, Timeout
 
-from kad.disk import write_atomically
+from kad.disk import named, write_atomically
 from kad.errors import UsageError
 from kad.evaluation.results.settings import SCHEMA, Settings
 
@@ -85,8 +85,9 @@ class RunDirectory:
 
     def log_session(self, session: Record) -> None:
         """Note where and how this start runs."""
-        with (self.path / "sessions.jsonl").open("a", encoding="utf-8", newline="\n") as file:
-            file.write(json.dumps(session) + "\n")
+        file = self.path / "sessions.jsonl"
+        with named(file), file.open("a", encoding="utf-8", newline="\n") as lines:
+            lines.write(json.dumps(session) + "\n")
 
     def append(self, records: Iterable[Record]) -> None:
         """Put finished samples on disk, all with one write; those already there are left alone."""

@@ -13,6 +13,9 @@ from typing import Any, get_type_hints
 
 from kad.errors import OptionError
 
+SEEDS = "[0, 9223372036854775807]"
+"""What torch takes as a seed."""
+
 
 @dataclass(frozen=True)
 class Option:
@@ -54,7 +57,8 @@ class Option:
             if value not in self.allowed:
                 raise OptionError(f"Unknown {name} {value!r}. Choose from: {', '.join(self.allowed)}.")
         elif not _within(value, self.allowed):
-            raise OptionError(f"{name} must be {self.bounds}, but is {value:g}.")
+            shown = value if isinstance(value, int) else f"{value:g}"
+            raise OptionError(f"{name} must be {self.bounds}, but is {shown}.")
 
     @property
     def bounds(self) -> str:

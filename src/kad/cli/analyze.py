@@ -12,7 +12,7 @@ from kad.cli.flatten import Without
 from kad.cli.questions import Questions
 from kad.disk import write_atomically
 from kad.errors import UsageError
-from kad.options import Option
+from kad.options import SEEDS, Option
 from kad.words import counted
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def command(
     out: Annotated[Path | None, Option("Also write the JSON to a file.", "FILE", "-o")] = None,
     as_json: Json = False,
     models: Annotated[ModelOptions, Without("reference", "rule", "base_prompt", "engine", "engine_options")],
-    seed: Annotated[int, Option("Seed of the random numbers.", "N", allowed=">= 0")] = 0,
+    seed: Annotated[int, Option("Seed of the random numbers.", "N", allowed=SEEDS)] = 0,
 ) -> None:
     """Measure how close primal and dual come to the exact optimum of the knapsack, at every position of answers.
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kad.errors import LogitsError, RuleError, VocabularyError
 from kad.method import kernels
-from kad.method.composed import Composed
+from kad.method.composed import Composed, asked
 from kad.method.defaults import COLDEST, HOTTEST
 from kad.method.distribution import (
     AnyRows,
@@ -172,7 +172,8 @@ def raise_if_bad(
         refuse(name, rows)
     models = composed(composition, base, *others)
     if isinstance(models.rule, CascadeRule):
-        keep = models.rule.keep(models.base.log_probs(), models.aligned.log_probs())
+        log_p = models.base.log_probs()
+        keep = asked(models.rule, "keep", log_p.shape, log_p, models.aligned.log_probs())
         if not bool(((keep >= 0.0) & (keep <= 1.0)).all()):
             raise RuleError(
                 f"The keep probabilities of rule {models.rule} must lie in [0, 1], but lie between "

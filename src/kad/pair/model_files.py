@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from kad.errors import MissingTokenizerError, PairError, first_line
 from kad.pair.adapters import adapted
+from kad.pair.gguf import check_gguf
 from kad.pair.sources import Source
 
 # What a damaged file makes Transformers raise.
@@ -36,6 +37,8 @@ def from_host(loader: Any, source: Source, **options: Any) -> Any:
 
     Left without an answer, Transformers asks on standard input, where kad reads prompts. So the answer is always given.
     """
+    if source.gguf_path is not None:
+        check_gguf(source.gguf_path)
     return loader.from_pretrained(source.model, **{**options, "trust_remote_code": source.trusted})
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from kad.errors import OptionError, UsageError
 from kad.method.defaults import COLDEST, HOTTEST, TEMPERATURES
-from kad.options import Option, check_fields
+from kad.options import SEEDS, Option, check_fields
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, LogitsProcessorList
@@ -70,7 +70,7 @@ class Sampling:
         float | None, Option("Make tokens that already occurred less probable. 1: off.", "X", allowed="> 0")
     ] = None
     stop: Annotated[tuple[str, ...], Option("Stop after this text; may be given several times.", "TEXT")] = ()
-    seed: Annotated[int | None, Option("Seed of the random numbers.", "N", allowed=">= 0", shown="random")] = None
+    seed: Annotated[int | None, Option("Seed of the random numbers.", "N", allowed=SEEDS, shown="random")] = None
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -32,6 +32,8 @@ from conftest import make_model, make_tokenizer
         (["Hi", "--draft-tokens", "many"], "--draft-tokens must be a number from 0 to 64 or auto, but is 'many'."),
         (["Hi", "--draft-tokens", "-3"], "--draft-tokens must be a number from 0 to 64 or auto, but is '-3'."),
         (["Hi", "--deferral-temperature", "0"], "--deferral-temperature must be in [0.01, 1000], but is 0."),
+        (["Hi", "--seed", "1" * 23], "--seed must be in [0, 9223372036854775807], but is 11111111111111111111111."),
+        (["Hi", "--seed", "1" * 400], "--seed must be in [0, 9223372036854775807], but is 111"),
         (["Hi", "--dtype", "int8"], "Unknown --dtype 'int8'. Choose from: auto, float32, bfloat16, float16."),
         (["Hi", "--device", "tpu"], "Unknown --device 'tpu'. Choose from: cpu, cuda, cuda:1, mps, xpu, auto."),
         (["Hi", "--device", "cuda:77"], "Device 'cuda:77' cannot be used here:"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -154,6 +155,7 @@ def test_every_door_to_a_loader_of_code_says_whether_it_may_run() -> None:
                     if isinstance(key, ast.Constant)
                 }
                 name, loads = ast.unparse(call.func.value), call.func.attr in ("from_pretrained", "from_config")
+                loads = loads or name == "self._lib.utils"  # mlx_lm.utils.load_model
                 assert not loads or name in without_code or "trust_remote_code" in says, f"{file}:{call.lineno}"
 
 
@@ -192,6 +194,59 @@ def test_a_pair_of_somebody_else_cannot_allow_its_own_code(
     assert not marker.exists()
 
 
+BASE = "tiny:big-base"
+KERNEL = "kernels-community/flash-attn2"
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"base": {"model": BASE, "kwargs": {"cache_dir": "here"}}}, "The pair carries cache_dir"),
+        ({"base": {"model": BASE, "kwargs": {"offload_folder": "here"}}}, "The pair carries offload_folder"),
+        ({"base": {"model": BASE, "kwargs": {"token": "x"}}}, "The pair carries token"),
+        ({"base": {"model": BASE, "kwargs": {"device_map": {"": "disk"}}}}, "not the disk"),
+        ({"base": {"model": BASE, "kwargs": {"max_memory": {"disk": "1TB"}}}}, "not the disk"),
+        ({"base": {"model": BASE, "kwargs": {"attn_implementation": KERNEL}}}, "A pair may say eager, sdpa"),
+        ({"base": {"model": BASE, "kwargs": {"gguf_file": "../../x.gguf"}}}, "a name inside the model's folder"),
+        ({"base": {"model": BASE, "kwargs": {"subfolder": "/etc"}}}, "a name inside the model's folder"),
+        ({"base": {"model": BASE, "kwargs": {"dtype": "__import__"}}}, "A pair may say auto, float64"),
+        ({"base_prompt": "/etc/passwd"}, "is no file, but an object, a template or a name; got '/etc/passwd'."),
+        ({"base_prompt": "few-shot:/etc/passwd"}, "is no file, but an object, a template or a name"),
+        ({"base_prompt": {"template": "{question}", "stops": ["x" * 1000]}}, "at most 16 stops of 200 characters"),
+        ({"base_prompt": {"template": "{question}" * 200_000}}, "at most 1,000,000 characters"),
+        ({"vocab_size": 10**18}, "at most 16,777,216, but is 1000000000000000000"),
+        ({"vocab_size": 768, "foreign_ids": [768]}, "foreign_ids are a list of tokens below its vocab_size"),
+        ({"vocab_size": 768, "foreign_ids": [5] * 2000}, "foreign_ids are a list of tokens below its vocab_size"),
+        ({"deferral_temperature": 1e-9}, "must be a number from 0.01 to 1000"),
+        ({"base": {"model": "PAIR"}}, "is a pair. A pair is composed of models"),
+    ],
+    ids=lambda value: str(value)[:50],
+)
+def test_a_pair_says_less_than_its_user(said: dict[str, object], message: str, tmp_path: Path) -> None:
+    """Neither where to write, nor what to read beside the models, nor what to download and run, nor any size."""
+    pair = tmp_path / "pair"
+    shutil.copytree(kad.tiny.path("pair"), pair)
+    config = json.loads((pair / "config.json").read_text(encoding="utf-8")) | {"reference": None}
+    config |= {"base": {"model": BASE}, "aligned": {"model": "tiny:small-aligned"}}
+    text = json.dumps(config | said).replace('"PAIR"', json.dumps(str(pair)))
+    (pair / "config.json").write_text(text, encoding="utf-8")
+    for command in (["info", str(pair)], ["generate", "--pair", str(pair), "-n", "1", HI]):
+        done = CliRunner().invoke(app, command)
+        assert done.exit_code == 2, done.exception
+        assert message in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["pair"]
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+def test_a_model_cannot_ask_for_code_of_the_hub(key: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(folders["base"], folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {key: "somebody/kernel"}), encoding="utf-8")
+    with pytest.raises(PairError, match="asks for code of the hub, somebody/kernel"):
+        kad.load(base=str(folder), aligned=str(folders["aligned"]))
+
+
 class _Payload:
     """Unpickling it leaves a file."""
 
@@ -212,3 +267,10 @@ def test_weights_in_a_pickle_are_not_read(folders: dict[str, Path], tmp_path: Pa
     assert not marker.exists()
     pickle.loads((folder / "pytorch_model.bin").read_bytes())
     assert marker.exists(), "else this test proves nothing"
+
+
+def test_the_tests_that_the_page_names_exist() -> None:
+    page = (Path(__file__).parents[1] / "SECURITY.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(test_\w+)`", page))
+    assert len(named) > 3
+    assert named <= globals().keys()

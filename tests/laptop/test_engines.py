@@ -378,6 +378,6 @@ def test_code_in_a_folder_of_mlx_does_not_run(files: Callable[[str, str], Path],
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps(config | {"model_file": "own.py"}), encoding="utf-8")
     (folder / "own.py").write_text(f"import pathlib\npathlib.Path({str(marker)!r}).touch()\n", encoding="utf-8")
-    with pytest.raises(PairError, match="comes with code of its own"):
+    with pytest.raises(PairError, match="requires importing and running a custom module"):
         kad.load(base=str(folder), aligned=str(folder), engine="mlx")
     assert not marker.exists()

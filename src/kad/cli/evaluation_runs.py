@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from kad.cli import stdio
 from kad.cli.common import ModelOptions
+from kad.disk import own_cache
 from kad.engines.load import first_device
 from kad.evaluation.run_options import RunOptions, TaskOptions
 from kad.options import Option
@@ -33,6 +34,8 @@ _SECONDS = 60.0
 def make_plan(models: ModelOptions, tasks: TaskOptions, run: RunOptions, methods: str | Sequence[Method]) -> Plan:
     """A plan from the options of a command. The method `pair` is the pair's own rule."""
     stdio.quiet_transformers()
+    if tasks.include_path is not None:
+        _say_that_tasks_are_code()
     from kad.evaluation.evaluate import Plan
     from kad.evaluation.methods import parse_methods
     from kad.pair.base_prompt import BasePrompt
@@ -62,6 +65,15 @@ def make_plan(models: ModelOptions, tasks: TaskOptions, run: RunOptions, methods
         load_options=load_options,
         device=models.device or first_device(),
     )
+
+
+def _say_that_tasks_are_code() -> None:
+    """The first time on this machine."""
+    said = own_cache() / "tasks-are-code"
+    if not said.exists():
+        stdio.note("a task file is code: it can do here what you can. Use those that you wrote, or have read.")
+        with suppress(OSError):
+            said.touch()
 
 
 def execute(plan: Plan, out: Path) -> Settings:

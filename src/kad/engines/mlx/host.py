@@ -9,7 +9,7 @@ from kad import hosts
 from kad.hosts import MLX, needs
 
 _CACHE = ("make_prompt_cache(model)", "trim_prompt_cache(cache, num_tokens)", "KVCache", "RotatingKVCache")
-NEEDS = (*needs("mlx_lm.utils", "load_model(model_path)"), *needs("mlx_lm.models.cache", *_CACHE))
+NEEDS = (*needs("mlx_lm.utils", "load_model(model_path, trust_remote_code)"), *needs("mlx_lm.models.cache", *_CACHE))
 
 
 @cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -41,15 +40,10 @@ class MlxModel(OneAtATime):
         if device == "cpu":
             mx.set_default_device(mx.cpu)
         folder = Path(source.model) if source.is_local else _snapshot(source)
-        folder = folder / source.kwargs.get("subfolder", "")
+        place = folder / source.kwargs.get("subfolder", "")
         try:
-            if json.loads((folder / "config.json").read_text("utf-8")).get("model_file") is not None:
-                # mlx-lm would run it, in some of its versions without being told to.
-                raise PairError(f"{source.model} comes with code of its own. kad runs no code of a model of MLX.")
-            self.model, self._config = self._lib.utils.load_model(folder)
-        except PairError:
-            raise
-        except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as error:
+            self.model, self._config = self._lib.utils.load_model(place, trust_remote_code=source.trusted)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise PairError(f"MLX cannot load {source.model}: {first_line(error)}") from error
         self.vocab_size = int(self.logits(torch.zeros(1, dtype=torch.long), self.new_cache(), 1).shape[-1])
 

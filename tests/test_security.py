@@ -243,7 +243,7 @@ def test_a_model_cannot_ask_for_code_of_the_hub(key: str, folders: dict[str, Pat
     shutil.copytree(folders["base"], folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps(config | {key: "somebody/kernel"}), encoding="utf-8")
-    with pytest.raises(PairError, match="asks for code of the hub, somebody/kernel"):
+    with pytest.raises(PairError, match="asks for code of the hub: .*somebody/kernel"):
         kad.load(base=str(folder), aligned=str(folders["aligned"]))
 
 

@@ -34,7 +34,7 @@ _SECONDS = 60.0
 def make_plan(models: ModelOptions, tasks: TaskOptions, run: RunOptions, methods: str | Sequence[Method]) -> Plan:
     """A plan from the options of a command. The method `pair` is the pair's own rule."""
     stdio.quiet_transformers()
-    if tasks.include_path is not None:
+    if tasks.include_path is not None and tasks.include_path.is_dir():
         _say_that_tasks_are_code()
     from kad.evaluation.evaluate import Plan
     from kad.evaluation.methods import parse_methods

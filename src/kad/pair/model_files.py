@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig
 
 from kad.errors import MissingTokenizerError, PairError, first_line
 from kad.pair.adapters import adapted
@@ -39,7 +40,31 @@ def from_host(loader: Any, source: Source, **options: Any) -> Any:
     """
     if source.gguf_path is not None:
         check_gguf(source.gguf_path)
+    elif loader is not AutoTokenizer:
+        _check_configuration(source)
     return loader.from_pretrained(source.model, **{**options, "trust_remote_code": source.trusted})
+
+
+def _check_configuration(source: Source) -> None:
+    """Refuse a pair, and a kernel of the hub ("organization/name"), which Transformers would fetch and run."""
+    try:
+        plain, _ = PreTrainedConfig.get_config_dict(source.model, **_place(source))
+    except (*TROUBLE, ImportError):
+        return  # the loader says what is wrong
+    if plain.get("model_type") == "kad":
+        raise PairError(f"{source.model} is a pair. A pair is composed of models, not of pairs.")
+    if source.trusted:
+        return
+    for part in (plain, *(value for value in plain.values() if isinstance(value, dict))):
+        for name, value in part.items():
+            if name.endswith("_implementation") and any("/" in str(one) for one in _leaves(value)):
+                raise PairError(
+                    f"{source.model} asks for code of the hub: {name} is {value!r}. It needs trust_remote_code."
+                )
+
+
+def _leaves(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else (value,)
 
 
 def load_tokenizer(source: Source, config: Any = None) -> Any:
@@ -53,6 +78,8 @@ def load_tokenizer(source: Source, config: Any = None) -> Any:
         return load_tokenizer(underneath)
     try:
         return from_host(AutoTokenizer, source, config=config, **_place(source))
+    except PairError:
+        raise
     except (*TROUBLE, ImportError) as error:
         names = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
         missing = source.is_local and "gguf_file" not in source.kwargs
@@ -99,15 +126,11 @@ def load_config(source: Source) -> Any:
     """
     source = adapted(source) or source
     try:
-        config = from_host(AutoConfig, source, **_place(source))
+        return from_host(AutoConfig, source, **_place(source))
+    except PairError:
+        raise
     except (*TROUBLE, ImportError) as error:
         raise PairError(f"Cannot read the configuration of {source.model}: {reason_of(error)}") from error
-    attention = getattr(config, "_attn_implementation", None)
-    if not source.trusted and isinstance(attention, str) and "/" in attention:
-        raise PairError(f"{source.model} asks for code of the hub, {attention}. It runs only if you trust remote code.")
-    if config.model_type == "kad":
-        raise PairError(f"{source.model} is a pair. A pair is composed of models, not of pairs.")
-    return config
 
 
 def load_generation_config(source: Source) -> GenerationConfig | None:

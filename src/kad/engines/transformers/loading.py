@@ -13,7 +13,7 @@ from kad.engines.transformers.host import AutoQuantizationConfig
 from kad.engines.transformers.model import TransformersModel
 from kad.errors import PairError, UsageError, first_line, missing_extra
 from kad.pair.adapters import adapted, inner_model, merged, share_weights
-from kad.pair.model_files import TROUBLE, from_host, load_config, load_generation_config, reason_of
+from kad.pair.model_files import TROUBLE, from_host, load_generation_config, reason_of
 from kad.pair.sources import MODEL_KWARGS, Source
 
 
@@ -43,8 +43,6 @@ def load_model(source: Source, **overrides: Any) -> PreTrainedModel:
         options["quantization_config"] = AutoQuantizationConfig.from_dict(options["quantization_config"])
     if source.revision is not None:
         options["revision"] = source.revision
-    if not options.get("gguf_file"):
-        load_config(source)  # it may ask for what only the user may allow
     try:
         model, loaded = from_host(AutoModelForCausalLM, source, **options, output_loading_info=True)
     except SafetensorError as error:
@@ -53,6 +51,8 @@ def load_model(source: Source, **overrides: Any) -> PreTrainedModel:
         if options.get("gguf_file"):
             raise missing_extra("gguf", "gguf (with accelerate)") from error
         raise PairError(f"Cannot load {source.model}: {first_line(error)}") from error
+    except PairError:
+        raise
     except TROUBLE as error:
         raise PairError(f"Cannot load {source.model}: {reason_of(error)}") from error
     lacking = sorted(loaded["missing_keys"])

@@ -232,7 +232,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_there_is(talk: Chat, monkeypatch
         if len(shown) == 3:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr("kad.cli.display.write", write)
+    monkeypatch.setattr("kad.cli.stdio.write", write)
     answer = talk.say("Hi")
     assert answer.finish_reason == "interrupted"
     assert 3 <= len(answer.token_ids) <= 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -35,6 +36,16 @@ def two(folders: dict[str, Path]) -> list[str]:
 
 
 # ---------------------------------------------------------------------- pack
+
+
+def test_the_lines_to_copy_hold_in_a_shell_whatever_the_folder_is_called(two: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "a b; touch ran"
+    lines = call("pack", *two, "-o", folder).stdout.splitlines()
+    words = [shlex.split(line) for line in lines if line.startswith(("  kad ", "  vllm "))]
+    assert words == [["kad", "generate", "--pair", str(folder), "..."], ["vllm", "serve", str(folder)]]
+    folder.joinpath("config.json").unlink()
+    said = call("info", folder, code=2).stderr.partition("with: ")[2]
+    assert shlex.split(said) == ["kad", "pack", "-o", str(folder), "..."]
 
 
 def test_a_packed_pair_is_the_composed_model(
@@ -108,7 +119,7 @@ def test_nothing_else_is_written_over(two: list[str], folders: dict[str, Path], 
     [
         (["--rule", "implicit_reward"], "needs the reference model. Give one: reference=... (--reference)."),
         (["--rule", "dul"], "Unknown rule 'dul'."),
-        (["--deferral-temperature", "-1"], "--deferral-temperature must be > 0, but is -1."),
+        (["--deferral-temperature", "-1"], "--deferral-temperature must be in [0.01, 1000], but is -1."),
         (["--base-dtype", "int3"], "Unknown --base-dtype 'int3'. Choose from: auto, float32,"),
         (["--dtype", "int3"], "Unknown --dtype 'int3'."),
         (["--base-option", "device"], "--base-option takes KEY=VALUE, but got 'device'."),

@@ -8,13 +8,16 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+from kad.cli import stdio
 from kad.cli.main import app
+from kad.server.listening import Listening
 
 
 def serve(*arguments: Any, code: int) -> Any:
@@ -71,9 +74,53 @@ def test_what_goes_to_vllm() -> None:
     words = shlex.split(line)
     assert words[1:4] == ["-m", "kad.engines.vllm.launch", "serve"]
     assert words[5:] == [
-        "--served-model-name", "tiny", "--host", "127.0.0.1", "--port", "81", "--api-key", "k", "--max-model-len",
-        "512",
+        "--served-model-name", "tiny", "--host", "127.0.0.1", "--port", "81", "--max-model-len", "512",
     ]  # fmt: skip
+
+
+# Every option of listening: what kad's own server does with it, and what vLLM's gets.
+OPEN = "Everybody who reaches this machine can use it"
+LISTENING: dict[str, list[tuple[list[str], dict[str, str], str]]] = {
+    "host": [
+        ([], {}, "--host 127.0.0.1"),
+        (["--host", "127.0.0.2"], {}, "--host 127.0.0.2"),
+        (["--host", "0.0.0.0"], {}, OPEN),
+    ],
+    "port": [(["--port", "8123"], {}, "--port 8123")],
+    "api_key": [
+        (["--host", "0.0.0.0", "--api-key", "own"], {}, "VLLM_API_KEY=own"),
+        (["--host", "0.0.0.0"], {"KAD_API_KEY": "own"}, "VLLM_API_KEY=own"),
+        (["--host", "0.0.0.0"], {"KAD_API_KEY": "own", "VLLM_API_KEY": "other"}, "VLLM_API_KEY=own"),
+        (["--host", "0.0.0.0"], {"VLLM_API_KEY": "own"}, "VLLM_API_KEY=own"),
+    ],
+    "cors": [(["--cors", "http://localhost:3000"], {}, "vLLM's server does not take --cors.")],
+    "max_requests": [(["--max-requests", "3"], {}, "vLLM's server does not take --max-requests.")],
+}
+
+
+@pytest.mark.parametrize("option", [field.name for field in fields(Listening)])
+def test_every_option_of_listening_holds_on_vllms_server_or_is_refused(
+    option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One option, two servers; the key is nowhere on a command line, and without a host nobody else gets in."""
+
+    def become(program: str, arguments: list[str], environment: dict[str, str]) -> None:
+        line = shlex.join(arguments)
+        assert not {"own", "other", "--api-key"} & set(arguments)
+        stdio.message(f"{line} VLLM_API_KEY={environment.get('VLLM_API_KEY')}")
+
+    monkeypatch.setattr("kad.engines.vllm.host.check_installed", lambda: None)
+    monkeypatch.setattr("os.execve", become)
+    for arguments, environment, expected in LISTENING[option]:
+        with monkeypatch.context() as here:
+            for name in ("KAD_API_KEY", "VLLM_API_KEY"):
+                here.delenv(name, raising=False)
+            for name, value in environment.items():
+                here.setenv(name, value)
+            refused = 2 if "does not take" in expected else 0
+            said = serve("tiny", "--engine", "vllm", *arguments, code=refused).stderr
+            assert expected in said
+            assert (OPEN in said) == (expected == OPEN)
 
 
 def test_a_server_from_its_start_to_ctrl_c() -> None:

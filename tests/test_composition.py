@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -210,8 +212,8 @@ def test_the_deferral_temperature_divides_before_composing() -> None:
     base, aligned = torch.randn(6, 50), torch.randn(6, 50)
     cold = compose(kad.rules.Dual(0.3), base, aligned, deferral_temperature=0.5)
     torch.testing.assert_close(cold, compose(kad.rules.Dual(0.3), base / 0.5, aligned / 0.5))
-    for bad in (0.0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(RuleError, match="deferral_temperature must be a positive number"):
+    for bad in (0.0, -1.0, 0.0099, 1001, float("nan"), float("inf")):
+        with pytest.raises(RuleError, match="deferral_temperature must be a number from 0.01 to 1000"):
             compose(kad.rules.Dual(), base, aligned, deferral_temperature=bad)
 
 
@@ -321,3 +323,23 @@ def test_on_a_cpu_long_rows_are_mended_where_p_is_kept(rule: str) -> None:
         torch.testing.assert_close(found[possible], expected[possible], rtol=1e-5, atol=1e-5)
         # Of excluded tokens only the order counts. The floor is a maximum here and a sum there.
         torch.testing.assert_close(found[~possible], expected[~possible], rtol=0, atol=0.7)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda log_p: log_p[..., :1], "keep() of rule somebodys must give a tensor of shape (2, 5), but gave (2, 1)"),
+        (lambda log_p: 0.5, "must give a tensor of shape (2, 5), but gave float"),
+        (lambda log_p: 1 / 0, "keep() of rule somebodys failed: ZeroDivisionError: division by zero. Mend the rule."),
+    ],
+)
+def test_a_rule_of_somebody_else_that_fails_is_a_sentence(answer: Any, message: str) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Somebodys(kad.rules.CascadeRule):
+        name: ClassVar[str] = "somebodys"
+
+        def keep(self, log_p: torch.Tensor, log_aligned: torch.Tensor) -> Any:
+            return answer(log_p)
+
+    with pytest.raises(RuleError, match=re.escape(message)):
+        compose(Somebodys(), torch.randn(2, 5), torch.randn(2, 5))

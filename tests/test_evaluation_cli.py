@@ -86,7 +86,7 @@ def test_speculative_and_plain_runs_agree_when_greedy(pair: Path, tmp_path: Path
         (["--engine-option", "max_model_len=512"], "--engine transformers takes none"),
         (["--engine", "vllm", "--engine-option", "max_model_len"], "--engine-option takes KEY=VALUE"),
         (["--engine", "vllm", "--engine-option", "dtype=half"], "The engine option dtype is set by"),
-        (["--temperature", "-1"], "--temperature must be >= 0, but is -1."),
+        (["--temperature", "-1"], "--temperature must be 0 or in [0.01, 1000], but is -1."),
         (["--baseline", "base", "--methods", "aligned"], "'base' is not among the methods"),
         (["--dtype", "int3"], "Unknown --dtype"),
         (["--base", "x", "--aligned", "y", "--pair", "tiny"], "not both"),

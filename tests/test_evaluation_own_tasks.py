@@ -242,3 +242,17 @@ def test_tuning_asks_the_task_file(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["tune", *map(str, options), "--out", str(tmp_path / "yes"), "--json"])
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["metric"] == "exact_match"
+
+
+def test_the_template_of_a_task_runs_in_a_sandbox_and_task_files_are_said_to_be_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    reach = f"{{{{ cycler.__init__.__globals__.os.popen('touch {tmp_path}/ran').read() }}}}"
+    folder = write(tmp_path / "tasks", CHOICES.replace("doc_to_text: question", f'doc_to_text: "{reach}"'), ROWS)
+    command = ["--include-path", folder, "--tasks", "colors", "--limit", "1", "--methods", "aligned", "--out"]
+    done = run(*command, tmp_path / "run", code=2)
+    assert "access to attribute '__init__' of 'type' object is unsafe" in done.stderr
+    assert not (tmp_path / "ran").exists()
+    assert "note: a task file is code" in done.stderr
+    assert "a task file is code" not in run(*command, tmp_path / "run", code=2).stderr

@@ -46,6 +46,8 @@ def rows_of(kind: str, count: int, vocab: int) -> list[torch.Tensor]:
     rows = [torch.randn(count, vocab, generator=generator) * 3 for _ in range(2)]
     if kind == "flat":
         rows = [row * 0.0 for row in rows]
+    if kind == "far":
+        rows = [row + 1e5 for row in rows]
     if kind == "ties":
         rows = [row.round() for row in rows]
     if kind == "saturated":
@@ -60,7 +62,7 @@ def rows_of(kind: str, count: int, vocab: int) -> list[torch.Tensor]:
 @pytest.mark.parametrize(
     ("kind", "vocab", "dtype"),
     [
-        *((kind, vocab, torch.float32) for kind in ("flat", "ties", "saturated", "holes") for vocab in (2, 37)),
+        *((kind, vocab, torch.float32) for kind in ("flat", "far", "ties", "saturated", "holes") for vocab in (2, 37)),
         *(("random", 37, dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16)),
         ("random", 2000, torch.float32),
     ],

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shlex
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -371,13 +372,47 @@ def test_the_command_asks_again_with_the_rule_shown(open_page: Any, sample: Samp
     trace = replace(sample.trace, generation={**sample.trace.generation, "asked": asked})
     opened = open_page(trace)
     shown = lambda: shlex.split(opened.page.locator(".command code").inner_text())  # noqa: E731
-    expected = ["kad", "trace", asked["prompt"], "--pair", "tiny", "--rule", "dual:threshold=0.4"]
-    expected += ["--system", "Be brief.", "--temperature", "0", "-o", "trace.html"]
+    expected = ["kad", "trace", "--pair", "tiny", "--rule", "dual:threshold=0.4", "--system", "Be brief."]
+    expected += ["--temperature", "0", "-o", "trace.html", "--", asked["prompt"]]
     assert shown() == expected
     set_slider(opened.page, "primal", 0.25)
-    assert shown()[6] == "primal:budget=0.25"
+    assert shown()[5] == "primal:budget=0.25"
     known = {option for parameter in load_command("trace").params for option in parameter.opts}
-    assert {word for word in expected if word.startswith("-")} <= known
+    assert {word for word in expected if word.startswith("-")} <= known | {"--"}
+
+
+RUN = "$(touch ran)`touch ran`'; touch ran; #\ntouch ran"
+
+
+def test_a_copied_command_of_somebody_elses_trace_runs_kad_alone(
+    open_page: Any, sample: Sample, tmp_path: Path
+) -> None:
+    """Each field of the trace that reaches the command, with what a shell would run; in a real shell."""
+    (tmp_path / "kad").write_text('#!/bin/sh\nfor word; do printf "%s\\0" "$word"; done\n', encoding="utf-8")
+    (tmp_path / "kad").chmod(0o755)
+    everything = {"prompt": f"--import=x {RUN}", "system": RUN, "base_prompt": RUN, "thinking": "constructor"}
+    trace = replace(
+        sample.trace,
+        models={"base": RUN, "aligned": "small", f"base x; {RUN}": "y", "import": "x"},
+        rule_text=RUN, deferral_temperature=RUN,
+        generation={"source": "generated", "do_sample": True, "temperature": RUN, "seed": RUN, "asked": everything},
+    )  # fmt: skip
+    command = open_page(trace).page.locator(".command code").text_content()  # as the button copies it
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, check=True)
+    words = done.stdout.decode().split("\0")[:-1]
+    assert not (tmp_path / "ran").exists()
+    names = ["base", "aligned", "rule", "base-prompt", "system", "temperature", "seed", "deferral-temperature"]
+    values = [RUN, "small", *[RUN] * 6]
+    options = [word for name, value in zip(names, values, strict=True) for word in (f"--{name}", value)]
+    assert words == ["trace", *options, "-o", "trace.html", "--", f"--import=x {RUN}"]
+
+
+def test_a_question_with_control_characters_gives_no_command(open_page: Any, sample: Sample) -> None:
+    """Pasted into a terminal, Ctrl-C ends the line before its quotes do."""
+    asked = {"prompt": "x\x03\ntouch ran\n", "pair": "tiny"}
+    trace = replace(sample.trace, generation={**sample.trace.generation, "asked": asked})
+    assert not open_page(trace).page.locator(".command").is_visible()
 
 
 def test_the_panel_folds_on_a_phone(open_page: Any, sample: Sample) -> None:

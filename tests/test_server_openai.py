@@ -354,6 +354,8 @@ CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
         ),
         (CHAT, {"rules": "dual"}, "Unknown field 'rules'."),
         (CHAT, {"temperature": -1}, "temperature: Input should be greater than or equal to 0."),
+        (CHAT, {"temperature": 1e-40}, "must be 0 or in [0.01, 1000], but is 1e-40."),
+        (CHAT, {"deferral_temperature": 1e-9}, "must be a number from 0.01 to 1000, but is 1e-09."),
         (CHAT, {"top_p": 0}, "top_p: Input should be greater than 0."),
         (CHAT, {"seed": -3}, "seed: Input should be greater than or equal to 0."),
         (CHAT, {"max_tokens": 0}, "max_tokens: Input should be greater than or equal to 1."),

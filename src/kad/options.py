@@ -13,6 +13,9 @@ from typing import Any, get_type_hints
 
 from kad.errors import OptionError
 
+SEEDS = "[0, 9223372036854775807]"
+"""What torch takes as a seed."""
+
 
 @dataclass(frozen=True)
 class Option:
@@ -23,7 +26,7 @@ class Option:
         metavar: what stands for its value on the help page; a flag has none.
         short: a name of one letter, like "-n".
         name: the long name, where it is not the field's.
-        allowed: ">= 1", "> 0" or an interval like "(0, 1]" for a number; the choices for a text.
+        allowed: ">= 1", "> 0", an interval like "(0, 1]" or "0 or [1, 2]" for a number; the choices for a text.
         shown: how the help page says the default, where the default itself says nothing.
         parse: makes the value from the text on the command line.
         panel: the part of the help page, where it is not the group's `PANEL`.
@@ -54,8 +57,14 @@ class Option:
             if value not in self.allowed:
                 raise OptionError(f"Unknown {name} {value!r}. Choose from: {', '.join(self.allowed)}.")
         elif not _within(value, self.allowed):
-            must = self.allowed if self.allowed.startswith(">") else f"in {self.allowed}"
-            raise OptionError(f"{name} must be {must}, but is {value:g}.")
+            shown = value if isinstance(value, int) else f"{value:g}"
+            raise OptionError(f"{name} must be {self.bounds}, but is {shown}.")
+
+    @property
+    def bounds(self) -> str:
+        """The allowed numbers in words: ">= 1", "in (0, 1]", "0 or in [1, 2]"."""
+        allowed = str(self.allowed)
+        return allowed if allowed.startswith(">") else f"in {allowed}".replace("in 0 or", "0 or in")
 
 
 def options_of(group: type[Any]) -> dict[str, Option]:
@@ -80,7 +89,9 @@ def check_fields(group: Any) -> None:
 
 
 def _within(value: float, allowed: str) -> bool:
-    """Whether a number is in an interval: ">= 1", "> 0", "[0, 1]", "(0, 1]"; NaN is in none, infinity in no `>`."""
+    """Whether a number is in ">= 1", "> 0", "[0, 1]" or "0 or [1, 2]"; NaN is in none, infinity in no `>`."""
+    if allowed.startswith("0 or "):
+        return value == 0 or _within(value, allowed.removeprefix("0 or "))
     if allowed.startswith(">"):
         bound = float(allowed.lstrip(">= "))
         return value < math.inf and (value >= bound if allowed.startswith(">=") else value > bound)

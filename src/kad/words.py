@@ -1,11 +1,23 @@
-"""Numbers in the words of a message: "1 token", "1,000 KiB", "14.8 B"."""
+"""The words of a message: numbers ("1 token", "1,000 KiB", "14.8 B"), and texts of others that a terminal may show."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 _COUNTS = (("B", 1e9), ("M", 1e6), ("K", 1e3), ("", 1.0))
 _SIZES = (("GiB", 2.0**30), ("MiB", 2.0**20), ("KiB", 2.0**10), ("B", 1.0))
+
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def shown(text: str) -> str:
+    """A text as a terminal may show it: control characters, but line breaks and tabs, are written as their numbers.
+
+    A terminal obeys them: they write to its clipboard, set its title, or hide what was there.
+    """
+    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def counted(number: int, thing: str) -> str:

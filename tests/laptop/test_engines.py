@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections import defaultdict
 from collections.abc import Callable
 from functools import cache
 from itertools import cycle, product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +22,7 @@ import kad
 from conftest import ALIGNED, BASE, EXACT
 from kad import tiny
 from kad.engines.pair import Pair
-from kad.errors import UsageError
+from kad.errors import PairError, UsageError
 from kad.evaluation.engine import Engine, SampleRequest
 from kad.evaluation.methods import parse_method
 from kad.pair.model_files import load_tokenizer
@@ -371,3 +374,14 @@ def test_an_evaluation_is_that_of_transformers(name: str, kind: str, files: Call
         found.append(measures)
     assert found[0] == found[2]
     assert found[1] == pytest.approx(found[3], abs=1e-3)
+
+
+def test_code_in_a_folder_of_mlx_does_not_run(files: Callable[[str, str], Path], tmp_path: Path) -> None:
+    folder, marker = tmp_path / "mlx", tmp_path / "it-ran"
+    shutil.copytree(files("small-aligned", "mlx"), folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"model_file": "own.py"}), encoding="utf-8")
+    (folder / "own.py").write_text(f"import pathlib\npathlib.Path({str(marker)!r}).touch()\n", encoding="utf-8")
+    with pytest.raises(PairError, match="requires importing and running a custom module"):
+        kad.load(base=str(folder), aligned=str(folder), engine="mlx")
+    assert not marker.exists()

@@ -71,7 +71,7 @@ def test_repeatable_drafts_are_greedy(run: Any) -> None:
 def test_what_the_user_says_stands(run: Any) -> None:
     assert "--speculative-config" not in planned(run, "tiny", "--no-speculate")
     own = planned(run, "tiny", '--speculative-config={"method": "ngram"}', "--served-model-name=mine")
-    assert own[5:] == ['--speculative-config={"method": "ngram"}', "--served-model-name=mine"]
+    assert own[5:] == ["--host", "127.0.0.1", '--speculative-config={"method": "ngram"}', "--served-model-name=mine"]
 
 
 @pytest.mark.parametrize(

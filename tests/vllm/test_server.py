@@ -255,15 +255,24 @@ def test_two_hundred_at_once_are_answered_as_one_by_one(server: Server) -> None:
     assert len(set(one_by_one.values())) > 3
 
 
-def test_a_dead_engine_is_reported_and_a_new_server_serves(server: Server, greedy: str, tmp_path: Path) -> None:
+def test_a_dead_engine_is_reported_and_a_new_server_with_a_key_serves(
+    server: Server, greedy: str, tmp_path: Path
+) -> None:
     """Last, for it ends the server of this module."""
     server.engine().kill()
     with pytest.raises((openai.APIConnectionError, openai.InternalServerError)):
         chat(server)
     server.process.wait(60)
     assert "EngineDeadError" in server.log.read_text()
-    with Server("tiny", tmp_path / "log.txt", ENVIRONMENT, *OPTIONS, "--no-speculate") as again:
-        assert chat(again).choices[0].message.content == greedy
+    keyed = ENVIRONMENT | {"KAD_API_KEY": "own"}
+    with Server("tiny", tmp_path / "log.txt", keyed, *OPTIONS, "--no-speculate") as again:
+        with pytest.raises(openai.AuthenticationError):
+            chat(again)
+        asked = {"model": "tiny", "messages": [{"role": "user", "content": QUESTION}], "temperature": 0.0}
+        with_key = again.client().with_options(api_key="own").chat.completions
+        assert with_key.create(**asked, max_tokens=48).choices[0].message.content == greedy  # type: ignore[call-overload]
+        commands = [" ".join(process.cmdline()) for process in again.family()]
+        assert not any(" own" in command for command in commands)
         # And the other way round: a killed API server leaves nothing behind.
         everything = again.family()
         assert len(everything) > 1

@@ -10,8 +10,9 @@ from kad.cli import stdio
 from kad.cli.common import Json, ModelOptions
 from kad.cli.flatten import Without
 from kad.cli.questions import Questions
+from kad.disk import write_atomically
 from kad.errors import UsageError
-from kad.options import Option
+from kad.options import SEEDS, Option
 from kad.words import counted
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def command(
     out: Annotated[Path | None, Option("Also write the JSON to a file.", "FILE", "-o")] = None,
     as_json: Json = False,
     models: Annotated[ModelOptions, Without("reference", "rule", "base_prompt", "engine", "engine_options")],
-    seed: Annotated[int, Option("Seed of the random numbers.", "N", allowed=">= 0")] = 0,
+    seed: Annotated[int, Option("Seed of the random numbers.", "N", allowed=SEEDS)] = 0,
 ) -> None:
     """Measure how close primal and dual come to the exact optimum of the knapsack, at every position of answers.
 
@@ -84,7 +85,7 @@ def command(
             model, tokenizer, prompts, budget=budget, threshold=threshold, others=others, progress=stdio.message, **how
         )
     if out is not None:
-        out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_atomically(out, json.dumps(result, indent=1) + "\n")
     stdio.print_result(result, as_json, lambda: _tables(result))
 
 

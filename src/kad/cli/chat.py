@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from kad.cli import common, display, stdio
 from kad.cli.flatten import Only
+from kad.disk import write_atomically
 from kad.errors import KadError, UsageError
 from kad.text.drafting import DraftTokens
 from kad.text.prompts import pieces
@@ -166,7 +167,7 @@ class Chat:
             for piece in answering:
                 write(piece.text)
         answer = answering.answer
-        display.write("\n\n")
+        stdio.write("\n\n")
         display.remark(answer)
         self.last = answer
         self._earlier.append(before)
@@ -216,7 +217,7 @@ class Chat:
         head = [{"role": "system", "content": system}] if system else []
         try:
             text = json.dumps({"messages": [*head, *self.conversation.turns]}, indent=1, ensure_ascii=False) + "\n"
-            Path(name).write_text(text, encoding="utf-8")
+            write_atomically(Path(name), text)
         except OSError as error:
             raise UsageError(f"Cannot write {name}: {error.strerror}.") from error
         stdio.message(f"Wrote {counted(len(self.conversation.turns), 'message')} to {name}.\n")

@@ -19,6 +19,7 @@ import typer
 from kad.cli import stdio
 from kad.engines.load import DTYPES, SCORING_ENGINES, load
 from kad.errors import KadError, UsageError
+from kad.method.defaults import TEMPERATURES
 from kad.options import Option, check_fields
 from kad.pair.base_prompt import BasePrompt
 from kad.pair.sources import check_sources, resolve_pair
@@ -164,7 +165,7 @@ class ModelOptions:
             "Divide every model's logits by T before composing. The papers' temperature is this one; give "
             "--temperature 1 beside it.",
             "T",
-            allowed="> 0",
+            allowed=TEMPERATURES,
             shown="the pair's",
         ),
     ] = None
@@ -255,6 +256,7 @@ class ModelOptions:
         return resolve(
             self.pair, base=self.base, aligned=self.aligned, reference=self.reference, rule=self.rule,
             deferral_temperature=self.deferral_temperature, base_prompt=self.base_prompt,
+            trust_remote_code=self.trust_remote_code,
         )  # fmt: skip
 
     def load(self) -> Loaded:

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
 from rich import box
 from rich.console import Console, Group
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -129,7 +128,7 @@ def command(
     replies = ask(subject, console, messages)
     seconds = time.perf_counter() - started
     if as_json:
-        typer.echo(json.dumps(_as_dict(subject, replies, seconds)))
+        stdio.write(json.dumps(_as_dict(subject, replies, seconds)) + "\n")
         return
     console.print(_accuracies(subject, replies))
     console.print(
@@ -138,7 +137,7 @@ def command(
     )
     console.print("\nNext:")
     for line, what in _NEXT[real:]:
-        console.print(f"  [cyan]{line}[/cyan]  [dim]{what}[/dim]", soft_wrap=True)
+        console.print(Text.assemble("  ", (line, "cyan"), "  ", (what, "dim")), soft_wrap=True)
 
 
 def _embedded_pair(count: int, messages: Console) -> Subject:
@@ -212,7 +211,7 @@ def lacks_fact(text: str, accepted: str) -> str | None:
 
 def ask(subject: Subject, console: Console, messages: Console) -> dict[str, list[Reply]]:
     """The replies of every model to every question. The first ones are printed as they come."""
-    console.print(f"\n{subject.about}, composed by [bold]{subject.pair.rule}[/bold].")
+    console.print(Text.assemble(f"\n{subject.about}, composed by ", (str(subject.pair.rule), "bold"), "."))
     legend = colored([("base model", 1.0)]), " and by the ", colored([("aligned model", 0.0)])
     console.print(Text.assemble("Tokens decided by the ", *legend, ".\n"))
     replies: dict[str, list[Reply]] = {name: [] for name in subject.models}

@@ -34,19 +34,13 @@ _REMARKS = {
 _UNITS = re.compile(r"\n|[^\S\n]|[\u1100-\U0003ffff]|[^\s\u1100-\U0003ffff]+")
 
 
-def write(piece: str) -> None:
-    """Write a piece of text to standard output without delay."""
-    sys.stdout.write(piece)
-    sys.stdout.flush()
-
-
 @contextmanager
 def whole_words() -> Iterator[Callable[[str], None]]:
     """`write`, which ends lines between words if standard output is a terminal."""
     if not sys.stdout.isatty():
-        yield write
+        yield stdio.write
         return
-    wrapper = Wrapper(write, lambda: shutil.get_terminal_size().columns)
+    wrapper = Wrapper(stdio.write, lambda: shutil.get_terminal_size().columns)
     try:
         yield wrapper.push
     finally:
@@ -105,8 +99,8 @@ def show(answering: LiveAnswer, live: bool) -> Answer:
     """Print the answer, as it arrives or when it is finished."""
     for piece in answering:
         if live:
-            write(piece.text)
-    write("\n" if live else answering.answer.text + "\n")
+            stdio.write(piece.text)
+    stdio.write("\n" if live else answering.answer.text + "\n")
     return answering.answer
 
 
@@ -126,7 +120,7 @@ def show_origins(answering: LiveAnswer) -> Answer:
         text = ""
         for piece in answering:
             text += piece.text
-            status.update(f"Generating ... {' '.join(text.split())[-50:]}")
+            status.update(Text(f"Generating ... {' '.join(text.split())[-50:]}"))
     answer = answering.answer
     print_origins([(piece.text, piece.base_share or 0.0, piece.deferred_mass or 0.0) for piece in answer.pieces])
     return answer

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from kad.cli import stdio
 from kad.cli.common import ModelOptions
+from kad.disk import own_cache
 from kad.engines.load import first_device
 from kad.evaluation.run_options import RunOptions, TaskOptions
 from kad.options import Option
@@ -33,6 +34,8 @@ _SECONDS = 60.0
 def make_plan(models: ModelOptions, tasks: TaskOptions, run: RunOptions, methods: str | Sequence[Method]) -> Plan:
     """A plan from the options of a command. The method `pair` is the pair's own rule."""
     stdio.quiet_transformers()
+    if tasks.include_path is not None and tasks.include_path.is_dir():
+        _say_that_tasks_are_code()
     from kad.evaluation.evaluate import Plan
     from kad.evaluation.methods import parse_methods
     from kad.pair.base_prompt import BasePrompt
@@ -44,8 +47,8 @@ def make_plan(models: ModelOptions, tasks: TaskOptions, run: RunOptions, methods
     sources = config.model_sources()
     if reference is not None:
         sources["reference"] = Source.parse(reference)
-    if config.name_or_path:
-        sources["pair"] = Source(config.name_or_path)
+    if config.own_source is not None:
+        sources["pair"] = config.own_source
     parsed = parse_methods(methods, config.parsed_rule) if isinstance(methods, str) else methods
     load_options: dict[str, Any] = {"trust_remote_code": True} if models.trust_remote_code else {}
     if models.dtype is not None:
@@ -62,6 +65,15 @@ def make_plan(models: ModelOptions, tasks: TaskOptions, run: RunOptions, methods
         load_options=load_options,
         device=models.device or first_device(),
     )
+
+
+def _say_that_tasks_are_code() -> None:
+    """The first time on this machine."""
+    said = own_cache() / "tasks-are-code"
+    if not said.exists():
+        stdio.note("a task file is code: it can do here what you can. Use those that you wrote, or have read.")
+        with suppress(OSError):
+            said.touch()
 
 
 def execute(plan: Plan, out: Path) -> Settings:
@@ -124,7 +136,8 @@ def _bar() -> Iterator[Start]:
     from rich.table import Column
 
     # A long method must not push the bar off a narrow terminal.
-    name = rich.TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", max_width=32))
+    place = Column(no_wrap=True, overflow="ellipsis", max_width=32)
+    name = rich.TextColumn("{task.description}", markup=False, table_column=place)
     columns = (name, rich.BarColumn(), rich.MofNCompleteColumn(), rich.TimeElapsedColumn(), rich.TimeRemainingColumn())
     with rich.Progress(*columns, console=stdio.stderr()) as bar:
 

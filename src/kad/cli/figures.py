@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from kad.cli import stdio
 from kad.cli.analyze import Budget
 from kad.cli.common import Json, ModelOptions
@@ -67,7 +65,7 @@ def command(
         stdio.print_json({"files": [str(path) for path in paths], "figures": figures})
     else:
         for path in paths:
-            typer.echo(path)
+            stdio.write(f"{path}\n")
 
 
 def _oracle(name: str | None, model: Loaded) -> Model | None:

@@ -127,7 +127,7 @@ class _Field:
             return option.metavar or "|".join(option.allowed)
         if option.allowed is None:
             return option.metavar
-        return f"{option.metavar} {option.allowed if option.allowed.startswith('>') else f'in {option.allowed}'}"
+        return f"{option.metavar} {option.bounds}"
 
 
 def flatten(command: Callable[..., None]) -> Callable[..., None]:

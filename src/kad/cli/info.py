@@ -65,7 +65,9 @@ class Description:
 def command(
     pair_argument: common.PairArgument = None,
     *,
-    named: Annotated[common.ModelOptions, Only("base", "aligned", "reference", "base_prompt", "imported")],
+    named: Annotated[
+        common.ModelOptions, Only("base", "aligned", "reference", "base_prompt", "imported", "trust_remote_code")
+    ],
     of_environment: Annotated[
         bool,
         Option("Show versions, system and devices instead, for a report of an error.", name="--environment"),
@@ -164,7 +166,7 @@ def _describe_configuration(source: Source) -> Description:
     dtype = config.dtype or torch.float32 if name == "auto" else getattr(torch, name.removeprefix("torch."))
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=source.trusted)
     except ValueError as error:
         text = f"{config.name_or_path} is no causal language model: its type is {config.model_type}."
         raise PairError(text) from error

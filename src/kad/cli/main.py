@@ -21,11 +21,11 @@ from inspect import cleandoc
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
 from kad import __version__
+from kad.cli import stdio
 from kad.cli.stdio import WRONG_INPUT, write_anything
 from kad.errors import KadError, OptionError, UsageError
 
@@ -165,10 +165,10 @@ def _drop_output() -> None:
 
 
 def _wrong_input(message: str, context: Any = None) -> int:
-    typer.secho("error: ", err=True, nl=False, fg=typer.colors.RED, bold=True)
-    typer.echo(message, err=True)
+    stdio.stderr().print("error: ", style="bold red", end="")
+    stdio.message(message)
     if context is not None:
-        typer.echo(f"See: {context.command_path} --help", err=True)
+        stdio.message(f"See: {context.command_path} --help")
     return WRONG_INPUT
 
 
@@ -203,7 +203,7 @@ def _print_examples(examples: tuple[str, ...]) -> None:
     """One line for each example, never broken, so that it can be copied."""
     if not examples:
         return
-    console = Console(highlight=False)
+    console = stdio.stdout()
     console.print(Text(" Examples", style="bold"))
     for example in examples:
         console.print(Text(f"   {example}", style="cyan"), soft_wrap=True)
@@ -216,7 +216,7 @@ def _stub() -> None:
 
 def _show_version(value: bool) -> None:
     if value:
-        typer.echo(f"kad-align {__version__}")
+        stdio.write(f"kad-align {__version__}\n")
         raise typer.Exit
 
 

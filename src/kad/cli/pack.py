@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -119,9 +121,9 @@ def _how_to_load(folder: Path, config: KadConfig, size: int) -> Group:
     return Group(
         Text.assemble("Wrote ", (str(folder), "bold"), facts),
         Text("\nHere", style="dim"),
-        _code(f'kad generate --pair {folder} "..."', "bash"),
+        _code(f'kad generate --pair {shlex.quote(str(folder))} "..."', "bash"),
         Text("\nTransformers", style="dim"),
-        _code(f'import kad\nmodel = kad.KadForCausalLM.from_pretrained("{folder}")', "python"),
+        _code(f"import kad\nmodel = kad.KadForCausalLM.from_pretrained({json.dumps(str(folder))})", "python"),
         *_for_vllm(folder, config),
     )
 
@@ -132,7 +134,7 @@ def _for_vllm(folder: Path, config: KadConfig) -> list[RenderableType]:
     }
     if options & {"gguf_file", "subfolder"}:
         return [Text("\nvLLM cannot load a model from a GGUF file or a subfolder of a pair.", style="dim")]
-    return [Text("\nvLLM", style="dim"), _code(f"vllm serve {folder}", "bash")]
+    return [Text("\nvLLM", style="dim"), _code(f"vllm serve {shlex.quote(str(folder))}", "bash")]
 
 
 def _code(code: str, language: str) -> Syntax:

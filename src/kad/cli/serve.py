@@ -20,7 +20,7 @@ from kad.engines.vllm import host as vllm
 from kad.errors import UsageError
 from kad.method.defaults import FIXED_DRAFT_TOKENS
 from kad.options import Option, options_of
-from kad.server.listening import Listening, address_of, check_installed, listen, server_of
+from kad.server.listening import HOST, Listening, address_of, check_installed, listen, server_of
 
 if TYPE_CHECKING:
     from kad.pair.config import KadConfig
@@ -135,27 +135,29 @@ def _serve_with_vllm(
         vllm.check_installed()
         if plugins is not None and "kad" not in plugins.split(","):
             raise UsageError(f"VLLM_PLUGINS={plugins} keeps kad's plugin out of vLLM. Add kad to it, or unset it.")
-    values = ("--host", listening.host), ("--port", listening.port), ("--api-key", listening.api_key)
-    passed = [
-        text
-        for option, value in (*values, ("--dtype", models.dtype))
-        if value is not None
-        for text in (option, str(value))
-    ]
+    # The key goes through the environment: other users of the machine can read a command line.
+    key = {"VLLM_API_KEY": listening.key} if listening.key else {}
+    if not listening.key:
+        listening = replace(listening, api_key=os.environ.get("VLLM_API_KEY"))
+    warn_if_open(listening)
+    values = ("--host", listening.host or HOST), ("--port", listening.port), ("--dtype", models.dtype)
+    passed = [text for option, value in values if value is not None for text in (option, str(value))]
     passed += ["--trust-remote-code"] if models.trust_remote_code else []
-    arguments = _command_line(models.pair, drafts, [*passed, *extra])
+    arguments = _command_line(models.pair, models.trust_remote_code, drafts, [*passed, *extra])
     if dry_run:
-        typer.echo(shlex.join(arguments))
+        stdio.write(shlex.join(arguments) + "\n")
+        if key:
+            stdio.note("vLLM gets the key through its environment, as VLLM_API_KEY.")
         return
     sys.stdout.flush()
-    os.execv(sys.executable, arguments)
+    os.execve(sys.executable, arguments, {**os.environ, **key})
 
 
-def _command_line(pair: str, drafts: Drafts, extra: Sequence[str]) -> list[str]:
+def _command_line(pair: str, trusted: bool, drafts: Drafts, extra: Sequence[str]) -> list[str]:
     from kad.pair.folder import resolve, vocabulary_in_files
     from kad.pair.sources import resolve_pair
 
-    config = resolve(pair)
+    config = resolve(pair, trust_remote_code=trusted)
     vocabulary_in_files(config.model_sources())
     arguments = [sys.executable, "-m", "kad.engines.vllm.launch", "serve", resolve_pair(pair)]
     if _value_of(extra, "--served-model-name") is None:

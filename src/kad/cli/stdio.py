@@ -11,15 +11,17 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from logging import ERROR, getLogger
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
-import typer
 from rich.console import Console
+from rich.segment import Segment
 
+from kad.disk import scratch
 from kad.errors import UsageError
+from kad.words import shown
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import ConsoleOptions, RenderableType
     from rich.table import Table
     from rich.text import Text
 
@@ -52,17 +54,37 @@ def _as_plain(error: UnicodeError) -> tuple[str, int]:
 
 def stdout() -> Console:
     """For results. Colors only on a terminal, and never with NO_COLOR."""
-    return Console(highlight=False)
+    return _Terminal(**_PLAINLY)
 
 
 def stderr() -> Console:
     """For progress and messages."""
-    return Console(stderr=True, highlight=False)
+    return _Terminal(stderr=True, **_PLAINLY)
+
+
+# A text is a text: what models and files hold is no markup.
+_PLAINLY: Any = {"highlight": False, "markup": False, "emoji": False}
+
+
+class _Terminal(Console):
+    """On a terminal, only Rich itself sends control characters."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            plain = segment.control or not self.is_terminal
+            yield segment if plain else Segment(shown(segment.text), segment.style)
+
+
+def write(text: str, stream: TextIO | None = None) -> None:
+    """Write a text without delay, by default to standard output. All that kad prints goes here or through a console."""
+    stream = stream or sys.stdout
+    stream.write(shown(text) if stream.isatty() else text)
+    stream.flush()
 
 
 def message(text: str) -> None:
     """One line on standard error."""
-    typer.echo(text, err=True)
+    write(f"{text}\n", sys.stderr)
 
 
 def note(text: str) -> None:
@@ -103,10 +125,11 @@ def check_writable(file: Path) -> None:
     if file.is_dir():
         raise UsageError(f"Cannot write {file}: it is a folder.")
     try:
-        existed = file.exists()
-        file.open("ab").close()
-        if not existed:
-            file.unlink()
+        if file.exists():
+            file.open("ab").close()
+        if file.is_file() or not file.exists():
+            with scratch(file.resolve().parent):
+                pass
     except OSError as error:
         raise UsageError(f"Cannot write {file}: {error.strerror}.") from error
 
@@ -116,8 +139,8 @@ def check_folder(folder: Path) -> None:
     is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".kad").touch()
-        (folder / ".kad").unlink()
+        with scratch(folder):
+            pass
         if is_new:
             folder.rmdir()
     except OSError as error:
@@ -144,8 +167,7 @@ def print_json(value: Mapping[str, Any]) -> None:
         f"  {json.dumps(str(key))}: {json.dumps(_finite(item), ensure_ascii=escape, allow_nan=False)}"
         for key, item in value.items()
     )
-    sys.stdout.write("{\n" + ",\n".join(lines) + "\n}\n")
-    sys.stdout.flush()
+    write("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def _finite(value: Any) -> Any:

@@ -99,7 +99,10 @@ def _read(path: Path) -> Trace:
 
     if not path.is_file():
         raise UsageError(f"No trace at {path}. Beside a stored trace, --beside takes another stored trace (.json).")
-    return Trace.from_json(path.read_text(encoding="utf-8"))
+    try:
+        return Trace.from_json(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is no trace: it is not UTF-8 text (byte {error.start}).") from error
 
 
 def _deliver(trace: Trace, beside: Trace | None, out: Path | None, every_position: bool, as_json: bool) -> None:

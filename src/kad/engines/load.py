@@ -78,12 +78,12 @@ def load(
     check_sources(pair, base, aligned, reference)
     if dtype is not None and dtype not in DTYPES:
         raise OptionError(f"Unknown `dtype` {dtype!r}. Choose from: {', '.join(DTYPES)}.")
-    options = _loading_options(dtype, device, trust_remote_code) if engine != "vllm" else {}
+    options = _loading_options(dtype, device) if engine != "vllm" else {}
     from kad.pair.folder import resolve
 
     config = resolve(
         pair, base=base, aligned=aligned, reference=reference, rule=rule, deferral_temperature=deferral_temperature,
-        base_prompt=None if engine == "vllm" else base_prompt,
+        base_prompt=None if engine == "vllm" else base_prompt, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     if engine == "vllm":
         from kad.engines.vllm.model import VllmPair
@@ -205,15 +205,13 @@ def is_usable(device: str) -> bool:
     return True
 
 
-def _loading_options(dtype: str | None, device: str | None, trust_remote_code: bool) -> dict[str, Any]:
+def _loading_options(dtype: str | None, device: str | None) -> dict[str, Any]:
     options: dict[str, Any] = {}
     if dtype is not None:
         options["dtype"] = dtype
     if device is not None:
         _check_device(device)
         options["device_map"] = device if device in _SHARDING else None
-    if trust_remote_code:
-        options["trust_remote_code"] = True
     return options
 
 

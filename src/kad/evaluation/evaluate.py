@@ -59,7 +59,9 @@ class Plan(TaskOptions, RunOptions):
     @property
     def sources(self) -> dict[str, Source]:
         """The models by role, and those that methods name."""
-        return {**self.models, **{m.name: Source.parse(m.model) for m in self.methods if m.model is not None}}
+        named = {m.name: Source.parse(m.model) for m in self.methods if m.model is not None}
+        trusted = self.load_options.get("trust_remote_code") is True
+        return {role: source.trusted_by(trusted) for role, source in {**self.models, **named}.items()}
 
     def load_tasks(self) -> list[Task]:
         """The tasks with their questions."""

@@ -20,8 +20,6 @@ from kad.errors import UsageError
 from kad.evaluation import host
 from kad.evaluation.tasks.task import TASKS_FOLDER, chat_renderer
 from kad.pair.folder import resolve
-from kad.pair.model_files import load_tokenizer
-from kad.pair.sources import Source
 
 HFLM = host.model_class()
 
@@ -63,15 +61,13 @@ class KadLM(HFLM):  # type: ignore[misc, valid-type]
         sources = config.model_sources()
         models = load_models(sources, dict.fromkeys(sources, "transformers"), device=device, **options)
         model = KadForCausalLM.of(Pair(config, models))
-        folder = model.config.folder
-        place = Source(str(folder)) if folder else model.config.model_sources()["aligned"]
         if speculative:
             if str(kwargs.get("batch_size", 1)) != "1":
                 raise UsageError("Speculative decoding takes one request at a time. Leave batch_size at 1.")
             model.generate = partial(  # type: ignore[method-assign]
                 model.generate, custom_generate=decode_speculatively, num_draft_tokens=num_draft_tokens
             )
-        super().__init__(pretrained=model, tokenizer=load_tokenizer(place), **kwargs)
+        super().__init__(pretrained=model, tokenizer=model.tokenizer, **kwargs)
         # lm-eval writes this into its results; a module would not be JSON.
         self.pretrained = model.config.name_or_path or f"{base} + {aligned}"
         self._render = chat_renderer(self.tokenizer) if self.tokenizer.chat_template else None

@@ -21,7 +21,7 @@ NEEDS = (
         "fewshot_context(apply_chat_template, fewshot_as_multiturn, chat_template, gen_prefix)",
     ),
     *needs("lm_eval.api.instance", "Instance(request_type, doc, arguments, idx, metadata, resps)"),
-    *needs("lm_eval.utils", "apply_template(template, doc)"),
+    *needs("lm_eval.utils", "apply_template(template, doc)", "env"),
     *needs("lm_eval.tasks._yaml_loader", "load_yaml(resolve_func)"),
 )
 # Apart: importing these loads torch.
@@ -40,7 +40,21 @@ def library() -> Any:
         MissingExtraError: lm-eval is not installed.
         HostError: it lacks a name that kad needs.
     """
-    return hosts.library(LM_EVAL, "lm_eval.tasks", NEEDS)
+    library = hosts.library(LM_EVAL, "lm_eval.tasks", NEEDS)
+    _sandbox()
+    return library
+
+
+def _sandbox() -> None:
+    """Let the templates of tasks be rendered in a sandbox; lm-eval has none. `!function` stays code all the same."""
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    utils: Any = import_module("lm_eval.utils")
+    if not isinstance(utils.env, ImmutableSandboxedEnvironment):
+        options = {name: getattr(utils.env, name) for name in ("loader", "undefined", "keep_trailing_newline")}
+        sandbox = ImmutableSandboxedEnvironment(**options)
+        sandbox.filters.update(utils.env.filters)
+        utils.env = sandbox
 
 
 def marks(task: Any, document: Mapping[str, Any], replies: Sequence[Any]) -> dict[str, Any]:
@@ -71,7 +85,7 @@ def fill_template(template: str, row: Mapping[str, Any]) -> str | None:
         import_module("lm_eval.utils").apply_template(template, dict(row))
     except UndefinedError as error:
         return str(error).partition(" is undefined")[0]
-    except TemplateError:
+    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError):
         return None  # not the row's fault: the task itself fails with it
     return None
 

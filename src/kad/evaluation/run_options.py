@@ -11,7 +11,8 @@ from typing import Annotated, Any, ClassVar
 
 from kad.engines.load import ENGINES
 from kad.errors import UsageError
-from kad.options import Option, check_fields
+from kad.method.defaults import TEMPERATURES
+from kad.options import SEEDS, Option, check_fields
 
 _SET_BY_KAD = frozenset({"model", "tokenizer", "revision", "dtype", "speculative_config"})
 
@@ -69,14 +70,14 @@ class RunOptions:
     PANEL: ClassVar[str] = "Running"
 
     samples: Annotated[int, Option("Answers to each question.", "K", allowed=">= 1", panel="Sampling")] = 1
-    seed: Annotated[int, Option("Seed of the run.", "S", allowed=">= 0", panel="Sampling")] = 0
+    seed: Annotated[int, Option("Seed of the run.", "S", allowed=SEEDS, panel="Sampling")] = 0
     temperature: Annotated[
         float | None,
         Option(
             "Temperature on the composed distribution; 0 takes the most probable token.",
             "T",
             "-t",
-            allowed=">= 0",
+            allowed=f"0 or {TEMPERATURES}",
             shown="the task's, 1.0",
             panel="Sampling",
         ),

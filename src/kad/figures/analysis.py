@@ -16,6 +16,7 @@ from torch import Tensor
 from kad.engines.pair import pair_of
 from kad.errors import UsageError
 from kad.figures.approximation import Approximation, approximation, concatenate
+from kad.method.distribution import at_temperature, raised
 from kad.method.knapsack import TOLERANCE, Exact
 from kad.method.rules import Dual, LinearProgram, Primal, Rule
 from kad.text.answer import Answer
@@ -134,7 +135,7 @@ def whole_rows(model: Loaded, item: Answer, others: Mapping[str, Scorer] | None 
     scorers = {**pair.scorers(("base", "aligned")), **(others or {})}
     for chunk in logits_of(pair, item.prompt_ids, item.token_ids, roles=("base", "aligned"), others=scorers):
         yield {
-            role: cast("Tensor", rows).cpu() / pair.composition.deferral_temperature
+            role: at_temperature(raised(cast("Tensor", rows).cpu()), pair.composition.deferral_temperature)
             for role, rows in chunk.logits.items()
         }
 

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from kad.disk import write_atomically
 from kad.evaluation.results.intervals import wilson
 from kad.evaluation.results.plots import DASHES, MARKERS, WHOLE, bars, from_zero, save
 from kad.tracing.palette import CYCLE, LIGHT
@@ -28,7 +29,7 @@ def write_figures(figures: Mapping[str, Any], folder: Path) -> list[Path]:
     for name, data in figures.items():
         path = folder / f"{name}.json"
         text = json.dumps({"schema": SCHEMA, **data}, indent=1, ensure_ascii=False, allow_nan=False)
-        path.write_text(text + "\n", encoding="utf-8")
+        write_atomically(path, text + "\n")
         pictures = [folder / f"{name}.{kind}" for kind in ("png", "svg")]
         save(partial(DRAWINGS[name], data), pictures, (6.4, 3.8))
         written += [path, *pictures]

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from kad.errors import RuleError
+from kad.errors import KadError, RuleError, one_line
 from kad.method.distribution import EXCLUDED, Distribution, columns_above
 from kad.method.rules import CascadeRule, ProductRule, Rule, ThresholdRule
 
@@ -75,7 +76,8 @@ class Composed:
             logits = self.base.logits.detach()
             return torch.ge(logits, self._cutoff.detach().unsqueeze(-1), out=torch.empty_like(logits))
         assert isinstance(rule, CascadeRule)
-        keep = rule.keep(self.base.log_probs(), self.aligned.log_probs())
+        log_p = self.base.log_probs()
+        keep = asked(rule, "keep", log_p.shape, log_p, self.aligned.log_probs())
         return torch.where(keep == keep.clamp(0.0, 1.0), keep, torch.nan)
 
     def cascade(self) -> tuple[Tensor, Tensor]:
@@ -100,7 +102,7 @@ class Composed:
         """The unnormalized log-weights of a product, (..., vocab). -inf for tokens that p never keeps."""
         assert isinstance(self.rule, ProductRule)
         log_p, reference = self.base.log_probs(), None if self.reference is None else self.reference.log_probs()
-        weights = self.rule.combine(log_p, self.aligned.log_probs(), reference)
+        weights = asked(self.rule, "combine", log_p.shape, log_p, self.aligned.log_probs(), reference)
         # Whatever p's exponent is: with a negative one, the lowest p would win.
         return weights if self.base.log_rest is None else weights.masked_fill(log_p < EXCLUDED / 2, -torch.inf)
 
@@ -111,7 +113,7 @@ class Composed:
     @cached_property
     def _cutoff(self) -> Tensor:
         assert isinstance(self.rule, ThresholdRule)
-        return self.rule.cutoff(self.base, self.aligned)
+        return asked(self.rule, "cutoff", self.base.logits.shape[:-1], self.base, self.aligned)
 
     def _mended(self, log_aligned: Tensor) -> tuple[Tensor, Tensor] | None:
         """log pi and log alpha on a CPU, for rows (n, vocab) that keep few tokens: alpha q*, mended at these.
@@ -135,6 +137,26 @@ class Composed:
         if bool(log_pi.amin() < EXCLUDED):
             log_pi = torch.maximum(log_pi, self.base.log_probs() + EXCLUDED)
         return log_pi.index_copy_(1, columns, torch.logaddexp(kept + keep.log(), log_pi[:, columns])), log_alpha
+
+
+def asked(rule: Rule, what: str, shape: torch.Size, *models: Any) -> Tensor:
+    """What a rule says. It may be somebody else's.
+
+    Raises:
+        RuleError: it fails, or gives something of another shape.
+    """
+    if torch.compiler.is_compiling():
+        return cast("Tensor", getattr(rule, what)(*models))
+    try:
+        answer = getattr(rule, what)(*models)
+    except KadError:
+        raise
+    except Exception as error:  # a rule of a user may raise anything
+        raise RuleError(f"{what}() of rule {rule} failed: {one_line(error)}. Mend the rule.") from error
+    if not isinstance(answer, Tensor) or answer.shape != shape:
+        got = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+        raise RuleError(f"{what}() of rule {rule} must give a tensor of shape {tuple(shape)}, but gave {got}.")
+    return answer
 
 
 def _log_sum(log_x: Tensor) -> Tensor:

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from kad.errors import LogitsError, RuleError, VocabularyError
 from kad.method import kernels
-from kad.method.composed import Composed
+from kad.method.composed import Composed, asked
+from kad.method.defaults import COLDEST, HOTTEST
 from kad.method.distribution import (
+    AnyRows,
     Distribution,
     Rows,
+    at_temperature,
     each,
     may_look,
     raised,
@@ -41,7 +44,7 @@ class Composition:
             one, with a temperature of 1 on log pi.
 
     Raises:
-        RuleError: a bad rule, or a temperature that is not a positive number.
+        RuleError: a bad rule, or a temperature that is no number from 0.01 to 1000.
     """
 
     rule: Rule
@@ -51,8 +54,9 @@ class Composition:
         if not isinstance(self.rule, Rule):
             object.__setattr__(self, "rule", parse_rule(self.rule))
         value = self.deferral_temperature
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 < value < float("inf"):
-            raise RuleError(f"deferral_temperature must be a positive number, but is {value!r}.")
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not COLDEST <= value <= HOTTEST:
+            raise RuleError(f"deferral_temperature must be a number from {COLDEST} to {HOTTEST}, but is {value!r}.")
         object.__setattr__(self, "deferral_temperature", float(value))
 
     @classmethod
@@ -67,8 +71,6 @@ class Composition:
             return cls(rule, 1.0 if deferral_temperature is None else deferral_temperature)  # type: ignore[arg-type]
         return rule if deferral_temperature is None else replace(rule, deferral_temperature=deferral_temperature)
 
-
-AnyRows = TypeVar("AnyRows", bound=Rows)
 
 # What every public function accepts where it asks for a rule.
 RuleLike = Rule | str | Mapping[str, Any] | Composition
@@ -168,10 +170,11 @@ def raise_if_bad(
     composition = Composition.of(rule)
     base, others = _inputs(composition, base_logits, aligned_logits, reference_logits)
     for name, rows in zip(_NAMES, (base, *others), strict=False):
-        refuse(name, tempered(composition, rows))
+        refuse(name, rows)
     models = composed(composition, base, *others)
     if isinstance(models.rule, CascadeRule):
-        keep = models.rule.keep(models.base.log_probs(), models.aligned.log_probs())
+        log_p = models.base.log_probs()
+        keep = asked(models.rule, "keep", log_p.shape, log_p, models.aligned.log_probs())
         if not bool(((keep >= 0.0) & (keep <= 1.0)).all()):
             raise RuleError(
                 f"The keep probabilities of rule {models.rule} must lie in [0, 1], but lie between "
@@ -194,9 +197,8 @@ def composed(
 
 
 def tempered(composition: Composition, rows: AnyRows) -> AnyRows:
-    """Logits over the deferral temperature."""
-    temperature = composition.deferral_temperature
-    return rows if temperature == 1.0 else cast("AnyRows", rows / temperature)
+    """Logits over the deferral temperature, see `at_temperature`."""
+    return at_temperature(rows, composition.deferral_temperature)
 
 
 def in_order(rows: Mapping[str, Rows]) -> tuple[Rows, Tensor, Tensor | None]:

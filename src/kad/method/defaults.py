@@ -5,6 +5,9 @@ from __future__ import annotations
 from kad.method.speculation.windows import AUTO
 
 RULE = "dual:threshold=0.4"
+COLDEST, HOTTEST = 0.01, 1000
+"""The range of temperatures. Below, float32 decides by its rounding (and vLLM takes 0.01); above, all is one."""
+TEMPERATURES = f"[{COLDEST}, {HOTTEST}]"
 FIXED_DRAFT_TOKENS = 4
 """The number of drafts where it must be fixed: for a sampled text, and in vLLM, which drafts as many for every request.
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -26,6 +26,8 @@ EXCLUDED = -1e4
 # which looking into a few blocks pays; the share of a row up to which it does.
 _CACHED, _LARGE, _FEW = 1 << 18, 1 << 12, 1 / 8
 _LARGEST_BLOCK, _SMALLEST_BLOCK = 256, 16
+# Up to here the normaliser of a row is exact to 4e-6 in float32.
+_FAR = 64.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,17 +64,29 @@ class RowsWithRest:
     def __getitem__(self, index: Any) -> RowsWithRest:
         return RowsWithRest(self.logits[index], self.rest[index])
 
-    def __truediv__(self, temperature: float) -> RowsWithRest:
-        return RowsWithRest(self.logits / temperature, self.rest / temperature)
-
 
 # The logits of a model, (..., vocab). Only those of p may have a rest.
 Rows = Tensor | RowsWithRest
+AnyRows = TypeVar("AnyRows", bound=Rows)
 
 
 def each(rows: Rows, change: Callable[[Tensor], Tensor]) -> Rows:
     """The same change to the logits and to the rest, if there is one."""
     return change(rows) if isinstance(rows, Tensor) else RowsWithRest(change(rows.logits), change(rows.rest))
+
+
+def at_temperature(rows: AnyRows, temperature: float = 1.0) -> AnyRows:
+    """Rows (..., vocab) over a temperature. What is the same in a whole row, and makes no probability, is taken off.
+
+    A float has seven digits. Those of a normaliser of 1e5, or of logits over a temperature of 0.01, would be gone
+    before the point. So the largest entry is subtracted first, where it is far from 0 or where there is a temperature.
+    """
+    top = joined(rows).detach().amax(dim=-1, keepdim=True)
+    if temperature == 1.0:
+        top = torch.where(top.abs() > _FAR, top, 0.0)
+        if may_look(top) and not bool(top.any()):
+            return rows
+    return cast("AnyRows", each(rows, lambda part: (part - top) / temperature))
 
 
 def joined(rows: Rows) -> Tensor:
@@ -99,16 +113,15 @@ def move_to_rest(rows: Rows, tokens: Tensor, deferral_temperature: float = 1.0) 
     Returns:
         (..., vocab), logits. The tokens stand 10,000 below their place: their probability is zero.
     """
-    rows = raised_rows(rows)
+    rows = at_temperature(raised_rows(rows), deferral_temperature)
     logits = rows if isinstance(rows, Tensor) else rows.logits
     never = tokens.to(logits.dtype)
     # The other tokens are lowered as far in the sum of the rest, where they then count for nothing.
-    warm = logits if deferral_temperature == 1.0 else logits / deferral_temperature
-    moved = torch.add(warm, 1.0 - never, alpha=EXCLUDED).logsumexp(dim=-1, keepdim=True)
+    moved = torch.add(logits, 1.0 - never, alpha=EXCLUDED).logsumexp(dim=-1, keepdim=True)
     if isinstance(rows, RowsWithRest):
-        moved = torch.logaddexp(moved, rows.rest / deferral_temperature)
-    lowered = torch.add(logits, never, alpha=deferral_temperature * EXCLUDED)
-    return RowsWithRest(lowered, deferral_temperature * moved)
+        moved = torch.logaddexp(moved, rows.rest)
+    lowered = RowsWithRest(torch.add(logits, never, alpha=EXCLUDED), moved)
+    return RowsWithRest(deferral_temperature * lowered.logits, deferral_temperature * lowered.rest)
 
 
 def move_to_token(rows: RowsWithRest, tokens: Tensor, to: int, deferral_temperature: float = 1.0) -> RowsWithRest:

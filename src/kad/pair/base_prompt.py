@@ -21,6 +21,8 @@ _PLACE = re.compile(r"\{(question|system|messages)\}")
 _ANY_PLACE = re.compile(r"\{[a-z_]+\}")
 _SPEAKERS = {"user": "User", "assistant": "Assistant"}
 _FEW_SHOT = "few-shot:"
+# Every beginning of a stop is looked for in every token.
+_MOST_STOPS, _LONGEST_STOP, _LONGEST = 16, 200, 1_000_000
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,16 @@ class BasePrompt:
         if unknown or not re.search(r"\{(question|messages)\}", self.template):
             problem = f"has {unknown[0]}" if unknown else "has no place for the question"
             raise OptionError(
-                f"The template {self.template!r} {problem}. It takes {{question}} or {{messages}}, and {{system}}."
+                f"The template {self.template[:80]!r} {problem}. It takes {{question}} or {{messages}}, and {{system}}."
             )
         if not all(isinstance(stop, str) and stop for stop in self.stops):
-            raise OptionError(f"A stop of a base prompt is a text, not {self.stops!r}.")
+            raise OptionError(f"A stop of a base prompt is a text, not {str(self.stops)[:80]}.")
+        if len(self.stops) > _MOST_STOPS or any(len(stop) > _LONGEST_STOP for stop in self.stops):
+            raise OptionError(f"A base prompt has at most {_MOST_STOPS} stops of {_LONGEST_STOP} characters.")
+        if len(self.template) + sum(len(text) for example in self.examples for text in example) > _LONGEST:
+            raise OptionError(f"A base prompt has at most {_LONGEST:,} characters, its examples included.")
         if self.ends not in WHO_ENDS:
-            raise OptionError(f"`ends` of a base prompt is one of {', '.join(WHO_ENDS)}, not {self.ends!r}.")
+            raise OptionError(f"`ends` of a base prompt is one of {', '.join(WHO_ENDS)}, not {str(self.ends)[:80]!r}.")
 
     @classmethod
     def parse(cls, name: str | Path | Mapping[str, Any] | BasePrompt | None) -> BasePrompt | None:
@@ -95,6 +101,19 @@ class BasePrompt:
         return cls._read(text)
 
     @classmethod
+    def written(cls, prompt: Any) -> BasePrompt | None:
+        """As `parse`, for what stands in a pair. It may come from somebody else, so it names no file.
+
+        Raises:
+            OptionError: neither a dict, nor a name, nor a template.
+        """
+        if isinstance(prompt, str) and prompt not in (SAME, *BUILT_IN) and not _PLACE.search(prompt):
+            raise OptionError(
+                f"A pair's base_prompt is no file, but an object, a template or a name; got {prompt[:80]!r}."
+            )
+        return cls.parse(prompt)
+
+    @classmethod
     def _read(cls, name: str) -> BasePrompt:
         if not Path(name).is_file():
             raise OptionError(
@@ -107,12 +126,14 @@ class BasePrompt:
     @classmethod
     def _of(cls, values: Any) -> BasePrompt:
         if not isinstance(values, Mapping) or not isinstance(values.get("template"), str):
-            raise OptionError(f"A base prompt has at least a template, but got {values!r}.")
+            raise OptionError(f"A base prompt has at least a template, but got {str(values)[:80]}.")
         unknown = sorted(set(values) - {"template", "stops", "examples", "ends"})
         if unknown:
             raise OptionError(f"A base prompt has no {unknown[0]!r}. It has template, stops, examples and ends.")
-        template, stops = values["template"], values.get("stops")
-        examples = tuple(_example(example, "a base prompt") for example in values.get("examples", ()))
+        template, stops, given = values["template"], values.get("stops"), values.get("examples", ())
+        if not isinstance(stops, list | tuple | None) or not isinstance(given, list | tuple):
+            raise OptionError("The stops and the examples of a base prompt are lists.")
+        examples = tuple(_example(example, "a base prompt") for example in given)
         return cls(template, _stops_of(template) if stops is None else tuple(stops), examples, values.get("ends", ENDS))
 
     def to_dict(self) -> dict[str, Any]:

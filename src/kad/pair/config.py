@@ -14,11 +14,13 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from kad.errors import PairError
 from kad.method import defaults
+from kad.method.composition import Composition
 from kad.method.rules import Rule, parse_rule
 from kad.pair.base_prompt import BasePrompt
 from kad.pair.sources import Source, resolve_pair
 
 ROLES = ("base", "aligned", "reference")
+_MOST_TOKENS = 1 << 24
 # How similar a key must be to one of ours to count as mistyped: "rul", "Rule", "temperature".
 _MISTYPED = 0.7
 
@@ -67,25 +69,45 @@ class KadConfig(PreTrainedConfig):
         self._sources = {role: Source.parse(place) for role in ROLES if (place := getattr(self, role)) is not None}
         for role, source in self._sources.items():
             setattr(self, role, source.to_dict())
-        self._rule = parse_rule(self.rule)
-        self.replace(rule=self._rule, base_prompt=self.base_prompt)
+        self._rule, self._trusted = parse_rule(self.rule), False
+        self.replace(self._rule, self.deferral_temperature, BasePrompt.written(self.base_prompt))
+        self._check_vocabulary()
         super().__post_init__(**kwargs)
 
     def replace(
-        self, rule: Rule | None = None, deferral_temperature: float | None = None, base_prompt: Any = None
+        self,
+        rule: Rule | None = None,
+        deferral_temperature: float | None = None,
+        base_prompt: Any = None,
+        trust_remote_code: bool = False,
     ) -> None:
-        """Put other values in the place of the pair's own. None leaves a value as it is."""
+        """Put other values in the place of the pair's own. None leaves a value as it is.
+
+        `trust_remote_code` is the user's permission to run the code of the models. It is never written down.
+        """
+        self._trusted = self._trusted or trust_remote_code
         if rule is not None:
             self._rule, self.rule = rule, str(rule)
         if deferral_temperature is not None:
-            self.deferral_temperature = deferral_temperature
+            self.deferral_temperature = Composition(self._rule, deferral_temperature).deferral_temperature
         if base_prompt is not None:
             self.set_base_prompt(base_prompt)
+
+    def _check_vocabulary(self) -> None:
+        size, ids = self.vocab_size, self.foreign_ids
+        if size is not None and (type(size) is not int or not 0 < size <= _MOST_TOKENS):
+            raise PairError(f"A pair's vocab_size is a number of tokens, at most {_MOST_TOKENS:,}, but is {size!r}.")
+        below = range(size or 0)
+        few = ids is None or (isinstance(ids, list) and len(ids) <= len(below))
+        if not few or not all(type(token) is int and token in below for token in ids or ()):
+            raise PairError("A pair's foreign_ids are a list of tokens below its vocab_size. Write it with kad pack.")
+        if self.base_tokenizer not in (None, "own"):
+            raise PairError(f'A pair\'s base_tokenizer is "own" or missing, but is {self.base_tokenizer!r}.')
 
     def to_dict(self) -> dict[str, Any]:
         """As in Transformers: plain values."""
         plain: dict[str, Any] = super().to_dict()
-        return {key: value for key, value in plain.items() if key not in ("_sources", "_rule")}
+        return {key: value for key, value in plain.items() if key not in ("_sources", "_rule", "_trusted")}
 
     def set_base_prompt(self, prompt: Any) -> None:
         """Ask the base model in another way, see `BasePrompt.parse`."""
@@ -122,7 +144,12 @@ class KadConfig(PreTrainedConfig):
                     f"The pair's configuration names no {role} model (key {role!r}). "
                     "Add it, or write the pair anew with kad pack."
                 )
-        return {role: source.located(self.folder) for role, source in self._sources.items()}
+        return {role: source.located(self.folder).trusted_by(self._trusted) for role, source in self._sources.items()}
+
+    @property
+    def own_source(self) -> Source | None:
+        """Where the pair itself is, with its tokenizer and its settings. None if it has no place."""
+        return Source(self.name_or_path).trusted_by(self._trusted) if self.name_or_path else None
 
 
 AutoConfig.register("kad", KadConfig, exist_ok=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
@@ -12,11 +11,13 @@ from typing import Any, cast
 
 from transformers import GenerationConfig
 
-from kad.errors import MissingTokenizerError, OptionError, PairError, RuleError, first_line
+from kad.disk import scratch
+from kad.errors import KadError, MissingTokenizerError, OptionError, PairError, RuleError, first_line
 from kad.method.rules import Rule, parse_rule
+from kad.pair.base_prompt import BasePrompt
 from kad.pair.config import KadConfig
+from kad.pair.model_files import TROUBLE, load_generation_config, load_tokenizer, shared_tokenizer
 from kad.pair.model_files import load_config as load_model_config
-from kad.pair.model_files import load_generation_config, load_tokenizer, shared_tokenizer
 from kad.pair.sources import MODEL_KWARGS, Source, check_sources, resolve_pair
 from kad.tokens.vocabulary import Common, agree
 
@@ -43,6 +44,7 @@ def load_config(pair: Any, kwargs: dict[str, Any]) -> tuple[KadConfig, dict[str,
     options = {key: value for key, value in kwargs.items() if key not in _AUTO_OPTIONS}
     config, rule = options.pop("config", None), options.pop("rule", None)
     temperature, prompt = options.pop("deferral_temperature", None), options.pop("base_prompt", None)
+    trusted = options.pop("trust_remote_code", None) is True
     place = {key: options.pop(key) for key in _PAIR_OPTIONS if key in options}
     if "torch_dtype" in options:
         options.setdefault("dtype", options.pop("torch_dtype"))
@@ -52,7 +54,7 @@ def load_config(pair: Any, kwargs: dict[str, Any]) -> tuple[KadConfig, dict[str,
         raise PairError(f"Unknown option {', '.join(map(repr, unknown))} for a pair. Allowed: {', '.join(known)}.")
     if config is None:
         config = read_config(pair, **place)
-    config.replace(None if rule is None else parse_rule(rule), temperature, prompt)
+    config.replace(None if rule is None else parse_rule(rule), temperature, prompt, trusted)
     return config, options
 
 
@@ -65,9 +67,11 @@ def read_config(pair: Any, **place: Any) -> KadConfig:
     try:
         plain, _ = KadConfig.get_config_dict(resolve_pair(pair), **place)
         config = KadConfig.from_pretrained(pair, **place) if plain.get("model_type") == "kad" else None
+    except KadError:
+        raise
     except AttributeError as error:
         raise PairError(f"Cannot read the pair {pair}: its config.json is no JSON object.") from error
-    except OSError as error:
+    except TROUBLE as error:
         raise PairError(f"Cannot read the pair {pair}: {first_line(error)}") from error
     if config is None or config.base is None or config.aligned is None:
         raise PairError(
@@ -98,7 +102,7 @@ def vocabulary_in_files(sources: Mapping[str, Source], sizes: Mapping[str, int] 
 
 def generation_config(config: KadConfig, aligned: GenerationConfig) -> GenerationConfig:
     """The generation settings of the pair, else a copy of the aligned model's. Their end tokens end the text."""
-    own = load_generation_config(Source(config.name_or_path)) if config.name_or_path else None
+    own = None if config.own_source is None else load_generation_config(config.own_source)
     return own or GenerationConfig.from_dict(aligned.to_dict())
 
 
@@ -124,7 +128,7 @@ def pack(
         raise RuleError(f"Rule {parsed} needs the reference model. Give one: reference=... (--reference).")
     aligned, vocabulary = sources["aligned"], asdict(vocabulary_in_files(sources))
     settings = load_generation_config(aligned) or GenerationConfig.from_model_config(load_model_config(aligned))
-    own = {"rule": parsed, "deferral_temperature": deferral_temperature, "base_prompt": base_prompt}
+    own = {"rule": parsed, "deferral_temperature": deferral_temperature, "base_prompt": BasePrompt.parse(base_prompt)}
     return write(target, KadConfig(**sources, **own, **vocabulary), load_tokenizer(aligned), settings)
 
 
@@ -151,27 +155,27 @@ def write(folder: Any, config: KadConfig, tokenizer: Any, settings: GenerationCo
     )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as beside:
-            scratch = Path(beside) / "pair"
-            scratch.mkdir()
+        with scratch(target.parent) as beside:
+            made = beside / "pair"
+            made.mkdir()
             for piece in (written, settings, tokenizer):
-                piece.save_pretrained(scratch)
-            _put_in_place(target, scratch)
+                piece.save_pretrained(made)
+            _put_in_place(target, made)
     except OSError as error:
         raise PairError(f"Cannot write the pair {target}: {error.strerror or error}.") from error
     return written
 
 
-def _put_in_place(target: Path, scratch: Path) -> None:
+def _put_in_place(target: Path, made: Path) -> None:
     """Move the whole folder into place. If the folder exists, move file by file, the configuration last."""
     if not target.exists():
-        scratch.rename(target)
+        made.rename(target)
         return
-    names = sorted((file.name for file in scratch.iterdir()), key=lambda name: name == "config.json")
+    names = sorted((file.name for file in made.iterdir()), key=lambda name: name == "config.json")
     for stale in PAIR_FILES - set(names):
         (target / stale).unlink(missing_ok=True)
     for name in names:
-        (scratch / name).replace(target / name)
+        (made / name).replace(target / name)
 
 
 def is_pair(folder: Path) -> bool:
@@ -196,6 +200,7 @@ def resolve(
     rule: str | Mapping[str, Any] | Rule | None = None,
     deferral_temperature: float | None = None,
     base_prompt: Any = None,
+    trust_remote_code: bool = False,
 ) -> KadConfig:
     """The configuration of a pair, from its name or from the names of its models. No weights are read.
 
@@ -203,6 +208,7 @@ def resolve(
         pair: a folder, a hub id, or "tiny", which is the default.
         base, aligned, reference: the models, if there is no pair.
         rule, deferral_temperature, base_prompt: replace the pair's own.
+        trust_remote_code: the user's permission to run code that comes with the models.
 
     Raises:
         OptionError: both a pair and models, one model without the other, or a rule that lacks the reference model.
@@ -218,5 +224,8 @@ def resolve(
             raise OptionError(f"Rule {replaced['rule']} needs the reference model. Give one with `reference`.")
         named = {"base": base, "aligned": aligned, "reference": reference}
         config = KadConfig(**{role: name for role, name in named.items() if name is not None})
-    config.replace(**replaced, deferral_temperature=deferral_temperature, base_prompt=base_prompt)
+    config.replace(
+        **replaced, deferral_temperature=deferral_temperature, base_prompt=base_prompt,
+        trust_remote_code=trust_remote_code,
+    )  # fmt: skip
     return config

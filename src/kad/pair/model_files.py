@@ -3,24 +3,70 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig
 
 from kad.errors import MissingTokenizerError, PairError, first_line
 from kad.pair.adapters import adapted
+from kad.pair.gguf import check_gguf
 from kad.pair.sources import Source
 
 # What a damaged file makes Transformers raise.
-TROUBLE = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, StrictDataclassError)
+TROUBLE = (
+    OSError, ValueError, LookupError, RuntimeError, TypeError, AttributeError, ArithmeticError, AssertionError,
+    StrictDataclassError,
+)  # fmt: skip
 _MOST_SHARED = 4
 # What configurations call the soft cap of the logits: Gemma 2 to 4 and others, RecurrentGemma, xLSTM.
 _SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+# What kad itself reads of generation settings. The values of a list have the type.
+_NUMBERS = "max_time temperature top_p min_p typical_p epsilon_cutoff eta_cutoff repetition_penalty"
+_COUNTS = "max_new_tokens min_new_tokens max_length min_length num_beams top_k no_repeat_ngram_size"
+_SETTINGS: dict[str, Any] = {
+    **dict.fromkeys(_NUMBERS.split(), (int, float)), **dict.fromkeys(_COUNTS.split(), int),
+    "eos_token_id": int, "bos_token_id": int, "pad_token_id": int, "stop_strings": str, "do_sample": bool,
+}  # fmt: skip
+_LISTS = ("eos_token_id", "stop_strings")
 # Options that say where a model is. Its tokenizer and settings are there too.
-_PLACE = {"cache_dir", "gguf_file", "local_files_only", "subfolder", "token", "trust_remote_code"}
+_PLACE = {"cache_dir", "gguf_file", "local_files_only", "subfolder", "token"}
+
+
+def from_host(loader: Any, source: Source, **options: Any) -> Any:
+    """Call a host's `from_pretrained`. It is the one door for code that comes with a model.
+
+    Left without an answer, Transformers asks on standard input, where kad reads prompts. So the answer is always given.
+    """
+    if source.gguf_path is not None:
+        check_gguf(source.gguf_path)
+    elif loader is not AutoTokenizer:
+        _check_configuration(source)
+    return loader.from_pretrained(source.model, **{**options, "trust_remote_code": source.trusted})
+
+
+def _check_configuration(source: Source) -> None:
+    """Refuse a pair, and a kernel of the hub ("organization/name"), which Transformers would fetch and run."""
+    try:
+        plain, _ = PreTrainedConfig.get_config_dict(source.model, **_place(source))
+    except (*TROUBLE, ImportError):
+        return  # the loader says what is wrong
+    if plain.get("model_type") == "kad":
+        raise PairError(f"{source.model} is a pair. A pair is composed of models, not of pairs.")
+    if source.trusted:
+        return
+    for part in (plain, *(value for value in plain.values() if isinstance(value, dict))):
+        for name, value in part.items():
+            if name.endswith("_implementation") and any("/" in str(one) for one in _leaves(value)):
+                raise PairError(
+                    f"{source.model} asks for code of the hub: {name} is {value!r}. It needs trust_remote_code."
+                )
+
+
+def _leaves(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else (value,)
 
 
 def load_tokenizer(source: Source, config: Any = None) -> Any:
@@ -33,7 +79,9 @@ def load_tokenizer(source: Source, config: Any = None) -> Any:
     if underneath is not None and not (Path(source.model) / "tokenizer_config.json").is_file():
         return load_tokenizer(underneath)
     try:
-        return AutoTokenizer.from_pretrained(source.model, config=config, **_place(source))
+        return from_host(AutoTokenizer, source, config=config, **_place(source))
+    except PairError:
+        raise
     except (*TROUBLE, ImportError) as error:
         names = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
         missing = source.is_local and "gguf_file" not in source.kwargs
@@ -61,14 +109,14 @@ def tokenizer_of(config: Any) -> Any:
     Raises:
         PairError: neither has one.
     """
-    folder = config.folder
+    folder, own = config.folder, config.own_source
     if folder is not None and (folder / "tokenizer_config.json").is_file():
-        return load_tokenizer(Source(str(folder)), config)
+        return load_tokenizer(own, config)
     try:
         return load_tokenizer(config.model_sources()["aligned"])
     except PairError:
-        if folder is None and config.name_or_path:
-            return load_tokenizer(Source(config.name_or_path))
+        if folder is None and own is not None:
+            return load_tokenizer(own)
         raise
 
 
@@ -80,7 +128,9 @@ def load_config(source: Source) -> Any:
     """
     source = adapted(source) or source
     try:
-        return AutoConfig.from_pretrained(source.model, **_place(source))
+        return from_host(AutoConfig, source, **_place(source))
+    except PairError:
+        raise
     except (*TROUBLE, ImportError) as error:
         raise PairError(f"Cannot read the configuration of {source.model}: {reason_of(error)}") from error
 
@@ -107,9 +157,26 @@ def load_generation_config(source: Source) -> GenerationConfig | None:
     if underneath is not None and not (Path(source.model) / "generation_config.json").is_file():
         return load_generation_config(underneath)
     try:
-        return GenerationConfig.from_pretrained(source.model, **_place(source, file=True))
+        settings = GenerationConfig.from_pretrained(source.model, **_place(source, file=True))
     except OSError:
         return None
+    except TROUBLE as error:
+        raise PairError(f"Cannot read the generation settings of {source.model}: {reason_of(error)}") from error
+    return checked_settings(settings, source.model)
+
+
+def checked_settings(settings: GenerationConfig, place: str) -> GenerationConfig:
+    """The settings, if the values that kad itself reads have the right types.
+
+    Raises:
+        PairError: they have not.
+    """
+    for name, kind in _SETTINGS.items():
+        value = getattr(settings, name, None)
+        values = value if isinstance(value, list | tuple) and name in _LISTS else [value]
+        if value is not None and not all(isinstance(one, kind) for one in values):
+            raise PairError(f"The generation_config.json of {place} has {str(value)[:80]!r} for {name}. Mend it.")
+    return settings
 
 
 def download(source: Source, file: str) -> str:
@@ -128,7 +195,7 @@ def download(source: Source, file: str) -> str:
 
 def _place(source: Source, *, file: bool = False) -> dict[str, Any]:
     """Where a model is; with `file`, where its files are that hold no weights and no code."""
-    keys = _PLACE - {"gguf_file", "trust_remote_code"} if file else _PLACE
+    keys = _PLACE - {"gguf_file"} if file else _PLACE
     place = {key: source.kwargs[key] for key in keys & source.kwargs.keys()}
     return place if source.revision is None else place | {"revision": source.revision}
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from kad.errors import OptionError, PairError
@@ -19,8 +20,12 @@ MODEL_KWARGS = frozenset({
     "attn_implementation", "cache_dir", "device_map", "dtype", "gguf_file", "local_files_only", "max_memory",
     "offload_folder", "quantization_config", "subfolder", "token", "trust_remote_code",
 })  # fmt: skip
-# Permissions and secrets of the person who loads a model. A pair never carries them: it may come from somebody else.
-_PERSONAL = frozenset({"token", "trust_remote_code"})
+# Permissions, secrets and places of the person who loads a model. A pair never carries them: it may come from somebody
+# else, and says less than its user.
+_PERSONAL = frozenset({"cache_dir", "local_files_only", "offload_folder", "token", "trust_remote_code"})
+# What computes attention without code of the hub.
+_ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
+_DTYPES = ("auto", "float64", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,8 @@ class Source:
     def __post_init__(self) -> None:
         if not isinstance(self.model, str) or not self.model:
             raise PairError(f"A model is named by a hub id or a path, but got {self.model!r}.")
+        if not isinstance(self.revision, str | None) or not isinstance(self.kwargs, dict):
+            raise PairError(f"The model {self.model} has a revision, which is a text, and kwargs, which are an object.")
         unknown = sorted(set(self.kwargs) - MODEL_KWARGS)
         if unknown:
             raise PairError(
@@ -55,13 +62,16 @@ class Source:
             if unknown or "model" not in source:
                 problem = f"has unknown keys {unknown}" if unknown else "lacks the key 'model'"
                 raise PairError(f"A model source {problem}. It takes: model, revision, kwargs.")
-            carried = sorted(_PERSONAL & (source.get("kwargs") or {}).keys())
+            kwargs = source.get("kwargs") or {}
+            carried = sorted(_PERSONAL & set(kwargs))
             if carried:
                 raise PairError(
                     f"The pair carries {', '.join(carried)} for {source['model']}, which a pair may not. Remove it "
                     "from the pair's config.json. If you trust this model, give it when you load the pair."
                 )
-            return cls(source["model"], source.get("revision"), dict(source.get("kwargs") or {}))
+            carried_source = cls(source["model"], source.get("revision"), kwargs)
+            _check_carried(carried_source)
+            return carried_source
         if os.fspath(source).endswith(_GGUF):
             return cls(os.fspath(source)).located(None)
         name, at, revision = os.fspath(source).partition("@")
@@ -72,6 +82,15 @@ class Source:
                 f"{name} is a folder, which has no revision; got {os.fspath(source)!r}. Leave out @{revision}."
             )
         return cls(resolve_model(name), revision)
+
+    @property
+    def trusted(self) -> bool:
+        """Whether code that comes with the model may run: the person who loads it has said so, never a pair."""
+        return self.kwargs.get("trust_remote_code") is True
+
+    def trusted_by(self, user: bool) -> Source:
+        """The same source with the user's permission to run its code, if the user gives it."""
+        return replace(self, kwargs={**self.kwargs, "trust_remote_code": True}) if user else self
 
     @property
     def is_local(self) -> bool:
@@ -128,6 +147,30 @@ class Source:
         return Source(str((pair / self.model).resolve()), self.revision, self.kwargs)
 
 
+def _check_carried(source: Source) -> None:
+    """Refuse loading options of a pair that reach outside its models: other folders, the disk, code of the hub."""
+
+    def refuse(key: str, allowed: str) -> None:
+        value = source.kwargs[key]
+        raise PairError(f"The pair says {key}={str(value)[:80]!r} for {source.model}. A pair may say {allowed} there.")
+
+    for key, value in source.kwargs.items():
+        if key in ("gguf_file", "subfolder"):
+            parts = Path(value).parts if isinstance(value, str) else ("..",)
+            if ".." in parts or Path(value).is_absolute():
+                refuse(key, "a name inside the model's folder")
+        elif key == "attn_implementation" and value not in _ATTENTION:
+            refuse(key, ", ".join(_ATTENTION))
+        elif key == "dtype" and value not in _DTYPES:
+            refuse(key, ", ".join(_DTYPES))
+        elif key in ("device_map", "max_memory"):
+            places = value if isinstance(value, dict) else {"": value}
+            if "disk" in map(str, (*places, *places.values())):
+                refuse(key, "processors and GPUs, not the disk")
+        elif key == "quantization_config" and not isinstance(dict(value or {}).get("quant_method"), str):
+            refuse(key, "an object with a quant_method")
+
+
 def resolve_model(source: str | os.PathLike[str]) -> str:
     """A path or hub id that Transformers can load: names of the embedded family become folders, folders absolute.
 
@@ -163,7 +206,7 @@ def resolve_pair(source: str | os.PathLike[str]) -> str:
         _tiny_folder(name)
         raise PairError(f"{name} is one model, not a pair. Give tiny, or both models by their names.")
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-        raise PairError(f"{name} is no pair: it has no config.json. Write one with: kad pack -o {name} ...")
+        raise PairError(f"{name} is no pair: it has no config.json. Write one with: kad pack -o {quote(name)} ...")
     if not Path(name).is_dir() and _is_path(name):
         raise PairError(f"No pair at {name}. Give a folder written by `kad pack`, a hub id, or tiny.")
     return name

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kad.errors import OptionError, UsageError
+from kad.errors import OptionError, UsageError, first_line
 
 Message = Mapping[str, str]
 Prompt = str | Sequence[Message] | Sequence[int]
@@ -39,6 +39,8 @@ def render(
     """
     from jinja2 import TemplateError
 
+    from kad.pair.model_files import TROUBLE
+
     if not getattr(tokenizer, "chat_template", None):
         raise OptionError(
             "The aligned model's tokenizer has no chat template. Use `raw` to give the prompt as it stands."
@@ -48,11 +50,11 @@ def render(
         text: str = tokenizer.apply_chat_template(
             list(conversation), tokenize=False, add_generation_prompt=True, **switches
         )
-    except TemplateError as error:
+    except (TemplateError, *TROUBLE, MemoryError) as error:
         without = [message for message in conversation if message["role"] != "system"]
         if drop_system and len(without) < len(conversation):
             return render(tokenizer, without, thinking)
-        raise UsageError(f"The aligned model's chat template refuses this conversation: {error}") from error
+        raise UsageError(f"The aligned model's chat template refuses this conversation: {first_line(error)}") from error
     return text
 
 

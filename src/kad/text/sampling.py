@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from kad.errors import OptionError, UsageError
-from kad.options import Option, check_fields
+from kad.method.defaults import COLDEST, HOTTEST, TEMPERATURES
+from kad.options import SEEDS, Option, check_fields
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, LogitsProcessorList
@@ -52,7 +53,8 @@ class Sampling:
     temperature: Annotated[
         float | None,
         Option(
-            "Temperature on the composed distribution; 0 takes the most probable token.", "T", "-t", allowed=">= 0",
+            "Temperature on the composed distribution; 0 takes the most probable token.", "T", "-t",
+            allowed=f"0 or {TEMPERATURES}",
             shown="the aligned model's",
         ),
     ] = None  # fmt: skip
@@ -70,7 +72,7 @@ class Sampling:
         float | None, Option("Make tokens that already occurred less probable. 1: off.", "X", allowed="> 0")
     ] = None
     stop: Annotated[tuple[str, ...], Option("Stop after this text; may be given several times.", "TEXT")] = ()
-    seed: Annotated[int | None, Option("Seed of the random numbers.", "N", allowed=">= 0", shown="random")] = None
+    seed: Annotated[int | None, Option("Seed of the random numbers.", "N", allowed=SEEDS, shown="random")] = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -229,6 +231,11 @@ def _warpers(config: GenerationConfig, place: dict[str, Any]) -> list[tuple[Any,
     import transformers as hf
 
     temperature = 1.0 if config.temperature is None else float(config.temperature)
+    if not COLDEST <= temperature <= HOTTEST:
+        raise UsageError(
+            f"The aligned model's settings have the temperature {temperature:g}, which must be from {COLDEST} to "
+            f"{HOTTEST}. Give another one, or mend its generation_config.json."
+        )
     top_h, epsilon, eta = getattr(config, "top_h", None), config.epsilon_cutoff or 0.0, config.eta_cutoff or 0.0
     return [
         (temperature != 1.0, lambda: hf.TemperatureLogitsWarper(temperature)),

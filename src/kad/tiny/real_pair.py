@@ -10,7 +10,6 @@ import hashlib
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -18,7 +17,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
-from kad.disk import own_cache
+from kad.disk import own_cache, scratch
 from kad.errors import MissingExtraError, PairError
 from kad.method import defaults
 from kad.pair.base_prompt import BUILT_IN
@@ -78,9 +77,9 @@ def files() -> Mapping[str, Path]:
 def _file(name: str, find: Callable[[Path], Path]) -> Path:
     file = own_cache() / f"{name}.gguf"
     if not file.is_file():
-        with tempfile.TemporaryDirectory(dir=own_cache(), prefix=f".{name}.") as scratch:
-            copy = Path(scratch) / "copy"
-            shutil.copyfile(find(Path(scratch)), copy)
+        with scratch(own_cache()) as place:
+            copy = place / "copy"
+            shutil.copyfile(find(place), copy)
             copy.replace(file)
     return file
 
@@ -96,8 +95,8 @@ def _converted(name: str, find: Callable[[Path], Path], say: Callable[[str], obj
     from kad.pair.model_files import load_tokenizer
     from kad.pair.sources import Source
 
-    with tempfile.TemporaryDirectory(dir=own_cache(), prefix=f".{name}.") as scratch:
-        model, file = Path(scratch) / "model", find(Path(scratch))
+    with scratch(own_cache()) as place:
+        model, file = place / "model", find(place)
         say(f"Converting {name}, once (about a minute) ...")
         source = Source(str(file.parent), None, {"gguf_file": file.name, "dtype": "float32"})
         load_model(source).save_pretrained(model)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from kad.errors import LogitsError
-from kad.method.distribution import columns_above, problem_of, raised
+from kad.method.distribution import at_temperature, columns_above, problem_of, raised
 from kad.method.scorer import Scorer
 from kad.tokens.token_bytes import TokenBytes, first_stop, whole_characters
 
@@ -102,8 +102,7 @@ class Nodes:
             self._nodes.popitem(last=False)
 
     def _node(self, ids: tuple[int, ...], logits: Tensor) -> Node:
-        logits = raised(logits.cpu())
-        logits = logits if self._temperature == 1.0 else logits / self._temperature
+        logits = at_temperature(raised(logits.cpu()), self._temperature)
         weights = logits.softmax(dim=-1)
         weights[len(self.tokens.pieces) :] = 0.0
         text = self.tokens.bytes_of(ids)

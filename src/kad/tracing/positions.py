@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:
     from kad.method.speculation.loop import Event
@@ -84,7 +87,48 @@ class Position:
     def from_dict(cls, values: Mapping[str, Any]) -> Position:
         """The position that `to_dict` wrote. Raises KeyError or TypeError: a missing or unknown field."""
         rows = tuple(Candidate(*row) for row in values["candidates"])
-        return cls(**{**values, "candidates": rows, "dropped_drafts": tuple(values["dropped_drafts"])})
+        position = cls(**{**values, "candidates": rows, "dropped_drafts": tuple(values["dropped_drafts"])})
+        check_types(position)
+        for row in rows:
+            check_types(row)
+        if not rows:
+            raise TypeError("a position without candidates")
+        return position
+
+    @property
+    def tokens(self) -> set[int]:
+        """Every token that it mentions."""
+        drafts = {self.token, *self.dropped_drafts, *(row.token for row in self.candidates)}
+        return drafts if self.rejected_draft is None else drafts | {self.rejected_draft}
+
+
+@cache
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    events = Literal["accepted", "corrected", "bonus", "deferred"]
+    return get_type_hints(kind, localns={"Event": events, "Position": Position})
+
+
+def check_types(made: Any) -> None:
+    """Raise TypeError if a field of a dataclass has another type than it is declared with, or is not finite."""
+    kind: Any = type(made)
+    for name, hint in _hints(kind).items():
+        if not _fits(getattr(made, name), hint):
+            raise TypeError(f"{name} is {str(getattr(made, name))[:60]!r}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    kind, parts = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, UnionType):
+        return any(_fits(value, part) for part in parts)
+    if kind is Literal:
+        return value in parts
+    if kind is float:
+        return type(value) in (int, float) and abs(value) < math.inf
+    if kind is tuple:
+        return isinstance(value, tuple) and all(_fits(one, parts[0]) for one in value)
+    if kind is dict:
+        return isinstance(value, dict) and all(_fits(k, parts[0]) and _fits(v, parts[1]) for k, v in value.items())
+    return kind is Any or (type(value) is int if kind is int else isinstance(value, kind))
 
 
 def summary(positions: Sequence[Position]) -> dict[str, float | int | None]:

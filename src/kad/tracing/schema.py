@@ -12,14 +12,19 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kad.disk import write_atomically
 from kad.errors import UsageError
 from kad.tracing import page, terminal
-from kad.tracing.positions import Position, summary
+from kad.tracing.positions import Position, check_types, summary
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 SCHEMA = "kad-trace/3"
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 @dataclass(frozen=True)
@@ -90,8 +95,12 @@ class Trace:
         try:
             known["vocabulary"] = {int(token): text for token, text in known["vocabulary"].items()}
             known["positions"] = tuple(Position.from_dict(position) for position in known["positions"])
-            return cls(**known)
-        except (KeyError, TypeError) as error:
+            trace = cls(**known)
+            check_types(trace)
+            if not trace.positions or not set().union(*(p.tokens for p in trace.positions)) <= trace.vocabulary.keys():
+                raise TypeError("it has no positions, or tokens without a text")
+            return trace
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UsageError(f"This trace is damaged ({error}). Make it again with kad trace.") from error
 
     def to_json(self) -> str:
@@ -102,8 +111,8 @@ class Trace:
     def from_json(cls, text: str) -> Trace:
         """The trace that `to_json` wrote. Raises UsageError: no JSON, or as `from_dict`."""
         try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
+            values = json.loads(text, parse_constant=_no_number)
+        except (ValueError, RecursionError) as error:
             raise UsageError(f"This is no trace: not JSON ({error}).") from error
         return cls.from_dict(values if isinstance(values, dict) else {})
 
@@ -136,7 +145,7 @@ class Trace:
             text = self.to_json()
         else:
             raise UsageError("Two traces side by side are a page: give a name that ends with .html.")
-        path.write_text(text, encoding="utf-8")
+        write_atomically(path, text)
         return path
 
     def _repr_html_(self) -> str:

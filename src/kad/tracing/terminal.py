@@ -12,7 +12,7 @@ from rich.text import Text
 
 from kad.tracing import palette
 from kad.tracing.positions import Candidate, Position, summary
-from kad.words import counted
+from kad.words import counted, shown
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _GLYPHS = str.maketrans({" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"})
@@ -51,7 +51,7 @@ def overruled(position: Position) -> bool:
 
 def colored(pieces: Iterable[tuple[str, float | None]]) -> Text:
     """A text, given as pieces with the share of the base model, each between that model's blue and orange."""
-    return Text.assemble(*((piece, palette.style(share)) for piece, share in pieces))
+    return Text.assemble(*((shown(piece), palette.style(share)) for piece, share in pieces))
 
 
 def visible(text: str) -> str:
@@ -63,7 +63,7 @@ def visible(text: str) -> str:
 def _headline(rule_text: str, positions: Sequence[Position], ended_by: str | None) -> Text:
     counts = summary(positions)
     share, alpha = counts["mean_base_share"], counts["mean_deferred_mass"]
-    line = Text(f"{rule_text}   {counted(len(positions), 'token')}   ", "bold")
+    line = Text(f"{shown(rule_text)}   {counted(len(positions), 'token')}   ", "bold")
     if share is not None and alpha is not None:
         line.append("base ", palette.style(1.0)).append(f"{share:.0%}   ").append("aligned", palette.style(0.0))
         line.append(f" {1 - share:.0%}   mean α {alpha:.3f}")

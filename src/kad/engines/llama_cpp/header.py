@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kad.errors import PairError, missing_extra
+from kad.pair.gguf import check_gguf
 
 
 @dataclass(frozen=True)
@@ -34,19 +35,22 @@ def read_header(path: Path) -> Header:
         from gguf import GGUFReader, LlamaFileType
     except ImportError as error:
         raise missing_extra("gguf", "gguf") from error
+    check_gguf(path)
     try:
-        reader = GGUFReader(path)
-        architecture = str(_value(reader, "general.architecture"))
-        tokens = len(reader.fields["tokenizer.ggml.tokens"].data)
-    except (OSError, ValueError, KeyError, IndexError) as error:
+        return _header(GGUFReader(path), LlamaFileType)
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError, AttributeError) as error:
         raise PairError(
             f"{path} is no GGUF file of a language model, or it is damaged. Get the file again, or take another."
         ) from error
 
+
+def _header(reader: Any, file_type: Any) -> Header:
+    architecture = str(_value(reader, "general.architecture"))
+
     def of(name: str, default: Any = None) -> Any:
         return _value(reader, f"{architecture}.{name}", default)
 
-    layers, heads = int(of("block_count", 0)), of("attention.head_count", 1)
+    layers, heads, context = int(of("block_count", 0)), of("attention.head_count", 1), of("context_length")
     pairs = of("attention.head_count_kv", heads)
     pairs = sum(pairs) if isinstance(pairs, list) else layers * int(pairs)
     size = int(of("embedding_length", 0)) // (max(heads) if isinstance(heads, list) else int(heads))
@@ -54,11 +58,11 @@ def read_header(path: Path) -> Header:
     kinds = {tensor.tensor_type.name for tensor in reader.tensors if len(tensor.shape) > 1}
     return Header(
         architecture=architecture,
-        weights="/".join(sorted(kinds)) if kind is None else LlamaFileType(kind).name.split("_", 1)[1],
+        weights="/".join(sorted(kinds)) if kind is None else file_type(kind).name.split("_", 1)[1],
         parameters=sum(int(tensor.n_elements) for tensor in reader.tensors),
         weight_bytes=sum(int(tensor.n_bytes) for tensor in reader.tensors),
-        vocabulary=tokens,
-        context=of("context_length"),
+        vocabulary=len(reader.fields["tokenizer.ggml.tokens"].data),
+        context=None if context is None else int(context),
         cache_numbers=pairs * (int(of("attention.key_length", size)) + int(of("attention.value_length", size))),
         soft_cap=of("final_logit_softcapping") or None,
     )

@@ -25,6 +25,7 @@ from kad.errors import OptionError, PairError, UsageError
 from kad.method.replay import Replay
 from kad.method.scorer import Scorer
 from kad.options import Option, check_fields
+from kad.pair.gguf import check_gguf
 from kad.tokens.vocabulary import trim
 from kad.words import counted
 
@@ -271,13 +272,7 @@ class _Batch:
 
 
 def _load(lib: Any, path: Path, options: LlamaCppOptions) -> Any:
-    try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-    except OSError as error:
-        raise PairError(f"Cannot read {path}: {error.strerror}.") from error
-    if magic != b"GGUF":
-        raise PairError(f"{path} is no GGUF file: it does not begin with GGUF.")
+    check_gguf(path)
     params = lib.llama_model_default_params()
     if options.gpu_layers is not None:
         params.n_gpu_layers = options.gpu_layers

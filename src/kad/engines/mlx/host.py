@@ -9,7 +9,7 @@ from kad import hosts
 from kad.hosts import MLX, needs
 
 NEEDS = (
-    *needs("mlx_lm.utils", "load_model(model_path)"),
+    *needs("mlx_lm.utils", "load_model(model_path, trust_remote_code)"),
     *needs("mlx_lm.models.cache", "make_prompt_cache(model)", "KVCache"),
     *needs("mlx_lm.models.cache:KVCache", "trim(n)"),
 )

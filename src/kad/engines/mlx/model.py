@@ -42,8 +42,9 @@ class MlxModel(OneAtATime):
         if device == "cpu":
             mx.set_default_device(mx.cpu)
         folder = Path(source.model) if source.is_local else _snapshot(source)
+        place = folder / source.kwargs.get("subfolder", "")
         try:
-            self.model, self._config = self._lib.utils.load_model(folder / source.kwargs.get("subfolder", ""))
+            self.model, self._config = self._lib.utils.load_model(place, trust_remote_code=source.trusted)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise PairError(f"MLX cannot load {source.model}: {first_line(error)}") from error
         self.vocab_size = int(self.logits(torch.zeros(1, dtype=torch.long), self.new_cache(), 1).shape[-1])

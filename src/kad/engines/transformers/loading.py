@@ -13,7 +13,7 @@ from kad.engines.transformers.host import AutoQuantizationConfig
 from kad.engines.transformers.model import TransformersModel
 from kad.errors import PairError, UsageError, first_line, missing_extra
 from kad.pair.adapters import adapted, inner_model, merged, share_weights
-from kad.pair.model_files import TROUBLE, load_config, load_generation_config, reason_of
+from kad.pair.model_files import TROUBLE, from_host, load_config, load_generation_config, reason_of
 from kad.pair.sources import MODEL_KWARGS, Source
 
 
@@ -31,7 +31,7 @@ def load_model(source: Source, **overrides: Any) -> PreTrainedModel:
         changed: PreTrainedModel = merged(load_model(underneath, **overrides), source)
         changed.generation_config = load_generation_config(source) or changed.generation_config
         return changed.eval()
-    options = {"trust_remote_code": False, **source.kwargs, **overrides}
+    options = {**source.kwargs, **overrides}
     unknown = sorted(set(options) - MODEL_KWARGS)
     if unknown:
         raise PairError(f"Unknown loading option {', '.join(unknown)}. Allowed: {', '.join(sorted(MODEL_KWARGS))}.")
@@ -44,13 +44,15 @@ def load_model(source: Source, **overrides: Any) -> PreTrainedModel:
     if source.revision is not None:
         options["revision"] = source.revision
     try:
-        model, loaded = AutoModelForCausalLM.from_pretrained(source.model, **options, output_loading_info=True)
+        model, loaded = from_host(AutoModelForCausalLM, source, **options, output_loading_info=True)
     except SafetensorError as error:
         raise PairError(f"Cannot load {_damaged_file(source)}: the file is damaged or cut off ({error}).") from error
     except ImportError as error:
         if options.get("gguf_file"):
             raise missing_extra("gguf", "gguf (with accelerate)") from error
         raise PairError(f"Cannot load {source.model}: {first_line(error)}") from error
+    except PairError:
+        raise
     except TROUBLE as error:
         raise PairError(f"Cannot load {source.model}: {reason_of(error)}") from error
     lacking = sorted(loaded["missing_keys"])
@@ -99,6 +101,7 @@ def load_models(
         else:
             source = model if isinstance(model, Source) else Source.parse(model)
             source = Source(source.model, source.revision, {**source.kwargs, **(own.get(role) or {})})
+            source = source.trusted_by(shared.get("trust_remote_code") is True)
             twin = next((other for other in loaded.values() if other.source == source), None)
             loaded[role] = twin or TransformersModel(load_model(source, **shared), source)
     if any(model.source is not None and adapted(model.source) for model in loaded.values()):

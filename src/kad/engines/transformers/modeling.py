@@ -149,7 +149,8 @@ class KadForCausalLM(ComposedGeneration, PreTrainedModel, GenerationMixin):
             deferral_temperature: the models' logits are divided by it before composing.
             base_prompt: how the base model is asked, see `kad.generate`. None: as the aligned model.
             base_kwargs: how to load the base model (`kad.pair.sources.MODEL_KWARGS`). The pair keeps these options,
-                except `token` and `trust_remote_code`.
+                except what is its user's: `token`, `trust_remote_code`, `cache_dir`, `offload_folder`,
+                `local_files_only`.
             aligned_kwargs: the same for the aligned model.
             reference_kwargs: the same for the reference model.
             **kwargs: the same for all models.
@@ -168,7 +169,7 @@ class KadForCausalLM(ComposedGeneration, PreTrainedModel, GenerationMixin):
             **{role: model.source for role, model in models.items() if model.source is not None},
             rule=rule,
             deferral_temperature=deferral_temperature,
-            base_prompt=base_prompt,
+            base_prompt=BasePrompt.parse(base_prompt),
         )
         return cls.of(Pair(config, models))
 

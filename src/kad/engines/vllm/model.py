@@ -22,8 +22,8 @@ from kad.engines.protocols import Ask, DraftCounts, Emission
 from kad.errors import LogitsError, OptionError, UsageError, missing_extra
 from kad.method.composition import Composition, RuleLike
 from kad.pair.config import KadConfig
-from kad.pair.folder import pack, read_config
-from kad.pair.model_files import load_config, load_generation_config, soft_cap_of, tokenizer_of
+from kad.pair.folder import generation_config, pack, read_config
+from kad.pair.model_files import load_config, soft_cap_of, tokenizer_of
 from kad.pair.sources import Source
 
 # Settings of Transformers for which vLLM has nothing, with the values that ask for nothing.
@@ -256,8 +256,9 @@ class VllmPair(Pair):
             place = str(Path(self._folder.name) / "pair")
             pack(sources, place, rule=rule, deferral_temperature=config.deferral_temperature)
             config = read_config(place)
+            config.replace(trust_remote_code=any(source.trusted for source in sources.values()))
         self.config, self.models = config, {}
-        self.generation_config = load_generation_config(Source(config.name_or_path)) or GenerationConfig()
+        self.generation_config = generation_config(config, GenerationConfig())
         self.whole = VllmModel(config.name_or_path, options, drafters=sources)
         self.own_composition = Composition.of(rule, config.deferral_temperature)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from kad.disk import whole
 from kad.errors import missing_extra
 from kad.evaluation.results.intervals import Interval
 from kad.evaluation.results.summary import Row
@@ -149,7 +150,8 @@ def save(draw: Callable[[Any, Any], None], paths: Sequence[Path], size: tuple[fl
         figure = Figure(figsize=size, layout="constrained")
         draw(figure, figure.subplots())
         for path in paths:
-            figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+            with whole(path) as place:
+                figure.savefig(place, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 def require_matplotlib() -> Any:

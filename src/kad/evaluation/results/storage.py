@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, NamedTuple, Self
 
 from filelock import FileLock, Timeout
 
-from kad.disk import write_atomically
+from kad.disk import named, write_atomically
 from kad.errors import UsageError
 from kad.evaluation.results.settings import SCHEMA, Settings
 
@@ -85,8 +85,9 @@ class RunDirectory:
 
     def log_session(self, session: Record) -> None:
         """Note where and how this start runs."""
-        with (self.path / "sessions.jsonl").open("a", encoding="utf-8", newline="\n") as file:
-            file.write(json.dumps(session) + "\n")
+        file = self.path / "sessions.jsonl"
+        with named(file), file.open("a", encoding="utf-8", newline="\n") as lines:
+            lines.write(json.dumps(session) + "\n")
 
     def append(self, records: Iterable[Record]) -> None:
         """Put finished samples on disk, all with one write; those already there are left alone."""
@@ -145,8 +146,8 @@ def read_samples(path: Path) -> Iterator[Record]:
                 if b"\0" in line:
                     raise ValueError("it has NUL bytes, as after a crash of the machine")
                 record: Record = json.loads(line)
-                key_of(record)
-            except (ValueError, KeyError, TypeError) as error:
+                hash(key_of(record))
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise UsageError(
                     f"{file.name}, line {number} is no sample of a run ({error}). Take the line out, and its sample "
                     "runs again."
@@ -166,7 +167,7 @@ def read_settings(path: Path) -> Record:
     except (FileNotFoundError, NotADirectoryError):
         message = f"{path} is no run directory: it has no settings.json. Give the --out of a kad eval."
         raise UsageError(message) from None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise UsageError(f"{file} is damaged ({error}). Choose another --out.") from None
     if settings.get("schema") != SCHEMA:
         raise UsageError(
@@ -183,10 +184,10 @@ def read_sessions(path: Path) -> list[Record]:
     """Every start of the run, oldest first."""
     file = path / "sessions.jsonl"
     try:
-        return [json.loads(line) for line in file.read_text("utf-8").splitlines() if line.endswith("}")]
+        return [{**json.loads(line)} for line in file.read_text("utf-8").splitlines() if line.endswith("}")]
     except FileNotFoundError:
         return []
-    except ValueError as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise UsageError(f"{file} is damaged ({error}). Delete it: it only says where the run ran.") from error
 
 

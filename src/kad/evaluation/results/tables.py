@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kad.disk import write_atomically
-from kad.errors import MissingExtraError, UsageError
+from kad.errors import KadError, MissingExtraError, UsageError, one_line
 from kad.evaluation.methods import window_of
 from kad.evaluation.results.intervals import Interval
 from kad.evaluation.results.plots import write_plots
@@ -58,8 +58,20 @@ def build_report(folders: Sequence[Path], baseline: str | None = None) -> Report
     """Read one run, or compare several. With several, the folder of the run stands before the name of a method.
 
     Raises:
-        UsageError: a folder that is no run, no samples, an unknown baseline.
+        UsageError: a folder that is no run, a damaged one, no samples, an unknown baseline.
     """
+    try:
+        report = _report(folders, baseline)
+        report.markdown()  # which reads the rest of the runs
+    except KadError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        names = ", ".join(map(str, folders))
+        raise UsageError(f"The run {names} is damaged: its files hold no such values ({one_line(error)}).") from error
+    return report
+
+
+def _report(folders: Sequence[Path], baseline: str | None) -> Report:
     runs = [{"folder": it.name, "settings": read_settings(it), "sessions": read_sessions(it)} for it in folders]
     records = list(_records(folders))
     rows = summarize(records, baseline)

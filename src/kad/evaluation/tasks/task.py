@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from kad.errors import KadError, UsageError
@@ -35,8 +36,6 @@ _EMBEDDED = ("kad_tiny", "kad_facts")
 _PLAIN = {"top_k": (0, 50, None), "top_p": (1, 1.0, None), "min_p": (0, 0.0, None), "num_beams": (1, None)}
 _READ = frozenset({"until", "do_sample", "temperature", "max_gen_toks", "max_new_tokens"})
 _TEMPLATES = ("doc_to_text", "doc_to_target", "doc_to_choice")
-# What goes wrong in a task file, in the functions that it names, and in getting its data.
-_TROUBLE = (OSError, ImportError, AssertionError, LookupError, ValueError, TypeError, AttributeError, RuntimeError)
 
 Messages = list[dict[str, str]]
 Renderer = Callable[[Messages], str]
@@ -277,8 +276,9 @@ def _metrics(task: Any) -> frozenset[str]:
     means = frozenset(name for name, function in task.aggregation().items() if function.__name__ == "mean")
     if config.output_type == "loglikelihood_rolling" or not means:
         raise UsageError(
-            f"{config.task} has no metric that is a mean over its questions, which kad eval needs. Run it in lm-eval: "
-            f"lm_eval run --model kad --model_args pair=... --tasks {config.task} (docs/evaluation.md, In lm-eval)."
+            f"{config.task} has no metric that is a mean over its questions, which kad eval needs. Run it in lm-eval "
+            f"(docs/evaluation.md, In lm-eval): lm_eval run --model kad --model_args pair=... "
+            f"--tasks {quote(config.task)}"
         )
     return means
 
@@ -320,7 +320,7 @@ def _in_words(what: str) -> Iterator[None]:
         yield
     except KadError:
         raise
-    except _TROUBLE as error:
+    except Exception as error:  # its functions may raise anything
         if isinstance(error, KeyError):
             reason = f"there is no {error.args[0]!r}" if error.args else "a key is missing"
         else:

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 _EXCLUDED = tl.constexpr(-1e4)
+_FAR = tl.constexpr(64.0)
 
 
 @triton.jit
@@ -23,35 +24,36 @@ def _block(row, start, vocab, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _add(top, total, x):
-    """Each lane's running maximum and its sum of exp(x - maximum), with one more x; lanes meet only at the end."""
+def _add(top, total, x, scale):
+    """Each lane's running maximum and its sum of exp((x - maximum) scale), with one more x; lanes meet at the end."""
     new = tl.maximum(top, x)
     # Before the first finite entry everything is -inf, and there is nothing to sum.
     safe = tl.where(new == float("-inf"), 0.0, new)
-    return new, total * tl.exp(top - safe) + tl.exp(x - safe)
+    return new, total * tl.exp((top - safe) * scale) + tl.exp((x - safe) * scale)
 
 
 @triton.jit
-def _log_sum(top, total):
-    """The maximum of all lanes, and the log of their sum; -inf where there was nothing."""
+def _log_sum(top, total, scale):
+    """The maximum of all lanes, and above it the log of their sum; -inf where there was nothing."""
     largest = tl.max(top)
     safe = tl.where(largest == float("-inf"), 0.0, largest)
-    return largest, largest + tl.log(tl.sum(total * tl.exp(top - safe)))
+    return largest, tl.log(tl.sum(total * tl.exp((top - safe) * scale)))
 
 
 @triton.jit
 def _max_and_log_sum(row, vocab, scale, BLOCK: tl.constexpr):
-    """The largest logit of a row, and its normaliser; NaN for a row that is no distribution."""
+    """What is taken off a row (see `at_temperature`), then its largest entry, and its normaliser; NaN for a bad row."""
     top = tl.full((BLOCK,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
     bad = tl.zeros((BLOCK,), tl.int32)
     for start in range(0, vocab, BLOCK):
         x, _ = _block(row, start, vocab, BLOCK)
-        x *= scale
         bad |= ((x != x) | (x == float("inf"))).to(tl.int32)
-        top, total = _add(top, total, x)
-    largest, log_z = _log_sum(top, total)
-    return largest, tl.where((tl.max(bad) > 0) | (largest == float("-inf")), float("nan"), log_z)
+        top, total = _add(top, total, x, scale)
+    largest, log_sum = _log_sum(top, total, scale)
+    off = tl.where((scale != 1.0) | (tl.abs(largest) > _FAR), largest, 0.0)
+    log_z = (largest - off) * scale + log_sum
+    return off, (largest - off) * scale, tl.where((tl.max(bad) > 0) | (largest == float("-inf")), float("nan"), log_z)
 
 
 @triton.jit
@@ -62,7 +64,7 @@ def _key(x):
 
 
 @triton.jit
-def _critical_key(row, budget, log_z, vocab, scale, BITS: tl.constexpr, BLOCK: tl.constexpr):
+def _critical_key(row, off, budget, log_z, vocab, scale, BITS: tl.constexpr, BLOCK: tl.constexpr):
     """The largest key from which on p has a mass of 1 - budget: that of the critical item.
 
     Two bits of the key at a time, from the sign down to the last of BITS bits, which tell the logits apart.
@@ -78,7 +80,7 @@ def _critical_key(row, budget, log_z, vocab, scale, BITS: tl.constexpr, BLOCK: t
         mass_3 = tl.zeros((BLOCK,), tl.float32)
         for start in range(0, vocab, BLOCK):
             x, _ = _block(row, start, vocab, BLOCK)
-            key, p = _key(x), tl.exp(x * scale - log_z)
+            key, p = _key(x), tl.exp((x - off) * scale - log_z)
             mass_1 += tl.where(key >= guess_1, p, 0.0)
             mass_2 += tl.where(key >= guess_2, p, 0.0)
             mass_3 += tl.where(key >= guess_3, p, 0.0)
@@ -107,8 +109,8 @@ def log_pi_kernel(
     anchor, shift = tl.load(rules), tl.load(rules + 1)
     offset, whole, budget = tl.load(rules + 2), tl.load(rules + 3), tl.load(rules + 4)
 
-    top_p, log_z = _max_and_log_sum(base, vocab, scale, BLOCK)
-    aligned_top, aligned_log_z = _max_and_log_sum(aligned, vocab, scale, BLOCK)
+    off, top_p, log_z = _max_and_log_sum(base, vocab, scale, BLOCK)
+    aligned_off, aligned_top, aligned_log_z = _max_and_log_sum(aligned, vocab, scale, BLOCK)
     log_max, aligned_log_max = top_p - log_z, aligned_top - aligned_log_z
 
     cutoff = tl.where(anchor == 1.0, top_p, tl.where(anchor == 2.0, log_z + aligned_log_max, log_z))
@@ -118,7 +120,7 @@ def log_pi_kernel(
     cutoff = tl.where(whole > 0.0, tl.where(top_p >= cutoff, float("-inf"), float("inf")), cutoff)
     lowest = tl.full((), -2147483648, tl.int32)
     if budget >= 0.0:
-        lowest = _critical_key(base, budget, log_z, vocab, scale, BITS, BLOCK)
+        lowest = _critical_key(base, off, budget, log_z, vocab, scale, BITS, BLOCK)
         cutoff = tl.full((), float("-inf"), tl.float32)
 
     # The deferred mass as a log, online like the normaliser: it may lie far below what a float holds.
@@ -126,17 +128,18 @@ def log_pi_kernel(
     total = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, vocab, BLOCK):
         x, inside = _block(base, start, vocab, BLOCK)
-        kept = (x * scale >= cutoff) & (_key(x) >= lowest)
-        top, total = _add(top, total, tl.where(kept, float("-inf"), x * scale - log_z))
-    log_alpha = tl.maximum(_log_sum(top, total)[1], _EXCLUDED)
+        kept = ((x - off) * scale >= cutoff) & (_key(x) >= lowest)
+        top, total = _add(top, total, tl.where(kept, float("-inf"), (x - off) * scale - log_z), 1.0)
+    largest, log_sum = _log_sum(top, total, 1.0)
+    log_alpha = tl.maximum(largest + log_sum, _EXCLUDED)
 
     flag = (log_z - log_z) + (aligned_log_z - aligned_log_z)  # 0, or NaN for a row that is no distribution
     for start in range(0, vocab, BLOCK):
         x, inside = _block(base, start, vocab, BLOCK)
         y, _ = _block(aligned, start, vocab, BLOCK)
-        kept = (x * scale >= cutoff) & (_key(x) >= lowest)
-        first = x * scale - log_z + tl.where(kept, 0.0, _EXCLUDED)
-        second = y * scale - aligned_log_z + log_alpha
+        kept = ((x - off) * scale >= cutoff) & (_key(x) >= lowest)
+        first = (x - off) * scale - log_z + tl.where(kept, 0.0, _EXCLUDED)
+        second = (y - aligned_off) * scale - aligned_log_z + log_alpha
         larger = tl.maximum(first, second)
         smaller = tl.minimum(first, second)
         both = tl.where(larger == float("-inf"), larger, larger + tl.log(1.0 + tl.exp(smaller - larger)))

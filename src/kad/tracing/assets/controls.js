@@ -74,20 +74,25 @@ kad.verdict = (reading) => {
 };
 
 // The command that asks the same question again under the rule shown, or null if the trace does not hold the question.
+// A trace may come from anybody: options have our names, every value is quoted, and the prompt stands after --. A control
+// character would act when it is pasted, inside quotes, too.
 kad.command = (reading) => {
   const {trace} = reading;
   const {asked, do_sample: sampled, temperature, seed} = trace.generation;
   if (!asked) return null;
   const quoted = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replace(/'/g, "'\\''")}'`);
-  const models = asked.pair ? [["pair", asked.pair]] : Object.entries(trace.models);
+  const roles = ["base", "aligned", "reference"].filter((role) => role in trace.models);
+  const models = asked.pair ? [["pair", asked.pair]] : roles.map((role) => [role, trace.models[role]]);
   const options = [...models, ["rule", kad.ruleText(trace, reading.rule, reading.value)]];
   if (asked.base_prompt) options.push(["base-prompt", asked.base_prompt]);
   if (asked.system) options.push(["system", asked.system]);
   options.push(["temperature", sampled ? temperature : 0]);
   if (sampled) options.push(["seed", seed]);
   if (trace.deferral_temperature !== 1) options.push(["deferral-temperature", trace.deferral_temperature]);
-  const flags = [asked.raw ? "--raw" : "", {true: "--thinking", false: "--no-thinking"}[asked.thinking] ?? ""].filter(Boolean);
-  return ["kad trace", quoted(asked.prompt), ...options.map(([name, value]) => `--${name} ${quoted(String(value))}`), ...flags, "-o trace.html"].join(" ");
+  const flags = [asked.raw ? "--raw" : "", asked.thinking === true ? "--thinking" : asked.thinking === false ? "--no-thinking" : ""].filter(Boolean);
+  const values = options.map(([name, value]) => `--${name} ${quoted(String(value))}`);
+  const command = ["kad trace", ...values, ...flags, "-o trace.html", "--", quoted(String(asked.prompt))].join(" ");
+  return /[\x00-\x09\x0b-\x1f\x7f-\x9f]/.test(command) ? null : command;
 };
 
 // A line of text with a button that copies it. Where the browser refuses, the text is selected instead.

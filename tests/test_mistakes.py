@@ -152,7 +152,7 @@ MISTAKES = [
     ("generate Hi -n 2 --base ./gone --aligned aligned", "No model folder at ./gone. Give a folder, or a hub id like"),
     ("generate Hi -n 2 --base gone/model --aligned aligned", "Cannot load gone/model: We couldn't connect to"),
     ("generate Hi -n 2 --base empty --aligned aligned", "empty. Should have a `model_type` key in its config.json."),
-    ("generate Hi -n 2 --base file.txt --aligned aligned", "Cannot load file.txt: It looks like the config file at"),
+    ("generate Hi -n 2 --base file.txt --aligned aligned", "file.txt is a file, and no GGUF file. Give a folder, or a hub id"),
     ("generate Hi -n 2 --base base", "--base needs --aligned beside it: a composition has a base and"),
     (
         "generate Hi -n 2 --base base@nope --aligned aligned",
@@ -167,7 +167,7 @@ MISTAKES = [
     ("generate Hi -n 2 --pair list-pair", "Cannot read the pair list-pair: its config.json is no JSON"),
     ("generate Hi -n 2 --pair binary-pair", "Cannot read the pair binary-pair: It looks like the config file"),
     ("generate Hi -n 2 --pair empty", "empty is no pair: it has no config.json. Write one with: kad"),
-    ("generate Hi -n 2 --pair file.txt", "Cannot read the pair file.txt: It looks like the config file at"),
+    ("generate Hi -n 2 --pair file.txt", "file.txt is a file; a pair is a folder. Write one with: kad pack"),
     ("generate Hi -n 2 --pair base", "base is not a pair: its config.json names no base and aligned"),
     ("generate Hi -n 2 --pair ./gone", "No pair at ./gone. Give a folder written by `kad pack`, a hub"),
     ("generate Hi -n 2 --pair pair --base base", "Give --pair or --base, not both."),

@@ -41,10 +41,10 @@ def command(
 
     Every finished answer is on disk at once. A stopped run continues with the same command.
     """
+    plan = shared.make_plan(models, tasks, run, methods, out)
     from kad.evaluation.results.summary import choose_baseline
     from kad.evaluation.results.tables import build_report
 
-    plan = shared.make_plan(models, tasks, run, methods)
     choose_baseline([method.name for method in plan.methods], baseline)
     shared.execute(plan, out)
     shared.show_report(build_report([out], baseline), out / "report", as_json)

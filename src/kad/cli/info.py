@@ -90,10 +90,8 @@ def command(
         versions = environment.environment()
         stdio.print_result(versions, as_json, lambda: environment.render(versions))
         return
-    named.check_sources()
     if named.pair is None and named.base is None:
         raise UsageError("kad info needs a pair (a folder, a hub id or tiny), or --base and --aligned.")
-    stdio.quiet_transformers()
     config = named.resolve()
     sources = config.model_sources()
     models = {role: _describe(source) for role, source in sources.items()}

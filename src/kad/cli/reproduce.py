@@ -64,6 +64,7 @@ def command(
         tasks,
         replace(run, temperature=published.temperature, max_new_tokens=published.max_new_tokens),
         [parse_method(method) for method in published.methods],
+        folder,
     )
     _check_reachable([model.model for model in published.models])
     shared.execute(plan, folder)

@@ -88,7 +88,7 @@ def command(
         if metric is not None and metric.partition(",")[0] not in task.metrics:
             known = ", ".join(sorted(task.metrics))
             raise UsageError(f"{task.info.name} has no metric {metric!r}. Choose --metric from: {known}.")
-    plan = shared.make_plan(models, tasks, run, [point.method for point in points])
+    plan = shared.make_plan(models, tasks, run, [point.method for point in points], out)
     shared.execute(plan, out)
     speeds = None
     if objective == "speed":

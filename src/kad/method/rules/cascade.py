@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor
-
-from kad.method.distribution import Distribution, precise
 from kad.method.rules.rule import CascadeRule, register
 from kad.method.rules.threshold import critical_logit, probability
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register
@@ -24,7 +23,7 @@ class Mixture(CascadeRule):
     weight: float = probability(0.5)
 
     def keep(self, log_p: Tensor, log_aligned: Tensor) -> Tensor:
-        return torch.full_like(log_p, self.weight)
+        return log_p.new_full(log_p.shape, self.weight)
 
 
 @register
@@ -42,8 +41,10 @@ class LinearProgram(CascadeRule):
     budget: float = probability(0.9)
 
     def keep(self, log_p: Tensor, log_aligned: Tensor) -> Tensor:
+        from kad.method.distribution import Distribution, precise
+
         if self.budget >= 1.0:
-            return torch.zeros_like(log_p)
+            return log_p.new_zeros(log_p.shape)
         # In float64: float32 sums the tail of a large vocabulary only to about 1e-6.
         base = Distribution.of(log_p.to(precise(log_p.device)), "log_p")
         p, critical = base.log_probs().exp(), critical_logit(base, self.budget).unsqueeze(-1)

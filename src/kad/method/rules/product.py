@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor
-
-from kad.method.distribution import EXCLUDED
 from kad.method.rules.rule import ProductRule, register
 from kad.method.rules.threshold import probability
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def _exponent(default: float, lowest: float = 0.0) -> float:
@@ -80,15 +79,19 @@ class Contrastive(ProductRule):
     plausibility: float = probability(0.1)
 
     def combine(self, log_p: Tensor, log_aligned: Tensor, log_reference: Tensor) -> Tensor:
+        from kad.method.distribution import EXCLUDED
+
         if self.plausibility > 0:
             floor = log_p.amax(dim=-1, keepdim=True) + math.log(self.plausibility)
             # Lowered, not excluded: where a mask leaves implausible tokens only, their order survives it.
-            log_p = torch.where(log_p < floor, log_p + EXCLUDED / (1.0 + self.weight), log_p)
+            log_p = log_p.where(log_p >= floor, log_p + EXCLUDED / (1.0 + self.weight))
         return _power(log_p, 1.0 + self.weight) + _inverse_power(log_reference, self.weight)
 
 
 def _power(log_x: Tensor, exponent: float) -> Tensor:
     """exponent * log x with 0^0 = 1. 0 to the power of an exponent that would underflow stays 0."""
+    import torch
+
     tiny = torch.finfo(log_x.dtype).tiny
     return max(exponent, tiny) * log_x if exponent > 0 else torch.zeros_like(log_x)
 
@@ -100,5 +103,5 @@ def _signed_power(log_x: Tensor, exponent: float) -> Tensor:
 def _inverse_power(log_x: Tensor, exponent: float) -> Tensor:
     """-exponent * log x. Where x = 0 the ratio is undefined, and the token is excluded (-inf)."""
     if exponent == 0:
-        return torch.zeros_like(log_x)
-    return (-exponent * log_x).masked_fill(log_x == -torch.inf, -torch.inf)
+        return log_x.new_zeros(log_x.shape)
+    return (-exponent * log_x).masked_fill(log_x == -math.inf, -math.inf)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import resource
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -152,7 +154,10 @@ MISTAKES = [
     ("generate Hi -n 2 --base ./gone --aligned aligned", "No model folder at ./gone. Give a folder, or a hub id like"),
     ("generate Hi -n 2 --base gone/model --aligned aligned", "Cannot load gone/model: We couldn't connect to"),
     ("generate Hi -n 2 --base empty --aligned aligned", "empty. Should have a `model_type` key in its config.json."),
-    ("generate Hi -n 2 --base file.txt --aligned aligned", "file.txt is a file, and no GGUF file. Give a folder, or a hub id"),
+    (
+        "generate Hi -n 2 --base file.txt --aligned aligned",
+        "file.txt is a file, and no GGUF file. Give a folder,",
+    ),
     ("generate Hi -n 2 --base base", "--base needs --aligned beside it: a composition has a base and"),
     (
         "generate Hi -n 2 --base base@nope --aligned aligned",
@@ -339,6 +344,35 @@ def test_a_mistake_is_a_line_or_two(arguments: str | list[str], words: str, insi
     assert len(done.stderr.strip().splitlines()) <= 2
     assert done.stdout == ""
     assert {*inside.rglob("*")} == before
+
+
+# In the mistakes that are found late, because a model, a pair, a task or a run must be read first.
+READ = {
+    "truncated", "garbage", "weightless", "sizes", "layers", "heads", "half-config", "no-config", "unknown-type",
+    "no-tokenizer", "half-tokenizer", "other-vocabulary", "empty", "gone/model", "gone/x", "half-pair", "typo-pair",
+    "list-pair", "binary-pair", "run-half", "run-list", "--task", "--tasks", "--include-path", "--metric", "reference",
+}  # fmt: skip
+AT_ONCE = """
+import json, sys
+sys.modules.update(dict.fromkeys(("torch", "transformers", "lm_eval.tasks", "matplotlib.pyplot")))  # cannot be imported
+from typer.testing import CliRunner
+from kad.cli.main import app
+for arguments in json.load(sys.stdin):
+    done = CliRunner().invoke(app, arguments, input="", env={"COLUMNS": "200"})
+    print(json.dumps([done.exit_code, done.stderr, repr(done.exception)]))
+"""
+
+
+def test_a_mistake_is_found_before_torch_is_imported(inside: Path) -> None:
+    """Importing takes seconds. In one new process, where torch and Transformers cannot be imported."""
+    words = [(given.split() if isinstance(given, str) else given, words) for given, words in MISTAKES]
+    quick = [(given, words) for given, words in words if not READ & {*given}]
+    assert len(quick) > 100
+    asked = json.dumps([given for given, _ in quick])
+    done = subprocess.run([sys.executable, "-c", AT_ONCE], input=asked, capture_output=True, text=True, check=True)
+    for (given, words), line in zip(quick, done.stdout.splitlines(), strict=True):
+        code, said, error = json.loads(line)
+        assert (code, words in said) == (2, True), (given, said, error)
 
 
 @pytest.mark.parametrize(

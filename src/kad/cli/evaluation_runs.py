@@ -14,9 +14,8 @@ from kad.cli.common import ModelOptions
 from kad.engines.load import check_installed, first_device
 from kad.evaluation import host
 from kad.evaluation.methods import Method, parse_methods
+from kad.evaluation.results.storage import check_place
 from kad.evaluation.run_options import RunOptions, TaskOptions
-from kad.method import defaults
-from kad.method.rules import parse_rule
 from kad.options import Option
 from kad.pair.base_prompt import BasePrompt
 from kad.pair.sources import Source
@@ -35,15 +34,19 @@ _LINES = 20
 _SECONDS = 60.0
 
 
+def check(out: Path, run: RunOptions) -> None:
+    """Refuse at once a run directory that cannot be written, and a run for which a package is missing."""
+    check_place(out)
+    stdio.check_folder(out, f"the run directory {out}", "Choose another --out.")
+    host.check_installed()
+    check_installed(run.engine)
+
+
 def make_plan(
     models: ModelOptions, tasks: TaskOptions, run: RunOptions, methods: str | Sequence[Method], out: Path
 ) -> Plan:
     """A plan from the options of a command, for the run directory `out`. The method `pair` is the pair's own rule."""
-    stdio.check_folder(out, f"the run directory {out}", "Choose another --out.")
-    host.check_installed()
-    check_installed(run.engine)
-    if isinstance(methods, str):  # the pair's own rule is not known yet
-        parse_methods(methods, parse_rule(defaults.RULE))
+    check(out, run)
     # A pair may get a reference model for one run.
     own = None if models.base is not None or models.aligned is not None else models.reference
     reference = None if own is None else Source.parse(own)

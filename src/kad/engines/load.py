@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 from kad import hosts
 from kad.errors import OptionError, PairError, UsageError, first_line
-from kad.method.rules import Rule, parse_rule
 from kad.pair.sources import Source, check_sources
 
 if TYPE_CHECKING:
     from kad.engines.pair import Pair
     from kad.engines.protocols import Model
     from kad.engines.transformers.modeling import KadForCausalLM
+    from kad.method.rules import Rule
 
     Loaded = KadForCausalLM | Pair
 
@@ -125,13 +125,11 @@ def check(
     """
     if engine not in ENGINES:
         raise OptionError(f"Unknown `engine` {engine!r}. Choose from: {', '.join(ENGINES)}.")
-    check_sources(pair, base, aligned, reference)
+    check_sources(pair, base, aligned, reference, rule)
     if dtype is not None and dtype not in DTYPES:
         raise OptionError(f"Unknown `dtype` {dtype!r}. Choose from: {', '.join(DTYPES)}.")
     if device is not None and device not in _SHARDING and not _DEVICE.fullmatch(device):
         raise OptionError(f"Unknown `device` {device!r}. Choose from: cpu, cuda, cuda:1, mps, xpu, auto.")
-    if rule is not None:
-        parse_rule(rule)
     if base is not None and engine != "vllm":
         for name in filter(None, (base, aligned, reference)):
             engine_for(Source.parse(name), engine)

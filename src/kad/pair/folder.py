@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from transformers import GenerationConfig
 
-from kad.errors import MissingTokenizerError, OptionError, PairError, RuleError, first_line
+from kad.errors import MissingTokenizerError, PairError, RuleError, first_line
 from kad.method.rules import Rule, parse_rule
 from kad.pair.config import KadConfig
 from kad.pair.model_files import load_config as load_model_config
@@ -188,14 +188,11 @@ def resolve(
         PairError: no such pair.
         RuleError: a bad rule.
     """
-    check_sources(pair, base, aligned, reference)
-    replaced = {} if rule is None else {"rule": parse_rule(rule)}
+    check_sources(pair, base, aligned, reference, rule)
     if base is None or aligned is None:
         config = read_config(pair or EMBEDDED)
     else:
-        if rule is not None and reference is None and replaced["rule"].needs_reference:
-            raise OptionError(f"Rule {replaced['rule']} needs the reference model. Give one with `reference`.")
         named = {"base": base, "aligned": aligned, "reference": reference}
         config = KadConfig(**{role: name for role, name in named.items() if name is not None})
-    config.replace(**replaced, deferral_temperature=deferral_temperature, base_prompt=base_prompt)
+    config.replace(None if rule is None else parse_rule(rule), deferral_temperature, base_prompt)
     return config

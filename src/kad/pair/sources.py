@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kad.errors import OptionError, PairError
+from kad.method.rules import Rule, parse_rule
 
 _GGUF = ".gguf"
 _TINY = Path(__file__).parents[1] / "tiny" / "weights"
@@ -240,13 +241,18 @@ def check_sources(
     base: str | Source | None,
     aligned: str | Source | None,
     reference: str | Source | None,
+    rule: str | Mapping[str, Any] | Rule | None = None,
 ) -> None:
-    """Either a pair, or base and aligned model; and what is named by a path is there. Nothing heavy is imported.
+    """Either a pair, or base and aligned model; what is named by a path is there, and the rule is one.
+
+    Importing torch and Transformers takes seconds. Nothing here does.
 
     Raises:
-        OptionError: both, or one of the two models without the other.
+        OptionError: both, or one of the two models without the other, or a rule that lacks the reference model.
         PairError: no such pair, folder or file.
+        RuleError: a bad rule.
     """
+    parsed = None if rule is None else parse_rule(rule)
     models = {"`base`": base, "`aligned`": aligned, "`reference`": reference}
     named = [option for option, value in models.items() if value is not None]
     if pair is not None and named:
@@ -260,6 +266,8 @@ def check_sources(
         if source is not None:
             Source.parse(source)
     if base is not None:
+        if parsed is not None and parsed.needs_reference and reference is None:
+            raise OptionError(f"Rule {parsed} needs the reference model. Give one with `reference`.")
         return
     folder = Path(resolve_pair(pair or EMBEDDED))
     config = _config_of(folder)
@@ -270,3 +278,5 @@ def check_sources(
     for role in ROLES:
         if config.get(role) is not None:
             Source.parse(config[role]).located(folder)
+    if "rule" in config:
+        parse_rule(config["rule"])

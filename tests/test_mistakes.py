@@ -334,45 +334,50 @@ def test_there_are_many() -> None:
     assert len({str(arguments) for arguments, _ in MISTAKES}) >= 74
 
 
-@pytest.mark.parametrize(("arguments", "words"), MISTAKES, ids=[str(arguments) for arguments, _ in MISTAKES])
-def test_a_mistake_is_a_line_or_two(arguments: str | list[str], words: str, inside: Path) -> None:
-    before = {*inside.rglob("*")}
-    done = call(*(arguments.split() if isinstance(arguments, str) else arguments))
-    assert done.exit_code == 2, (done.stderr, done.exception)
-    assert words in done.stderr
-    assert done.stderr.startswith("error: ")
-    assert len(done.stderr.strip().splitlines()) <= 2
-    assert done.stdout == ""
-    assert {*inside.rglob("*")} == before
-
-
 # In the mistakes that are found late, because a model, a pair, a task or a run must be read first.
 READ = {
     "truncated", "garbage", "weightless", "sizes", "layers", "heads", "half-config", "no-config", "unknown-type",
     "no-tokenizer", "half-tokenizer", "other-vocabulary", "empty", "gone/model", "gone/x", "half-pair", "typo-pair",
     "list-pair", "binary-pair", "run-half", "run-list", "--task", "--tasks", "--include-path", "--metric", "reference",
 }  # fmt: skip
-AT_ONCE = """
+LINES = [(given.split() if isinstance(given, str) else given, words) for given, words in MISTAKES]
+LATE = [(given, words) for given, words in LINES if READ & {*given}]
+AT_ONCE = [(given, words) for given, words in LINES if not READ & {*given}]
+WITHOUT_TORCH = """
 import json, sys
 sys.modules.update(dict.fromkeys(("torch", "transformers", "lm_eval.tasks", "matplotlib.pyplot")))  # cannot be imported
 from typer.testing import CliRunner
 from kad.cli.main import app
 for arguments in json.load(sys.stdin):
     done = CliRunner().invoke(app, arguments, input="", env={"COLUMNS": "200"})
-    print(json.dumps([done.exit_code, done.stderr, repr(done.exception)]))
+    print(json.dumps([done.exit_code, done.stdout, done.stderr, repr(done.exception)]))
 """
 
 
-def test_a_mistake_is_found_before_torch_is_imported(inside: Path) -> None:
-    """Importing takes seconds. In one new process, where torch and Transformers cannot be imported."""
-    words = [(given.split() if isinstance(given, str) else given, words) for given, words in MISTAKES]
-    quick = [(given, words) for given, words in words if not READ & {*given}]
-    assert len(quick) > 100
-    asked = json.dumps([given for given, _ in quick])
-    done = subprocess.run([sys.executable, "-c", AT_ONCE], input=asked, capture_output=True, text=True, check=True)
-    for (given, words), line in zip(quick, done.stdout.splitlines(), strict=True):
-        code, said, error = json.loads(line)
-        assert (code, words in said) == (2, True), (given, said, error)
+def is_refused(code: int, out: str, said: str, words: str) -> bool:
+    """Whether a command ended as a mistake should: in a line or two that hold these words."""
+    lines = len(said.strip().splitlines())
+    return code == 2 and out == "" and said.startswith("error: ") and words in said and lines <= 2
+
+
+@pytest.mark.parametrize(("arguments", "words"), LATE, ids=[" ".join(arguments) for arguments, _ in LATE])
+def test_a_mistake_is_a_line_or_two(arguments: list[str], words: str, inside: Path) -> None:
+    before = {*inside.rglob("*")}
+    done = call(*arguments)
+    assert is_refused(done.exit_code, done.stdout, done.stderr, words), (done.stderr, done.exception)
+    assert {*inside.rglob("*")} == before
+
+
+def test_what_can_be_seen_at_once_is_said_before_torch_is_imported(inside: Path) -> None:
+    """Importing takes seconds. All in one new process, where torch and Transformers cannot be imported."""
+    assert len(AT_ONCE) > 100
+    before = {*inside.rglob("*")}
+    asked = json.dumps([arguments for arguments, _ in AT_ONCE])
+    ran = subprocess.run([sys.executable, "-c", WITHOUT_TORCH], input=asked, capture_output=True, text=True, check=True)
+    for (arguments, words), line in zip(AT_ONCE, ran.stdout.splitlines(), strict=True):
+        code, out, said, error = json.loads(line)
+        assert is_refused(code, out, said, words), (arguments, said, error)
+    assert {*inside.rglob("*")} == before
 
 
 @pytest.mark.parametrize(

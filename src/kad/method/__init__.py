@@ -1,4 +1,4 @@
-'''The method: rules, composition, verification and the speculative loop. It needs torch alone.
+'''The method: rules, composition, verification and the speculative loop. It needs torch alone, and reading a rule not even that.
 
 To read it takes an hour. Whoever knows speculative decoding needs no other room of kad. In this order:
 

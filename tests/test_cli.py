@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -24,9 +25,14 @@ def python(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
 
-def test_help_imports_neither_torch_nor_transformers() -> None:
-    """Of every command, one after the other in one interpreter: the first that imports something heavy is named."""
-    asked = [["--help"], [], *([name, "--help"] for name in COMMANDS)]
+def test_what_needs_no_model_imports_neither_torch_nor_transformers(tmp_path: Path) -> None:
+    """One command after the other in one interpreter: the first that imports something heavy is named.
+
+    `kad pack` and `kad info` need configurations, which Transformers reads, but no engine.
+    """
+    asked = [["--help"], [], ["--version"], *([name, "--help"] for name in COMMANDS)]
+    asked += [["rules"], ["rules", "primal"], ["reproduce", "qwen3", "--dry-run"]]
+    pack = ["pack", "--base", "tiny:big-base", "--aligned", "tiny:small-aligned", "-o", str(tmp_path / "pair")]
     code = f"""
 import sys
 from kad.cli.main import app
@@ -38,9 +44,12 @@ for arguments in {asked!r}:
         assert end.code == 0, (arguments, end.code)
     heavy = {{"torch", "transformers", "vllm", "lm_eval", "matplotlib", "datasets"}} & set(sys.modules)
     found.setdefault(tuple(sorted(heavy)), arguments)
-print(found)
+for arguments in {pack!r}, ["info", {pack[-1]!r}]:
+    app(arguments, standalone_mode=False)
+engines = [name for name in sys.modules if name.startswith(("kad.engines.transformers", "kad.engines.pair"))]
+print(found, engines, "transformers" in sys.modules)
 """
-    assert python(code).splitlines()[-1] == "{(): ['--help']}"
+    assert python(code).splitlines()[-1] == "{(): ['--help']} [] True"
 
 
 def test_help_lists_every_command_with_its_line(kad: CliRunner) -> None:

@@ -166,9 +166,9 @@ def test_a_plan_and_its_stored_settings_have_the_options_of_a_run() -> None:
 
 
 def test_models_are_named_as_a_pair_or_one_by_one() -> None:
-    ModelOptions().check_sources()
-    ModelOptions(pair="tiny").check_sources()
+    ModelOptions().check()
+    ModelOptions(pair="tiny").check()
     with pytest.raises(UsageError, match="not both"):
-        ModelOptions(pair="tiny", base="x").check_sources()
+        ModelOptions(pair="tiny", base="x").check()
     with pytest.raises(UsageError, match="needs `base` beside it"):
-        ModelOptions(aligned="x").check_sources()
+        ModelOptions(aligned="x").check()

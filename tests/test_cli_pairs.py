@@ -117,7 +117,7 @@ def test_nothing_else_is_written_over(two: list[str], folders: dict[str, Path], 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--rule", "implicit_reward"], "needs the reference model. Give one: reference=... (--reference)."),
+        (["--rule", "implicit_reward"], "needs the reference model. Give one with --reference."),
         (["--rule", "dul"], "Unknown rule 'dul'."),
         (["--deferral-temperature", "-1"], "--deferral-temperature must be in [0.01, 1000], but is -1."),
         (["--base-dtype", "int3"], "Unknown --base-dtype 'int3'. Choose from: auto, float32,"),

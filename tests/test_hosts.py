@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import logging
 import subprocess
 import sys
@@ -80,19 +81,20 @@ def test_a_parameter_that_is_gone_is_one_sentence(need: Need, monkeypatch: pytes
         check(host, [need])
 
 
-def test_at_the_command_line_it_is_one_line_and_exit_code_2() -> None:
-    program = (
-        "import sys, transformers\n"
-        "del transformers.GenerationMixin._prepare_cache_for_generation\n"
-        "from kad.cli.main import main\n"
-        "sys.argv = ['kad', 'generate', 'hello', '--pair', 'tiny']\n"
-        "main()\n"
-    )
+def test_at_the_command_line_it_is_one_line_and_exit_code_2_and_the_environment_is_shown() -> None:
+    program = """
+import sys, transformers
+del transformers.GenerationMixin._prepare_cache_for_generation
+from kad.cli.main import app
+app(["info", "--environment", "--json"], standalone_mode=False)
+app(["generate", "hello", "--pair", "tiny"])
+"""
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
+    lost = "kad needs transformers.GenerationMixin._prepare_cache_for_generation, which"
     [line] = done.stderr.splitlines()
-    assert line.startswith("error: kad needs transformers.GenerationMixin._prepare_cache_for_generation, which")
-    assert done.stdout == ""
+    assert line.startswith(f"error: {lost}")
+    assert json.loads(done.stdout)["problem"].startswith(lost)
 
 
 @pytest.mark.parametrize(

@@ -65,8 +65,16 @@ def test_its_texts_have_the_distribution_of_the_composition(example: dict[str, A
         assert found[text] == pytest.approx(expected, abs=1e-9)
 
 
-def test_the_loop_needs_torch_alone() -> None:
+def test_the_method_needs_torch_alone_and_reading_a_rule_not_even_that() -> None:
     others = ("transformers", "tokenizers", "huggingface_hub", "typer", "rich", "fastapi", "jinja2", "vllm")
-    code = f"import sys, kad.method.speculation.loop; print([name for name in {others} if name in sys.modules])"
+    code = f"""
+import sys, kad.rules
+print(kad.rules.parse_rule("dual:threshold=0.3"), *kad.rules.registry(), "torch" in sys.modules)
+import kad.method.composition, kad.method.knapsack, kad.method.speculation.loop
+print("torch" in sys.modules, [name for name in {others} if name in sys.modules])
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    rules, method = done.stdout.splitlines()
+    assert rules.startswith("dual:threshold=0.3 dual primal ")
+    assert rules.endswith(" False")
+    assert method == "True []"

@@ -7,7 +7,6 @@ import logging
 import os
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -144,34 +143,31 @@ def run(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_kad_rules_shows_plugins_with_their_package_and_names_the_broken_one(tmp_path: Path) -> None:
+def test_a_process_looks_for_plugins_when_a_rule_of_theirs_may_be_meant_and_kad_rules_shows_them(
+    tmp_path: Path,
+) -> None:
+    """With their packages, and the broken one with the reason."""
     install(tmp_path, "plugin_good", RULE.format(name="share_good"))
     install(tmp_path, "plugin_broken", "1 / 0")
-    done = run(tmp_path, "-m", "kad", "rules", "--json")
-    assert done.returncode == 0
-    shown = json.loads(done.stdout)
+    code = """
+import sys
+import kad
+from kad.cli.main import app
+assert str(kad.parse_rule("dual:threshold=0.3")) == "dual:threshold=0.3"
+assert "plugin_good" not in sys.modules
+assert str(kad.parse_rule("share_good")) == "share_good:share=0.5"
+app(["rules", "--json"], standalone_mode=False)
+app(["rules"], standalone_mode=False)
+"""
+    done = run(tmp_path, "-c", code)
+    assert done.returncode == 0, done.stderr
+    shown, end = json.JSONDecoder().raw_decode(done.stdout)
     packages = {rule["name"]: rule["package"] for rule in shown["rules"]}
     assert packages["share_good"] == "plugin_good 1.2"
     assert packages["dual"] == "kad"
     reason = "ZeroDivisionError: division by zero"
     assert shown["skipped"] == [{"plugin": "entry", "package": "plugin_broken 1.2", "reason": reason}]
     assert done.stderr == f"Skipped the rule plugin 'entry' of plugin_broken 1.2: {reason}\n"
-
-    table = run(tmp_path, "-m", "kad", "rules").stdout
+    table = done.stdout[end:]
     assert "package plugin_good 1.2" in table
     assert "package kad" not in table
-
-
-def test_plugins_are_looked_for_only_when_a_rule_of_theirs_may_be_meant(tmp_path: Path) -> None:
-    install(tmp_path, "plugin_good", RULE.format(name="share_good"))
-    code = textwrap.dedent(
-        """
-        import sys
-        import kad
-        assert str(kad.parse_rule("dual:threshold=0.3")) == "dual:threshold=0.3"
-        assert "plugin_good" not in sys.modules
-        assert str(kad.parse_rule("share_good")) == "share_good:share=0.5"
-        """
-    )
-    done = run(tmp_path, "-c", code)
-    assert done.returncode == 0, done.stderr

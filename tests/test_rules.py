@@ -189,14 +189,3 @@ def test_primal_on_a_flat_row_of_a_real_vocabulary(budget: float) -> None:
         deferred = float(p[row][~kept[row]].sum())
         assert deferred <= budget + 1e-9
         assert deferred + float(p[row][kept[row]].min()) > budget - 1e-9
-
-
-def test_importing_the_rules_needs_torch_and_nothing_else() -> None:
-    import subprocess
-    import sys
-
-    code = (
-        "import sys, kad.method.composition; print([m for m in ('transformers', 'typer', 'rich') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"

@@ -17,16 +17,15 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import typer
 
 from kad.cli import stdio
-from kad.engines.load import DTYPES, SCORING_ENGINES, load
+from kad.engines.load import DTYPES, SCORING_ENGINES, check, load
 from kad.errors import KadError, UsageError
 from kad.method.defaults import TEMPERATURES
+from kad.method.rules import Rule, parse_rule
 from kad.options import Option, check_fields
 from kad.pair.base_prompt import BasePrompt
-from kad.pair.sources import check_sources, resolve_pair
 
 if TYPE_CHECKING:
     from kad.engines.load import Loaded
-    from kad.method.rules import Rule
     from kad.pair.config import KadConfig
     from kad.server.listening import Listening
 
@@ -91,8 +90,6 @@ def _text_of(file: Path | None) -> str:
 
 def check_rule(rule: str | None) -> Rule | None:
     """The rule, parsed. A bad one raises RuleError here, before models are loaded for it."""
-    from kad.method.rules import parse_rule
-
     return None if rule is None else parse_rule(rule)
 
 
@@ -239,18 +236,17 @@ class ModelOptions:
             raise UsageError(f"The pair is named twice, {pair} and --pair {self.pair}. Leave one out.")
         return self if pair is None else replace(self, pair=pair)
 
-    def check_places(self) -> None:
-        """As `check_sources`, and raise PairError if there is no such pair. Imports nothing heavy."""
-        self.check_sources()
-        if self.base is None:
-            resolve_pair(self.pair or "tiny")
-
-    def check_sources(self) -> None:
-        """Raise UsageError unless there is either a pair, or a base and an aligned model."""
-        check_sources(self.pair, self.base, self.aligned, self.reference)
+    def check(self) -> None:
+        """Refuse at once what nobody has to load for; see `kad.engines.load.check`."""
+        check(
+            self.pair, self.base, self.aligned, self.reference,
+            engine=self.engine, rule=self.rule, dtype=self.dtype, device=self.device,
+        )  # fmt: skip
 
     def resolve(self) -> KadConfig:
         """The configuration of the pair that the options name; see `kad.pair.folder.resolve`."""
+        self.check()
+        stdio.quiet_transformers()
         from kad.pair.folder import resolve
 
         return resolve(
@@ -261,10 +257,9 @@ class ModelOptions:
 
     def load(self) -> Loaded:
         """The composed model: `kad.load` without the bars and remarks of Transformers."""
-        self.check_sources()
-        options = {name: value for name, value in vars(self).items() if name != "imported"}
-        options["rule"] = check_rule(self.rule)
+        self.check()
         stdio.quiet_transformers()
+        options = {name: value for name, value in vars(self).items() if name != "imported"}
         model = load(**options)
         sources = {role: str(source) for role, source in model.config.model_sources().items()}
         note_doubts(sources, {role: facts.parameters for role, facts in model.facts.items()})

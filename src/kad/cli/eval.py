@@ -7,8 +7,12 @@ from typing import Annotated
 from kad.cli import evaluation_runs as shared
 from kad.cli.common import Json, ModelOptions
 from kad.cli.flatten import Without
+from kad.evaluation.methods import parse_methods
 from kad.evaluation.run_options import RunOptions, TaskOptions
+from kad.method import defaults
+from kad.method.rules import parse_rule
 from kad.options import Option
+from kad.pair.sources import Source
 
 EXAMPLES = (
     "kad eval --tasks kad_tiny --limit 100 --out runs/tiny",
@@ -44,7 +48,11 @@ def command(
     from kad.evaluation.results.summary import choose_baseline
     from kad.evaluation.results.tables import build_report
 
-    plan = shared.make_plan(models, tasks, run, methods)
-    choose_baseline([method.name for method in plan.methods], baseline)
+    named = parse_methods(methods, parse_rule(defaults.RULE))  # the pair's own rule is not known yet
+    choose_baseline([method.name for method in named], baseline)
+    for method in named:
+        if method.model is not None:
+            Source.parse(method.model)
+    plan = shared.make_plan(models, tasks, run, methods, out)
     shared.execute(plan, out)
     shared.show_report(build_report([out], baseline), out / "report", as_json)

@@ -12,13 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 from kad.cli import stdio
 from kad.cli.common import ModelOptions
 from kad.disk import own_cache
-from kad.engines.load import first_device
+from kad.engines.load import check_installed, first_device
+from kad.evaluation import host
+from kad.evaluation.methods import Method, parse_methods
+from kad.evaluation.results.storage import check_place
 from kad.evaluation.run_options import RunOptions, TaskOptions
 from kad.options import Option
+from kad.pair.base_prompt import BasePrompt
+from kad.pair.sources import Source
 
 if TYPE_CHECKING:
     from kad.evaluation.evaluate import Plan, Progress
-    from kad.evaluation.methods import Method
     from kad.evaluation.results.settings import Settings
     from kad.evaluation.results.tables import Report
 
@@ -31,22 +35,30 @@ _LINES = 20
 _SECONDS = 60.0
 
 
-def make_plan(models: ModelOptions, tasks: TaskOptions, run: RunOptions, methods: str | Sequence[Method]) -> Plan:
-    """A plan from the options of a command. The method `pair` is the pair's own rule."""
-    stdio.quiet_transformers()
+def check(out: Path, run: RunOptions) -> None:
+    """Refuse at once a run directory that cannot be written, and a run for which a package is missing."""
+    check_place(out)
+    stdio.check_folder(out, f"the run directory {out}", "Choose another --out.")
+    host.check_installed()
+    check_installed(run.engine)
+
+
+def make_plan(
+    models: ModelOptions, tasks: TaskOptions, run: RunOptions, methods: str | Sequence[Method], out: Path
+) -> Plan:
+    """A plan from the options of a command, for the run directory `out`. The method `pair` is the pair's own rule."""
+    check(out, run)
     if tasks.include_path is not None and tasks.include_path.is_dir():
         _say_that_tasks_are_code()
-    from kad.evaluation.evaluate import Plan
-    from kad.evaluation.methods import parse_methods
-    from kad.pair.base_prompt import BasePrompt
-    from kad.pair.sources import Source
-
     # A pair may get a reference model for one run.
-    reference = None if models.base is not None or models.aligned is not None else models.reference
-    config = replace(models, reference=None if reference is not None else models.reference).resolve()
+    own = None if models.base is not None or models.aligned is not None else models.reference
+    reference = None if own is None else Source.parse(own)
+    config = replace(models, reference=None if own is not None else models.reference).resolve()
     sources = config.model_sources()
     if reference is not None:
-        sources["reference"] = Source.parse(reference)
+        sources["reference"] = reference
+    from kad.evaluation.evaluate import Plan
+
     if config.own_source is not None:
         sources["pair"] = config.own_source
     parsed = parse_methods(methods, config.parsed_rule) if isinstance(methods, str) else methods

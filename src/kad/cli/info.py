@@ -13,6 +13,7 @@ from rich.text import Text
 
 from kad.cli import common, environment, stdio
 from kad.cli.flatten import Only
+from kad.cli.questions import read_lines
 from kad.cli.stdio import WRONG_INPUT
 from kad.errors import PairError, UsageError, VocabularyError
 from kad.options import Option
@@ -87,6 +88,7 @@ def command(
         raise UsageError("--prompts belongs to --probe; give both.")
     if named.base_prompt is not None and not probe:
         raise UsageError("--base-prompt belongs to --probe; give both.")
+    questions = None if prompts is None else read_lines(prompts)
     named = named.of(pair_argument)
     if of_environment:
         if named.pair is not None or named.base is not None:
@@ -94,13 +96,11 @@ def command(
         versions = environment.environment()
         stdio.print_result(versions, as_json, lambda: environment.render(versions))
         return
-    named.check_sources()
     if named.pair is None and named.base is None:
         raise UsageError("kad info needs a pair (a folder, a hub id or tiny), or --base and --aligned.")
-    stdio.quiet_transformers()
+    config = named.resolve()
     from kad.pair.model_files import uneven_soft_caps
 
-    config = named.resolve()
     sources = config.model_sources()
     models = {role: _describe(source) for role, source in sources.items()}
     vocabulary = _vocabulary(sources, models)
@@ -115,7 +115,7 @@ def command(
         "draft_cost": models["aligned"].parameters / models["base"].parameters,
     }
     if probe and vocabulary["match"]:
-        facts["probe"] = probed(named, _probe_prompts(named, prompts))
+        facts["probe"] = probed(named, questions or _probe_prompts(named))
     stdio.print_result(facts, as_json, lambda: _render(facts, models))
     common.note_doubts(sources, {role: model.parameters for role, model in models.items()})
     if not vocabulary["match"]:
@@ -266,14 +266,11 @@ def _vocabulary_text(vocabulary: dict[str, Any]) -> Text:
     return Text(f"one for all models, {counted(vocabulary['size'], 'token')}{padding}{apart}")
 
 
-def _probe_prompts(models: common.ModelOptions, prompts: Path | None) -> Sequence[Prompt]:
-    """The prompts of --probe: the lines of a file, the embedded pair's own problems, or common requests."""
-    from kad.cli.questions import read_lines
+def _probe_prompts(models: common.ModelOptions) -> Sequence[Prompt]:
+    """The prompts of --probe where none are given: the embedded pair's own problems, or common requests."""
     from kad.figures.probe import PROMPTS
     from kad.tiny.problems import problems
 
-    if prompts is not None:
-        return read_lines(prompts)
     if models.pair == "tiny":
         return [problem.question for problem in problems("held-out", len(PROMPTS))]
     return PROMPTS

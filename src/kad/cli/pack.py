@@ -13,16 +13,16 @@ from rich.syntax import Syntax
 from rich.text import Text
 
 from kad.cli import stdio
-from kad.cli.common import Json, ModelOptions, check_rule, note_doubts
+from kad.cli.common import Json, ModelOptions, note_doubts
 from kad.cli.flatten import Only, Prefix
 from kad.engines.load import DTYPES
 from kad.errors import UsageError
 from kad.method import defaults
 from kad.options import Option
+from kad.pair.sources import Source, check_target
 
 if TYPE_CHECKING:
     from kad.pair.config import KadConfig
-    from kad.pair.sources import Source
 
 EXAMPLES = (
     "kad pack --base Qwen/Qwen3-14B-Base --aligned Qwen/Qwen3-1.7B -o qwen3-pair",
@@ -85,10 +85,9 @@ def command(
     if models.base is None or models.aligned is None or out is None:
         needed = {"--base": models.base, "--aligned": models.aligned, "--out": out}
         raise UsageError(f"kad pack needs {', '.join(name for name, value in needed.items() if value is None)}.")
-    check_rule(models.rule)
-    stdio.quiet_transformers()
-    from kad.pair import folder as pairs
-
+    models.check()
+    check_target(out)
+    stdio.check_folder(out.parent, f"the pair {out}")
     own = {"base": of_base, "aligned": of_aligned, "reference": of_reference}
     sources = {}
     for role, load in own.items():
@@ -97,6 +96,9 @@ def command(
             sources[role] = _source(name, dtype, trust_remote_code, load)
         elif load.to_dict():
             raise UsageError(f"There are loading options for the {role} model, but no --{role}.")
+    stdio.quiet_transformers()
+    from kad.pair import folder as pairs
+
     config = pairs.pack(
         sources, out, rule=models.rule or defaults.RULE, deferral_temperature=models.deferral_temperature or 1.0,
         base_prompt=models.base_prompt,
@@ -109,8 +111,6 @@ def command(
 
 
 def _source(name: str, dtype: str | None, trust_remote_code: bool, load: LoadOptions) -> Source:
-    from kad.pair.sources import Source
-
     options = ({} if dtype is None else {"dtype": dtype}) | ({"trust_remote_code": True} if trust_remote_code else {})
     source = Source.parse(name)
     return Source(source.model, source.revision, source.kwargs | options | load.to_dict())

@@ -37,7 +37,7 @@ def command(
     under /v1. Ctrl-C ends it.
     """
     models = models.of(pair_argument)
-    models.check_places()
+    models.check()
     check_installed()
     socket = listen(listening)
     from kad.server import playground_app

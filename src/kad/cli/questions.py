@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from kad.errors import UsageError
+from kad.evaluation import host
 from kad.evaluation.run_options import DataDir
 from kad.options import Option, check_fields
 from kad.text.prompts import messages, render
@@ -43,6 +44,10 @@ class Questions:
         check_fields(self)
         if self.task is not None and self.prompts is not None:
             raise UsageError("Give --task or --prompts, not both.")
+        if self.prompts is not None:
+            read_lines(self.prompts)
+        if self.task not in (None, "tiny"):
+            host.check_installed()
 
     @property
     def name(self) -> str:

@@ -71,6 +71,7 @@ def command(
         tasks,
         replace(run, temperature=1.0 if temperature is None else temperature, max_new_tokens=published.max_new_tokens),
         [parse_method(method) for method in published.methods],
+        folder,
     )
     _check_reachable([model.model for model in published.models])
     shared.execute(plan, folder)

@@ -85,6 +85,9 @@ def command(
 
     Requests may carry a rule of their own: "vllm_xargs": {"rule": "dual:threshold=0.6"} in the request's body.
     """
+    if (pair_argument or "").startswith("-"):  # an option that is not kad's, and no pair before it
+        context.args.insert(0, str(pair_argument))
+        pair_argument = None
     models = models.of(pair_argument)
     if engine == "vllm" or (engine == "auto" and (dry_run or vllm.is_installed())):
         _serve_with_vllm(drafts, dry_run, listening, models, context.args)
@@ -100,7 +103,7 @@ def _serve_here(models: ModelOptions, draft_tokens: int | None, options: Listeni
     """kad's own server, until Ctrl-C."""
     from kad.text import drafting
 
-    models.check_places()
+    models.check()
     drafting.check(draft_tokens)
     check_installed()
     listening = listen(options)
@@ -130,6 +133,7 @@ def _serve_with_vllm(
         raise UsageError(
             f"vLLM's server does not take {options}. Write it into the pair with kad pack, or give another --engine."
         )
+    models.check()
     plugins = os.environ.get("VLLM_PLUGINS")
     if not dry_run:
         vllm.check_installed()

@@ -97,10 +97,8 @@ def quiet_transformers() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging
 
-    from kad.engines.transformers.loading import loading_bars
-
     logging.set_verbosity_error()
-    loading_bars(False)
+    logging.disable_progress_bar()
     # Its lines about every retry say no more than the exception at the end.
     getLogger("huggingface_hub").setLevel(ERROR)
 
@@ -134,8 +132,14 @@ def check_writable(file: Path) -> None:
         raise UsageError(f"Cannot write {file}: {error.strerror}.") from error
 
 
-def check_folder(folder: Path) -> None:
-    """Raise UsageError if nothing can be written in a folder for results, before the work is done."""
+def check_folder(folder: Path, what: str | None = None, advice: str = "") -> None:
+    """Raise UsageError if nothing can be written in a folder for results, before the work is done.
+
+    Args:
+        folder: it need not exist.
+        what: what shall be written, in the words of the message.
+        advice: the end of the message.
+    """
     is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -144,7 +148,8 @@ def check_folder(folder: Path) -> None:
         if is_new:
             folder.rmdir()
     except OSError as error:
-        raise UsageError(f"Cannot write to the folder {folder}: {error.strerror}.") from error
+        problem = f"Cannot write {what or f'to the folder {folder}'}: {error.strerror}."
+        raise UsageError(f"{problem} {advice}".rstrip()) from error
 
 
 def print_result(

@@ -54,7 +54,7 @@ def command(
     from kad.evaluation.tuning import make_grid
 
     points = make_grid(axis.rule, axis.parameter, grid, speculative=axis.speculative)
-    plan = shared.make_plan(models, tasks, run, [point.method for point in points])
+    plan = shared.make_plan(models, tasks, run, [point.method for point in points], out)
     settings = shared.execute(plan, out)
     report = build_report([out], points[0].method.name)
     rows = {(row.task, row.method): row for row in report.rows}

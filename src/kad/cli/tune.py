@@ -61,8 +61,6 @@ def command(
 
     The command says how sure the choice is, writes the rule into the pair, and shows whether the models fit.
     """
-    from kad.evaluation.results.storage import read_samples
-    from kad.evaluation.tasks.task import load_tasks
     from kad.evaluation.tuning import (
         WINDOW,
         check_objective,
@@ -72,13 +70,18 @@ def command(
         refuse_test_splits,
         write_rule,
     )
-    from kad.figures.probe import PROMPTS
 
     check_objective(objective, floor)
     own_pair = _own_pair(models.pair) if write else None
     if axis.parameter == WINDOW:
         raise UsageError("A pair's rule has no window to write. Use kad sweep for num_draft_tokens.")
     points = make_grid(axis.rule, axis.parameter, grid, speculative=axis.speculative)
+    models.check()
+    shared.check(out, run)
+    from kad.evaluation.results.storage import read_samples
+    from kad.evaluation.tasks.task import load_tasks
+    from kad.figures.probe import PROMPTS
+
     few = len(PROMPTS)
     first_rows = load_tasks(
         tasks.tasks, limit=min(few, tasks.limit or few), data_dir=tasks.data_dir, include_path=tasks.include_path
@@ -88,7 +91,7 @@ def command(
         if metric is not None and metric.partition(",")[0] not in task.metrics:
             known = ", ".join(sorted(task.metrics))
             raise UsageError(f"{task.info.name} has no metric {metric!r}. Choose --metric from: {known}.")
-    plan = shared.make_plan(models, tasks, run, [point.method for point in points])
+    plan = shared.make_plan(models, tasks, run, [point.method for point in points], out)
     shared.execute(plan, out)
     speeds = None
     if objective == "speed":

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _LARGEST_HEADER = 100_000_000
 _SHARDING = ("auto", "balanced", "balanced_low_0", "sequential")
+_DEVICE = re.compile(r"(cpu|cuda|mps|xpu|hpu|npu)(:\d+)?")
 
 
 def load(
@@ -73,11 +74,7 @@ def load(
     Example:
         >>> model = kad.load("my-pair", rule="primal:budget=0.8", device="cuda")
     """
-    if engine not in ENGINES:
-        raise OptionError(f"Unknown `engine` {engine!r}. Choose from: {', '.join(ENGINES)}.")
-    check_sources(pair, base, aligned, reference)
-    if dtype is not None and dtype not in DTYPES:
-        raise OptionError(f"Unknown `dtype` {dtype!r}. Choose from: {', '.join(DTYPES)}.")
+    check(pair, base, aligned, reference, engine=engine, rule=rule, dtype=dtype, device=device)
     options = _loading_options(dtype, device) if engine != "vllm" else {}
     from kad.pair.folder import resolve
 
@@ -105,6 +102,38 @@ def load(
     from kad.engines.transformers.modeling import KadForCausalLM
 
     return KadForCausalLM.of(Pair(config, models))
+
+
+def check(
+    pair: str | None,
+    base: str | None,
+    aligned: str | None,
+    reference: str | None,
+    *,
+    engine: str = "auto",
+    rule: str | Mapping[str, Any] | Rule | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
+) -> None:
+    """What can be said about the arguments of `load` before torch or Transformers is imported, which takes seconds.
+
+    Raises:
+        UsageError: options that contradict each other, or an unknown engine, dtype or device.
+        PairError: no such pair, folder or file.
+        RuleError: a bad rule.
+        MissingExtraError: the engine is not installed.
+    """
+    if engine not in ENGINES:
+        raise OptionError(f"Unknown `engine` {engine!r}. Choose from: {', '.join(ENGINES)}.")
+    check_sources(pair, base, aligned, reference, rule)
+    if dtype is not None and dtype not in DTYPES:
+        raise OptionError(f"Unknown `dtype` {dtype!r}. Choose from: {', '.join(DTYPES)}.")
+    if device is not None and device not in _SHARDING and not _DEVICE.fullmatch(device):
+        raise OptionError(f"Unknown `device` {device!r}. Choose from: cpu, cuda, cuda:1, mps, xpu, auto.")
+    if base is not None and engine != "vllm":
+        for name in filter(None, (base, aligned, reference)):
+            engine_for(Source.parse(name), engine)
+    check_installed(engine)
 
 
 def load_models(
@@ -220,8 +249,6 @@ def _check_device(device: str) -> None:
         return
     import torch
 
-    if not re.fullmatch(r"(cpu|cuda|mps|xpu|hpu|npu)(:\d+)?", device):
-        raise OptionError(f"Unknown `device` {device!r}. Choose from: cpu, cuda, cuda:1, mps, xpu, auto.")
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -276,10 +303,15 @@ def engine_for(source: Source, engine: str = "auto") -> str:
         )
     if engine == "mlx" and is_gguf:
         raise OptionError(f"`engine` mlx runs folders of MLX, but {source.kwargs['gguf_file']} is a GGUF file.")
-    for host, name, module in ((hosts.LLAMA_CPP, "llama_cpp", "llama_cpp"), (hosts.MLX, "mlx", "mlx_lm")):
-        if engine == name:
-            hosts.check_installed(host, module)
+    check_installed(engine)
     return engine
+
+
+def check_installed(engine: str) -> None:
+    """Raise MissingExtraError if an engine is not installed."""
+    brought = {"llama_cpp": hosts.LLAMA_CPP, "mlx": hosts.MLX, "vllm": hosts.VLLM}
+    if engine in brought:
+        hosts.check_installed(brought[engine], {"mlx": "mlx_lm"}.get(engine, engine))
 
 
 def engines_of(sources: Mapping[str, Source], engine: str = "auto") -> dict[str, str]:

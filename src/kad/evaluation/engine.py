@@ -21,10 +21,10 @@ from kad.evaluation.methods import Method
 from kad.evaluation.tasks.task import Continuation, Renderer, chat_renderer
 from kad.method.composition import compose, in_order
 from kad.pair.base_prompt import BUILT_IN, BasePrompt
-from kad.pair.config import ROLES, KadConfig
+from kad.pair.config import KadConfig
 from kad.pair.folder import vocabulary_in_files
 from kad.pair.model_files import load_config, load_generation_config, load_tokenizer
-from kad.pair.sources import Source
+from kad.pair.sources import ROLES, Source
 from kad.text.batch import generate_all
 from kad.text.contexts import Context, default_base_prompt, own_context
 from kad.text.ends import before_stop

@@ -33,6 +33,11 @@ MODEL_NEEDS = (
 )
 
 
+def check_installed() -> None:
+    """Raise MissingExtraError unless lm-eval is installed."""
+    hosts.check_installed(LM_EVAL, "lm_eval")
+
+
 def library() -> Any:
     """The module `lm_eval.tasks`, checked.
 

@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kad.disk import write_atomically
 from kad.errors import UsageError
-from kad.evaluation.engine import Engine
-from kad.evaluation.evaluate import Plan, batches_of, make_engine, request_of
 from kad.evaluation.methods import Method, Speculation
 from kad.evaluation.results.intervals import Means, question_means
 from kad.evaluation.results.settings import Settings
@@ -23,6 +22,10 @@ from kad.evaluation.results.storage import Record
 from kad.evaluation.results.summary import marks_by_question, metrics_of
 from kad.evaluation.tasks.task import Task
 from kad.method.rules import parse_rule
+
+if TYPE_CHECKING:
+    from kad.evaluation.engine import Engine
+    from kad.evaluation.evaluate import Plan
 
 OBJECTIVES = ("accuracy", "speed")
 WINDOW = "num_draft_tokens"
@@ -121,6 +124,8 @@ def measure_speeds(plan: Plan, rounds: int = _ROUNDS) -> Means:
     Raises:
         UsageError: no task whose answers are generated.
     """
+    from kad.evaluation.evaluate import make_engine
+
     tasks = [task for task in plan.load_tasks() if not task.info.scored]
     if not tasks:
         raise UsageError(
@@ -139,6 +144,8 @@ def alternating(plan: Plan, tasks: Sequence[Task], engine: Engine, settings: Set
     so a machine that grows slower or faster favors none. Before the first round every method answers one batch that
     does not count.
     """
+    from kad.evaluation.evaluate import batches_of, request_of
+
     batches = [
         [(task, batch) for task in tasks for batch in batches_of(method, task, engine, settings)]
         for method in plan.methods

@@ -1,5 +1,7 @@
 '''The method: rules, composition, verification and the speculative loop. It needs torch alone.
 
+Reading a rule needs not even that (`rules/__init__.py`).
+
 To read it takes an hour. Whoever knows speculative decoding needs no other room of kad. In this order:
 
 `distribution.py`

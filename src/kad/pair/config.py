@@ -17,9 +17,8 @@ from kad.method import defaults
 from kad.method.composition import Composition
 from kad.method.rules import Rule, parse_rule
 from kad.pair.base_prompt import BasePrompt
-from kad.pair.sources import Source, resolve_pair
+from kad.pair.sources import ROLES, Source, resolve_pair
 
-ROLES = ("base", "aligned", "reference")
 _MOST_TOKENS = 1 << 24
 # How similar a key must be to one of ours to count as mistyped: "rul", "Rule", "temperature".
 _MISTYPED = 0.7

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
@@ -12,13 +11,22 @@ from typing import Any, cast
 from transformers import GenerationConfig
 
 from kad.disk import scratch
-from kad.errors import KadError, MissingTokenizerError, OptionError, PairError, RuleError, first_line
+from kad.errors import KadError, MissingTokenizerError, PairError, RuleError, first_line
 from kad.method.rules import Rule, parse_rule
 from kad.pair.base_prompt import BasePrompt
 from kad.pair.config import KadConfig
 from kad.pair.model_files import TROUBLE, load_generation_config, load_tokenizer, shared_tokenizer
 from kad.pair.model_files import load_config as load_model_config
-from kad.pair.sources import MODEL_KWARGS, Source, check_sources, resolve_pair
+from kad.pair.sources import (
+    EMBEDDED,
+    MODEL_KWARGS,
+    PAIR_FILES,
+    Source,
+    check_sources,
+    check_target,
+    not_a_pair,
+    resolve_pair,
+)
 from kad.tokens.vocabulary import Common, agree
 
 # How to find the pair itself, not its models.
@@ -27,12 +35,6 @@ _PAIR_OPTIONS = frozenset({"cache_dir", "force_download", "local_files_only", "r
 _AUTO_OPTIONS = frozenset({"_commit_hash", "_from_auto", "adapter_kwargs", "code_revision", "low_cpu_mem_usage"})
 # What a folder says beside its models.
 _OWN = ("rule", "deferral_temperature", "base_prompt", "vocab_size", "foreign_ids", "base_tokenizer")
-# What lies in a pair folder: the configurations, and whatever the tokenizer saves.
-PAIR_FILES = frozenset({
-    "added_tokens.json", "chat_template.jinja", "chat_template.json", "config.json", "generation_config.json",
-    "merges.txt", "special_tokens_map.json", "spiece.model", "tokenizer.json", "tokenizer.model",
-    "tokenizer_config.json", "vocab.json", "vocab.txt",
-})  # fmt: skip
 
 
 def load_config(pair: Any, kwargs: dict[str, Any]) -> tuple[KadConfig, dict[str, Any]]:
@@ -74,10 +76,7 @@ def read_config(pair: Any, **place: Any) -> KadConfig:
     except TROUBLE as error:
         raise PairError(f"Cannot read the pair {pair}: {first_line(error)}") from error
     if config is None or config.base is None or config.aligned is None:
-        raise PairError(
-            f"{pair} is not a pair: its config.json names no base and aligned model. "
-            "Compose two models with --base and --aligned, or write a pair with kad pack."
-        )
+        raise not_a_pair(pair)
     return cast("KadConfig", config)
 
 
@@ -122,8 +121,7 @@ def pack(
         RuleError: a bad rule, or one that needs the reference model without it.
     """
     parsed, target = parse_rule(rule), Path(folder)
-    if target.is_dir() and any(target.iterdir()) and not is_pair(target):
-        raise PairError(f"{target} is a folder that is not a pair. Choose another one for the pair.")
+    check_target(target)
     if parsed.needs_reference and "reference" not in sources:
         raise RuleError(f"Rule {parsed} needs the reference model. Give one: reference=... (--reference).")
     aligned, vocabulary = sources["aligned"], asdict(vocabulary_in_files(sources))
@@ -141,13 +139,7 @@ def write(folder: Any, config: KadConfig, tokenizer: Any, settings: GenerationCo
         PairError: something that is not a pair would be overwritten.
     """
     target = Path(folder)
-    if target.exists() and not target.is_dir():
-        raise PairError(f"{target} is a file; a pair is a folder. Choose another name.")
-    taken = sorted(name for name in PAIR_FILES if (target / name).exists())
-    if taken and not is_pair(target):
-        raise PairError(
-            f"{target} is not a pair, and its {taken[0]} would be written over. Choose another folder for the pair."
-        )
+    check_target(target, beside=True)
     written = KadConfig(
         **{role: source.to_dict(relative_to=target) for role, source in config.model_sources().items()},
         **{name: getattr(config, name) for name in _OWN},
@@ -178,19 +170,6 @@ def _put_in_place(target: Path, made: Path) -> None:
         (made / name).replace(target / name)
 
 
-def is_pair(folder: Path) -> bool:
-    """Whether a folder holds a pair's config.json."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return isinstance(config, dict) and config.get("model_type") == "kad"
-    except (OSError, ValueError):
-        return False
-
-
-EMBEDDED = "tiny"
-"""The pair where nobody names one."""
-
-
 def resolve(
     pair: str | None = None,
     *,
@@ -215,17 +194,13 @@ def resolve(
         PairError: no such pair.
         RuleError: a bad rule.
     """
-    check_sources(pair, base, aligned, reference)
-    replaced = {} if rule is None else {"rule": parse_rule(rule)}
+    check_sources(pair, base, aligned, reference, rule)
     if base is None or aligned is None:
         config = read_config(pair or EMBEDDED)
     else:
-        if rule is not None and reference is None and replaced["rule"].needs_reference:
-            raise OptionError(f"Rule {replaced['rule']} needs the reference model. Give one with `reference`.")
         named = {"base": base, "aligned": aligned, "reference": reference}
         config = KadConfig(**{role: name for role, name in named.items() if name is not None})
     config.replace(
-        **replaced, deferral_temperature=deferral_temperature, base_prompt=base_prompt,
-        trust_remote_code=trust_remote_code,
-    )  # fmt: skip
+        None if rule is None else parse_rule(rule), deferral_temperature, base_prompt, trust_remote_code
+    )
     return config

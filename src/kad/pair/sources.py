@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -10,10 +11,20 @@ from shlex import quote
 from typing import Any
 
 from kad.errors import OptionError, PairError
+from kad.method.rules import Rule, parse_rule
 
 _GGUF = ".gguf"
 _TINY = Path(__file__).parents[1] / "tiny" / "weights"
 TINY_MODELS = ("big-base", "small-base", "small-aligned", "big-aligned")
+EMBEDDED = "tiny"
+"""The pair where nobody names one."""
+ROLES = ("base", "aligned", "reference")
+# What lies in a pair folder: the configurations, and whatever the tokenizer saves.
+PAIR_FILES = frozenset({
+    "added_tokens.json", "chat_template.jinja", "chat_template.json", "config.json", "generation_config.json",
+    "merges.txt", "special_tokens_map.json", "spiece.model", "tokenizer.json", "tokenizer.model",
+    "tokenizer_config.json", "vocab.json", "vocab.txt",
+})  # fmt: skip
 
 # What may be said about the loading of one model, kept in the pair as plain JSON values.
 MODEL_KWARGS = frozenset({
@@ -175,13 +186,15 @@ def resolve_model(source: str | os.PathLike[str]) -> str:
     """A path or hub id that Transformers can load: names of the embedded family become folders, folders absolute.
 
     Raises:
-        PairError: an unknown name of the embedded family, or what looks like a path and is no folder.
+        PairError: an unknown name of the embedded family, a file, or what looks like a path and is no folder.
     """
     name = os.fspath(source)
     if name.startswith("tiny:"):
         return str(_tiny_folder(name))
     if Path(name).is_dir():
         return str(Path(name).resolve())
+    if Path(name).is_file():
+        raise PairError(f"{name} is a file, and no GGUF file. Give a folder, or a hub id like organization/name.")
     if _is_path(name):
         raise PairError(f"No model folder at {name}. Give a folder, or a hub id like organization/name.")
     return name
@@ -200,13 +213,15 @@ def resolve_pair(source: str | os.PathLike[str]) -> str:
             config.json.
     """
     name = os.fspath(source)
-    if name == "tiny":
+    if name == EMBEDDED:
         return str(_TINY / "pair")
     if name.startswith("tiny:"):
         _tiny_folder(name)
         raise PairError(f"{name} is one model, not a pair. Give tiny, or both models by their names.")
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise PairError(f"{name} is no pair: it has no config.json. Write one with: kad pack -o {quote(name)} ...")
+    if Path(name).is_file():
+        raise PairError(f"{name} is a file; a pair is a folder. Write one with: kad pack -o NAME ...")
     if not Path(name).is_dir() and _is_path(name):
         raise PairError(f"No pair at {name}. Give a folder written by `kad pack`, a hub id, or tiny.")
     return name
@@ -219,12 +234,68 @@ def _tiny_folder(name: str) -> Path:
     return _TINY / model
 
 
-def check_sources(pair: object, base: object, aligned: object, reference: object) -> None:
-    """Either a pair, or base and aligned model.
+def is_pair(folder: Path) -> bool:
+    """Whether a folder holds a pair's config.json."""
+    return (_config_of(folder) or {}).get("model_type") == "kad"
+
+
+def not_a_pair(pair: object) -> PairError:
+    """The error for a model, or anything else with a config.json, in the place of a pair."""
+    return PairError(
+        f"{pair} is not a pair: its config.json names no base and aligned model. "
+        "Compose two models with --base and --aligned, or write a pair with kad pack."
+    )
+
+
+def check_target(folder: Path, *, beside: bool = False) -> None:
+    """Check that writing a pair to a folder writes over nothing but a pair.
+
+    Args:
+        folder: where the pair goes.
+        beside: other files may lie there, as long as none has the name of a pair's.
 
     Raises:
-        UsageError: both, or one of the two models without the other.
+        PairError: it would.
     """
+    if folder.exists() and not folder.is_dir():
+        raise PairError(f"{folder} is a file; a pair is a folder. Choose another name.")
+    if not folder.is_dir() or is_pair(folder):
+        return
+    if not beside and any(folder.iterdir()):
+        raise PairError(f"{folder} is a folder that is not a pair. Choose another one for the pair.")
+    taken = sorted(name for name in PAIR_FILES if (folder / name).exists())
+    if taken:
+        raise PairError(
+            f"{folder} is not a pair, and its {taken[0]} would be written over. Choose another folder for the pair."
+        )
+
+
+def _config_of(folder: Path) -> dict[str, Any] | None:
+    """What a folder's config.json holds. None if it cannot be read; whoever loads it says why."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return config if isinstance(config, dict) else None
+
+
+def check_sources(
+    pair: str | os.PathLike[str] | None,
+    base: str | Source | None,
+    aligned: str | Source | None,
+    reference: str | Source | None,
+    rule: str | Mapping[str, Any] | Rule | None = None,
+) -> None:
+    """Either a pair, or base and aligned model; what is named by a path is there, and the rule is one.
+
+    Importing torch and Transformers takes seconds. Nothing here does.
+
+    Raises:
+        OptionError: both, or one of the two models without the other, or a rule that lacks the reference model.
+        PairError: no such pair, folder or file.
+        RuleError: a bad rule.
+    """
+    parsed = None if rule is None else parse_rule(rule)
     models = {"`base`": base, "`aligned`": aligned, "`reference`": reference}
     named = [option for option, value in models.items() if value is not None]
     if pair is not None and named:
@@ -234,3 +305,21 @@ def check_sources(pair: object, base: object, aligned: object, reference: object
         raise OptionError(
             f"{' '.join(named)} needs {missing} beside it: a composition has a base and an aligned model."
         )
+    for source in (base, aligned, reference):
+        if source is not None:
+            Source.parse(source)
+    if base is not None:
+        if parsed is not None and parsed.needs_reference and reference is None:
+            raise OptionError(f"Rule {parsed} needs the reference model. Give one with `reference`.")
+        return
+    folder = Path(resolve_pair(pair or EMBEDDED))
+    config = _config_of(folder)
+    if config is None:
+        return
+    if config.get("model_type") != "kad":
+        raise not_a_pair(pair)
+    for role in ROLES:
+        if config.get(role) is not None:
+            Source.parse(config[role]).located(folder)
+    if "rule" in config:
+        parse_rule(config["rule"])

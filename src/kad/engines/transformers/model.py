@@ -227,7 +227,7 @@ class Turning:
         if above != self._above or self._scorer.processed > len(text) - keep:
             self._scorer.release()
             self._scorer, self._above = self._make(), above
-        return self._scorer.advance(text[self._scorer.processed :], keep)
+        return cast("Tensor", self._scorer.advance(text[self._scorer.processed :], keep))
 
 
 class Lockstep:

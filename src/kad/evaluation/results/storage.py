@@ -40,6 +40,12 @@ def key_of(record: Record) -> SampleKey:
     return SampleKey(record["method"], record["task"], record["question"], record["sample"])
 
 
+def check_place(path: Path) -> None:
+    """Raise UsageError if a run directory would lie in a pair or in a model."""
+    if (path / "config.json").exists():
+        raise UsageError(f"{path} is a pair or a model. Choose another --out.")
+
+
 class RunDirectory:
     """An open run directory: a context manager that holds the lock.
 
@@ -55,8 +61,7 @@ class RunDirectory:
         self.done: set[SampleKey] = set()
 
     def __enter__(self) -> Self:
-        if (self.path / "config.json").exists():
-            raise UsageError(f"{self.path} is a pair or a model. Choose another --out.")
+        check_place(self.path)
         self._is_new = not self.path.exists()
         try:
             self.path.mkdir(parents=True, exist_ok=True)

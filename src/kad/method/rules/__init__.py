@@ -4,6 +4,9 @@ A rule is a frozen dataclass that checks its own parameters. It can be written a
 dict, and read back. To add a rule, write a class in the file of its family, or register your own class with `register`,
 or name it in the entry point group `kad.rules` of your package.
 
+Reading a rule needs no torch, and importing torch takes a second. So it is imported here where a rule meets its first
+row, and a mistyped rule is refused at once.
+
 Sources: [Kad] Hammal, Zweigenbaum, Corro, EACL 2026. [Rejection] the same, ACL 2026. [Cascades] Narasimhan et al.,
 ICLR 2025. [Nudging] Fei et al., 2025. [Diverse] static ensemble verification. [EFT] Mitchell et al., 2024. [Proxy]
 Liu et al., 2024. [CD] Li et al., ACL 2023; O'Brien and Lewis, 2023.

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor
-
-from kad.method.distribution import Distribution, precise
 from kad.method.rules.rule import CascadeRule, register
 from kad.method.rules.threshold import critical_logit, log_of, probability
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register
@@ -24,7 +24,7 @@ class Mixture(CascadeRule):
     weight: float = probability(0.5)
 
     def keep(self, log_p: Tensor, log_aligned: Tensor) -> Tensor:
-        return torch.full_like(log_p, self.weight)
+        return log_p.new_full(log_p.shape, self.weight)
 
 
 @register
@@ -64,10 +64,10 @@ class Blend(CascadeRule):
 
     def keep(self, log_p: Tensor, log_aligned: Tensor) -> Tensor:
         top, aligned_top = log_p.amax(dim=-1, keepdim=True), log_aligned.amax(dim=-1, keepdim=True)
-        of_aligned = torch.where(log_aligned == aligned_top, log_p, -torch.inf).amax(dim=-1, keepdim=True).exp()
+        of_aligned = log_p.where(log_aligned == aligned_top, -math.inf).amax(dim=-1, keepdim=True).exp()
         # max q* / (max p + max q*)
-        weight = (torch.sigmoid(aligned_top - top) + self.agreement * of_aligned).clamp(max=1.0)
-        return torch.where(top >= log_of(self.threshold), 1.0, 1.0 - weight).expand_as(log_p)
+        weight = ((aligned_top - top).sigmoid() + self.agreement * of_aligned).clamp(max=1.0)
+        return (1.0 - weight).where(top < log_of(self.threshold), 1.0).expand_as(log_p)
 
 
 @register
@@ -85,8 +85,10 @@ class LinearProgram(CascadeRule):
     budget: float = probability(0.9)
 
     def keep(self, log_p: Tensor, log_aligned: Tensor) -> Tensor:
+        from kad.method.distribution import Distribution, precise
+
         if self.budget >= 1.0:
-            return torch.zeros_like(log_p)
+            return log_p.new_zeros(log_p.shape)
         # In float64: float32 sums the tail of a large vocabulary only to about 1e-6.
         base = Distribution.of(log_p.to(precise(log_p.device)), "log_p")
         p, critical = base.log_probs().exp(), critical_logit(base, self.budget).unsqueeze(-1)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor
-
-from kad.method.distribution import EXCLUDED
 from kad.method.rules.rule import ProductRule, register
 from kad.method.rules.threshold import log_of, probability
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def _exponent(default: float, lowest: float = 0.0) -> float:
@@ -97,11 +96,15 @@ def _implausible(log_x: Tensor, share: float) -> Tensor:
 
     They are lowered, not -inf: where a mask leaves implausible tokens only, their order survives it.
     """
+    from kad.method.distribution import EXCLUDED
+
     return EXCLUDED * (log_x < log_x.amax(dim=-1, keepdim=True) + log_of(share)).to(log_x.dtype)
 
 
 def _power(log_x: Tensor, exponent: float) -> Tensor:
     """exponent * log x with 0^0 = 1. 0 to the power of an exponent that would underflow stays 0."""
+    import torch
+
     tiny = torch.finfo(log_x.dtype).tiny
     return max(exponent, tiny) * log_x if exponent > 0 else torch.zeros_like(log_x)
 
@@ -113,5 +116,5 @@ def _signed_power(log_x: Tensor, exponent: float) -> Tensor:
 def _inverse_power(log_x: Tensor, exponent: float) -> Tensor:
     """-exponent * log x. Where x = 0 the ratio is undefined, and the token is excluded (-inf)."""
     if exponent == 0:
-        return torch.zeros_like(log_x)
-    return (-exponent * log_x).masked_fill(log_x == -torch.inf, -torch.inf)
+        return log_x.new_zeros(log_x.shape)
+    return (-exponent * log_x).masked_fill(log_x == -math.inf, -math.inf)

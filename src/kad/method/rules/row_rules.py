@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from kad.errors import RuleError
-from kad.method.distribution import Distribution
 from kad.method.rules.rule import Rule, ThresholdRule
 from kad.method.rules.threshold import Anchor, NumberRule, Numbers, all_or_nothing, critical_logit, log_shifted
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from kad.method.distribution import Distribution
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +51,8 @@ class RowRules(ThresholdRule):
         Raises:
             RuleError: a rule that cannot share a batch, see `takes`.
         """
+        import torch
+
         rows = []
         for rule in rules:
             if not isinstance(rule, NumberRule):
@@ -72,6 +76,8 @@ class RowRules(ThresholdRule):
 
     def cutoff(self, base: Distribution, aligned: Distribution) -> Tensor:
         """See `ThresholdRule.cutoff`. There must be as many rules as `base` has rows."""
+        import torch
+
         anchor, shift, offset, whole, budget = self.numbers.to(base.logits.dtype).unbind(dim=-1)
         cutoff, log_anchor = base.log_z, torch.zeros_like(shift)
         if "base" in self.used:

@@ -8,13 +8,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 from types import MappingProxyType
-from typing import Any, ClassVar, TypeVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from kad.errors import RuleError
-from kad.method.distribution import Distribution
 from kad.method.rules.plugins import Plugins, SkippedPlugin
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kad.method.distribution import Distribution
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,8 @@ class ThresholdRule(CascadeRule):
 
     def keep(self, log_p: Tensor, log_aligned: Tensor) -> Tensor:
         """k_v = 1 where p_v >= tau, else 0. See `CascadeRule.keep`."""
+        from kad.method.distribution import Distribution
+
         base, aligned = Distribution.of(log_p, "log_p"), Distribution.of(log_aligned, "log_aligned")
         return (base.logits >= self.cutoff(base, aligned).unsqueeze(-1)).to(log_p.dtype)
 

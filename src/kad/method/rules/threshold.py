@@ -14,13 +14,14 @@ import math
 from abc import abstractmethod
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-import torch
-from torch import Tensor
-
-from kad.method.distribution import Distribution, may_look, precise
 from kad.method.rules.rule import ThresholdRule, register
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kad.method.distribution import Distribution
 
 # The first guess of the size of the head with a mass of 1 - b. It grows by this factor until the mass is reached.
 _HEAD = 16
@@ -206,7 +207,9 @@ def critical_logit(base: Distribution, budget: float | Tensor) -> Tensor:
         base: rows of p.
         budget: one for all rows, or one for each row (...,).
     """
-    needed = 1.0 - budget.unsqueeze(-1) if isinstance(budget, Tensor) else 1.0 - budget
+    from kad.method.distribution import may_look, precise
+
+    needed = 1.0 - budget if isinstance(budget, float) else 1.0 - budget.unsqueeze(-1)
     log_z, count = base.log_z.unsqueeze(-1), base.vocab_size
     if may_look(base.logits):
         count = min(_HEAD, count)
@@ -227,12 +230,12 @@ def critical_logit(base: Distribution, budget: float | Tensor) -> Tensor:
 def log_shifted(log_anchor: Tensor, shift: float | Tensor) -> Tensor:
     """log((x + shift) / x) for x = exp(log_anchor). -inf where x + shift <= 0. A shift of 0 gives exactly 0."""
     # 1/x as a power is one launch, where a negation and an exponential are two.
-    return torch.log1p((shift * torch.pow(1.0 / math.e, log_anchor)).clamp(min=-1.0))
+    return (shift * (1.0 / math.e) ** log_anchor).clamp(min=-1.0).log1p()
 
 
 def all_or_nothing(base: Distribution, cutoff: Tensor) -> Tensor:
     """-inf if the largest logit of the row reaches its cutoff, else +inf."""
-    return torch.where(base.max_logit >= cutoff, -torch.inf, torch.full_like(cutoff, torch.inf))
+    return cutoff.new_full(cutoff.shape, -math.inf).where(base.max_logit >= cutoff, math.inf)
 
 
 def log_of(x: float) -> float:

@@ -27,9 +27,10 @@ except ImportError as error:
     raise moved(TRANSFORMERS, error) from error
 
 __all__ = [
-    "CACHE", "CACHE_NAMES", "FAR_APART", "AutoQuantizationConfig", "BaseStreamer", "CausalLMOutputWithPast", "ComposedGeneration",
-    "GenerateDecoderOnlyOutput", "cache_name", "cache_of", "cache_option", "forget", "is_static", "length_of", "one_cache_name",
-    "parameters_of", "record_past", "render_jinja_template", "rope_turns", "takes_cache", "unforgetting",
+    "CACHE", "CACHE_NAMES", "FAR_APART", "AutoQuantizationConfig", "BaseStreamer", "CausalLMOutputWithPast",
+    "ComposedGeneration", "GenerateDecoderOnlyOutput", "cache_name", "cache_of", "cache_option", "forget",
+    "is_static", "length_of", "one_cache_name", "parameters_of", "record_past", "render_jinja_template",
+    "rope_turns", "takes_cache", "unforgetting",
 ]  # fmt: skip
 
 NEEDS = (

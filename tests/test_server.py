@@ -241,6 +241,7 @@ def test_a_stop_that_begins_the_answer_is_not_shown(stream: bool) -> None:
     model.generation_config.suppress_tokens = [*range(7), 9, 10]  # what is left begins with a space
     with running(model) as address, client(address) as http:
         body = {
+            "model": "pair",
             "messages": [{"role": "user", "content": "cd"}],
             "temperature": 0,
             "stop": [" a", " b"],

@@ -203,6 +203,8 @@ def test_every_setting_that_transformers_knows_is_followed_refused_or_without_ef
     for name, value in refused.items():
         setattr(config, name, value)
     assert sampling._refused(config) == sorted(refused)
+    config = GenerationConfig.from_model_config(pair.aligned.config)
+    assert sampling._refused(config) == []
     assert sampling._refused(GenerationConfig(guidance_scale=1.0, token_healing=False, num_return_sequences=1)) == []
 
 

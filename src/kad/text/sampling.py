@@ -179,7 +179,7 @@ def _refused(config: GenerationConfig) -> list[str]:
     """The settings that are set and not followed. What Transformers itself does not know has no effect there."""
     from transformers import GenerationConfig
 
-    known = GenerationConfig().to_dict().keys() - _FOLLOWED - _WITHOUT_EFFECT
+    known = {name for name in GenerationConfig().to_dict() if not name.startswith("_")} - _FOLLOWED - _WITHOUT_EFFECT
     return sorted(name for name, value in config.to_dict().items() if name in known and not _is_off(value))
 
 

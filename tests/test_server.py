@@ -250,7 +250,7 @@ def test_a_stop_that_begins_the_answer_is_not_shown(stream: bool) -> None:
         }
         response = http.post("/v1/chat/completions", json=body)
         if stream:
-            choices = [event["choices"][0] for event in events(response) if event["choices"]]
+            choices = [event["choices"][0] for event in events(response)[:-1] if event["choices"]]
             shown, reason = "".join(c["delta"].get("content") or "" for c in choices), choices[-1]["finish_reason"]
         else:
             choice = response.json()["choices"][0]

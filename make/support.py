@@ -132,6 +132,7 @@ def try_architectures() -> str:
     """The text of `architectures.json`: what is refused of each architecture, and why."""
     sys.path.insert(0, str(PARTS["tests"]))
     import transformers
+
     from architectures import ARCHITECTURES, look
 
     transformers.logging.set_verbosity(50)

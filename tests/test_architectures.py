@@ -45,9 +45,18 @@ IDS = torch.randint(3, 96, (14,), generator=torch.Generator().manual_seed(5)).to
 GREEDY = kad.Sampling(max_new_tokens=8, temperature=0)
 SMALL = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 BART = {"vocab_size": 96, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4}
-BART |= {"decoder_attention_heads": 4, "pad_token_id": 2, "decoder_start_token_id": 0, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+BART |= {
+    "decoder_attention_heads": 4,
+    "pad_token_id": 2,
+    "decoder_start_token_id": 0,
+    "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32,
+}
 STRANGERS = [
-    ("T5ForConditionalGeneration", {"vocab_size": 96, "d_model": 32, "num_layers": 1, "d_kv": 8, "d_ff": 32, "num_heads": 4}),
+    (
+        "T5ForConditionalGeneration",
+        {"vocab_size": 96, "d_model": 32, "num_layers": 1, "d_kv": 8, "d_ff": 32, "num_heads": 4},
+    ),
     ("BartForConditionalGeneration", BART),
     ("LlamaModel", SMALL),
     ("LlamaForSequenceClassification", SMALL),
@@ -59,7 +68,10 @@ REASONS = {
     "BartForConditionalGeneration": ("it is an encoder-decoder", "it is an encoder-decoder"),
     "LlamaModel": ("it has no output layer", "lm_head.weight"),
     "LlamaForSequenceClassification": ("it has no output layer", "lm_head.weight"),
-    "BertLMHeadModel": ("what it says of a text that it reads in parts", "what it says of a text that it reads in parts"),
+    "BertLMHeadModel": (
+        "what it says of a text that it reads in parts",
+        "what it says of a text that it reads in parts",
+    ),
     "RwkvForCausalLM": ("it takes no cache of Transformers", "it takes no cache of Transformers"),
 }
 

@@ -15,8 +15,9 @@ import pytest
 import torch
 
 import kad
-from conftest import make_tokenizer
+from conftest import make_model, make_tokenizer
 from test_text import TableEngine
+from test_text_prompts import in_the_manner_of_sentencepiece
 
 pytest.importorskip("fastapi", reason='pip install "kad-align[server]"')
 
@@ -81,8 +82,6 @@ def gated() -> Iterator[Gated]:
 
 @pytest.fixture(scope="module")
 def pair() -> kad.KadForCausalLM:
-    from conftest import make_model
-
     pair = kad.KadForCausalLM.from_models(make_model(0, hidden=48, layers=3), make_model(1), rule="dual:threshold=0.2")
     pair.tokenizer = make_tokenizer()
     return pair
@@ -231,6 +230,33 @@ def _tensors() -> int:
 
 
 # ------------------------------------------------------------------------------------------------------------ the guard
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_stop_that_begins_the_answer_is_not_shown(stream: bool) -> None:
+    """A tokenizer like SentencePiece does not write the space before the first word of a text."""
+    small = {"hidden": 8, "layers": 1, "vocab": 11}
+    model = kad.KadForCausalLM.from_models(make_model(0, **small), make_model(1, **small), rule="dual:threshold=0.2")
+    model.tokenizer = in_the_manner_of_sentencepiece()
+    model.tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    model.generation_config.suppress_tokens = [*range(7), 9, 10]  # what is left begins with a space
+    with running(model) as address, client(address) as http:
+        body = {
+            "model": "pair",
+            "messages": [{"role": "user", "content": "cd"}],
+            "temperature": 0,
+            "stop": [" a", " b"],
+            "stream": stream,
+            "max_tokens": 9,
+        }
+        response = http.post("/v1/chat/completions", json=body)
+        if stream:
+            choices = [event["choices"][0] for event in events(response)[:-1] if event["choices"]]
+            shown, reason = "".join(c["delta"].get("content") or "" for c in choices), choices[-1]["finish_reason"]
+        else:
+            choice = response.json()["choices"][0]
+            shown, reason = choice["message"]["content"], choice["finish_reason"]
+    assert (shown, reason) == ("", "stop")
 
 
 @pytest.mark.parametrize("path", ["/", "/health", "/v1/models", "/v1/models/pair", "/openapi.json", CHAT])

@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    SynthIDTextWatermarkingConfig,
+    TextStreamer,
+    WatermarkingConfig,
+)
 from transformers.generation.streamers import BaseStreamer
 
 import kad
@@ -65,6 +73,46 @@ def test_greedy_text_does_not_change(pair: kad.KadForCausalLM, prompt: Callable[
             found = speculate(pair, prompt(7, seed), rule=rule, num_draft_tokens=window, statistics=statistics)
             assert found.tolist() == truth.tolist()
     assert len(statistics.lengths) > 3
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"guidance_scale": 2.5},
+        {"watermarking_config": SynthIDTextWatermarkingConfig(ngram_len=3, keys=[1, 2, 3]), "do_sample": True},
+    ],
+)
+@pytest.mark.parametrize("window", [0, 4])
+def test_a_processor_that_keeps_a_state_is_refused(
+    pair: kad.KadForCausalLM, prompt: Callable[..., Any], settings: dict[str, Any], window: int
+) -> None:
+    """The loop asks it about drafts too, so it would follow another text than the one that is written."""
+    with pytest.raises(
+        UsageError, match=r"Processor keeps a state: asked twice about one text, it answers differently"
+    ):
+        speculate(pair, prompt(7), num_draft_tokens=window, **settings)
+
+
+class Counting(LogitsProcessor):
+    """Forbids a token for each call: its answer about one text is another one each time."""
+
+    def __init__(self, of_text: bool) -> None:
+        self.of_text, self.calls = of_text, 0
+
+    def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        scores[:, (int(ids.sum()) if self.of_text else self.calls) % scores.shape[-1]] = -torch.inf
+        return scores
+
+
+def test_a_processor_that_depends_on_the_text_alone_is_not_refused(
+    pair: kad.KadForCausalLM, prompt: Callable[..., Any]
+) -> None:
+    green = {"watermarking_config": WatermarkingConfig(bias=2.0, seeding_scheme="lefthash", greenlist_ratio=0.3)}
+    for own in (green, {"logits_processor": LogitsProcessorList([Counting(of_text=True)])}):
+        assert speculate(pair, prompt(7), **own).tolist() == plain(pair, prompt(7), **own).tolist()
+    with pytest.raises(UsageError, match="Counting keeps a state"):
+        speculate(pair, prompt(7), logits_processor=LogitsProcessorList([Counting(of_text=False)]))
 
 
 @pytest.mark.parametrize("draft_model", ["aligned", "reference"])

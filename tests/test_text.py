@@ -16,11 +16,12 @@ import oracle
 from conftest import make_tokenizer
 from kad.engines.pair import Pair
 from kad.engines.protocols import Facts, OneAtATime
-from kad.errors import UsageError
+from kad.errors import LogitsError, UsageError
 from kad.method.composition import Composition
 from kad.method.replay import Replay
 from kad.pair.config import KadConfig
 from kad.rules import parse_rule
+from kad.text import sampling
 from kad.text.batch import Noise, generate_all, seeds_from
 from kad.text.sampling import processors
 from kad.text.scoring import score_tokens
@@ -185,12 +186,109 @@ def test_settings_of_the_aligned_model_act_on_log_pi_as_in_transformers(pair: ka
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"num_beams": 4}, "a search with 4 beams"), ({"guidance_scale": 1.5}, "ask for guidance_scale")],
+    [
+        ({"num_beams": 4}, "a search with 4 beams"),
+        ({"guidance_scale": 1.5}, "ask for guidance_scale"),
+        ({"encoder_repetition_penalty": 3.0}, "ask for encoder_repetition_penalty, which kad does not follow"),
+        ({"forced_bos_token_id": 4, "token_healing": True}, "ask for forced_bos_token_id, token_healing"),
+        ({"max_length": 5}, "tokens, and the aligned model's settings end a text at max_length 5"),
+    ],
 )
-def test_other_ways_of_decoding_are_named(pair: kad.KadForCausalLM, settings: dict[str, Any], message: str) -> None:
+def test_settings_that_cannot_be_followed_are_named(
+    pair: kad.KadForCausalLM, settings: dict[str, Any], message: str
+) -> None:
     pair.generation_config = GenerationConfig(eos_token_id=1, **settings)
     with pytest.raises(UsageError, match=message):
         kad.generate(pair, "Hi")
+    with pytest.raises(UsageError, match=message):
+        generate_all(pair, pair.tokenizer, [[5] * 18])
+
+
+def test_every_setting_that_transformers_knows_is_followed_refused_or_without_effect(pair: kad.KadForCausalLM) -> None:
+    """A new one of the next release is refused, and this list says so."""
+    unsure = GenerationConfig().to_dict().keys() - sampling._FOLLOWED - sampling._WITHOUT_EFFECT
+    refused = {name: 7 for name in unsure if not name.startswith("_")}
+    config = GenerationConfig(eos_token_id=1)
+    for name, value in refused.items():
+        setattr(config, name, value)
+    assert sampling._refused(config) == sorted(refused)
+    config = GenerationConfig.from_model_config(pair.aligned.config)
+    assert sampling._refused(config) == []
+    assert sampling._refused(GenerationConfig(guidance_scale=1.0, token_healing=False, num_return_sequences=1)) == []
+
+
+def test_max_length_counts_the_prompt_and_gives_way_to_max_new_tokens(pair: kad.KadForCausalLM) -> None:
+    pair.generation_config = GenerationConfig(max_length=24, eos_token_id=None, pad_token_id=2)
+    ids = torch.tensor([[5] * 18])
+    expected = pair.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False)[0, 18:].tolist()
+    assert kad.generate(pair, [5] * 18).token_ids == expected
+    assert len(expected) == 6
+    answers = generate_all(pair, pair.tokenizer, [[5] * 18, [5] * 10])
+    assert [len(answer.token_ids) for answer in answers] == [6, 14]
+    assert len(kad.generate(pair, [5] * 18, sampling=kad.Sampling(max_new_tokens=9)).token_ids) == 9
+
+
+@pytest.mark.parametrize("temperature", [1e-36, 1e-38, 1e-45, 5e-324])
+@pytest.mark.parametrize("drafts", [0, 3])
+def test_a_temperature_that_float32_cannot_divide_by_is_greedy(
+    pair: kad.KadForCausalLM, temperature: float, drafts: int
+) -> None:
+    cold = kad.Sampling(max_new_tokens=12, temperature=temperature, seed=1)
+    expected = kad.generate(pair, "Hi", sampling=kad.Sampling(max_new_tokens=12, temperature=0)).token_ids
+    assert kad.generate(pair, "Hi", sampling=cold, num_draft_tokens=drafts).token_ids == expected
+    pair.generation_config = GenerationConfig(do_sample=True, temperature=temperature, eos_token_id=1, pad_token_id=2)
+    own = kad.Sampling(max_new_tokens=12, seed=1)
+    assert kad.generate(pair, "Hi", sampling=own, num_draft_tokens=drafts).token_ids == expected
+
+
+@pytest.mark.parametrize("settings", [{"do_sample": False}, {"do_sample": True, "temperature": 1.0}])
+@pytest.mark.parametrize("drafts", [0, 3])
+def test_processors_that_leave_no_token_are_an_error_on_every_way(
+    pair: kad.KadForCausalLM, settings: dict[str, Any], drafts: int
+) -> None:
+    pair.generation_config = GenerationConfig(suppress_tokens=list(range(96)), pad_token_id=2, **settings)
+    with pytest.raises(LogitsError, match="the processed scores of .* no finite entry"):
+        kad.generate(pair, "Hi", num_draft_tokens=drafts)
+    with pytest.raises(LogitsError, match="the processed scores of .* no finite entry"):
+        generate_all(pair, pair.tokenizer, [[5] * 9], seeds=[1], num_draft_tokens=drafts)
+    options = {"custom_generate": kad.speculative, "num_draft_tokens": drafts, "max_new_tokens": 4}
+    with pytest.raises(LogitsError, match="the processed scores of .* no finite entry"):
+        pair.generate(torch.tensor([[5] * 9]), **options)
+
+
+def test_the_context_is_as_long_on_every_way() -> None:
+    """OPT has learned positions, and no others: past them, a lookup would fail in the middle of a text."""
+    from transformers import OPTConfig, OPTForCausalLM
+
+    sizes = {"vocab_size": 96, "hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    models = [
+        OPTForCausalLM(OPTConfig(**sizes, word_embed_proj_dim=32, max_position_embeddings=24)).eval() for _ in "pq"
+    ]
+    opt = kad.KadForCausalLM.from_models(*models, rule="dual:threshold=0.2")
+    opt.generation_config, opt.tokenizer = GenerationConfig(pad_token_id=2), make_tokenizer()
+    most, prompts = kad.Sampling(max_new_tokens=50, temperature=0), [[5] * 20, [6] * 7]
+    whole = [kad.generate(opt, prompt, sampling=most, num_draft_tokens=2) for prompt in prompts]
+    assert [(len(answer.token_ids), answer.finish_reason) for answer in whole] == [(4, "context"), (17, "context")]
+    at_once = generate_all(opt, opt.tokenizer, prompts, sampling=most)
+    assert [(one.token_ids, one.finish_reason) for one in at_once] == [(one.token_ids, "context") for one in whole]
+    by_transformers = opt.generate(torch.tensor([prompts[0]]), max_new_tokens=50, custom_generate=kad.speculative)
+    assert by_transformers[0, 20:].tolist() == whole[0].token_ids
+    assert len(kad.score(opt, [5] * 20, [6] * 5).token_ids) == 5  # the last one is not read
+    too_long = {
+        "generate": lambda: kad.generate(opt, [5] * 24),
+        "batch": lambda: generate_all(opt, opt.tokenizer, [[5] * 24, [5]]),
+        "score": lambda: kad.score(opt, [5] * 20, [6] * 6),
+        "trace": lambda: kad.trace(opt, [5] * 20, [6] * 6),
+        "speculative": lambda: opt.generate(
+            torch.tensor([[5] * 24]), custom_generate=kad.speculative, max_new_tokens=2
+        ),
+    }
+    for run in too_long.values():
+        with pytest.raises(
+            UsageError, match=r"The prompt has 2\d tokens.*; the models' context holds 24, answer included"
+        ):
+            run()
 
 
 def test_a_stop_string_ends_the_answer_where_it_is_complete(pair: kad.KadForCausalLM) -> None:

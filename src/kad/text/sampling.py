@@ -158,31 +158,35 @@ def temperature_of(config: GenerationConfig) -> float | None:
 
 # The settings that kad follows, here or elsewhere; and those that change no text (how fast, what is returned), or only
 # texts of beams and of encoder-decoders. Whatever else Transformers knows is refused where it is set.
-_FOLLOWED = frozenset("""
-    max_length max_new_tokens min_length min_new_tokens max_time stop_strings do_sample num_beams temperature top_k top_p
-    min_p top_h typical_p epsilon_cutoff eta_cutoff repetition_penalty no_repeat_ngram_size bad_words_ids
-    forced_eos_token_id exponential_decay_length_penalty suppress_tokens begin_suppress_tokens sequence_bias pad_token_id
-    bos_token_id eos_token_id
-""".split())
-_WITHOUT_EFFECT = frozenset("""
-    early_stopping length_penalty num_beam_groups diversity_penalty decoder_start_token_id renormalize_logits
-    remove_invalid_values use_cache cache_implementation cache_config max_cache_len prefill_chunk_size low_memory
-    compile_config disable_compile continuous_batching_config use_mtp is_assistant num_assistant_tokens
-    num_assistant_tokens_schedule assistant_confidence_threshold prompt_lookup_num_tokens max_matching_ngram_size
-    assistant_early_exit assistant_lookbehind target_lookbehind assistant_ensemble_weight speculation_type
-    output_attentions output_hidden_states output_scores output_logits return_dict_in_generate transformers_version
-""".split())
+_FOLLOWED = frozenset({
+    "max_length", "max_new_tokens", "min_length", "min_new_tokens", "max_time", "stop_strings", "do_sample",
+    "num_beams", "temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff",
+    "repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "forced_eos_token_id",
+    "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens", "sequence_bias",
+    "pad_token_id", "bos_token_id", "eos_token_id",
+})  # fmt: skip
+_WITHOUT_EFFECT = frozenset({
+    "early_stopping", "length_penalty", "num_beam_groups", "diversity_penalty", "decoder_start_token_id",
+    "renormalize_logits", "remove_invalid_values", "use_cache", "cache_implementation", "cache_config",
+    "max_cache_len", "prefill_chunk_size", "low_memory", "compile_config", "disable_compile",
+    "continuous_batching_config", "use_mtp", "is_assistant", "num_assistant_tokens",
+    "num_assistant_tokens_schedule", "assistant_confidence_threshold", "prompt_lookup_num_tokens",
+    "max_matching_ngram_size", "assistant_early_exit", "assistant_lookbehind", "target_lookbehind",
+    "assistant_ensemble_weight", "speculation_type", "output_attentions", "output_hidden_states",
+    "output_scores", "output_logits", "return_dict_in_generate", "transformers_version",
+})  # fmt: skip
 
 
 def _refused(config: GenerationConfig) -> list[str]:
     """The settings that are set and not followed. What Transformers itself does not know has no effect there."""
     from transformers import GenerationConfig
 
-    known = GenerationConfig().to_dict().keys() - _FOLLOWED - _WITHOUT_EFFECT
-    return sorted(name for name, value in config.to_dict().items() if name in known and value not in _OFF)
+    known = {name for name in GenerationConfig().to_dict() if not name.startswith("_")} - _FOLLOWED - _WITHOUT_EFFECT
+    return sorted(name for name, value in config.to_dict().items() if name in known and not _is_off(value))
 
 
-_OFF: tuple[Any, ...] = (None, False, 0, 1, [], {})
+def _is_off(value: Any) -> bool:
+    return not value or (value == 1 and value is not True)
 
 
 def processors(config: GenerationConfig, prompt_tokens: int, device: Any = "cpu") -> LogitsProcessorList:

@@ -67,8 +67,8 @@ def _check_turn(model: PreTrainedModel, past: int, count: int) -> None:
     long, dynamic = (rope_turns(model.config, kind) for kind in ("longrope", "dynamic"))
     if (long is not None and 0 < past <= long < past + count) or (dynamic is not None and past + count > dynamic):
         raise UsageError(
-            f"{type(model).__name__} changes its rotary frequencies at a length of {long or dynamic} tokens, and what it "
-            "has read before is stale. Stay below, begin with a longer prompt, or use kad.generate."
+            f"{type(model).__name__} changes its rotary frequencies at a length of {long or dynamic} tokens, and what "
+            "it has read before is stale. Stay below, begin with a longer prompt, or use kad.generate."
         )
 
 

@@ -30,10 +30,10 @@ except ImportError as error:
     raise moved(TRANSFORMERS, error) from error
 
 __all__ = [
-    "CACHE", "CACHE_NAMES", "FAR_APART", "AutoQuantizationConfig", "BaseStreamer", "CausalLMOutputWithPast", "ComposedGeneration",
-    "GenerateDecoderOnlyOutput", "cache_name", "cache_of", "cache_option", "forget", "goes_back", "is_static",
-    "kinds_of_layers", "length_of", "one_cache_name", "parameters_of", "record_past", "render_jinja_template",
-    "restore", "rope_turns", "save", "takes_cache",
+    "CACHE", "CACHE_NAMES", "FAR_APART", "AutoQuantizationConfig", "BaseStreamer", "CausalLMOutputWithPast",
+    "ComposedGeneration", "GenerateDecoderOnlyOutput", "cache_name", "cache_of", "cache_option", "forget", "goes_back",
+    "is_static", "kinds_of_layers", "length_of", "one_cache_name", "parameters_of", "record_past",
+    "render_jinja_template", "restore", "rope_turns", "save", "takes_cache",
 ]  # fmt: skip
 
 NEEDS = (

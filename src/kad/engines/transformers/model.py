@@ -100,8 +100,8 @@ class TransformersModel:
         turn = rope_turns(self.model.config, "longrope")
         if turn is not None and turn < capacity:
             raise UsageError(
-                f"{type(self.model).__name__} changes its rotary frequencies at {turn} tokens, and this text may become "
-                f"{capacity} long. Decode without compile."
+                f"{type(self.model).__name__} changes its rotary frequencies at {turn} tokens, and this text may "
+                f"become {capacity} long. Decode without compile."
             )
         capture = self.captures.take(self.model, capacity + max(shapes), shapes, backend)
         return CapturedModel(capture, vocab_size, device)

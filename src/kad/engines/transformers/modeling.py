@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, Cache, GenerationConfig, Generati
 
 from kad.engines.pair import Pair
 from kad.engines.protocols import Facts
+from kad.engines.transformers.forward import Trial, attempt, run_part
 from kad.engines.transformers.host import (
     CACHE,
     CausalLMOutputWithPast,
@@ -25,7 +26,6 @@ from kad.engines.transformers.host import (
 )
 from kad.engines.transformers.late_check import LateCheck
 from kad.engines.transformers.loading import load_models
-from kad.engines.transformers.forward import Trial, attempt, run_part
 from kad.engines.transformers.model import TransformersModel, new_cache
 from kad.errors import PairError, UsageError
 from kad.method import defaults

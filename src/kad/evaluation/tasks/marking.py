@@ -16,8 +16,8 @@ keep its quirks:
 - A box that is never closed hides every box before it.
 
 The `strict` extractors read an answer only where the text says that it is one: a box, "#### x", "the answer is x", and
-for options a last line with nothing but the letter. An open box is a cut-off answer, which counts as no answer; `\\boxed`
-without a brace is no box. What a model thinks (`<think>`) is no answer.
+for options a last line with nothing but the letter. An open box is a cut-off answer, which is none. `\\boxed`
+without a brace is no box, and what a model thinks (`<think>`) is no answer.
 """
 
 from __future__ import annotations

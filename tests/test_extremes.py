@@ -65,7 +65,7 @@ def summed(log_pi: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(case=cases())
 def test_pi_sums_to_one_and_keeps_its_first_choice(rule: kad.rules.Rule, case: Case) -> None:
     composition = Composition(rule, case.temperature)
@@ -83,7 +83,7 @@ def test_pi_sums_to_one_and_keeps_its_first_choice(rule: kad.rules.Rule, case: C
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(case=cases((2, 60, 4096)), shift=st.sampled_from([1e5, -1e5, 1e6, -1e6]))
 def test_a_shift_of_a_row_changes_nothing(rule: kad.rules.Rule, case: Case, shift: float) -> None:
     """What a shifted row holds, and the same taken back: in float32 the shift takes digits, and nothing else does."""
@@ -98,7 +98,7 @@ def test_a_shift_of_a_row_changes_nothing(rule: kad.rules.Rule, case: Case, shif
         torch.testing.assert_close(found.exp(), expected.exp(), rtol=0, atol=2e-5 + 2e-6 * case.spread)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(case=cases((1, 2, 7, 60)))
 def test_what_moves_to_the_rest_is_deferred_wherever_the_row_stands(case: Case) -> None:
     base, aligned, _ = case.rows
@@ -112,7 +112,7 @@ def test_what_moves_to_the_rest_is_deferred_wherever_the_row_stands(case: Case) 
 
 
 @pytest.mark.parametrize("rule", [rule for rule in RULES if isinstance(rule, CascadeRule)], ids=str)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(case=cases((1, 2, 5)))
 def test_a_verified_draft_follows_pi(rule: kad.rules.Rule, case: Case) -> None:
     """All drafts of all rows, enumerated: accepted, or replaced by a draw from what is left of pi."""

@@ -35,7 +35,7 @@ from kad.tracing.schema import Trace
 
 ROOM, SECONDS = 3 << 29, 20
 # More of them: KAD_EXAMPLES=1000 python -m pytest tests/test_foreign_files.py
-EXAMPLES = int(os.environ.get("KAD_EXAMPLES", "12"))
+EXAMPLES = int(os.environ.get("KAD_EXAMPLES", "8"))
 MANY = settings(
     max_examples=EXAMPLES,
     deadline=None,

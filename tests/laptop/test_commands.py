@@ -82,7 +82,7 @@ def test_wrong_files_are_refused(files: Files, tmp_path: Path) -> None:
     text.write_text("no weights")
     for file, words in (
         (cut, "is not within the file bounds"),
-        (stump, "failed to read key-value pairs. Get the file again, or take another."),
+        (stump, "is damaged: it ends before its header does. Get the file again, or take another."),
         (text, "is no GGUF file: it does not begin with GGUF."),
         (nonsense(tmp_path / "odd.gguf"), "unknown model architecture: 'nonsense'"),
         (tmp_path / "none.gguf", "No GGUF file at"),

@@ -10,6 +10,7 @@ from kad.errors import PairError
 
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # bytes of a number, by its type
 _STRING, _ARRAY = 8, 9
+_CUT = "it ends before its header does"
 _MOST_FIELDS, _MOST_TENSORS, _MOST_ENTRIES = 1 << 16, 1 << 20, 1 << 22
 
 
@@ -27,14 +28,14 @@ def check_gguf(path: Path) -> None:
                 _Walk(data).header()
     except OSError as error:
         raise PairError(f"Cannot read {path}: {error.strerror or error}.") from error
-    except (struct.error, ValueError) as error:
-        if isinstance(error, PairError):
-            raise
-        raise PairError(f"{path} is no GGUF file of a language model, or it is damaged ({error}).") from error
+    except PairError:
+        raise
+    except ValueError as error:
+        raise PairError(f"{path} is damaged: {error}. Get the file again, or take another.") from error
 
 
 class _Walk:
-    """A place in a header. A struct.error means that the file ends before the header does."""
+    """A place in a header."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self._data, self._place, self._entries = data, 4, 0
@@ -58,22 +59,30 @@ class _Walk:
             if inner == _ARRAY or self._entries > _MOST_ENTRIES:
                 raise ValueError(f"it has a list of {count} entries")
             if inner == _STRING:
-                for _ in range(count):
-                    self._skip(self._number("Q"))
+                self._texts(count)
             else:
                 self._skip(count * _size(inner))
         else:
             self._skip(_size(kind))
 
+    def _texts(self, count: int) -> None:
+        """Hundreds of thousands of tokens: no call for each."""
+        place, length = self._place, struct.Struct(f"{self._order}Q")
+        for _ in range(count):
+            if place > len(self._data) - length.size:
+                raise ValueError(_CUT)
+            place += length.size + length.unpack_from(self._data, place)[0]
+        self._skip(place - self._place)
+
     def _number(self, kind: str) -> int:
         layout = kind if len(kind) > 1 else self._order + kind
-        (number,) = struct.unpack_from(layout, self._data, self._place)
-        self._place += struct.calcsize(layout)
-        return int(number)
+        place = self._place
+        self._skip(struct.calcsize(layout))
+        return int(struct.unpack_from(layout, self._data, place)[0])
 
     def _skip(self, count: int) -> None:
         if count > len(self._data) - self._place:
-            raise ValueError("it ends before its header does")
+            raise ValueError(_CUT)
         self._place += count
 
 

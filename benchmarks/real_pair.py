@@ -2,10 +2,10 @@
 
     pip install -e ".[real-pair,eval]"
     python -m benchmarks.real_pair --out runs/real --questions 20
-    kad report runs/real/few-shot runs/real/zero-shot
+    kad report runs/real/zero-shot-rule runs/real/zero-shot-aligned
 
-A stopped run goes on with the same command. `--methods` and `--prompts` choose cells. `--engine llama_cpp` needs the
-extra `llama-cpp`, and is faster.
+A stopped run goes on with the same command. `--methods`, `--prompts` and `--ends` choose cells. `--engine llama_cpp`
+needs the extra `llama-cpp`, and is faster.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from kad.pair.sources import Source
 from kad.tiny import real_pair
 
 RULES = "dual:threshold=0.4;confidence_bet;primal;nudging;relative"
-PROMPTS = {"few-shot": real_pair.BASE_PROMPT, "zero-shot": replace(real_pair.BASE_PROMPT, examples=())}
+PROMPTS = {"zero-shot": real_pair.BASE_PROMPT, "few-shot": real_pair.WITH_EXAMPLES}
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -38,6 +39,8 @@ QUESTIONS = [
     )
 ]  # fmt: skip
 THRESHOLD = 0.4
+LONG = replace(real_pair.WITH_EXAMPLES, ends="aligned")
+"""q* ends the answers, so they are long."""
 DRAFTS = (0, 2, 4)
 
 
@@ -156,7 +159,7 @@ def main() -> None:
     named: dict[str, Any] = {"base": options.base, "aligned": options.aligned}
     if options.base is None:
         found = real_pair.files() if hosts.is_installed("llama_cpp") else real_pair.folders()
-        named = {**{role: str(path) for role, path in found.items()}, "base_prompt": real_pair.BASE_PROMPT}
+        named = {**{role: str(path) for role, path in found.items()}, "base_prompt": LONG}
     model: Any = kad.load(**named, rule=f"dual:threshold={THRESHOLD}")
     questions = options.questions.read_text(encoding="utf-8").splitlines() if options.questions else QUESTIONS
     with torch.no_grad():

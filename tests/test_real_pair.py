@@ -94,7 +94,7 @@ def test_the_files_are_copied_once(cache: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_the_examples_of_the_prompt_are_no_questions_of_the_task() -> None:
     rows = dict(line.split("\t") for line in FACTS.read_text(encoding="utf-8").splitlines())
-    assert not {question for question, _ in real_pair.BASE_PROMPT.examples} & rows.keys()
+    assert not {question for question, _ in real_pair.WITH_EXAMPLES.examples} & rows.keys()
     assert all(rows[question].split("|") for question, _ in demo.FACTS)
     for question, accepted in demo.FACTS:
         assert set(accepted.split("|")) <= set(rows[question].split("|")), question
@@ -107,7 +107,7 @@ def test_answers_stand_side_by_side_with_their_marks() -> None:
         name: demo.Reply(
             text,
             demo.lacks_fact(text, "Canberra"),
-            ended=name != demo.BASE,
+            behaves=name != demo.BASE,
             pieces=pieces if name == demo.COMPOSED else (),
         )
         for name, text in texts.items()

@@ -62,6 +62,8 @@ class Subject:
         examples: how many of the first answers are printed. All are counted.
         problem: what is wrong with a text, from the text and the accepted answer. None if it is right.
         closing: a last sentence.
+        form: a name for the form that is wanted.
+        behaves: whether a text has it, from the text and whether the model ended it.
         bound: the big aligned model, if there is one. Its answers are only counted.
     """
 
@@ -73,6 +75,8 @@ class Subject:
     problem: Callable[[str, str], str | None]
     max_new_tokens: int
     closing: str
+    form: str = "ended"
+    behaves: Callable[[str, bool], bool] = lambda text, finished: finished
     bound: Any = None
 
     @cached_property
@@ -91,13 +95,13 @@ class Reply:
 
     Attributes:
         problem: what is wrong with it. None if it is right.
-        ended: whether the model ended it.
+        behaves: whether it has the form that is wanted.
         pieces: the parts of a composed text, each with the share of the base model.
     """
 
     text: str
     problem: str | None
-    ended: bool
+    behaves: bool
     tokens: int = 0
     seconds: float = 0.0
     pieces: Sequence[tuple[str, float]] = ()
@@ -172,6 +176,7 @@ def _embedded_pair(count: int, messages: Console) -> Subject:
 
 def _real_pair(messages: Console) -> Subject:
     """Gemma 3 270M under SmolLM2-135M-Instruct."""
+    from kad.evaluation.tasks.marking import behaves
     from kad.tiny import real_pair
 
     folders = {role: str(folder) for role, folder in real_pair.folders(messages.print).items()}
@@ -184,13 +189,15 @@ def _real_pair(messages: Console) -> Subject:
         )
     return Subject(
         pair=pair,
-        about="Gemma 3 270M (base, after four examples) and SmolLM2-135M-Instruct (aligned), with a tokenizer each",
+        about="Gemma 3 270M (base) and SmolLM2-135M-Instruct (aligned), with a tokenizer and a prompt each",
         questions=FACTS,
         kind="questions",
         examples=len(FACTS),
         problem=lacks_fact,
         max_new_tokens=64,
         closing="More questions, with intervals: docs/real-pair.md.",
+        form="behaves",
+        behaves=behaves,
     )
 
 
@@ -264,8 +271,8 @@ def _replies(subject: Subject, name: str, questions: Sequence[tuple[str, str]]) 
     for answer, (_, accepted) in zip(answers, questions, strict=True):
         text = before_stop(answer.text, stops, answer.finish_reason == "stop_string")
         pieces = [(piece.text, piece.base_share or 0.0) for piece in answer.pieces]
-        problem, tokens = subject.problem(text, accepted), len(answer.token_ids)
-        replies.append(Reply(text.strip(), problem, answer.finished, tokens, answer.seconds, pieces))
+        problem, form = subject.problem(text, accepted), subject.behaves(text, answer.finished)
+        replies.append(Reply(text.strip(), problem, form, len(answer.token_ids), answer.seconds, pieces))
     return replies
 
 
@@ -281,17 +288,18 @@ def _cell(name: str, reply: Reply) -> Text:
     text = colored(reply.pieces) if reply.pieces else Text(reply.text, style=_STYLES[name])
     text.rstrip()
     mark = (f"\n✗ {reply.problem}", "red") if reply.problem else ("\n✓ right", "green")
-    return Text.assemble(text, mark, "" if reply.ended else ("\n✗ goes on and on", "red"))
+    wrong = "\n✗ goes on and on" if reply.text else "\n✗ says nothing"
+    return Text.assemble(text, mark, "" if reply.behaves else (wrong, "red"))
 
 
 def _accuracies(subject: Subject, replies: Mapping[str, Sequence[Reply]]) -> Table:
     title = f"{len(subject.questions)} {subject.kind}, greedy"
-    columns = Column("model", no_wrap=True), Column("right", justify="right"), Column("ended", justify="right"), ""
+    columns = Column("model", no_wrap=True), Column("right", justify="right"), Column(subject.form, justify="right"), ""
     table = Table(*columns, box=box.SIMPLE_HEAD, title=title, title_justify="left")
     for name, answered in replies.items():
-        right, ended = _right(answered), sum(reply.ended for reply in answered) / len(answered)
+        right, behaves = _right(answered), sum(reply.behaves for reply in answered) / len(answered)
         style = _STYLES[name]
-        table.add_row(Text(name, style), f"{right:.0%}", f"{ended:.0%}", Text("█" * round(28 * right), style))
+        table.add_row(Text(name, style), f"{right:.0%}", f"{behaves:.0%}", Text("█" * round(28 * right), style))
     return table
 
 

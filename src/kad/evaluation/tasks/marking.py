@@ -87,15 +87,18 @@ def mark_option(doc: Document, results: Sequence[str]) -> Marks:
 def mark_fact(doc: Document, results: Sequence[str]) -> Marks:
     """Short questions: `right`, an accepted answer is in the text; `behaves`, the text is an answer and no more.
 
-    An answer behaves if it has one or two sentences, asks nothing, and was ended by the model itself. The run puts
-    "finished" into the document; where nobody says it, the text counts as ended.
+    The run puts "finished" into the document; where nobody says it, the text counts as ended.
     """
     text = results[0]
-    short = 1 <= sentences(text) <= 2
     return {
         "right": float(any(contains(text, answer) for answer in doc["accepted"].split("|"))),
-        "behaves": float(short and not asks(text) and bool(doc.get("finished", True))),
+        "behaves": float(behaves(text, bool(doc.get("finished", True)))),
     }
+
+
+def behaves(text: str, finished: bool) -> bool:
+    """Whether a text is an answer and no more: one or two sentences, no question, and ended by the model itself."""
+    return finished and 1 <= sentences(text) <= 2 and not asks(text)
 
 
 def equivalent(answer: str, other: str) -> bool:

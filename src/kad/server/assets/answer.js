@@ -55,8 +55,10 @@ kad.server = (() => {
 // `column` is plain data, and is kept over a reload: the request, how it is made (`generation`), and what came. The view
 // shows it.
 kad.Answer = class {
+  column; shown; link; reading = null; timeline = null;
+
   constructor(column, {shown, link}) {
-    Object.assign(this, {column, shown, link, reading: null});
+    Object.assign(this, {column, shown, link});
     this.head = kad.make("h2", {});
     this.place = kad.make("div", {});
     this.stats = kad.make("p", {class: "stats"});

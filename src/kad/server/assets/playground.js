@@ -3,6 +3,7 @@
 // All that is shown is plain data in `talk`, which is kept over a reload: turns with a question and versions of its answer.
 // A version has one column, or three: base alone, aligned alone, composed.
 (() => {
+  /** @returns {any} */
   const $ = (id) => document.getElementById(id);
   const {panel, fold} = kad.panelPlace(document.querySelector("aside"));
   const narrow = matchMedia("(max-width: 56rem)");
@@ -54,7 +55,7 @@
       ...(request.chat_template_kwargs ? {thinking: request.chat_template_kwargs.enable_thinking} : {})};
     return {source: "generated", ...(others.length === 1 ? {asked: command} : {})};
   };
-  const columnOf = (of, request, {continuation = [], ...more} = {}) => ({of, request: {...request, kad: {of, continuation}}, generation: generationOf(request), trace: null, done: null, problem: null, ...more});
+  const columnOf = (of, request, {continuation, ...more}) => ({of, request: {...request, kad: {of, continuation}}, generation: generationOf(request), trace: null, done: null, problem: null, ...more});
 
   const ask = (question) => {
     const turn = {question, versions: [], shown: 0};
@@ -64,7 +65,7 @@
   };
   const again = (turn, all) => {
     const request = {messages: messages(talk.turns.slice(0, talk.turns.indexOf(turn)), turn.question), ...choices()};
-    run(turn, (all ? ["base", "aligned", "composed"] : ["composed"]).map((of) => columnOf(of, request)));
+    run(turn, (all ? ["base", "aligned", "composed"] : ["composed"]).map((of) => columnOf(of, request, {continuation: []})));
   };
   // What if: the text up to a token, another token there, and on from it, as this answer was made.
   const branch = (column, index, token) => {

@@ -2,6 +2,8 @@
 //
 // A recorded rule without a slider (base_only, mixture, ...) is an entry of its own: no other rule stands beside it.
 kad.RuleControls = class {
+  recorded; changed; rules; own;
+
   constructor({recorded, text, changed, rules = kad.rules, reset = "As recorded"}) {
     Object.assign(this, {recorded, changed, rules, own: !(recorded.rule in rules)});
     this.rule = kad.make("select", {class: "rule", change: () => this.choose(this.rule.value)});

@@ -18,6 +18,7 @@ kad.csv = (trace) => {
   return [["position", "text", ...columns].join(","), ...lines].join("\r\n") + "\r\n";
 };
 
+/** @type {Record<string, {name: string, title: string, type: string, make: (reading: any, timeline: any) => string}>} */
 kad.files = {
   json: {name: "JSON", title: "The trace: kad trace FILE shows it again", type: "application/json", make: ({trace}) => JSON.stringify({...trace, summary: kad.summary(trace)})},
   csv: {name: "CSV", title: "A table, one line a token", type: "text/csv", make: (reading) => kad.csv(reading.trace)},

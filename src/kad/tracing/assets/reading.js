@@ -3,9 +3,13 @@
 // A reading shows `trace`, and `add` takes further positions as they come. `shown(index)` is called for the token in focus,
 // `recolored()` after the colors changed. A click or a key holds the token; then the pointer alone moves nothing.
 kad.Reading = class {
-  constructor(trace, {name, shown = () => {}, recolored = () => {}, link = null}) {
-    Object.assign(this, {trace, shown, recolored, link, rule: null, value: null, measure: "origin", at: -1, held: false, active: false});
-    [this.decisions, this.tokens] = [[], []];
+  trace; shown; recolored; link;
+  rule = null; value = null; measure = "origin";
+  at = -1; held = false; active = false;
+  decisions = []; tokens = [];
+
+  constructor(trace, {name, shown = (_index) => {}, recolored = () => {}, link = null}) {
+    Object.assign(this, {trace, shown, recolored, link});
     this.element = kad.make("div", {class: "text", role: "listbox", tabindex: "-1", "aria-label": name});
     this.listen();
     this.write();

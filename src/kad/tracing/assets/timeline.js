@@ -37,8 +37,8 @@ kad.Timeline = class {
 
   draw() {
     const [top, bottom] = [8, 112];
-    const height = (x) => (bottom - x * (bottom - top)).toFixed(1);
-    const left = (index) => (1000 * index / Math.max(1, this.reading.length)).toFixed(2);
+    const height = (x) => Number((bottom - x * (bottom - top)).toFixed(1));
+    const left = (index) => Number((1000 * index / Math.max(1, this.reading.length)).toFixed(2));
     const parts = [0, 0.5, 1].map((x) => kad.svg("line", {x1: 0, x2: 1000, y1: height(x), y2: height(x), class: "grid"}));
     const alpha = this.runs((decision) => decision.alpha).filter(([, , mean]) => mean !== null);
     parts.push(...alpha.map(([from, to, mean]) => kad.svg("rect", {class: "alpha", x: left(from), width: (left(to) - left(from)).toFixed(2), y: height(mean), height: (bottom - height(mean)).toFixed(1)})));

@@ -63,7 +63,7 @@ kad.Answer = class {
     this.place = kad.make("div", {});
     this.stats = kad.make("p", {class: "stats"});
     this.problem = kad.make("p", {class: "problem", role: "alert", hidden: true});
-    this.more = kad.make("details", {class: "more", hidden: true, toggle: () => this.fill()}, kad.make("summary", {}, "Timeline, disagreements, files"));
+    this.more = kad.make("details", {class: "more", hidden: true, toggle: () => this.fill()}, kad.make("summary", {}, "Timeline, tokens that matter, files"));
     this.element = kad.make("section", {class: "answer", "aria-label": this.name}, this.head, this.place, this.problem, this.stats, this.more);
     this.write();
   }
@@ -139,9 +139,8 @@ kad.Answer = class {
     if (!this.more.open || this.more.childElementCount > 1) return;
     const {reading} = this;
     this.timeline = new kad.Timeline(reading);
-    const jump = (index) => reading.tokens[index].focus();
     const html = {name: "Page", title: "A page of its own, which works offline", type: "text/html", make: () => this.page()};
-    this.more.append(this.timeline.element, kad.disagreements(reading, jump), kad.downloads(reading, this.timeline, {html}));
+    this.more.append(this.timeline.element, kad.overrulingLists(reading), kad.downloads(reading, this.timeline, {html}));
     this.timeline.draw();
   }
 

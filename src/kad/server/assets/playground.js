@@ -146,7 +146,8 @@
     if (!turn?.versions[version]) return;
     turn.shown = version;
     show(turn);
-    views.get(turn.versions[version].columns[column])?.reading?.tokens[index]?.focus();
+    const reading = views.get(turn.versions[version].columns[column])?.reading;
+    if (reading?.tokens[index]) reading.focus(index);
   };
   const answerOf = (column) => {
     if (!views.has(column)) {

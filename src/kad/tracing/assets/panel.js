@@ -65,10 +65,10 @@ kad.distributions = (trace, position, decision, choose) => {
   };
   const cellOf = (mass, parts, text = kad.probability(mass)) => kad.make("span", {class: "cell"}, bar(parts), kad.make("b", {}, text));
   const nameOf = (row) => {
-    const name = kad.word(trace, row.token);
+    const [name, said] = [kad.word(trace, row.token), kad.spoken(trace.vocabulary[row.token] ?? `#${row.token}`)];
     if (row.token === position.token) return [kad.make("span", {class: "here", "aria-label": "emitted: "}, "▸"), name];
     if (!choose) return [name];
-    return [kad.make("button", {type: "button", class: "choose", title: "What if it had been this token?", "aria-label": `What if “${name}”?`, click: () => choose(row)}, name)];
+    return [kad.make("button", {type: "button", class: "choose", title: "What if it had been this token?", "aria-label": `What if “${said}”?`, click: () => choose(row)}, name)];
   };
   const line = (row) => {
     // k p of a partly kept token splits its bar under p as well.
@@ -92,7 +92,7 @@ kad.distributions = (trace, position, decision, choose) => {
 // The panel's place: beside the text, and on a narrow screen a sheet at the bottom that folds.
 kad.panelPlace = (aside) => {
   const fold = kad.make("button", {type: "button", class: "fold", "aria-expanded": "true", "aria-controls": "panel"});
-  const panel = kad.make("section", {id: "panel", "aria-label": "The token in focus", "aria-live": "polite"});
+  const panel = kad.make("section", {id: "panel", "aria-label": "The token in focus"});
   const apply = (open) => {
     fold.setAttribute("aria-expanded", String(open));
     fold.textContent = open ? "▾ Fold the panel" : "▴ Unfold the panel";

@@ -36,6 +36,11 @@ kad.label = (text) => {
   const glyphs = {" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"};
   return text === "" ? "∅" : text.replace(/[\n\t\r]|^ | $/g, (c) => glyphs[c]);
 };
+// The same for a reader of the screen.
+kad.spoken = (text) => {
+  const names = {" ": "space", "\n": "line break", "\t": "tab", "\r": "carriage return"};
+  return text === "" ? "nothing" : text.replace(/[\n\t\r]|^ | $/g, (c) => ` ${names[c]} `).trim();
+};
 // The drafts that fell before a token: the rejected one, and those behind it.
 kad.drafts = ({rejected_draft: first, dropped_drafts: more}) => (first === null || first === undefined ? [] : [first, ...(more ?? [])]);
 kad.word = (trace, token) => kad.label(trace.vocabulary[token] ?? `#${token}`);

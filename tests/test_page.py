@@ -352,6 +352,7 @@ STOP = """() => { const at = document.activeElement;
 
 def tab_stops(page: Any) -> list[list[str]]:
     stops: list[list[str]] = []
+    page.evaluate("document.body.tabIndex = -1; document.body.focus(); document.body.removeAttribute('tabindex')")
     while len(stops) < 100:
         page.keyboard.press("Tab")
         stop = page.evaluate(STOP)
@@ -514,7 +515,14 @@ def test_speculation_is_shown(open_page: Any, sample: Sample) -> None:
     assert "1 of 2" in page.locator(".facts").inner_text()
     page.locator(".token").nth(1).hover()
     assert "The draft “␣w9” was rejected" in page.locator("#panel .story").inner_text()
-    assert page.locator(".token.bonus").count() == 1
+    sign = "getComputedStyle(document.querySelector('.token.bonus'), '::before').content"
+    drafts = page.locator("s.draft")
+    assert drafts.all_text_contents() == ["␣w9", "␣w10", "␣w11"]
+    assert (drafts.first.is_visible(), page.locator(".of-drafts").first.is_visible()) == (False, False)
+    assert page.evaluate(sign) == "none", "a mark of speculation that is not switched off"
+    page.check("#drafts")
+    assert (drafts.first.is_visible(), page.locator(".of-drafts").first.is_visible()) == (True, True)
+    assert page.evaluate(sign) == '"+"'
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (375, "light"), (375, "dark")])

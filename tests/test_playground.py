@@ -25,7 +25,7 @@ from kad.text.prompts import encode
 from kad.text.sampling import Sampling
 from kad.text.streaming import Stream
 from kad.tracing.schema import Trace
-from test_page import HOSTILE, luminance, make_sample, set_slider, shown_shares
+from test_page import HOSTILE, axe_findings, luminance, make_sample, set_slider, shown_shares, tab_stops
 from test_translated import pair as two_tokenizers  # noqa: F401  (a fixture)
 from test_translated import where  # noqa: F401  (a fixture, for the other one)
 
@@ -50,7 +50,7 @@ def tiny() -> kad.KadForCausalLM:
 @contextmanager
 def running(make: Callable[[], Any]) -> Iterator[str]:
     """A playground in a thread, and its address."""
-    with serving(server_of(Playground(make, lambda error: None, Listening())), seconds_to_end=60) as address:
+    with serving(server_of(Playground(make, lambda error: None, Listening(), "tiny")), seconds_to_end=60) as address:
         yield address
 
 
@@ -68,6 +68,10 @@ new MutationObserver(() => {
   if (window.seen.at(-1) !== count) window.seen.push(count);
 }).observe(document, {childList: true, subtree: true});
 """
+
+
+# The animation of what stands behind an element.
+MOVES = "selector => getComputedStyle(document.querySelector(selector), '::after').animationName"
 
 
 @dataclass
@@ -126,9 +130,9 @@ def open_page(browser: Any, address: str) -> Iterator[Callable[..., Player]]:
         context.close()
 
 
-def greedy(model: Any, rule: str | None = None, forced: tuple[int, ...] = ()) -> Any:
-    """The greedy answer to the question, without drafts, after some tokens of it."""
-    prompt_ids = [*encode(model.tokenizer, QUESTION), *forced]
+def greedy(model: Any, rule: str | None = None, forced: tuple[int, ...] = (), question: str = QUESTION) -> Any:
+    """The greedy answer to a question, without drafts, after some tokens of it."""
+    prompt_ids = [*encode(model.tokenizer, question), *forced]
     return Stream(model, prompt_ids, pair_of(model).composed_by(rule), Sampling(temperature=0), 0).finish()
 
 
@@ -160,7 +164,7 @@ def test_the_threshold_colors_the_answer_and_makes_another(open_page: Any, tiny:
     assert "change hands" in player.page.locator("#verdict").inner_text()
     player.page.get_by_role("button", name="Answer again").click()
     player.idle()
-    assert player.page.locator(".answer h2").inner_text().startswith("dual:threshold=1")
+    assert player.page.locator(".answer h2").inner_text().startswith("Together (dual 1.00)")
     assert player.text().removesuffix("<|end|>") == greedy(tiny, "dual:threshold=1").text
     assert "2 of 2" in player.page.locator(".versions").inner_text()
     player.page.get_by_role("button", name="The version before").click()
@@ -205,13 +209,20 @@ def test_three_columns(open_page: Any, tiny: kad.KadForCausalLM) -> None:
     player = open_page()
     player.choose(num_draft_tokens=0)
     player.page.check("#columns")
-    player.ask()
-    for column, rule in enumerate(["base_only", "aligned_only", None]):
-        assert player.text(column).removesuffix("<|end|>") == greedy(tiny, rule).text
+    question = "There are 212 maps in the box of Cora. Later 11 of the maps get broken. How many maps are left?"
+    player.ask(question)
+    answers = [greedy(tiny, rule, question=question) for rule in ("base_only", "aligned_only", None)]
+    for column, answer in enumerate(answers):
+        assert player.text(column).removesuffix("<|end|>") == answer.text
     boxes = [answer.bounding_box() for answer in player.page.locator(".answer").all()]
     assert len({box["y"] for box in boxes}) == 1
     assert all(a["x"] + a["width"] <= b["x"] for a, b in pairwise(boxes))
-    assert player.page.locator(".token[aria-current]").count() <= 1
+    aligned, together = (answer.token_ids for answer in answers[1:])
+    parts = next(index for index, token in enumerate(together) if token != aligned[index])
+    focused = player.page.locator(".answer").nth(2).locator(".token[aria-current]")
+    assert focused.get_attribute("data-index") == str(parts)
+    assert player.page.locator(".token[aria-current]").count() == 1
+    assert [t.get_attribute("data-index") for t in player.page.locator(".parting").all()] == [str(parts)] * 2
 
 
 def test_models_with_tokenizers_of_their_own(open_page: Any, two_tokenizers: kad.KadForCausalLM) -> None:  # noqa: F811
@@ -274,12 +285,12 @@ def test_drafts_are_shown_as_they_happen(open_page: Any, tiny: kad.KadForCausalL
         for token in (piece.rejected_draft, *piece.dropped_drafts)
     ]
     assert drafts.all_text_contents() == [shown(tiny.tokenizer.decode([token])) for token in fallen]
+    assert not drafts.first.is_visible()
+    player.page.check("#drafts")
     assert drafts.first.is_visible()
     at = next(index for index, piece in enumerate(pieces) if piece.dropped_drafts)
     player.page.locator(".token").nth(at).click()
     assert "fell with it" in player.page.locator("#panel .story").inner_text()
-    player.page.uncheck("#drafts")
-    assert not drafts.first.is_visible()
 
 
 def long_answer(player: Player) -> None:
@@ -322,6 +333,22 @@ def test_stop(open_page: Any) -> None:
     assert player.page.locator("#send").inner_text() == "Send"
 
 
+def test_something_moves_from_the_question_to_the_first_token(open_page: Any) -> None:
+    player, waiting = open_page(), []
+    player.page.route("**/v1/chat/completions", lambda route: waiting.append(route))
+    player.page.check("#columns")
+    player.ask(wait=False)
+    heads = player.page.locator(".answer h2")
+    player.page.wait_for_function("document.querySelectorAll('.waiting').length === 3")
+    assert heads.all_inner_texts() == ["Base alone", "Aligned alone", "Together (dual 0.40)"]
+    assert player.page.evaluate(MOVES, ".waiting") == "blink"
+    for route in waiting:
+        route.continue_()
+    player.idle()
+    assert player.page.locator(".waiting").count() == 0
+    assert player.page.locator(".answer .token").count() > 30
+
+
 def test_offline(open_page: Any, tmp_path: Path) -> None:
     """What is there stays of use: the tokens, the files. What is not there is said."""
     player = open_page()
@@ -332,6 +359,8 @@ def test_offline(open_page: Any, tmp_path: Path) -> None:
     problem = player.page.locator(".turn").nth(1).locator(".problem")
     problem.wait_for()
     assert "The server does not answer" in problem.inner_text()
+    player.page.wait_for_selector("#pair.problem")
+    assert "The server does not answer" in player.page.locator("#pair").inner_text()
     player.page.locator(".token").nth(2).click()
     assert player.page.locator("#panel table").is_visible()
     player.page.locator(".more summary").first.click()
@@ -340,6 +369,8 @@ def test_offline(open_page: Any, tmp_path: Path) -> None:
     saved = tmp_path / "trace.html"
     download.value.save_as(saved)
     player.page.context.set_offline(False)
+    player.page.get_by_role("button", name="Try again").click()
+    player.page.wait_for_selector("#pair:not(.problem)")
     player.page.locator(".turn").nth(1).get_by_role("button", name="Answer again").click()
     player.page.locator(".turn").nth(1).locator(".token").first.wait_for()
     player.idle()
@@ -393,10 +424,44 @@ def test_everything_that_is_used_has_a_name(open_page: Any) -> None:
             .filter(e => !e.getAttribute("aria-label") && !e.textContent.trim() && !labelled(e)).map(e => e.outerHTML);
     }""")
     assert unnamed == []
-    assert player.page.get_by_role("group", name="Composed").count() == 1
+    assert player.page.get_by_role("group", name="Together").count() == 1
     assert player.page.get_by_role("region", name="The token in focus").count() == 1
     label = player.page.locator(".token").nth(2).get_attribute("aria-label")
     assert "Kept:" in label or "Deferred:" in label
+
+
+@pytest.mark.slow
+@needs.axe
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (375, "light")])
+def test_axe_finds_nothing_serious(open_page: Any, width: int, scheme: str) -> None:
+    player = open_page(width=width, scheme=scheme)
+    found = {"empty": axe_findings(player.page)}
+    player.page.check("#columns")
+    player.page.check("#drafts")
+    set_slider(player.page, "dual", 0.01)
+    player.ask()
+    assert player.page.locator("s.draft.dropped").count() > 0
+    found["three columns"] = axe_findings(player.page)
+    player.choose(temperature=1)
+    player.page.locator(".answer").nth(2).locator(".token").nth(4).click()
+    player.page.locator(".more summary").last.click()
+    found["all open"] = axe_findings(player.page)
+    player.page.context.set_offline(True)
+    player.ask("And without the 9?", wait=False)
+    player.page.wait_for_selector("#pair.problem")
+    found["offline"] = axe_findings(player.page)
+    assert found == {state: [] for state in found}
+
+
+def test_the_tab_key_alone_leads_to_everything_once(open_page: Any) -> None:
+    player = open_page()
+    player.page.check("#columns")
+    player.ask()
+    stops = tab_stops(player.page)
+    assert all(outline != "none" for _, outline in stops), "a place of the keyboard that cannot be seen"
+    kinds = [kind for kind, _ in stops]
+    assert len([kind for kind in kinds if kind.startswith("token")]) == 3
+    assert {"measure", "new", "theme", "question", "send", "columns", "drafts", "rule", "value"} <= set(kinds)
 
 
 def test_text_of_a_model_is_text(open_page: Any) -> None:
@@ -430,7 +495,8 @@ def test_the_page_is_there_before_the_models(open_page: Any, tiny: kad.KadForCau
 
     with running(make) as address:
         player = open_page(at=address)
-        assert player.page.locator("#pair").inner_text() == "Loading the models …"
+        assert player.page.locator("#pair").inner_text() == "Loading tiny …"
+        assert player.page.evaluate(MOVES, "#pair") == "blink"
         assert player.page.locator("#send").is_disabled()
         player.page.fill("#question", QUESTION)
         player.page.press("#question", "Enter")
@@ -440,7 +506,7 @@ def test_the_page_is_there_before_the_models(open_page: Any, tiny: kad.KadForCau
         player.idle()
         assert player.page.locator(".question").inner_text() == QUESTION
         assert "The answer is" in player.text()
-        assert "dual:threshold=0.4" in player.page.locator("#pair").inner_text()
+        assert "dual 0.40" in player.page.locator("#pair").inner_text()
 
 
 def test_the_page_answers_only_to_this_machine(address: str) -> None:
@@ -457,7 +523,7 @@ def test_models_that_cannot_be_loaded_end_it() -> None:
 
     # In a thread: the browser's driver has an event loop in this one.
     with ThreadPoolExecutor(1) as thread, pytest.raises(UsageError, match="no such pair"):
-        thread.submit(run, make, listen(Listening(port=0)), Listening()).result()
+        thread.submit(run, make, listen(Listening(port=0)), Listening(), "tiny").result()
 
 
 def test_a_key_is_asked_for_and_comes_with_the_address(open_page: Any, tiny: kad.KadForCausalLM) -> None:

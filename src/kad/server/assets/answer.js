@@ -68,7 +68,7 @@ kad.Answer = class {
     this.write();
   }
 
-  get name() { return {base: "Base alone", aligned: "Aligned alone", composed: "Composed"}[this.column.of]; }
+  get name() { return {base: "Base alone", aligned: "Aligned alone", composed: "Together"}[this.column.of]; }
 
   // What the server says: tokens, the trace with the first of them, the end.
   take(details) {
@@ -109,6 +109,7 @@ kad.Answer = class {
     this.element.classList.toggle("running", is);
     this.element.setAttribute("aria-busy", String(is));
     this.more.hidden = is || !this.reading?.length || kad.isAlone(this.reading.trace);
+    if (!this.reading) this.place.replaceChildren(...(is ? [kad.make("p", {class: "waiting"}, "Waiting for the first token ")] : []));
     this.say();
   }
 
@@ -116,7 +117,7 @@ kad.Answer = class {
     const {trace, done, problem, seconds, drawn} = this.column;
     const {do_sample: sampled, temperature, seed} = trace?.generation ?? {};
     const drawing = !trace ? "" : sampled ? `temperature ${temperature}, seed ${seed}` : "greedy";
-    const title = this.column.of === "composed" ? trace?.rule_text ?? "" : this.name;
+    const title = this.column.of === "composed" ? `${this.name} (${kad.ruleWords(trace?.rule_text ?? this.column.rule)})` : this.name;
     this.head.replaceChildren(title, kad.make("small", {}, drawing));
     this.problem.hidden = !problem;
     this.problem.textContent = problem ?? "";

@@ -55,7 +55,7 @@
       ...(request.chat_template_kwargs ? {thinking: request.chat_template_kwargs.enable_thinking} : {})};
     return {source: "generated", ...(others.length === 1 ? {asked: command} : {})};
   };
-  const columnOf = (of, request, {continuation, ...more}) => ({of, request: {...request, kad: {of, continuation}}, generation: generationOf(request), trace: null, done: null, problem: null, ...more});
+  const columnOf = (of, request, {continuation, ...more}) => ({of, request: {...request, kad: {of, continuation}}, generation: generationOf(request), rule: request.rule ?? facts.rule, trace: null, done: null, problem: null, ...more});
 
   const ask = (question) => {
     const turn = {question, versions: [], shown: 0};
@@ -107,11 +107,20 @@
     busy(false);
     keep();
     show(turn);
-    // After "what if", the token that was chosen is the one in focus.
-    const [{reading, column: {trace, request}}] = answers;
-    const {continuation} = request.kad;
-    if (continuation.length && reading && trace.generation.chosen) reading.show(continuation.length - 1, {scroll: false});
+    if (columns.some(({problem}) => problem)) connect();
+    open(answers);
     say(columns.some(({problem}) => problem) ? "The answer failed." : `The answer has ${columns.at(-1).trace?.positions.length ?? 0} tokens.`);
+  };
+  // The token in focus after an answer: the one that was chosen ("what if"), else where together and alone part, else the
+  // token that matters most. Not where somebody holds a token already.
+  const open = (answers) => {
+    const {reading, column: {trace, request: {kad: {continuation}}}} = answers.at(-1);
+    if (!reading?.length || [...views.values()].some((answer) => answer.reading?.held)) return;
+    const aligned = answers.at(-2)?.reading;
+    const parted = aligned?.length ? kad.parting(aligned, reading) : null;
+    if (parted !== null) for (const side of [aligned, reading]) side.tokens[parted]?.classList.add("parting");
+    const chosen = continuation.length && trace.generation.chosen ? continuation.length - 1 : null;
+    reading.show(Math.min(chosen ?? parted ?? (kad.isAlone(trace) ? 0 : kad.deciding(reading)), reading.length - 1), {scroll: false});
   };
   // The end of the text stays in sight while it grows, if it was.
   const followEnd = () => {
@@ -181,7 +190,7 @@
     }
     if (running) return row;
     row.append(button("Answer again", () => again(turn, false), "With the rule and the options that are set now"),
-      button("Three columns", () => again(turn, true), "Base alone, aligned alone and composed"));
+      button("Three columns", () => again(turn, true), "Base alone, aligned alone and together"));
     if (!column.done && column.trace?.positions.length) {
       row.append(button("Go on", () => goOn(turn, column, column.trace.positions.map((position) => position.token)), "From where the answer stopped"));
     }
@@ -233,17 +242,26 @@
       kad.make("label", {class: "wide"}, "System message", kad.make("textarea", {name: "system", rows: 1})),
       kad.make("button", {type: "button", class: "wide", click: () => kad.save("conversation.json", "application/json", JSON.stringify({schema: "kad-conversation/1", ...talk}))}, "Save the conversation (JSON)"));
   };
-  const start = async () => {
+  // The header: what answers here, or why nothing does.
+  const connect = async () => {
+    const line = $("pair");
     try {
       facts = await kad.server.pair();
     } catch (error) {
-      $("pair").textContent = error.message;
-      $("pair").classList.add("problem");
-      return;
+      line.replaceChildren(error.message, kad.make("button", {type: "button", click: () => start()}, "Try again"));
+      line.classList.add("problem");
+      return false;
+    } finally {
+      line.classList.remove("waits");
     }
+    line.classList.remove("problem");
     const sizes = Object.entries(facts.models).map(([role, name]) => `${role} ${name} (${(facts.parameters[role] / 1e6).toLocaleString("en", {maximumFractionDigits: 1})} M)`);
-    $("pair").textContent = [facts.name, ...sizes, facts.rule].join(" · ");
-    controls = new kad.RuleControls({recorded: facts.rule_values, text: facts.rule, rules: rulesOf(facts.rules), reset: "The pair's",
+    line.textContent = [facts.name, ...sizes, kad.ruleWords(facts.rule)].join(" · ");
+    return true;
+  };
+  const start = async () => {
+    if (!(await connect()) || controls) return;
+    controls = new kad.RuleControls({recorded: facts.rule_values, text: kad.ruleWords(facts.rule), rules: rulesOf(facts.rules), reset: "Reset",
       changed: (rule, value) => { Object.assign(talk.settings, {rule, value}); preview(); keep(); }});
     $("rule").append(controls.element);
     if (talk.settings.rule) controls.set(talk.settings.rule, talk.settings.value);
@@ -267,7 +285,6 @@
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); if (!running) $("composer").requestSubmit(); }
     if (event.key === "Escape") running?.abort();
   });
-  $("drafts").addEventListener("change", () => document.body.classList.toggle("with-drafts", $("drafts").checked));
   $("new").addEventListener("click", () => {
     running?.abort();
     talk.turns = [];
@@ -286,7 +303,7 @@
     legend();
     for (const {reading} of views.values()) reading?.colorBy(measure);
   }));
-  document.body.classList.toggle("with-drafts", $("drafts").checked);
+  $("options").before(kad.draftsChoice());
   $("send").disabled = true;
   legend();
   nothing();

@@ -54,7 +54,7 @@ kad.RuleControls = class {
   }
 
   say(value) {
-    this.shown.textContent = Number(value).toFixed(Number.isInteger(100 * value) ? 2 : 3).replace(/(\.\d\d)0$/, "$1");
+    this.shown.textContent = kad.parameter(value);
     this.value.setAttribute("aria-valuetext", `${this.name.textContent} ${this.shown.textContent}`);
   }
 };
@@ -62,7 +62,7 @@ kad.RuleControls = class {
 // What another rule would change on the text of a reading, in words.
 kad.verdict = (reading) => {
   const {trace, positions, decisions, rule} = reading;
-  if (!rule) return `Showing ${trace.rule_text}, as recorded.`;
+  if (!rule) return `Showing ${kad.ruleWords(trace.rule_text)}, as recorded.`;
   const known = positions.map((position, index) => [position, decisions[index], index]).filter(([, decision]) => decision.known);
   const moved = known.filter(([position, decision]) => position.base_share !== null && (decision.share > 0.5) !== (position.base_share > 0.5));
   const differs = known.filter(([position, decision]) => kad.best(decision) !== position.token);
@@ -109,6 +109,12 @@ kad.copyable = (title) => {
   return {element, set: (value) => { element.hidden = value === null; text.textContent = value ?? ""; }};
 };
 
+// Whether the marks of speculation are shown.
+kad.draftsChoice = () => {
+  const box = kad.make("input", {type: "checkbox", id: "drafts", change: () => document.body.classList.toggle("with-drafts", box.checked)});
+  return kad.make("label", {}, box, " Show drafts");
+};
+
 // A choice of the measure, and the legend that belongs to it.
 kad.measureChoice = (changed) => {
   const select = kad.make("select", {class: "measure", change: () => changed(select.value)});
@@ -124,7 +130,10 @@ kad.legend = (measure, {origins, drafts}) => {
   else if (origins) {
     legend.append(key("swatch base", "base ", kad.make("var", {}, "p")), kad.make("span", {class: "ramp"}), key("swatch aligned", "aligned ", kad.make("var", {}, "q*")));
   }
-  if (drafts) legend.append(key("mark corrected", "corrected"), key("mark bonus", "bonus"));
+  if (drafts) {
+    const marks = [kad.make("span", {class: "key of-drafts"}, kad.make("s", {}, "word"), "rejected draft"), kad.make("span", {class: "key of-drafts"}, "⁺ bonus token")];
+    legend.append(...marks);
+  }
   const changed = key("mark differs", "greedy picks another");
   changed.classList.add("changed");
   legend.append(changed);

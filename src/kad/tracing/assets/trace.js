@@ -4,6 +4,7 @@
   const page = document.querySelector("main");
   const {panel} = kad.panelPlace(document.querySelector("aside"));
   const views = [];
+  const speculated = (trace) => trace.positions.some((position) => position.event);
   const hash = (view, index) => `#${traces.length > 1 ? `${view + 1}.` : ""}${index + 1}`;
 
   const facts = (trace) => {
@@ -11,7 +12,7 @@
     const summary = kad.summary(trace);
     const drafted = summary.accepted + summary.corrected;
     const how = {given: "given text", generated: generation.do_sample ? "sampled" : "greedy"}[generation.source] ?? generation.source;
-    const rows = [["rule", trace.rule_text], ...Object.entries(models), ["answer", `${summary.tokens} tokens, ${how}`]];
+    const rows = [["rule", kad.ruleWords(trace.rule_text)], ...Object.entries(models), ["answer", `${summary.tokens} tokens, ${how}`]];
     if (summary.mean_base_share !== null) rows.push(["from base", kad.percent(summary.mean_base_share)]);
     if (summary.mean_deferred_mass !== null) rows.push(["mean α", kad.number(summary.mean_deferred_mass)]);
     rows.push(["mean β", kad.number(summary.mean_acceptance)]);
@@ -39,11 +40,11 @@
       command.set(kad.command(reading));
       timeline.draw();
     };
-    const legendOf = (measure) => kad.legend(measure, {origins: trace.family !== "product", drafts: trace.positions.some((position) => position.event)});
+    const legendOf = (measure) => kad.legend(measure, {origins: trace.family !== "product", drafts: speculated(trace)});
     const reading = new kad.Reading(trace, {name: "Tokens of the answer; arrow keys move between them", shown: show, recolored, link});
     const timeline = new kad.Timeline(reading);
-    const controls = new kad.RuleControls({recorded: trace.rule, text: `${trace.rule_text}, as recorded`, changed: (rule, value) => reading.decideBy(rule, value)});
-    const element = kad.make("section", {class: "reading", "aria-label": traces.length > 1 ? `Trace ${number + 1}: ${trace.rule_text}` : "Answer"},
+    const controls = new kad.RuleControls({recorded: trace.rule, text: `${kad.ruleWords(trace.rule_text)}, as recorded`, changed: (rule, value) => reading.decideBy(rule, value)});
+    const element = kad.make("section", {class: "reading", "aria-label": traces.length > 1 ? `Trace ${number + 1}: ${kad.ruleWords(trace.rule_text)}` : "Answer"},
       facts(trace),
       kad.make("details", {class: "prompt"}, kad.make("summary", {}, "Prompt"), kad.make("p", {}, trace.prompt)),
       trace.base_prompt ? kad.make("details", {class: "prompt"}, kad.make("summary", {}, "Prompt of the base model"), kad.make("p", {}, trace.base_prompt)) : "",
@@ -76,7 +77,7 @@
   };
 
   kad.theme(document.getElementById("theme"));
-  document.querySelector(".brand").append(kad.measureChoice((measure) => views.forEach(({reading}) => reading.colorBy(measure))), document.getElementById("theme"));
+  document.querySelector(".brand").append(kad.measureChoice((measure) => views.forEach(({reading}) => reading.colorBy(measure))), ...(traces.some(speculated) ? [kad.draftsChoice()] : []), document.getElementById("theme"));
   traces.forEach((trace, number) => views.push(view(trace, number)));
   page.prepend(kad.make("div", {class: "readings"}, ...views.map(({element}) => element)));
   document.body.classList.toggle("several", traces.length > 1);

@@ -48,6 +48,9 @@ kad.word = (trace, token) => kad.label(trace.vocabulary[token] ?? `#${token}`);
 // Whether a text is the base model's alone, in tokens that the aligned model does not have. It has no p_aligned.
 kad.isAlone = ({models}) => !("aligned" in models);
 
+// A rule for people: "dual 0.40" is dual:threshold=0.4.
+kad.parameter = (value) => (Number(value.toFixed(2)) === value ? value.toFixed(2) : String(value));
+kad.ruleWords = (text) => text.replace(/^(\w+):\w+=(-?[\d.]+)$/, (_, name, value) => `${name} ${kad.parameter(Number(value))}`);
 // A rule as kad.rules.parse_rule reads it.
 kad.ruleText = (trace, rule, value) => (rule ? `${rule}:${kad.rules[rule].parameter}=${value}` : trace.rule_text);
 

@@ -472,6 +472,7 @@ def test_the_command_asks_again_with_the_rule_shown(open_page: Any, sample: Samp
 
 def test_the_panel_folds_on_a_phone(open_page: Any, sample: Sample) -> None:
     page = open_page(sample.trace, width=375).page
+    assert not page.locator("#panel").is_visible()
     page.locator(".token").nth(3).click()
     assert page.locator("#panel").is_visible()
     page.locator(".fold").click()
@@ -479,6 +480,44 @@ def test_the_panel_folds_on_a_phone(open_page: Any, sample: Sample) -> None:
     assert page.locator(".fold").get_attribute("aria-expanded") == "false"
     page.locator(".fold").click()
     assert page.locator("#panel").is_visible()
+
+
+# Whether a token is what one sees at its place.
+SEEN = """index => { const box = document.querySelectorAll(".token")[index].getClientRects()[0];
+    const seen = document.elementFromPoint(box.left + 2, box.top + box.height / 2);
+    return seen?.closest(".token")?.dataset.index === `${index}`; }"""
+
+
+@pytest.mark.parametrize(("width", "height"), [(375, 667), (640, 430)])
+def test_a_phone_and_a_page_at_200_percent_show_the_text(
+    open_page: Any, sample: Sample, width: int, height: int
+) -> None:
+    page = open_page(sample.trace, width=width, height=height).page
+    assert not page.locator("#panel").is_visible()
+    page.locator(".token").nth(4).scroll_into_view_if_needed()
+    assert page.evaluate(SEEN, 4)
+    page.locator(".token").nth(4).click()
+    assert page.locator("#panel").is_visible()
+    for _ in range(30):
+        page.keyboard.press("ArrowRight")
+    assert page.evaluate(SEEN, 34), "the panel covers the token that it is about"
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_paper_has_the_text_its_colors_and_the_panel(open_page: Any, sample: Sample) -> None:
+    page = open_page(sample.trace, scheme="dark").page
+    page.locator(".token").nth(8).click()
+    page.emulate_media(media="print", color_scheme="dark")
+    style = "e => { const s = getComputedStyle(e); return [s.printColorAdjust, s.maxHeight, s.color]; }"
+    assert page.eval_on_selector(".text", style)[:2] == ["exact", "none"]
+    assert page.eval_on_selector("body", style)[2] == "rgb(29, 31, 35)", "the ink of the light theme"
+    assert "gradient" in page.eval_on_selector(".token", "e => getComputedStyle(e).backgroundImage")
+    text, panel = (page.locator(place).bounding_box() for place in (".text", "#panel"))
+    assert panel["y"] >= text["y"] + text["height"]
+    assert panel["width"] >= 0.9 * page.evaluate("document.body.clientWidth")
+    assert not page.locator("#theme").is_visible()
+    assert not page.locator(".what-if").is_visible()
+    assert page.pdf().count(b"/Type /Page\n") <= 2
 
 
 def test_old_traces_have_no_measures_of_today(open_page: Any, sample: Sample) -> None:

@@ -25,7 +25,7 @@ from kad.text.prompts import encode
 from kad.text.sampling import Sampling
 from kad.text.streaming import Stream
 from kad.tracing.schema import Trace
-from test_page import HOSTILE, axe_findings, luminance, make_sample, set_slider, shown_shares, tab_stops
+from test_page import HOSTILE, SEEN, axe_findings, luminance, make_sample, set_slider, shown_shares, tab_stops
 from test_translated import pair as two_tokenizers  # noqa: F401  (a fixture)
 from test_translated import where  # noqa: F401  (a fixture, for the other one)
 
@@ -411,6 +411,39 @@ def test_looks(open_page: Any, width: int, scheme: str) -> None:
     ink, paper = (luminance(rgb) for rgb in colors)
     assert (ink > paper) == (scheme == "dark")
     assert (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05) > 7
+
+
+@pytest.mark.parametrize(("width", "height"), [(375, 667), (640, 430)])
+def test_a_phone_and_a_page_at_200_percent_show_the_text(open_page: Any, width: int, height: int) -> None:
+    player = open_page(width=width)
+    player.page.set_viewport_size({"width": width, "height": height})
+    player.ask()
+    assert not player.page.locator("#panel").is_visible()
+    player.page.locator(".token").nth(4).scroll_into_view_if_needed()
+    assert player.page.evaluate(SEEN, 4)
+    player.page.locator(".token").nth(4).click()
+    assert player.page.locator("#panel").is_visible()
+    assert player.page.evaluate(SEEN, 4)
+
+
+def test_options_do_not_cover_the_answer(open_page: Any) -> None:
+    player = open_page()
+    player.page.set_viewport_size({"width": 1280, "height": 560})
+    player.ask()
+    player.page.locator("#options summary").click()
+    assert player.page.locator("#options [name=system]").is_visible()
+    player.page.locator(".token").nth(4).scroll_into_view_if_needed()
+    assert player.page.evaluate(SEEN, 4)
+    text, composer = (player.page.locator(place).bounding_box() for place in (".text", "#composer"))
+    assert composer["y"] >= text["y"] + text["height"]
+
+
+def test_paper_has_the_talk_and_nothing_to_press(open_page: Any) -> None:
+    player = open_page()
+    player.ask()
+    player.page.emulate_media(media="print")
+    assert [player.page.locator(place).is_visible() for place in (".question", ".text", "#panel")] == [True] * 3
+    assert [player.page.locator(place).is_visible() for place in ("#composer", ".tools", "#theme")] == [False] * 3
 
 
 def test_everything_that_is_used_has_a_name(open_page: Any) -> None:

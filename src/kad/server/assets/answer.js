@@ -63,7 +63,7 @@ kad.Answer = class {
     this.place = kad.make("div", {});
     this.stats = kad.make("p", {class: "stats"});
     this.problem = kad.make("p", {class: "problem", role: "alert", hidden: true});
-    this.more = kad.make("details", {class: "more", hidden: true, toggle: () => this.fill()}, kad.make("summary", {}, "Timeline, tokens that matter, files"));
+    this.more = kad.make("details", {class: "more", hidden: true, toggle: () => this.fill()}, kad.make("summary", {}, "Details and files"));
     this.element = kad.make("section", {class: "answer", "aria-label": this.name}, this.head, this.place, this.problem, this.stats, this.more);
     this.write();
   }

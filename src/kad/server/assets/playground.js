@@ -5,8 +5,7 @@
 (() => {
   /** @returns {any} */
   const $ = (id) => document.getElementById(id);
-  const {panel, fold} = kad.panelPlace(document.querySelector("aside"));
-  const narrow = matchMedia("(max-width: 56rem)");
+  const panel = kad.panelPlace(document.querySelector("aside"));
   const talk = {turns: [], settings: {rule: null, value: null}, ...stored("kad-talk")};
   const views = new Map();
   let [facts, controls, running, measure, early] = [null, null, null, "origin", false];
@@ -136,9 +135,9 @@
 
   const showToken = (answer, index) => {
     for (const other of views.values()) if (other !== answer) other.reading?.leave();
-    panel.replaceChildren(...kad.panel(answer.reading, index, {href: placeOf(answer, index), choose: running ? null : (row) => branch(answer.column, index, row.token)}));
+    const choose = running ? null : (row) => branch(answer.column, index, row.token);
+    panel.show(kad.panel(answer.reading, index, {href: placeOf(answer, index), choose}), answer.reading.held);
     answer.timeline?.move();
-    if (answer.reading.held && narrow.matches) fold(false);
   };
   // A token as an address: the numbers of its turn, of the version, of the column, and its own.
   const placeOf = ({column}, index) => {
@@ -295,7 +294,7 @@
     preview();
     $("question").focus();
   });
-  const nothing = () => panel.replaceChildren(kad.make("p", {class: "nothing"}, "Point at a token to see where it came from."));
+  const nothing = () => panel.show([kad.make("p", {class: "nothing"}, "Point at a token to see where it came from.")], false);
   window.addEventListener("pagehide", keep);
   kad.theme($("theme"));
   $("new").before(kad.measureChoice((chosen) => {
@@ -304,10 +303,10 @@
     for (const {reading} of views.values()) reading?.colorBy(measure);
   }));
   $("options").before(kad.draftsChoice());
+  $("options").addEventListener("toggle", () => $("composer").scrollIntoView({block: "end"}));
   $("send").disabled = true;
   legend();
   nothing();
-  if (narrow.matches) fold(true);
   talk.turns.forEach(show);
   if (talk.turns.length === 0) $("talk").append(welcome());
   window.addEventListener("hashchange", follow);

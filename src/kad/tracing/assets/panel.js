@@ -89,9 +89,10 @@ kad.distributions = (trace, position, decision, choose) => {
   return [table, kad.make("p", {class: "note"}, `${kad.probability(nobody)} of p belongs to no token here: p ends its answer, or was not followed to a token of q*. p of a token can be larger, by at most that.`)];
 };
 
-// The panel's place: beside the text, and on a narrow screen a sheet at the bottom that folds.
+// The panel's place: beside the text, and on a narrow screen a sheet at the bottom, folded until a token is held.
 kad.panelPlace = (aside) => {
-  const fold = kad.make("button", {type: "button", class: "fold", "aria-expanded": "true", "aria-controls": "panel"});
+  const narrow = matchMedia("(max-width: 56rem)");
+  const fold = kad.make("button", {type: "button", class: "fold", "aria-controls": "panel"});
   const panel = kad.make("section", {id: "panel", "aria-label": "The token in focus"});
   const apply = (open) => {
     fold.setAttribute("aria-expanded", String(open));
@@ -99,7 +100,11 @@ kad.panelPlace = (aside) => {
     document.body.classList.toggle("folded", !open);
   };
   fold.addEventListener("click", () => apply(fold.getAttribute("aria-expanded") !== "true"));
-  apply(true);
+  apply(!narrow.matches);
   aside.append(fold, panel);
-  return {panel, fold: (folded) => apply(!folded)};
+  const show = (parts, held) => {
+    panel.replaceChildren(...parts);
+    if (held && narrow.matches) apply(true);
+  };
+  return {show};
 };

@@ -26,19 +26,19 @@ kad.Reading = class {
     this.write();
   }
 
-  // The positions that are not written yet.
+  // The positions that are not written yet. Each line is a block: then the browser lays out no line again but the last.
   write() {
-    const words = document.createDocumentFragment();
+    let line = this.element.lastElementChild;
     for (const position of this.positions.slice(this.length)) {
-      kad.drafts(position).forEach((draft, nth) => words.append(
+      if (!line || this.tokens.at(-1).textContent.endsWith("\n")) this.element.append(line = kad.make("div"));
+      kad.drafts(position).forEach((draft, nth) => line.append(
         kad.make("s", {class: nth ? "draft dropped" : "draft", "aria-hidden": "true"}, kad.word(this.trace, draft))));
       const token = this.token(position);
       this.tokens.push(token);
-      words.append(token);
+      line.append(token);
       this.color(this.length - 1);
       if (this.length === 1) this.mark();
     }
-    this.element.append(words);
   }
 
   token(position) {

@@ -2,7 +2,7 @@
 (() => {
   const traces = JSON.parse(document.getElementById("data").textContent);
   const page = document.querySelector("main");
-  const {panel} = kad.panelPlace(document.querySelector("aside"));
+  const panel = kad.panelPlace(document.querySelector("aside"));
   const views = [];
   const speculated = (trace) => trace.positions.some((position) => position.event);
   const hash = (view, index) => `#${traces.length > 1 ? `${view + 1}.` : ""}${index + 1}`;
@@ -25,7 +25,7 @@
   const view = (trace, number) => {
     const show = (index) => {
       views.forEach((other) => { if (other.reading !== reading) other.reading.leave(); });
-      panel.replaceChildren(...kad.panel(reading, index, {href: hash(number, index)}));
+      panel.show(kad.panel(reading, index, {href: hash(number, index)}), reading.held);
       timeline.move();
     };
     // A frame of a notebook has no address of its own.

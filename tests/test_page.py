@@ -24,6 +24,7 @@ from kad.method.composition import acceptance, deferred_mass, origin_shares
 from kad.method.rules.describe import family
 from kad.rules import parse_rule
 from kad.text.answer import Piece
+from kad.tracing import palette
 from kad.tracing.positions import Position
 from kad.tracing.schema import Trace
 from kad.tracing.tracer import record, with_event
@@ -517,7 +518,6 @@ def test_paper_has_the_text_its_colors_and_the_panel(open_page: Any, sample: Sam
     assert panel["width"] >= 0.9 * page.evaluate("document.body.clientWidth")
     assert not page.locator("#theme").is_visible()
     assert not page.locator(".what-if").is_visible()
-    assert page.pdf().count(b"/Type /Page\n") <= 2
 
 
 def test_old_traces_have_no_measures_of_today(open_page: Any, sample: Sample) -> None:
@@ -577,6 +577,25 @@ def test_looks(open_page: Any, sample: Sample, tmp_path: Path, width: int, schem
     assert (ink > paper) == (scheme == "dark")
     assert (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05) > 7
     assert len(page.screenshot(path=tmp_path / "shot.png")) > 8_000
+
+
+@pytest.mark.parametrize("colors", [palette.LIGHT, palette.DARK], ids=["light", "dark"])
+def test_every_letter_on_every_color_of_a_token_can_be_read(colors: dict[str, str]) -> None:
+    """axe-core does not look at letters on a gradient. WCAG asks for a contrast of 4.5."""
+
+    def channels(color: str) -> list[float]:
+        digits = color[1:] if len(color) == 7 else "".join(2 * digit for digit in color[1:])
+        return [float(int(digits[at : at + 2], 16)) for at in (0, 2, 4)]
+
+    def mixed(first: str, second: str, share: float) -> list[float]:
+        return [a * share + b * (1 - share) for a, b in zip(channels(first), channels(second), strict=True)]
+
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+        origin = mixed(colors["base-tint"], colors["aligned-tint"], share)
+        heat = mixed(colors["heat"], colors["paper"], 0.6 * share)
+        for letters, ground in (("ink", origin), ("ink", heat), ("soft", origin), ("soft", heat)):
+            low, high = sorted((luminance(channels(colors[letters])), luminance(ground)))
+            assert (high + 0.05) / (low + 0.05) >= 4.5, (letters, share)
 
 
 def test_theme_button_overrides_the_system(open_page: Any, sample: Sample) -> None:

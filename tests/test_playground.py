@@ -446,6 +446,86 @@ def test_paper_has_the_talk_and_nothing_to_press(open_page: Any) -> None:
     assert [player.page.locator(place).is_visible() for place in ("#composer", ".tools", "#theme")] == [False] * 3
 
 
+def test_an_answer_is_copied_as_it_is(open_page: Any, tiny: kad.KadForCausalLM, address: str) -> None:
+    player = open_page()
+    player.page.context.grant_permissions(["clipboard-read", "clipboard-write"], origin=address)
+    player.ask()
+    player.page.get_by_role("button", name="Copy").click()
+    player.page.get_by_role("button", name="Copied").wait_for()
+    assert player.page.evaluate("navigator.clipboard.readText()") == greedy(tiny).text
+
+
+def test_a_question_is_edited_in_its_place(open_page: Any) -> None:
+    player = open_page()
+    player.ask()
+    before = player.text()
+    player.page.get_by_role("button", name="Edit").click()
+    assert player.page.input_value("#question") == QUESTION
+    player.page.press("#question", "Escape")
+    assert player.page.input_value("#question") == ""
+    player.page.get_by_role("button", name="Edit").click()
+    player.ask(QUESTION.replace("24", "31"))
+    assert player.page.locator(".question").all_inner_texts() == [QUESTION.replace("24", "31")]
+    assert "2 of 2" in player.page.locator(".versions").inner_text()
+    assert player.text() != before
+    player.page.get_by_role("button", name="The version before").click()
+    assert player.page.locator(".question").all_inner_texts() == [QUESTION]
+    assert player.text() == before
+    player.ask("And without the 9?")
+    assert player.page.locator(".question").count() == 2
+
+
+def test_a_conversation_is_saved_and_opened(open_page: Any, tmp_path: Path) -> None:
+    player = open_page()
+    player.ask()
+    player.choose()
+    with player.page.expect_download() as download:
+        player.page.get_by_role("button", name="Save the conversation").click()
+    saved = tmp_path / "saved.json"
+    download.value.save_as(saved)
+    other = open_page()
+    other.choose()
+    other.page.get_by_label("Open a saved conversation").set_input_files(saved)
+    other.page.wait_for_selector(".token")
+    assert other.text() == player.text()
+    assert other.page.locator(".question").inner_text() == QUESTION
+    broken = json.loads(saved.read_text(encoding="utf-8"))
+    broken["turns"][0]["versions"][0]["columns"][0]["trace"]["positions"][3]["base_share"] = "url(//evil.example)"
+    for name, text in {"other.json": "{}", "cut.json": "{", "hostile.json": json.dumps(broken)}.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        other.page.get_by_label("Open a saved conversation").set_input_files(tmp_path / name)
+        other.page.wait_for_function(
+            "name => document.getElementById('verdict').textContent.startsWith(name)", arg=name
+        )
+        assert other.text() == player.text()
+
+
+@pytest.mark.slow  # it measures times
+def test_a_streamed_token_costs_the_same_late_in_an_answer(open_page: Any) -> None:
+    """The browser's time for a token of a long answer: it grew with the answer, 17 ms each after 1,000."""
+    page = open_page().page
+    early, late = (min(page.evaluate(STREAM, start) for _ in range(3)) for start in (10, 3000))
+    assert late < 5 + 5 * early
+
+
+# The milliseconds for a token that arrives when an answer has so many.
+STREAM = """start => {
+    const position = index => ({token: index, text: index % 12 ? " word" : "\\n", p: 1, p_aligned: 1, pi: 1,
+        base_share: 1, deferred_mass: 0, acceptance: 1, floor: 0.01, candidates: [[index, 1, 1, 1]]});
+    const answer = new kad.Answer({of: "composed", rule: "dual:threshold=0.4", request: {kad: {continuation: []}}}, {});
+    const take = index => answer.take([{position: position(index), vocabulary: {}, seconds: 1}]);
+    document.getElementById("talk").append(answer.element);
+    const trace = {rule_text: "dual:threshold=0.4", models: {aligned: "q"}, generation: {}};
+    answer.take([{trace, position: position(0), seconds: 1}]);
+    for (let index = 1; index < start; index++) take(index);
+    document.body.offsetHeight;
+    const began = performance.now();
+    for (let index = 0; index < 50; index++) { take(start + index); document.body.offsetHeight; }
+    answer.element.remove();
+    return (performance.now() - began) / 50;
+}"""
+
+
 def test_everything_that_is_used_has_a_name(open_page: Any) -> None:
     """For a reader of the screen: controls, texts and the panel."""
     player = open_page()

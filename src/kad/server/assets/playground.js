@@ -1,7 +1,7 @@
 // The playground: a conversation whose answers are readings, and what can be changed about them.
 //
-// All that is shown is plain data in `talk`, which is kept over a reload: turns with a question and versions of its answer.
-// A version has one column, or three: base alone, aligned alone, composed.
+// All that is shown is plain data in `talk`, which is kept over a reload: turns with versions of a question and its answer.
+// A version has one column, or three: base alone, aligned alone, together.
 (() => {
   /** @returns {any} */
   const $ = (id) => document.getElementById(id);
@@ -39,10 +39,11 @@
   };
   const shownColumn = (turn) => turn.versions[turn.shown].columns.at(-1);
   const messages = (turns, question) => {
-    const said = turns.flatMap((turn) => [{role: "user", content: turn.question}, {role: "assistant", content: textOf(shownColumn(turn))}]);
+    const said = turns.flatMap((turn) => [{role: "user", content: questionOf(turn)}, {role: "assistant", content: textOf(shownColumn(turn))}]);
     const system = option("system");
     return [...(system ? [{role: "system", content: system}] : []), ...said, {role: "user", content: question}];
   };
+  const questionOf = (turn) => shownColumn(turn).request.messages.at(-1).content;
   const textOf = (column) => column.done?.text ?? (column.trace?.positions ?? []).map((position) => position.text).join("");
 
   // The question as kad trace can ask it again, if there is nothing before it.
@@ -57,13 +58,13 @@
   const columnOf = (of, request, {continuation, ...more}) => ({of, request: {...request, kad: {of, continuation}}, generation: generationOf(request), rule: request.rule ?? facts.rule, trace: null, done: null, problem: null, ...more});
 
   const ask = (question) => {
-    const turn = {question, versions: [], shown: 0};
+    const turn = {versions: [], shown: 0};
     talk.turns.push(turn);
     $("talk").querySelector(".welcome")?.remove();
-    again(turn, $("columns").checked);
+    again(turn, $("columns").checked, question);
   };
-  const again = (turn, all) => {
-    const request = {messages: messages(talk.turns.slice(0, talk.turns.indexOf(turn)), turn.question), ...choices()};
+  const again = (turn, all, question = questionOf(turn)) => {
+    const request = {messages: messages(talk.turns.slice(0, talk.turns.indexOf(turn)), question), ...choices()};
     run(turn, (all ? ["base", "aligned", "composed"] : ["composed"]).map((of) => columnOf(of, request, {continuation: []})));
   };
   // What if: the text up to a token, another token there, and on from it, as this answer was made.
@@ -91,7 +92,6 @@
     const answers = columns.map((column) => views.get(column));
     $("composer").scrollIntoView({block: "end"});
     say("Answering.");
-    const saver = setInterval(keep, 1000);
     await Promise.all(answers.map(async (answer) => {
       answer.running(true);
       try {
@@ -101,7 +101,6 @@
       }
       answer.running(false);
     }));
-    clearInterval(saver);
     running = null;
     busy(false);
     keep();
@@ -168,7 +167,7 @@
   const show = (turn) => {
     const {columns} = turn.versions[turn.shown];
     const answers = columns.map(answerOf);
-    const element = kad.make("article", {class: "turn"}, kad.make("p", {class: "question"}, turn.question),
+    const element = kad.make("article", {class: "turn"}, kad.make("p", {class: "question"}, questionOf(turn)),
       kad.make("div", {class: "columns"}, ...answers.map((answer) => answer.element)), tools(turn));
     const old = $("talk").children[talk.turns.indexOf(turn)];
     if (old) old.replaceWith(element);
@@ -188,12 +187,42 @@
       row.append(kad.make("span", {class: "versions"}, back, `${turn.shown + 1} of ${turn.versions.length}`, on));
     }
     if (running) return row;
-    row.append(button("Answer again", () => again(turn, false), "With the rule and the options that are set now"),
+    row.append(kad.copyButton(() => textOf(column), () => views.get(column).place), button("Edit", () => edit(turn), "Another question in this place: a new version"),
+      button("Answer again", () => again(turn, false), "With the rule and the options that are set now"),
       button("Three columns", () => again(turn, true), "Base alone, aligned alone and together"));
     if (!column.done && column.trace?.positions.length) {
       row.append(button("Go on", () => goOn(turn, column, column.trace.positions.map((position) => position.token)), "From where the answer stopped"));
     }
     return row;
+  };
+  // A question that is written anew, in the field below; null: the field has the next question.
+  let edited = null;
+  const edit = (turn) => {
+    edited = turn;
+    $("question").value = turn ? questionOf(turn) : "";
+    $("question").focus();
+    $("verdict").textContent = turn ? "The new question makes a new version here. Esc leaves it as it was." : "";
+  };
+  // A conversation from a file. Where it cannot be shown, what was there before stays.
+  const openFile = async (file) => {
+    const before = {...talk};
+    const put = (turns) => {
+      views.clear();
+      unfocus();
+      talk.turns = turns;
+      $("talk").replaceChildren();
+      talk.turns.forEach(show);
+      if (talk.turns.length === 0) $("talk").append(welcome());
+    };
+    try {
+      const saved = JSON.parse(await file.text());
+      if (saved.schema !== "kad-conversation/1") throw new Error();
+      put(saved.turns);
+      keep();
+    } catch {
+      put(before.turns);
+      $("verdict").textContent = `${file.name} is not a conversation that this page saved.`;
+    }
   };
   // The rule that is set, on the last answer: who its tokens would have come from.
   const preview = () => {
@@ -239,7 +268,8 @@
       select("num_draft_tokens", "Drafts at a time", [["", "as the pair"], ["0", "none"], ["auto", "auto"], ["2", "2"], ["4", "4"], ["8", "8"]]),
       select("thinking", "Thinking", [["", "as the template"], ["on", "on"], ["off", "off"]]),
       kad.make("label", {class: "wide"}, "System message", kad.make("textarea", {name: "system", rows: 1})),
-      kad.make("button", {type: "button", class: "wide", click: () => kad.save("conversation.json", "application/json", JSON.stringify({schema: "kad-conversation/1", ...talk}))}, "Save the conversation (JSON)"));
+      kad.make("button", {type: "button", class: "wide", click: () => kad.save("conversation.json", "application/json", JSON.stringify({schema: "kad-conversation/1", ...talk}))}, "Save the conversation (JSON)"),
+      kad.make("label", {class: "wide"}, "Open a saved conversation", kad.make("input", {type: "file", accept: ".json", change: ({target}) => { if (!running) openFile(target.files[0]); }})));
   };
   // The header: what answers here, or why nothing does.
   const connect = async () => {
@@ -278,15 +308,21 @@
     else if (!facts) {
       early = question !== "";
       $("verdict").textContent = early ? "It is asked as soon as the models are loaded." : "";
-    } else if (question) { $("question").value = ""; ask(question); }
+    } else if (question) {
+      const turn = edited;
+      edit(null);
+      if (turn) again(turn, turn.versions[turn.shown].columns.length > 1, question);
+      else ask(question);
+    }
   });
   $("question").addEventListener("keydown", (event) => {
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); if (!running) $("composer").requestSubmit(); }
     if (event.key === "Escape") running?.abort();
+    if (event.key === "Escape" && edited) edit(null);
   });
   $("new").addEventListener("click", () => {
     running?.abort();
-    talk.turns = [];
+    [talk.turns, edited] = [[], null];
     views.clear();
     unfocus();
     keep();

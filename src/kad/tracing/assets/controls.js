@@ -92,19 +92,25 @@ kad.command = (reading) => {
   return ["kad trace", quoted(asked.prompt), ...options.map(([name, value]) => `--${name} ${quoted(String(value))}`), ...flags, "-o trace.html"].join(" ");
 };
 
-// A line of text with a button that copies it. Where the browser refuses, the text is selected instead.
-kad.copyable = (title) => {
-  const text = kad.make("code", {tabindex: "0"});
+// A button that copies a text. Where the browser refuses, the place that shows it is selected instead.
+kad.copyButton = (text, place) => {
   const button = kad.make("button", {type: "button", click: async () => {
     try {
-      await navigator.clipboard.writeText(text.textContent);
+      await navigator.clipboard.writeText(text());
       button.textContent = "Copied";
     } catch {
-      getSelection().selectAllChildren(text);
+      getSelection().selectAllChildren(place());
       button.textContent = "Selected";
     }
     setTimeout(() => { button.textContent = "Copy"; }, 1500);
   }}, "Copy");
+  return button;
+};
+
+// A line of text that can be copied.
+kad.copyable = (title) => {
+  const text = kad.make("code", {tabindex: "0"});
+  const button = kad.copyButton(() => text.textContent, () => text);
   const element = kad.make("div", {class: "command"}, kad.make("span", {}, title), kad.make("div", {}, text, button));
   return {element, set: (value) => { element.hidden = value === null; text.textContent = value ?? ""; }};
 };

@@ -44,7 +44,6 @@ kad.Reading = class {
   token(position) {
     const {text} = position;
     const token = kad.make("span", {class: "token", "data-index": this.length});
-    if (text.trim() === "" && text !== " ") token.classList.add("blank");
     // The style shows a sign before a line break, and a dot for what has no width (unfinished characters, marks).
     if (/^[\p{C}\p{Z}]*$/u.test(text) && !/[ \n\t]/.test(text)) token.classList.add("empty");
     token.append(...text.split(/(?=\n)/).flatMap((part) => (part[0] === "\n" ? [kad.make("i", {class: "break"}), part] : [part])));

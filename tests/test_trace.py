@@ -29,7 +29,7 @@ from kad.tracing.positions import NOTHING_KEPT
 from kad.tracing.schema import Trace
 from kad.tracing.terminal import overruled, visible
 from kad.tracing.tracer import FLOOR, record, trace_tokens
-from test_page import surest
+from test_page import make_sample, surest
 
 # Traces keep six significant digits.
 DIGITS = {"rel": 6e-6, "abs": 1e-9}
@@ -218,6 +218,9 @@ def test_terminal_view_lists_where_one_model_overruled_the_other(recorded: Trace
         assert overruled(recorded.positions, *models) == found
         count = f"8 of {len(found)}" if len(found) > 8 else f"{len(found)}"
         assert f"{title} (" in shown
+        sample = make_sample().trace.positions
+        assert overruled(sample, *models) == surest(sample, *models)
+        assert len(surest(sample, *models)) > 8
         [listed] = (
             [""] if not found else re.findall(rf"{re.escape(title)} \(\w+\): {count} *\n.*\n((?: *\d+ .*\n)*)", shown)
         )

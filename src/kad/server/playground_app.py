@@ -36,7 +36,7 @@ def playground_page(models: str) -> str:
 
     body = own("playground.html").replace("<!-- kad:models -->", html.escape(models))
     return fill(
-        "kad playground", body, own("answer.js") + own("playground.js"), style=own("playground.css"),
+        "kad playground", body, own("prose.js") + own("answer.js") + own("playground.js"), style=own("playground.css"),
         data=script_safe(json.dumps(blank_page("kad trace"))), connect="'self'",
     )  # fmt: skip
 

@@ -105,6 +105,14 @@ kad.Answer = class {
     this.say();
   }
 
+  // The answer as tokens, or, where its text is given, as what that text is written in.
+  read(text) {
+    if (!this.reading) return;
+    // Tokens that are there already keep the focus.
+    if (text !== null) this.place.replaceChildren(kad.prose(text));
+    else if (!this.reading.element.isConnected) this.place.replaceChildren(this.reading.element);
+  }
+
   running(is) {
     this.element.classList.toggle("running", is);
     this.element.setAttribute("aria-busy", String(is));

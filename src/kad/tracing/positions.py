@@ -77,6 +77,10 @@ class Position:
     overlap: float | None = None
     nobody: float | None = None
 
+    def first(self, model: str) -> Candidate:
+        """The first choice of a model, which is `p`, `p_aligned` or `pi`."""
+        return max(self.candidates, key=lambda row: float(getattr(row, model)))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON. Candidates are rows [token, p, p_aligned, pi]: they are most of a trace."""
         values = asdict(self)

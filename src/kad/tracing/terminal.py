@@ -11,12 +11,13 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from kad.tracing import palette
-from kad.tracing.positions import Candidate, Position, summary
+from kad.tracing.positions import Position, summary
 from kad.words import counted, shown
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _GLYPHS = str.maketrans({" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"})
 _WIDTH = 72
+_LISTED = 8
 # What three decimals show.
 _SHOWN = 0.0005
 
@@ -28,25 +29,44 @@ def render(
     every_position: bool = False,
     ended_by: str | None = None,
 ) -> RenderableType:
-    """A trace for `rich.print`. By default it lists only the positions where p's first choice was another token."""
-    listed = [item for item in enumerate(positions, 1) if every_position or overruled(item[1])]
+    """A trace for `rich.print`: every position, or by default those where one model overruled the other."""
     answer = colored((position.text, position.base_share) for position in positions)
     parts: list[RenderableType] = [_headline(rule_text, positions, ended_by), Padding(answer, (1, 0))]
     parts += [_bars("α deferred  ", [position.deferred_mass for position in positions])]
     parts += [_bars("β acceptance", [position.acceptance for position in positions])]
-    if listed:
-        words = {token: visible(text) for token, text in vocabulary.items()}
-        parts += [Padding(_table(positions, words, listed, every_position), (1, 0, 0, 0))]
-        if any(_is_bounded(position) for _, position in listed):
+    words = {token: visible(text) for token, text in vocabulary.items()}
+    lists = {
+        "p overruled q* (knowledge)": overruled(positions, "p", "p_aligned"),
+        "q* overruled p (manners)": overruled(positions, "p_aligned", "p"),
+    }
+    if every_position:
+        lists = {"every token": list(range(len(positions)))}
+    for name, found in lists.items():
+        listed = found if every_position else found[:_LISTED]
+        title = f"{name}: {f'{len(listed)} of ' if len(listed) < len(found) else ''}{len(found)}"
+        table = _table(positions, words, listed, title) if listed else Text(title, "bold")
+        parts += [Padding(table, (1, 0, 0, 0))]
+        if any(_is_bounded(positions[index]) for index in listed):
             parts += [Text("≥ ≤  A part of p belongs to no token here (docs/trace.md).", "dim")]
-    else:
-        parts += [Text("\np's most probable token was emitted everywhere.", "dim")]
     return Group(*parts)
 
 
-def overruled(position: Position) -> bool:
-    """Whether the emitted token is not the base model's most probable one."""
-    return _best(position, "p").token != position.token
+def overruled(positions: Sequence[Position], winner: str, loser: str) -> list[int]:
+    """The positions whose token is the winner's first choice and not the loser's: the surer the loser was, the earlier.
+
+    The models are `p` and `p_aligned`. How sure: the probability of its own first choice, less that of the token.
+    """
+
+    def sureness(index: int) -> float:
+        position = positions[index]
+        return float(getattr(position.first(loser), loser) - getattr(position, loser))
+
+    found = [
+        index
+        for index, position in enumerate(positions)
+        if position.first(winner).token == position.token != position.first(loser).token
+    ]
+    return sorted(found, key=sureness, reverse=True)
 
 
 def colored(pieces: Iterable[tuple[str, float | None]]) -> Text:
@@ -86,13 +106,7 @@ def _bars(name: str, values: Sequence[float | None]) -> Text:
     return Text.assemble((f"{name} ", "dim"), bars)
 
 
-def _table(
-    positions: Sequence[Position],
-    words: Mapping[int, str],
-    listed: Sequence[tuple[int, Position]],
-    every_position: bool,
-) -> Table:
-    title = None if every_position else f"{counted(len(listed), 'token')} other than p's first choice"
+def _table(positions: Sequence[Position], words: Mapping[int, str], listed: Sequence[int], title: str) -> Table:
     # If the threshold is the same everywhere, the rule's name already says it.
     varies = len({position.tau for position in positions}) > 1
     speculated = any(position.event for position in positions)
@@ -105,10 +119,11 @@ def _table(
         *([Column("draft", no_wrap=True, min_width=8)] if speculated else []),
         title=title, title_justify="left", title_style="bold", header_style="dim", box=None, padding=(0, 1, 0, 0),
     )  # fmt: skip
-    for number, position in listed:
+    for index in listed:
+        position = positions[index]
         tau = [_tau(position.tau)] if varies else []
         event = [_event(words, position)] if speculated else []
-        table.add_row(*_numbers(words, number, position), *tau, *_firsts(words, position), *event)
+        table.add_row(*_numbers(words, index + 1, position), *tau, *_firsts(words, position), *event)
     return table
 
 
@@ -125,7 +140,7 @@ def _numbers(words: Mapping[int, str], number: int, position: Position) -> list[
 
 
 def _firsts(words: Mapping[int, str], position: Position) -> list[Text]:
-    of_p, of_aligned = (_best(position, model) for model in ("p", "p_aligned"))
+    of_p, of_aligned = (position.first(model) for model in ("p", "p_aligned"))
     masses = _bounded(of_p.p, position), _probability(of_aligned.p_aligned)
     return [Text(f"{mass} {words[row.token]}") for mass, row in zip(masses, (of_p, of_aligned), strict=True)]
 
@@ -150,10 +165,6 @@ def _tau(tau: float | None) -> str:
     if tau is None:
         return "–"
     return "all" if tau <= 0 else "none" if tau > 1 else _probability(tau)
-
-
-def _best(position: Position, model: str) -> Candidate:
-    return max(position.candidates, key=lambda row: float(getattr(row, model)))
 
 
 def _event(words: Mapping[int, str], position: Position) -> str:

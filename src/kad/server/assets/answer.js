@@ -55,18 +55,20 @@ kad.server = (() => {
 // `column` is plain data, and is kept over a reload: the request, how it is made (`generation`), and what came. The view
 // shows it.
 kad.Answer = class {
+  column; shown; link; reading = null; timeline = null;
+
   constructor(column, {shown, link}) {
-    Object.assign(this, {column, shown, link, reading: null});
+    Object.assign(this, {column, shown, link});
     this.head = kad.make("h2", {});
     this.place = kad.make("div", {});
     this.stats = kad.make("p", {class: "stats"});
     this.problem = kad.make("p", {class: "problem", role: "alert", hidden: true});
-    this.more = kad.make("details", {class: "more", hidden: true, toggle: () => this.fill()}, kad.make("summary", {}, "Timeline, disagreements, files"));
+    this.more = kad.make("details", {class: "more", hidden: true, toggle: () => this.fill()}, kad.make("summary", {}, "Details and files"));
     this.element = kad.make("section", {class: "answer", "aria-label": this.name}, this.head, this.place, this.problem, this.stats, this.more);
     this.write();
   }
 
-  get name() { return {base: "Base alone", aligned: "Aligned alone", composed: "Composed"}[this.column.of]; }
+  get name() { return {base: "Base alone", aligned: "Aligned alone", composed: "Together"}[this.column.of]; }
 
   // What the server says: tokens, the trace with the first of them, the end.
   take(details) {
@@ -103,10 +105,19 @@ kad.Answer = class {
     this.say();
   }
 
+  // The answer as tokens, or, where its text is given, as what that text is written in.
+  read(text) {
+    if (!this.reading) return;
+    // Tokens that are there already keep the focus.
+    if (text !== null) this.place.replaceChildren(kad.prose(text));
+    else if (!this.reading.element.isConnected) this.place.replaceChildren(this.reading.element);
+  }
+
   running(is) {
     this.element.classList.toggle("running", is);
     this.element.setAttribute("aria-busy", String(is));
     this.more.hidden = is || !this.reading?.length || kad.isAlone(this.reading.trace);
+    if (!this.reading) this.place.replaceChildren(...(is ? [kad.make("p", {class: "waiting"}, "Waiting for the first token ")] : []));
     this.say();
   }
 
@@ -114,7 +125,7 @@ kad.Answer = class {
     const {trace, done, problem, seconds, drawn} = this.column;
     const {do_sample: sampled, temperature, seed} = trace?.generation ?? {};
     const drawing = !trace ? "" : sampled ? `temperature ${temperature}, seed ${seed}` : "greedy";
-    const title = this.column.of === "composed" ? trace?.rule_text ?? "" : this.name;
+    const title = this.column.of === "composed" ? `${this.name} (${kad.ruleWords(trace?.rule_text ?? this.column.rule)})` : this.name;
     this.head.replaceChildren(title, kad.make("small", {}, drawing));
     this.problem.hidden = !problem;
     this.problem.textContent = problem ?? "";
@@ -137,9 +148,8 @@ kad.Answer = class {
     if (!this.more.open || this.more.childElementCount > 1) return;
     const {reading} = this;
     this.timeline = new kad.Timeline(reading);
-    const jump = (index) => reading.tokens[index].focus();
     const html = {name: "Page", title: "A page of its own, which works offline", type: "text/html", make: () => this.page()};
-    this.more.append(this.timeline.element, kad.disagreements(reading, jump), kad.downloads(reading, this.timeline, {html}));
+    this.more.append(this.timeline.element, kad.overrulingLists(reading), kad.downloads(reading, this.timeline, {html}));
     this.timeline.draw();
   }
 

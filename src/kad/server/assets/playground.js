@@ -1,11 +1,11 @@
 // The playground: a conversation whose answers are readings, and what can be changed about them.
 //
-// All that is shown is plain data in `talk`, which is kept over a reload: turns with a question and versions of its answer.
-// A version has one column, or three: base alone, aligned alone, composed.
+// All that is shown is plain data in `talk`, which is kept over a reload: turns with versions of a question and its answer.
+// A version has one column, or three: base alone, aligned alone, together.
 (() => {
+  /** @returns {any} */
   const $ = (id) => document.getElementById(id);
-  const {panel, fold} = kad.panelPlace(document.querySelector("aside"));
-  const narrow = matchMedia("(max-width: 56rem)");
+  const panel = kad.panelPlace(document.querySelector("aside"));
   const talk = {turns: [], settings: {rule: null, value: null}, ...stored("kad-talk")};
   const views = new Map();
   let [facts, controls, running, measure, early] = [null, null, null, "origin", false];
@@ -39,10 +39,11 @@
   };
   const shownColumn = (turn) => turn.versions[turn.shown].columns.at(-1);
   const messages = (turns, question) => {
-    const said = turns.flatMap((turn) => [{role: "user", content: turn.question}, {role: "assistant", content: textOf(shownColumn(turn))}]);
+    const said = turns.flatMap((turn) => [{role: "user", content: questionOf(turn)}, {role: "assistant", content: textOf(shownColumn(turn))}]);
     const system = option("system");
     return [...(system ? [{role: "system", content: system}] : []), ...said, {role: "user", content: question}];
   };
+  const questionOf = (turn) => shownColumn(turn).request.messages.at(-1).content;
   const textOf = (column) => column.done?.text ?? (column.trace?.positions ?? []).map((position) => position.text).join("");
 
   // The question as kad trace can ask it again, if there is nothing before it.
@@ -54,17 +55,17 @@
       ...(request.chat_template_kwargs ? {thinking: request.chat_template_kwargs.enable_thinking} : {})};
     return {source: "generated", ...(others.length === 1 ? {asked: command} : {})};
   };
-  const columnOf = (of, request, {continuation = [], ...more} = {}) => ({of, request: {...request, kad: {of, continuation}}, generation: generationOf(request), trace: null, done: null, problem: null, ...more});
+  const columnOf = (of, request, {continuation, ...more}) => ({of, request: {...request, kad: {of, continuation}}, generation: generationOf(request), rule: request.rule ?? facts.rule, trace: null, done: null, problem: null, ...more});
 
   const ask = (question) => {
-    const turn = {question, versions: [], shown: 0};
+    const turn = {versions: [], shown: 0};
     talk.turns.push(turn);
     $("talk").querySelector(".welcome")?.remove();
-    again(turn, $("columns").checked);
+    again(turn, $("columns").checked, question);
   };
-  const again = (turn, all) => {
-    const request = {messages: messages(talk.turns.slice(0, talk.turns.indexOf(turn)), turn.question), ...choices()};
-    run(turn, (all ? ["base", "aligned", "composed"] : ["composed"]).map((of) => columnOf(of, request)));
+  const again = (turn, all, question = questionOf(turn)) => {
+    const request = {messages: messages(talk.turns.slice(0, talk.turns.indexOf(turn)), question), ...choices()};
+    run(turn, (all ? ["base", "aligned", "composed"] : ["composed"]).map((of) => columnOf(of, request, {continuation: []})));
   };
   // What if: the text up to a token, another token there, and on from it, as this answer was made.
   const branch = (column, index, token) => {
@@ -91,7 +92,6 @@
     const answers = columns.map((column) => views.get(column));
     $("composer").scrollIntoView({block: "end"});
     say("Answering.");
-    const saver = setInterval(keep, 1000);
     await Promise.all(answers.map(async (answer) => {
       answer.running(true);
       try {
@@ -101,16 +101,24 @@
       }
       answer.running(false);
     }));
-    clearInterval(saver);
     running = null;
     busy(false);
     keep();
     show(turn);
-    // After "what if", the token that was chosen is the one in focus.
-    const [{reading, column: {trace, request}}] = answers;
-    const {continuation} = request.kad;
-    if (continuation.length && reading && trace.generation.chosen) reading.show(continuation.length - 1, {scroll: false});
+    if (columns.some(({problem}) => problem)) connect();
+    open(answers);
     say(columns.some(({problem}) => problem) ? "The answer failed." : `The answer has ${columns.at(-1).trace?.positions.length ?? 0} tokens.`);
+  };
+  // The token in focus after an answer: the one that was chosen ("what if"), else where together and alone part, else the
+  // token that matters most. Not where somebody holds a token already.
+  const open = (answers) => {
+    const {reading, column: {trace, request: {kad: {continuation}}}} = answers.at(-1);
+    if (!reading?.length || [...views.values()].some((answer) => answer.reading?.held)) return;
+    const aligned = answers.at(-2)?.reading;
+    const parted = aligned?.length ? kad.parting(aligned, reading) : null;
+    if (parted !== null) for (const side of [aligned, reading]) side.tokens[parted]?.classList.add("parting");
+    const chosen = continuation.length && trace.generation.chosen ? continuation.length - 1 : null;
+    reading.show(Math.min(chosen ?? parted ?? (kad.isAlone(trace) ? 0 : kad.deciding(reading)), reading.length - 1), {scroll: false});
   };
   // The end of the text stays in sight while it grows, if it was.
   const followEnd = () => {
@@ -126,9 +134,10 @@
 
   const showToken = (answer, index) => {
     for (const other of views.values()) if (other !== answer) other.reading?.leave();
-    panel.replaceChildren(...kad.panel(answer.reading, index, {href: placeOf(answer, index), choose: running ? null : (row) => branch(answer.column, index, row.token)}));
+    if (answer.reading.held) answer.read(null);
+    const choose = running ? null : (row) => branch(answer.column, index, row.token);
+    panel.show(kad.panel(answer.reading, index, {href: placeOf(answer, index), choose}), answer.reading.held);
     answer.timeline?.move();
-    if (answer.reading.held && narrow.matches) fold(false);
   };
   // A token as an address: the numbers of its turn, of the version, of the column, and its own.
   const placeOf = ({column}, index) => {
@@ -145,8 +154,10 @@
     if (!turn?.versions[version]) return;
     turn.shown = version;
     show(turn);
-    views.get(turn.versions[version].columns[column])?.reading?.tokens[index]?.focus();
+    const reading = views.get(turn.versions[version].columns[column])?.reading;
+    if (reading?.tokens[index]) reading.focus(index);
   };
+  const read = (column) => views.get(column).read($("view").value === "text" && !views.get(column).element.matches(".running") ? textOf(column) : null);
   const answerOf = (column) => {
     if (!views.has(column)) {
       const answer = new kad.Answer(column, {shown: showToken, link: (from, index) => history.replaceState(null, "", placeOf(from, index))});
@@ -158,12 +169,13 @@
   const show = (turn) => {
     const {columns} = turn.versions[turn.shown];
     const answers = columns.map(answerOf);
-    const element = kad.make("article", {class: "turn"}, kad.make("p", {class: "question"}, turn.question),
+    const element = kad.make("article", {class: "turn"}, kad.make("p", {class: "question"}, questionOf(turn)),
       kad.make("div", {class: "columns"}, ...answers.map((answer) => answer.element)), tools(turn));
     const old = $("talk").children[talk.turns.indexOf(turn)];
     if (old) old.replaceWith(element);
     else $("talk").append(element);
     for (const [column, {reading}] of views) if (!columns.includes(column)) reading?.leave();
+    columns.forEach(read);
     for (const {reading} of answers) if (reading && reading.measure !== measure) reading.colorBy(measure);
     preview();
   };
@@ -178,12 +190,42 @@
       row.append(kad.make("span", {class: "versions"}, back, `${turn.shown + 1} of ${turn.versions.length}`, on));
     }
     if (running) return row;
-    row.append(button("Answer again", () => again(turn, false), "With the rule and the options that are set now"),
-      button("Three columns", () => again(turn, true), "Base alone, aligned alone and composed"));
+    row.append(kad.copyButton(() => textOf(column), () => views.get(column).place), button("Edit", () => edit(turn), "Another question in this place: a new version"),
+      button("Answer again", () => again(turn, false), "With the rule and the options that are set now"),
+      button("Three columns", () => again(turn, true), "Base alone, aligned alone and together"));
     if (!column.done && column.trace?.positions.length) {
       row.append(button("Go on", () => goOn(turn, column, column.trace.positions.map((position) => position.token)), "From where the answer stopped"));
     }
     return row;
+  };
+  // A question that is written anew, in the field below; null: the field has the next question.
+  let edited = null;
+  const edit = (turn) => {
+    edited = turn;
+    $("question").value = turn ? questionOf(turn) : "";
+    $("question").focus();
+    $("verdict").textContent = turn ? "The new question makes a new version here. Esc leaves it as it was." : "";
+  };
+  // A conversation from a file. Where it cannot be shown, what was there before stays.
+  const openFile = async (file) => {
+    const before = {...talk};
+    const put = (turns) => {
+      views.clear();
+      unfocus();
+      talk.turns = turns;
+      $("talk").replaceChildren();
+      talk.turns.forEach(show);
+      if (talk.turns.length === 0) $("talk").append(welcome());
+    };
+    try {
+      const saved = JSON.parse(await file.text());
+      if (saved.schema !== "kad-conversation/1") throw new Error();
+      put(saved.turns);
+      keep();
+    } catch {
+      put(before.turns);
+      $("verdict").textContent = `${file.name} is not a conversation that this page saved.`;
+    }
   };
   // The rule that is set, on the last answer: who its tokens would have come from.
   const preview = () => {
@@ -229,19 +271,29 @@
       select("num_draft_tokens", "Drafts at a time", [["", "as the pair"], ["0", "none"], ["auto", "auto"], ["2", "2"], ["4", "4"], ["8", "8"]]),
       select("thinking", "Thinking", [["", "as the template"], ["on", "on"], ["off", "off"]]),
       kad.make("label", {class: "wide"}, "System message", kad.make("textarea", {name: "system", rows: 1})),
-      kad.make("button", {type: "button", class: "wide", click: () => kad.save("conversation.json", "application/json", JSON.stringify({schema: "kad-conversation/1", ...talk}))}, "Save the conversation (JSON)"));
+      kad.make("button", {type: "button", class: "wide", click: () => kad.save("conversation.json", "application/json", JSON.stringify({schema: "kad-conversation/1", ...talk}))}, "Save the conversation (JSON)"),
+      kad.make("label", {class: "wide"}, "Open a saved conversation", kad.make("input", {type: "file", accept: ".json", change: ({target}) => { if (!running) openFile(target.files[0]); }})));
   };
-  const start = async () => {
+  // The header: what answers here, or why nothing does.
+  const connect = async () => {
+    const line = $("pair");
     try {
       facts = await kad.server.pair();
     } catch (error) {
-      $("pair").textContent = error.message;
-      $("pair").classList.add("problem");
-      return;
+      line.replaceChildren(error.message, kad.make("button", {type: "button", click: () => start()}, "Try again"));
+      line.classList.add("problem");
+      return false;
+    } finally {
+      line.classList.remove("waits");
     }
+    line.classList.remove("problem");
     const sizes = Object.entries(facts.models).map(([role, name]) => `${role} ${name} (${(facts.parameters[role] / 1e6).toLocaleString("en", {maximumFractionDigits: 1})} M)`);
-    $("pair").textContent = [facts.name, ...sizes, facts.rule].join(" · ");
-    controls = new kad.RuleControls({recorded: facts.rule_values, text: facts.rule, rules: rulesOf(facts.rules), reset: "The pair's",
+    line.textContent = [facts.name, ...sizes, kad.ruleWords(facts.rule)].join(" · ");
+    return true;
+  };
+  const start = async () => {
+    if (!(await connect()) || controls) return;
+    controls = new kad.RuleControls({recorded: facts.rule_values, text: kad.ruleWords(facts.rule), rules: rulesOf(facts.rules), reset: "Reset",
       changed: (rule, value) => { Object.assign(talk.settings, {rule, value}); preview(); keep(); }});
     $("rule").append(controls.element);
     if (talk.settings.rule) controls.set(talk.settings.rule, talk.settings.value);
@@ -259,16 +311,21 @@
     else if (!facts) {
       early = question !== "";
       $("verdict").textContent = early ? "It is asked as soon as the models are loaded." : "";
-    } else if (question) { $("question").value = ""; ask(question); }
+    } else if (question) {
+      const turn = edited;
+      edit(null);
+      if (turn) again(turn, turn.versions[turn.shown].columns.length > 1, question);
+      else ask(question);
+    }
   });
   $("question").addEventListener("keydown", (event) => {
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); if (!running) $("composer").requestSubmit(); }
     if (event.key === "Escape") running?.abort();
+    if (event.key === "Escape" && edited) edit(null);
   });
-  $("drafts").addEventListener("change", () => document.body.classList.toggle("with-drafts", $("drafts").checked));
   $("new").addEventListener("click", () => {
     running?.abort();
-    talk.turns = [];
+    [talk.turns, edited] = [[], null];
     views.clear();
     unfocus();
     keep();
@@ -276,7 +333,7 @@
     preview();
     $("question").focus();
   });
-  const nothing = () => panel.replaceChildren(kad.make("p", {class: "nothing"}, "Point at a token to see where it came from."));
+  const nothing = () => panel.show([kad.make("p", {class: "nothing"}, "Point at a token to see where it came from.")], false);
   window.addEventListener("pagehide", keep);
   kad.theme($("theme"));
   $("new").before(kad.measureChoice((chosen) => {
@@ -284,11 +341,12 @@
     legend();
     for (const {reading} of views.values()) reading?.colorBy(measure);
   }));
-  document.body.classList.toggle("with-drafts", $("drafts").checked);
+  $("options").before(kad.draftsChoice());
+  $("view").addEventListener("change", () => [...views.keys()].forEach(read));
+  $("options").addEventListener("toggle", () => $("composer").scrollIntoView({block: "end"}));
   $("send").disabled = true;
   legend();
   nothing();
-  if (narrow.matches) fold(true);
   talk.turns.forEach(show);
   if (talk.turns.length === 0) $("talk").append(welcome());
   window.addEventListener("hashchange", follow);

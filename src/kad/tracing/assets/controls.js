@@ -2,6 +2,8 @@
 //
 // A recorded rule without a slider (base_only, mixture, ...) is an entry of its own: no other rule stands beside it.
 kad.RuleControls = class {
+  recorded; changed; rules; own;
+
   constructor({recorded, text, changed, rules = kad.rules, reset = "As recorded"}) {
     Object.assign(this, {recorded, changed, rules, own: !(recorded.rule in rules)});
     this.rule = kad.make("select", {class: "rule", change: () => this.choose(this.rule.value)});
@@ -52,7 +54,7 @@ kad.RuleControls = class {
   }
 
   say(value) {
-    this.shown.textContent = Number(value).toFixed(Number.isInteger(100 * value) ? 2 : 3).replace(/(\.\d\d)0$/, "$1");
+    this.shown.textContent = kad.parameter(value);
     this.value.setAttribute("aria-valuetext", `${this.name.textContent} ${this.shown.textContent}`);
   }
 };
@@ -60,7 +62,7 @@ kad.RuleControls = class {
 // What another rule would change on the text of a reading, in words.
 kad.verdict = (reading) => {
   const {trace, positions, decisions, rule} = reading;
-  if (!rule) return `Showing ${trace.rule_text}, as recorded.`;
+  if (!rule) return `Showing ${kad.ruleWords(trace.rule_text)}, as recorded.`;
   const known = positions.map((position, index) => [position, decisions[index], index]).filter(([, decision]) => decision.known);
   const moved = known.filter(([position, decision]) => position.base_share !== null && (decision.share > 0.5) !== (position.base_share > 0.5));
   const differs = known.filter(([position, decision]) => kad.best(decision) !== position.token);
@@ -95,21 +97,33 @@ kad.command = (reading) => {
   return /[\x00-\x09\x0b-\x1f\x7f-\x9f]/.test(command) ? null : command;
 };
 
-// A line of text with a button that copies it. Where the browser refuses, the text is selected instead.
-kad.copyable = (title) => {
-  const text = kad.make("code", {tabindex: "0"});
+// A button that copies a text. Where the browser refuses, the place that shows it is selected instead.
+kad.copyButton = (text, place) => {
   const button = kad.make("button", {type: "button", click: async () => {
     try {
-      await navigator.clipboard.writeText(text.textContent);
+      await navigator.clipboard.writeText(text());
       button.textContent = "Copied";
     } catch {
-      getSelection().selectAllChildren(text);
+      getSelection().selectAllChildren(place());
       button.textContent = "Selected";
     }
     setTimeout(() => { button.textContent = "Copy"; }, 1500);
   }}, "Copy");
+  return button;
+};
+
+// A line of text that can be copied.
+kad.copyable = (title) => {
+  const text = kad.make("code", {tabindex: "0"});
+  const button = kad.copyButton(() => text.textContent, () => text);
   const element = kad.make("div", {class: "command"}, kad.make("span", {}, title), kad.make("div", {}, text, button));
   return {element, set: (value) => { element.hidden = value === null; text.textContent = value ?? ""; }};
+};
+
+// Whether the marks of speculation are shown.
+kad.draftsChoice = () => {
+  const box = kad.make("input", {type: "checkbox", id: "drafts", change: () => document.body.classList.toggle("with-drafts", box.checked)});
+  return kad.make("label", {}, box, " Show drafts");
 };
 
 // A choice of the measure, and the legend that belongs to it.
@@ -127,7 +141,10 @@ kad.legend = (measure, {origins, drafts}) => {
   else if (origins) {
     legend.append(key("swatch base", "base ", kad.make("var", {}, "p")), kad.make("span", {class: "ramp"}), key("swatch aligned", "aligned ", kad.make("var", {}, "q*")));
   }
-  if (drafts) legend.append(key("mark corrected", "corrected"), key("mark bonus", "bonus"));
+  if (drafts) {
+    const marks = [kad.make("span", {class: "key of-drafts"}, kad.make("s", {}, "word"), "rejected draft"), kad.make("span", {class: "key of-drafts"}, "⁺ bonus token")];
+    legend.append(...marks);
+  }
   const changed = key("mark differs", "greedy picks another");
   changed.classList.add("changed");
   legend.append(changed);

@@ -18,6 +18,7 @@ kad.csv = (trace) => {
   return [["position", "text", ...columns].join(","), ...lines].join("\r\n") + "\r\n";
 };
 
+/** @type {Record<string, {name: string, title: string, type: string, make: (reading: any, timeline: any) => string}>} */
 kad.files = {
   json: {name: "JSON", title: "The trace: kad trace FILE shows it again", type: "application/json", make: ({trace}) => JSON.stringify({...trace, summary: kad.summary(trace)})},
   csv: {name: "CSV", title: "A table, one line a token", type: "text/csv", make: (reading) => kad.csv(reading.trace)},
@@ -49,16 +50,20 @@ kad.picture = (reading, timeline) => {
   const linesOf = (token) => {
     const lines = [];
     const range = document.createRange();
-    const node = [...token.childNodes].find((child) => child.nodeType === Node.TEXT_NODE);
-    for (let at = 0; node && at < node.length; at++) {
-      range.setStart(node, at);
-      range.setEnd(node, at + 1);
-      const rect = range.getClientRects()[0];
-      const character = node.data[at];
-      if (!rect || character === "\n") continue;
+    const add = (character, rect) => {
       const last = lines.at(-1);
       if (last && Math.abs(last.top - rect.top) < size / 2) [last.text, last.right] = [last.text + character, Math.max(last.right, rect.right)];
       else lines.push({text: character, left: rect.left, top: rect.top, right: rect.right, height: rect.height});
+    };
+    if (token.classList.contains("empty")) add("·", token.getBoundingClientRect());
+    else for (const node of token.childNodes) {
+      if (node.nodeType !== Node.TEXT_NODE) add("⏎", node.getBoundingClientRect());
+      else for (let at = 0; at < node.length; at++) {
+        range.setStart(node, at);
+        range.setEnd(node, at + 1);
+        const [rect] = range.getClientRects();
+        if (rect && node.data[at] !== "\n") add(node.data[at], rect);
+      }
     }
     return lines;
   };

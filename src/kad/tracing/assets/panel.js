@@ -65,10 +65,10 @@ kad.distributions = (trace, position, decision, choose) => {
   };
   const cellOf = (mass, parts, text = kad.probability(mass)) => kad.make("span", {class: "cell"}, bar(parts), kad.make("b", {}, text));
   const nameOf = (row) => {
-    const name = kad.word(trace, row.token);
+    const [name, said] = [kad.word(trace, row.token), kad.spoken(trace.vocabulary[row.token] ?? `#${row.token}`)];
     if (row.token === position.token) return [kad.make("span", {class: "here", "aria-label": "emitted: "}, "▸"), name];
     if (!choose) return [name];
-    return [kad.make("button", {type: "button", class: "choose", title: "What if it had been this token?", "aria-label": `What if “${name}”?`, click: () => choose(row)}, name)];
+    return [kad.make("button", {type: "button", class: "choose", title: "What if it had been this token?", "aria-label": `What if “${said}”?`, click: () => choose(row)}, name)];
   };
   const line = (row) => {
     // k p of a partly kept token splits its bar under p as well.
@@ -89,17 +89,22 @@ kad.distributions = (trace, position, decision, choose) => {
   return [table, kad.make("p", {class: "note"}, `${kad.probability(nobody)} of p belongs to no token here: p begins to end its answer, may not end it, or was not followed to a token of q*. p of a token can be larger, by at most that.`)];
 };
 
-// The panel's place: beside the text, and on a narrow screen a sheet at the bottom that folds.
+// The panel's place: beside the text, and on a narrow screen a sheet at the bottom, folded until a token is held.
 kad.panelPlace = (aside) => {
-  const fold = kad.make("button", {type: "button", class: "fold", "aria-expanded": "true", "aria-controls": "panel"});
-  const panel = kad.make("section", {id: "panel", "aria-label": "The token in focus", "aria-live": "polite"});
+  const narrow = matchMedia("(max-width: 56rem)");
+  const fold = kad.make("button", {type: "button", class: "fold", "aria-controls": "panel"});
+  const panel = kad.make("section", {id: "panel", "aria-label": "The token in focus"});
   const apply = (open) => {
     fold.setAttribute("aria-expanded", String(open));
     fold.textContent = open ? "▾ Fold the panel" : "▴ Unfold the panel";
     document.body.classList.toggle("folded", !open);
   };
   fold.addEventListener("click", () => apply(fold.getAttribute("aria-expanded") !== "true"));
-  apply(true);
+  apply(!narrow.matches);
   aside.append(fold, panel);
-  return {panel, fold: (folded) => apply(!folded)};
+  const show = (parts, held) => {
+    panel.replaceChildren(...parts);
+    if (held && narrow.matches) apply(true);
+  };
+  return {show};
 };

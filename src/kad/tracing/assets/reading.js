@@ -1,12 +1,18 @@
 // A text whose tokens can be pointed at: colored by a measure, and moved through with pointer and keyboard.
 //
+// It is text: it is read, selected and copied as it is. Only the token in focus is a button, which Tab reaches.
+//
 // A reading shows `trace`, and `add` takes further positions as they come. `shown(index)` is called for the token in focus,
 // `recolored()` after the colors changed. A click or a key holds the token; then the pointer alone moves nothing.
 kad.Reading = class {
-  constructor(trace, {name, shown = () => {}, recolored = () => {}, link = null}) {
-    Object.assign(this, {trace, shown, recolored, link, rule: null, value: null, measure: "origin", at: -1, held: false, active: false});
-    [this.decisions, this.tokens] = [[], []];
-    this.element = kad.make("div", {class: "text", role: "listbox", tabindex: "-1", "aria-label": name});
+  trace; shown; recolored; link;
+  rule = null; value = null; measure = "origin";
+  at = 0; held = false; active = false;
+  decisions = []; tokens = [];
+
+  constructor(trace, {name, shown = (_index) => {}, recolored = () => {}, link = null}) {
+    Object.assign(this, {trace, shown, recolored, link});
+    this.element = kad.make("div", {class: "text", role: "group", "aria-label": name});
     this.listen();
     this.write();
   }
@@ -20,26 +26,27 @@ kad.Reading = class {
     this.write();
   }
 
-  // The positions that are not written yet.
+  // The positions that are not written yet. Each line is a block: then the browser lays out no line again but the last.
   write() {
-    const words = document.createDocumentFragment();
+    let line = this.element.lastElementChild;
     for (const position of this.positions.slice(this.length)) {
-      kad.drafts(position).forEach((draft, nth) => words.append(
+      if (!line || this.tokens.at(-1).textContent.endsWith("\n")) this.element.append(line = kad.make("div"));
+      kad.drafts(position).forEach((draft, nth) => line.append(
         kad.make("s", {class: nth ? "draft dropped" : "draft", "aria-hidden": "true"}, kad.word(this.trace, draft))));
       const token = this.token(position);
       this.tokens.push(token);
-      words.append(token);
+      line.append(token);
       this.color(this.length - 1);
+      if (this.length === 1) this.mark();
     }
-    this.element.append(words);
   }
 
   token(position) {
     const {text} = position;
-    const token = kad.make("span", {class: "token", role: "option", tabindex: "-1", "aria-selected": "false", "data-index": this.length});
-    if (text.trim() === "" && text !== " ") token.classList.add("blank");
-    // A line break is shown, and then made; what has no width (unfinished characters, marks) keeps a place to point at.
-    token.textContent = /^[\p{C}\p{Z}]*$/u.test(text) && !/[ \n\t]/.test(text) ? "·" : text.replace(/\n/g, "⏎\n");
+    const token = kad.make("span", {class: "token", "data-index": this.length});
+    // The style shows a sign before a line break, and a dot for what has no width (unfinished characters, marks).
+    if (/^[\p{C}\p{Z}]*$/u.test(text) && !/[ \n\t]/.test(text)) token.classList.add("empty");
+    token.append(...text.split(/(?=\n)/).flatMap((part) => (part[0] === "\n" ? [kad.make("i", {class: "break"}), part] : [part])));
     if (position.event) token.classList.add(position.event);
     if (this.trace.generation.chosen?.includes(this.length)) token.classList.add("chosen");
     return token;
@@ -78,18 +85,29 @@ kad.Reading = class {
   }
 
   show(index, {scroll = true} = {}) {
-    const before = this.tokens[this.at];
-    if (before) {
-      before.setAttribute("aria-selected", "false");
-      before.tabIndex = -1;
-    }
+    if (index !== this.at) for (const name of ["aria-current", "aria-label", "role", "tabindex"]) this.tokens[this.at].removeAttribute(name);
     [this.at, this.active] = [index, true];
-    const token = this.tokens[index];
-    token.setAttribute("aria-selected", "true");
-    token.tabIndex = 0;
-    token.setAttribute("aria-label", `${kad.label(this.positions[index].text)}. ${kad.story(this, index)}`);
+    this.mark();
     this.shown(index);
-    if (scroll) token.scrollIntoView({block: "nearest"});
+    if (scroll) this.tokens[index].scrollIntoView({block: "nearest"});
+  }
+
+  // The token in focus, or the one that Tab leads to.
+  mark() {
+    const label = `${kad.spoken(this.positions[this.at].text)}. ${kad.story(this, this.at)}`;
+    const marks = {role: "button", tabindex: "0", "aria-label": label, ...(this.active ? {"aria-current": "true"} : {})};
+    for (const [name, value] of Object.entries(marks)) this.tokens[this.at].setAttribute(name, value);
+  }
+
+  focus(index) {
+    this.take(index);
+    this.tokens[index].focus();
+  }
+
+  take(index) {
+    this.hold(true);
+    this.show(index);
+    this.link?.(index);
   }
 
   hold(held) {
@@ -101,7 +119,7 @@ kad.Reading = class {
   leave() {
     this.hold(false);
     this.active = false;
-    this.tokens[this.at]?.setAttribute("aria-selected", "false");
+    this.tokens[this.at]?.removeAttribute("aria-current");
   }
 
   // The token on the line above or below that lies nearest in the horizontal.
@@ -135,20 +153,21 @@ kad.Reading = class {
     let wasHeld = false;
     this.element.addEventListener("pointerdown", (event) => { wasHeld = this.held && indexOf(event) === this.at; });
     this.element.addEventListener("focusin", (event) => {
-      if (indexOf(event) === null) return;
-      this.hold(true);
-      this.show(indexOf(event));
-      this.link?.(indexOf(event));
+      if (indexOf(event) !== null && !(this.held && this.at === indexOf(event))) this.take(indexOf(event));
     });
     this.element.addEventListener("click", (event) => {
       if (wasHeld) this.hold(false);
-      else if (indexOf(event) !== null) this.tokens[indexOf(event)].focus();
+      else if (indexOf(event) !== null && getSelection().isCollapsed) this.focus(indexOf(event));
     });
     this.element.addEventListener("keydown", (event) => {
       if (event.key === "Escape") this.hold(false);
+      if (event.key === "Enter" || event.key === " ") {
+        event.preventDefault();
+        this.hold(!this.held);
+      }
       if (!keys[event.key] || event.ctrlKey || event.metaKey || event.altKey || !this.length) return;
       event.preventDefault();
-      this.tokens[keys[event.key]()].focus();
+      this.focus(keys[event.key]());
     });
   }
 };

@@ -1,6 +1,7 @@
 // What a threshold rule would have done at a recorded position. The rules are those of kad/method/rules/threshold.py.
 
 // Each rule: its parameter, the slider's range, and tau from the head of p (falling), its largest entry and q*'s.
+/** @type {Record<string, any>} */
 kad.rules = {
   dual: {parameter: "threshold", sign: "λ", min: 0.01, max: 1, step: 0.01, start: 0.4, tau: (λ) => λ},
   primal: {parameter: "budget", sign: "b", min: 0, max: 1, step: 0.01, start: 0.9,
@@ -75,7 +76,7 @@ kad.measures = (() => {
   // Where the entropy is there and the divergence is not, that is infinite.
   const divergence = (position) => (entropy(position) === null || position.p_aligned === null ? null : position.divergence ?? Infinity);
   return {
-    origin: {name: "origin", value: (position, decision) => decision.share},
+    origin: {name: "origin", sign: null, ends: null, value: (position, decision) => decision.share},
     surprisal: {name: "surprisal of π", sign: "−log π", ...nats(5),
       value: (position, decision) => (decision.pi > 0 ? -Math.log(decision.pi) : Infinity)},
     entropy: {name: "entropy of p", sign: "H(p)", ...nats(4), value: entropy},

@@ -37,8 +37,8 @@ kad.Timeline = class {
 
   draw() {
     const [top, bottom] = [8, 112];
-    const height = (x) => (bottom - x * (bottom - top)).toFixed(1);
-    const left = (index) => (1000 * index / Math.max(1, this.reading.length)).toFixed(2);
+    const height = (x) => Number((bottom - x * (bottom - top)).toFixed(1));
+    const left = (index) => Number((1000 * index / Math.max(1, this.reading.length)).toFixed(2));
     const parts = [0, 0.5, 1].map((x) => kad.svg("line", {x1: 0, x2: 1000, y1: height(x), y2: height(x), class: "grid"}));
     const alpha = this.runs((decision) => decision.alpha).filter(([, , mean]) => mean !== null);
     parts.push(...alpha.map(([from, to, mean]) => kad.svg("rect", {class: "alpha", x: left(from), width: (left(to) - left(from)).toFixed(2), y: height(mean), height: (bottom - height(mean)).toFixed(1)})));
@@ -54,10 +54,10 @@ kad.Timeline = class {
   }
 
   move() {
-    const {at, length, decisions} = this.reading;
+    const {at, active, length, decisions} = this.reading;
     const cursor = this.plot.querySelector(".cursor");
-    cursor.style.display = at < 0 ? "none" : "";
-    if (at < 0) return;
+    cursor.style.display = active ? "" : "none";
+    if (!active) return;
     const x = 1000 * (at + 0.5) / length;
     cursor.setAttribute("x1", x);
     cursor.setAttribute("x2", x);
@@ -65,16 +65,44 @@ kad.Timeline = class {
   }
 };
 
-// Where the two models disagree most: the positions with the largest KL(p || q*), each a button that jumps there.
-kad.disagreements = (reading, jump, most = 8) => {
-  const {value, sign} = kad.measures.divergence;
-  const first = (position, column) => kad.word(reading.trace, position.candidates.reduce((a, b) => (b[column] > a[column] ? b : a))[0]);
-  const largest = reading.positions.map((position, index) => ({position, index, value: value(position)}))
-    .filter((item) => item.value !== null).sort((a, b) => b.value - a.value || a.index - b.index).slice(0, most);
-  const rows = largest.map(({position, index, value: x}) => kad.make("li", {}, kad.make("button", {type: "button", click: () => jump(index)},
-    kad.make("span", {class: "number"}, index + 1), kad.make("q", {}, kad.label(position.text)), kad.make("span", {class: "number"}, kad.number(x)),
-    kad.make("span", {class: "firsts"}, kad.make("var", {}, "p"), ` ${first(position, 1)} `, kad.make("var", {}, "q*"), ` ${first(position, 2)}`))));
-  return kad.make("details", {class: "disagreements"}, kad.make("summary", {}, "Largest disagreements"),
-    largest.length ? kad.make("ol", {}, ...rows) : kad.make("p", {}, "No token of this trace has a known KL(p ‖ q*)."),
-    kad.make("p", {class: "note"}, `${sign} in nats, and the first choices of the two models.`));
+// The model that was overruled at a position, which wanted another token than the one that is the other model's first choice.
+kad.overruled = ({token, candidates}) => {
+  const [p, q] = [1, 2].map((column) => candidates.reduce((a, b) => (b[column] > a[column] ? b : a))[0]);
+  return p === q ? null : token === p ? "aligned" : token === q ? "base" : null;
+};
+
+// The tokens that matter: where p overruled q*, and where q* overruled p. The surer the overruled model was, the earlier.
+kad.overrulings = (reading, most = 8) => {
+  const {positions, trace} = reading;
+  const of = (loser, column) => positions.flatMap((position, index) => {
+    if (kad.isAlone(trace) || kad.overruled(position) !== loser) return [];
+    const wanted = position.candidates.reduce((a, b) => (b[column] > a[column] ? b : a));
+    return [{index, position, wanted: wanted[0], by: wanted[column] - (loser === "base" ? position.p : position.p_aligned)}];
+  }).sort((a, b) => b.by - a.by || a.index - b.index).slice(0, most);
+  return {aligned: of("aligned", 2), base: of("base", 1)};
+};
+// The first position at which two texts differ, or null.
+kad.parting = (first, second) => {
+  const ids = [first, second].map(({positions}) => positions.map(({token}) => token));
+  const index = ids[0].findIndex((token, at) => token !== ids[1][at]);
+  return index >= 0 ? index : ids[0].length < ids[1].length ? ids[0].length : null;
+};
+// The token to begin with.
+kad.deciding = (reading) => {
+  const {aligned, base} = kad.overrulings(reading);
+  return (aligned[0] ?? base[0])?.index ?? 0;
+};
+
+// Each of them a button that leads there.
+kad.overrulingLists = (reading) => {
+  const found = kad.overrulings(reading);
+  const signs = {base: kad.make("var", {}, "p"), aligned: kad.make("var", {}, "q*")};
+  const sign = (of) => signs[of].cloneNode(true);
+  const list = (winner, loser, what) => kad.make("section", {"aria-label": `${winner} overruled ${loser}`},
+    kad.make("h3", {}, sign(winner), " overruled ", sign(loser), kad.make("small", {}, what)),
+    found[loser].length === 0 ? kad.make("p", {class: "note"}, "Nowhere.")
+      : kad.make("ol", {}, ...found[loser].map(({index, position, wanted, by}) => kad.make("li", {}, kad.make("button", {type: "button", click: () => reading.focus(index)},
+        kad.make("span", {class: "number"}, index + 1), kad.make("q", {}, kad.label(position.text)),
+        kad.make("span", {class: "wanted"}, sign(loser), ` wanted ${kad.word(reading.trace, wanted)}`), kad.make("span", {class: "number", title: "how much surer it was of that"}, kad.probability(by)))))));
+  return kad.make("div", {class: "overrulings"}, list("base", "aligned", "knowledge"), list("aligned", "base", "manners"));
 };

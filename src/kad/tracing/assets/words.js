@@ -1,6 +1,7 @@
 "use strict";
 // What everything else is written with: nodes, numbers, and tokens as labels. Text becomes text nodes, never markup.
-const kad = {};
+// A class, because the check of the scripts lets an object have any name.
+class kad {}
 
 // A node. An attribute that is a function listens, null and false leave the attribute out, true sets it.
 kad.make = (tag, attributes = {}, ...children) => {
@@ -35,6 +36,11 @@ kad.label = (text) => {
   const glyphs = {" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"};
   return text === "" ? "∅" : text.replace(/[\n\t\r]|^ | $/g, (c) => glyphs[c]);
 };
+// The same for a reader of the screen.
+kad.spoken = (text) => {
+  const names = {" ": "space", "\n": "line break", "\t": "tab", "\r": "carriage return"};
+  return text === "" ? "nothing" : text.replace(/[\n\t\r]|^ | $/g, (c) => ` ${names[c]} `).trim();
+};
 // The drafts that fell before a token: the rejected one, and those behind it.
 kad.drafts = ({rejected_draft: first, dropped_drafts: more}) => (first === null || first === undefined ? [] : [first, ...(more ?? [])]);
 kad.word = (trace, token) => kad.label(trace.vocabulary[token] ?? `#${token}`);
@@ -48,6 +54,9 @@ kad.endedBy = ({generation, positions}) => {
   return generation.finish_reason !== "stop" || share === null ? null : share > 0.5 ? "base" : "aligned";
 };
 
+// A rule for people: "dual 0.40" is dual:threshold=0.4.
+kad.parameter = (value) => (Number(value.toFixed(2)) === value ? value.toFixed(2) : String(value));
+kad.ruleWords = (text) => text.replace(/^(\w+):\w+=(-?[\d.]+)$/, (_, name, value) => `${name} ${kad.parameter(Number(value))}`);
 // A rule as kad.rules.parse_rule reads it.
 kad.ruleText = (trace, rule, value) => (rule ? `${rule}:${kad.rules[rule].parameter}=${value}` : trace.rule_text);
 

@@ -613,7 +613,7 @@ def test_text_of_a_model_is_text(open_page: Any) -> None:
 
 MARKDOWN = """# Sum
 The **answer** is `a<i>*b`,
-not *<b>more*. 2 * 3 * 4
+not *<b>more*. 2 * 3
 <img src=x onerror=alert(1)> [here](javascript:alert(1))
 
 1. one <script>alert(1)</script>
@@ -635,10 +635,7 @@ def test_markdown_is_shown_as_text_and_nothing_of_it_is_markup(open_page: Any) -
     shown = prose.evaluate("e => [...e.querySelectorAll('*')].map(x => [x.localName, x.textContent])")
     assert shown == [
         ["h3", "Sum"],
-        [
-            "p",
-            "The answer is a<i>*b,\nnot <b>more. 2 * 3 * 4\n<img src=x onerror=alert(1)> [here](javascript:alert(1))",
-        ],
+        ["p", "The answer is a<i>*b,\nnot <b>more. 2 * 3\n<img src=x onerror=alert(1)> [here](javascript:alert(1))"],
         ["strong", "answer"],
         ["code", "a<i>*b"],
         ["em", "<b>more"],

@@ -182,7 +182,7 @@ def test_json_shares_and_alpha_follow_the_definition(named: list[str], models_: 
 def test_deferral_temperature_reaches_the_shares(models: list[str]) -> None:
     cold, warm = (as_json(generate("Hi", *models, "--json", "--deferral-temperature", t)) for t in ("0.01", "1"))
     assert median(cold["deferred_mass"]) < 1e-3  # nearly one-hot p: nearly everything is kept
-    assert median(warm["deferred_mass"]) > 0.1
+    assert median(warm["deferred_mass"]) > 0.01
 
 
 def test_product_rules_have_no_origins(named: list[str]) -> None:

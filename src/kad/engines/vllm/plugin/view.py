@@ -189,6 +189,7 @@ def _reasons(vllm_config: VllmConfig) -> Iterator[str]:
             "serve it with kad serve --engine transformers, or pack it again without --base-prompt."
         )
     yield from _indivisible_heads(model.hf_config, parallel.tensor_parallel_size)
+    yield from _recurrent_parts(model)
     if model.runner_type != "generate":
         yield f"a pair generates; --runner {model.runner_type} needs a model with one hidden state."
     if model.enable_prompt_embeds:
@@ -221,4 +222,14 @@ def _indivisible_heads(view: PairView, ranks: int) -> Iterator[str]:
             yield (
                 f"the {role} model has {config.num_attention_heads} attention heads, which {ranks} ranks cannot share "
                 "evenly; choose a --tensor-parallel-size that divides the heads of every part."
+            )
+
+
+def _recurrent_parts(pair: ModelConfig) -> Iterator[str]:
+    for role, config in pair.hf_config.part_configs().items():
+        info, _ = pair.registry.inspect_model_cls(config.architectures, pair)
+        if info.has_inner_state:
+            yield (
+                f"the {role} model ({config.model_type}) has recurrent layers, and vLLM keeps the states of one model, "
+                "not of several; run the pair with Transformers, llama.cpp or MLX."
             )

@@ -185,7 +185,7 @@ def test_transformers_has_nothing_to_warn_of(
 class NewName(torch.nn.Module):
     """A model whose cache has the name that it has since Transformers 5.24."""
 
-    device = torch.device("cpu")
+    device, config = torch.device("cpu"), PreTrainedConfig()
 
     def forward(self, input_ids: torch.Tensor, cache: Any = None, **options: Any) -> Any:
         return SimpleNamespace(logits=torch.full((1, 3, 4), float(cache is not None)))
@@ -194,7 +194,7 @@ class NewName(torch.nn.Module):
 class OldName(torch.nn.Module):
     """A model whose cache has the old name: of somebody else's code, maybe, with a new Transformers."""
 
-    device = torch.device("cpu")
+    device, config = torch.device("cpu"), PreTrainedConfig()
 
     def forward(self, input_ids: torch.Tensor, past_key_values: Any = None, **options: Any) -> Any:
         return SimpleNamespace(logits=torch.full((1, 3, 4), float(past_key_values is not None)))

@@ -334,6 +334,20 @@ def test_who_ends_an_answer_on_every_path(rule: str, ends: str) -> None:
     )
 
 
+@pytest.mark.parametrize(("ends", "reason"), [("rule", "stop"), ("base", "length")])
+def test_q_ends_no_answer_that_p_alone_may_end(ends: str, reason: str) -> None:
+    model, question = tiny.pair(), "Ann has 5 pens. She buys 8 more. How many?"
+    model.rule = "aligned_only"
+    form, how = f"Ask {{question}}\n:ends={ends}", kad.Sampling(temperature=0, max_new_tokens=60)
+    context = Asking(question, base_prompt=form).context(model.pair)
+    answers = [
+        *(kad.generate(model, question, base_prompt=form, sampling=how, num_draft_tokens=drafts) for drafts in (0, 3)),
+        *generate_all(model, model.tokenizer, [context, context], sampling=how),
+    ]
+    assert [answer.finish_reason for answer in answers] == [reason] * 4
+    assert all(answer.token_ids == answers[0].token_ids for answer in answers)
+
+
 # ---------------------------------------------------------------------- pairs and errors
 
 

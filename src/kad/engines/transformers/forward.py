@@ -199,7 +199,8 @@ class Trial:
     def _agrees(self, *parts: int, padding: int = 0) -> bool:
         kind: Any = StaticCache if self._static else DynamicCache
         room = {"max_cache_len": 2 * _TOKENS} if self._static else {}
-        cache = attempt(self._model, self._cache, lambda: kind(config=self._model.config, **room))
+        new = partial(kind, config=self._model.config, **room)
+        cache, other = (attempt(self._model, self._cache, new) for _ in range(2))
         ids = torch.cat((self._ids[:, :1].expand(1, padding), self._ids), dim=-1)
         mask = (torch.arange(ids.shape[1], device=ids.device) >= padding).long().unsqueeze(0)
         rows, start = [], 0
@@ -209,6 +210,8 @@ class Trial:
             read = partial(_forward, self._model, ids[:, start:end], cache, seen)
             rows.append(attempt(self._model, self._cache, read)[0])
             start = end
+            # Another answer is read in between: a state that the model keeps outside of the cache would mix the two.
+            attempt(self._model, self._cache, partial(_forward, self._model, ids[:, -1:], other))
             if length_of(cache, unknown=end) != end:
                 raise UsageError(
                     f"{self._name} cannot be composed: it does not fill the {self._cache} that it is given, which "

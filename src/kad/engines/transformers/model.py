@@ -149,7 +149,12 @@ class CachedModel:
     """
 
     def __init__(self, model: PreTrainedModel, cache: Cache, vocab_size: int, device: torch.device) -> None:
-        self.processed = length_of(cache) or 0
+        length = length_of(cache)
+        if length is None:
+            raise UsageError(
+                "The cache has recurrent layers alone, which do not say how much they read. Give an empty one, or none."
+            )
+        self.processed = length
         self._model, self._cache, self._vocab, self._device = model, cache, vocab_size, device
         self._recording = goes_back(cache) and record_past(cache, True)
 

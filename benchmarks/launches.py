@@ -120,7 +120,7 @@ def table() -> dict[str, tuple[int, int]]:
     found = {f"compose {rule}": count(partial(compose, rule, *one)) for rule in RULES}
     found["compose 4 rows, each its own rule"] = count(partial(compose, mixed, *four))
     for greedy in (False, True):
-        for rule in ("dual", "confidence_bet"):
+        for rule in ("dual", "confidence_bet:margin=0"):
             found[f"window of {WINDOW}, {'greedy' if greedy else 'sampled'}, {rule}"] = count(window(rule, greedy))
     return found
 

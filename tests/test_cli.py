@@ -91,7 +91,7 @@ def test_a_long_help_paragraph_is_broken_by_the_terminal_only(kad: CliRunner) ->
         (["generate", "--max-new-tokens", "many", "Hi"], "Invalid value for '--max-new-tokens'"),
         (["generate", "--max-new-tokens", "0", "Hi"], "--max-new-tokens must be >= 1, but is 0."),
         (["generate", "a", "b"], "Got unexpected extra argument"),
-        (["generate", "--seed", "-1", "Hi"], "--seed must be >= 0, but is -1."),
+        (["generate", "--seed", "-1", "Hi"], "--seed must be in [0, 9223372036854775807], but is -1."),
     ],
 )
 def test_wrong_input_is_two_lines_and_exit_code_2(kad: CliRunner, arguments: list[str], message: str) -> None:

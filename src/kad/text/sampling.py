@@ -19,8 +19,6 @@ MAX_NEW_TOKENS = 512
 _TOP_K = 50
 """What Transformers takes where settings ask to sample and name no top_k."""
 _DRAWING = ("temperature", "top_k", "top_p", "min_p")
-_COLD = 1e-37
-"""Below this temperature log pi leaves the range of float32. No draw differs from the most probable token there."""
 
 
 @dataclass(frozen=True)
@@ -131,9 +129,7 @@ class Sampling:
 
     def _drawing(self, config: GenerationConfig) -> dict[str, Any]:
         options = {name: getattr(self, name) for name in _DRAWING if getattr(self, name) is not None}
-        temperature = config.temperature if self.temperature is None and config.do_sample else self.temperature
-        cold = temperature is not None and temperature < _COLD
-        if cold or not (options or config.do_sample):
+        if self.temperature == 0 or not (options or config.do_sample):
             return {"do_sample": False, **dict.fromkeys(_DRAWING)}
         if not config.do_sample:
             # The aligned model's settings are greedy, so options that the user did not give mean plain sampling.

@@ -82,11 +82,13 @@ def at_temperature(rows: AnyRows, temperature: float = 1.0) -> AnyRows:
     before the point. So the largest entry is subtracted first, where it is far from 0 or where there is a temperature.
     """
     top = joined(rows).detach().amax(dim=-1, keepdim=True)
-    if temperature == 1.0:
+    if temperature != 1.0:
+        return cast("AnyRows", each(rows, lambda part: (part - top) / temperature))
+    if may_look(top):
         top = torch.where(top.abs() > _FAR, top, 0.0)
-        if may_look(top) and not bool(top.any()):
+        if not bool(top.any()):
             return rows
-    return cast("AnyRows", each(rows, lambda part: (part - top) / temperature))
+    return cast("AnyRows", each(rows, lambda part: part - top))
 
 
 def joined(rows: Rows) -> Tensor:

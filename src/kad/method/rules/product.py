@@ -34,12 +34,9 @@ class Product(ProductRule):
     plausibility: float = probability(0.0)
 
     def combine(self, log_p: Tensor, log_aligned: Tensor, log_reference: Tensor) -> Tensor:
-        return (
-            _power(log_p, self.base)
-            + _power(log_aligned, self.aligned)
-            + _inverse_power(log_reference, self.aligned)
-            + _implausible(log_aligned, self.plausibility)
-        )
+        weights = _power(log_p, self.base) + _power(log_aligned, self.aligned)
+        weights = weights + _inverse_power(log_reference, self.aligned)
+        return weights if self.plausibility == 0 else weights + _implausible(log_aligned, self.plausibility)
 
 
 @register

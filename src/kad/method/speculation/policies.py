@@ -254,16 +254,20 @@ class Policy(ABC):
             return log_pi
         return torch.stack([self.warp(length + i, row) for i, row in enumerate(log_pi)])
 
+    def _warmed(self, logits: Tensor) -> Tensor:
+        """The drafting model's logits at the deferral temperature. At 1, softmax itself takes off what is far from 0."""
+        return logits if self.composition.deferral_temperature == 1.0 else tempered(self.composition, logits)
+
     def _draft_scores(self, logits: Tensor, length: int) -> Tensor:
         """The drafting model's scores (vocab,): at the deferral temperature, and processed."""
-        scores = tempered(self.composition, raised(logits, f"the {self.drafter} model's logits"))
+        scores = self._warmed(raised(logits, f"the {self.drafter} model's logits"))
         return scores if self.warp is None else self.warp(length, scores.log_softmax(dim=-1))
 
     def _direct_target(self, drafts: Sequence[Draft], base_logits: Rows, tokens: Tensor, weights: Tensor) -> Target:
         """The target in probabilities, without log pi."""
         if drafts:
             check_shapes(base_logits[: len(drafts)], weights)
-        logits = weights if self._p_alone else tempered(self.composition, raised(_logits(drafts)))
+        logits = weights if self._p_alone else self._warmed(raised(_logits(drafts)))
         aligned = Distribution(logits, weights.amax(dim=-1).log(), probabilities=weights)
         base = Distribution.in_probabilities(tempered(self.composition, raised_rows(base_logits)))
         return Target(*Composed(self.composition.rule, base, aligned).cascade(), weights, tokens)

@@ -184,6 +184,14 @@ def test_settings_of_the_aligned_model_act_on_log_pi_as_in_transformers(pair: ka
     assert ours == theirs
 
 
+def test_settings_that_name_no_top_k_take_that_of_transformers(pair: kad.KadForCausalLM) -> None:
+    pair.generation_config = GenerationConfig(do_sample=True, eos_token_id=1)
+    theirs, _ = pair._prepare_generation_config(None)
+    ours = kad.Sampling().apply(pair.generation_config, None)
+    assert (ours.top_k, ours.do_sample) == (theirs.top_k, True) == (50, True)
+    assert kad.Sampling(temperature=1.0).apply(GenerationConfig(eos_token_id=1), None).top_k == 0  # theirs was greedy
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

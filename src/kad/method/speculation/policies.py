@@ -255,7 +255,7 @@ class Policy(ABC):
         return torch.stack([self.warp(length + i, row) for i, row in enumerate(log_pi)])
 
     def _warmed(self, logits: Tensor) -> Tensor:
-        """The drafting model's logits at the deferral temperature. At 1, softmax takes off itself what is far from 0."""
+        """The drafting model's logits at the deferral temperature. At 1, softmax takes off what is far from 0."""
         return logits if self.composition.deferral_temperature == 1.0 else tempered(self.composition, logits)
 
     def _draft_scores(self, logits: Tensor, length: int) -> Tensor:

@@ -160,11 +160,7 @@ def test_the_line_is_bounded(gated: Gated) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_hangs_up_frees_its_place(gated: Gated, stream: bool) -> None:
     with running(gated, max_requests=1) as address, client(address) as http:
-        body = json.dumps({**ASKED, "max_tokens": 400, "stream": stream}).encode()
-        host, port = address.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port))) as raw:
-            head = f"POST {CHAT} HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
-            raw.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        with hung(address, {**ASKED, "max_tokens": 400, "stream": stream}) as raw:
             until(lambda: gated.begun)
             gated.open(6)
             if stream:
@@ -173,6 +169,42 @@ def test_a_client_that_hangs_up_frees_its_place(gated: Gated, stream: bool) -> N
         gated.open()
         assert http.post(CHAT, json=ASKED).status_code == 200
         assert gated.passes < 60
+
+
+def test_work_before_the_line_is_counted_and_ends_with_its_client(gated: Gated) -> None:
+    """Prompts that take long, whose clients hang up: the one under way is finished, the others never begin."""
+    template, rendered = gated.tokenizer.apply_chat_template, list[Any]()
+
+    def slow(conversation: Any, **options: Any) -> Any:
+        rendered.append(conversation)
+        if conversation[0]["content"] == "slow":
+            gated.gate.acquire()
+        return template(conversation, **options)
+
+    gated.tokenizer.apply_chat_template = slow
+    with running(gated, max_requests=5) as address, client(address) as http:
+
+        def waiting() -> int:
+            return http.get("/v1/models/pair").json()["kad"]["waiting"]
+
+        lines = [hung(address, ASKED | {"messages": [{"role": "user", "content": "slow"}]}) for _ in range(5)]
+        until(lambda: waiting() == 5)
+        assert http.post(CHAT, json=ASKED).status_code == 429
+        for line in lines:
+            line.close()
+        until(lambda: waiting() == 0)
+        gated.open()
+        assert http.post(CHAT, json=ASKED).status_code == 200
+    assert [said[0]["content"] for said in rendered] == ["slow", "Hello"]
+
+
+def hung(address: str, body: dict[str, Any]) -> socket.socket:
+    """A connection on which a request was sent, and nothing read."""
+    host, port = address.removeprefix("http://").split(":")
+    line, text = socket.create_connection((host, int(port)), timeout=30), json.dumps(body).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
+    line.sendall(f"{head}Content-Length: {len(text)}\r\n\r\n".encode() + text)
+    return line
 
 
 def test_a_failing_model_ends_its_request_and_nothing_else(

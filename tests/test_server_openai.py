@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections import defaultdict
@@ -41,6 +42,12 @@ SCHEMA = {
     "required": ["left", "of"],
     "additionalProperties": False,
 }
+
+TOO_LARGE = [
+    ({"enum": [f"x{number}" for number in range(100_000)]}, "at most 131,072 are allowed"),
+    ({"type": "string", "pattern": "^(([a-z]{1,100}){1,100}){1,100}[a-z]{1,99999}$" * 50}, "The schema cannot be used"),
+    (functools.reduce(lambda inner, _: {"anyOf": [inner]}, range(400), {"type": "null"}), "The schema cannot be used"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -380,6 +387,17 @@ CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
             {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nope"}}}},
             "The schema cannot be used: Invalid type: nope",
         ),
+        *(
+            (CHAT, {"response_format": {"type": "json_schema", "json_schema": {"schema": schema}}}, message)
+            for schema, message in TOO_LARGE
+        ),
+        (CHAT, {"vllm_xargs": {"rule": "a" * 4_000_000}}, "vllm_xargs.rule: String should have at most 256 characters"),
+        (CHAT, {"rule": {"rule": "a" * 4_000_000}}, "rule: a rule has at most 256 characters."),
+        (CHAT, {"rule": {"rule": "dual", "threshold": [0.4] * 1_000_000}}, "rule: a rule has at most 256 characters."),
+        (CHAT, {"base_prompt": {"template": "{question}", "stops": ["x"] * 100_000}}, "at most 16 stops of 200"),
+        (CHAT, {"base_prompt": {"template": "{question}", "stops": ["x" * 80_000]}}, "at most 16 stops of 200"),
+        (CHAT, {"base_prompt": {"template": "{" + "x" * 2_000_000 + "}"}}, "The template '{xxxxx"),
+        (CHAT, {"base_prompt": {"template": "{question}", "x" * 2_000_000: 1}}, "A base prompt has no 'xxxxx"),
         (TEXT, {"prompt": ""}, "The prompt is empty"),
         (TEXT, {"prompt": [99999]}, "prompt has the token id 99999, but the largest one is"),
         (TEXT, {"prompt": "x " * 4000}, "the models' context holds 2048, answer included. Shorten it, or start a new"),
@@ -396,6 +414,7 @@ def test_a_wrong_request_says_what_is_wrong(
     assert message in error["message"]
     assert set(error) == {"message", "type", "param", "code"}
     assert error["type"] == "invalid_request_error"
+    assert len(refused.text) < 2000
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ class StreamOptions(Fields):
 class Extra(Fields):
     """vLLM's place for the rule of a request."""
 
-    rule: str
+    rule: Rule
 
 
 class ChatTemplate(Fields):
@@ -181,6 +181,13 @@ class Generation(Fields):
             if body.get(name) is not None and body[name] not in off:
                 raise ValueError(f"{name!r} is not supported by this server: {_REASONS.get(name, 'leave it out')}")
         return {name: value for name, value in body.items() if name not in NOT_DONE and name not in IGNORED}
+
+    @field_validator("rule")
+    @classmethod
+    def _short(cls, value: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
+        if len(str(value)) > LONGEST_RULE:
+            raise ValueError(f"a rule has at most {LONGEST_RULE} characters")
+        return value
 
     @field_validator("base_prompt")
     @classmethod

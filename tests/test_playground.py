@@ -32,7 +32,8 @@ from test_translated import where  # noqa: F401  (a fixture, for the other one)
 fastapi = pytest.importorskip("fastapi", reason='pip install "kad-align[server]"')
 
 from kad.server.app import make_app  # noqa: E402
-from kad.server.listening import Listening, listen, server_of  # noqa: E402
+from kad.server.connections import server_of  # noqa: E402
+from kad.server.listening import Listening, listen  # noqa: E402
 from kad.server.playground_app import Playground, run  # noqa: E402
 from server_runs import serving  # noqa: E402
 

@@ -8,11 +8,14 @@ import json
 import random
 import socket
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import kad
 from conftest import make_model, make_tokenizer
@@ -23,6 +26,7 @@ pytest.importorskip("fastapi", reason='pip install "kad-align[server]"')
 
 from benchmarks.server_clients import everybody, question
 
+from kad.cli.main import app
 from kad.server.desk import AnswerJob, Desk
 from kad.server.refusals import Busy
 from kad.text.contexts import Context
@@ -198,10 +202,10 @@ def test_work_before_the_line_is_counted_and_ends_with_its_client(gated: Gated) 
     assert [said[0]["content"] for said in rendered] == ["slow", "Hello"]
 
 
-def hung(address: str, body: dict[str, Any]) -> socket.socket:
+def hung(address: str, body: dict[str, Any], source: str = "127.0.0.1") -> socket.socket:
     """A connection on which a request was sent, and nothing read."""
     host, port = address.removeprefix("http://").split(":")
-    line, text = socket.create_connection((host, int(port)), timeout=30), json.dumps(body).encode()
+    line, text = socket.create_connection((host, int(port)), 30, (source, 0)), json.dumps(body).encode()
     head = f"POST {CHAT} HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
     line.sendall(f"{head}Content-Length: {len(text)}\r\n\r\n".encode() + text)
     return line
@@ -235,6 +239,103 @@ def test_kept_scorers_are_those_that_know_most_of_the_prompt(pair: kad.KadForCau
     assert kept.take(ids, roles) == {}
     kept.keep(stream.loop)
     assert kept.take(ids, (*roles, "reference")) == {}
+
+
+# ------------------------------------------------------------------------------------------------------ the connections
+
+
+def test_a_connection_that_asks_nothing_is_closed(gated: Gated, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does a head that never ends keep it open, nor one that comes byte by byte, before or after an answer."""
+    for wait in ("ASK", "KEEP"):
+        monkeypatch.setattr(f"kad.server.connections._SECONDS_TO_{wait}", 0.5)
+    with running(gated) as address:
+        host, port = address.removeprefix("http://").split(":")
+        health = f"GET /health HTTP/1.1\r\nHost: {host}\r\n".encode()
+        for sent in (b"", b"G", health, health + b"\r\n" + health):
+            with socket.create_connection((host, int(port)), timeout=20) as line:
+                line.sendall(sent)
+                begun, answer = time.monotonic(), bytearray()
+                with suppress(ConnectionError):
+                    while part := line.recv(4096):
+                        answer += part
+                        line.sendall(b"x" if sent else b"")
+                        time.sleep(0.05)
+                assert time.monotonic() - begun < 15
+                assert answer.count(b"200 OK") == sent.endswith(b"\r\n" + health)
+        with hung(address, {**ASKED, "max_tokens": 1}) as line:
+            time.sleep(1)  # a request may wait for its answer
+            gated.open()
+            assert b"200 OK" in line.recv(4096)
+
+
+def test_connections_are_bounded_and_the_others_are_answered(gated: Gated, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a bound, file descriptors end, and the server does nothing but say so."""
+    monkeypatch.setattr("kad.server.connections._MORE", 4)
+    with running(gated, max_requests=4) as address, client(address) as http:
+        host, port = address.removeprefix("http://").split(":")
+        lines = [socket.create_connection((host, int(port)), timeout=5) for _ in range(40)]
+        until(lambda: sum(_closed(line) for line in lines) == 32)
+        for line in lines:
+            line.close()
+        assert http.get("/health").status_code == 200
+
+
+def _closed(line: socket.socket) -> bool:
+    line.setblocking(False)
+    try:
+        return line.recv(1) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True
+
+
+def test_one_address_cannot_take_all_places(gated: Gated) -> None:
+    with running(gated, max_requests=4, host="0.0.0.0") as address, client(address) as http:
+        lines = [hung(address, ASKED) for _ in range(2)]
+        until(lambda: gated.begun)
+        assert http.post(CHAT, json=ASKED).status_code == 429
+        for line in lines:
+            line.close()
+        with hung(address, ASKED, source="127.0.0.2") as other:
+            gated.open()
+            assert b"200 OK" in other.recv(4096)
+
+
+def test_who_closes_half_of_a_connection_gets_the_answer(gated: Gated) -> None:
+    with running(gated) as address, hung(address, ASKED) as line:
+        line.shutdown(socket.SHUT_WR)
+        time.sleep(1.5)
+        gated.open()
+        answer = b"".join(iter(lambda: line.recv(4096), b""))
+    *before, head, body = answer.split(b"\r\n\r\n")
+    assert set(before) == {b"HTTP/1.1 100 Continue"}
+    assert head.startswith(b"HTTP/1.1 200 OK")
+    assert json.loads(body)["choices"][0]["message"]["content"]
+
+
+def test_a_server_that_is_stopped_says_so_to_all(gated: Gated) -> None:
+    """A stream under way ends with an event, and who waits gets status 503; nobody waits for the models."""
+    with running(gated) as address:
+        stream = hung(address, {**ASKED, "max_tokens": 400, "stream": True})
+        gated.open(8)
+        assert b"200 OK" in stream.recv(4096)
+        waiting = [hung(address, {**ASKED, "stream": stream}) for stream in (True, False)]
+        with client(address) as http:
+            until(lambda: http.get("/v1/models/pair").json()["kad"]["waiting"] == 3)
+        begun = time.monotonic()
+    assert time.monotonic() - begun < 2.5
+    answers = [b"".join(iter(lambda line=line: line.recv(4096), b"")) for line in (stream, *waiting)]
+    assert answers[0].rstrip(b"\r\n0").endswith(b'"code":"stopped"}}')
+    assert [answer.startswith(b"HTTP/1.1 503 ") for answer in answers] == [False, True, True]
+
+
+def test_pages_of_the_server_are_neither_guessed_at_nor_framed(pair: kad.KadForCausalLM) -> None:
+    with running(pair) as address, client(address) as http:
+        for path in ("/health", "/v1/models", "/no"):
+            headers = http.get(path).headers
+            assert headers["x-content-type-options"] == "nosniff"
+            assert headers["content-security-policy"] == "frame-ancestors 'none'"
 
 
 # -------------------------------------------------------------------------------------------------------- fifty clients
@@ -335,10 +436,20 @@ def test_the_key(pair: kad.KadForCausalLM) -> None:
         key = "kéy".encode()
         for value in (None, b"", b"Bearer", b"Bearer key", b"Basic " + key, b"Bearer " + key + b"x", key):
             headers = {} if value is None else {b"Authorization": value}
-            for path in ("/v1/models", "/v1/models/pair"):
+            for path in ("/v1/models", "/v1/models/pair", "/openapi.json", "/no", "/"):
                 assert http.get(path, headers=headers).status_code == 401
         assert http.get("/v1/models", headers={b"Authorization": b"Bearer " + key}).status_code == 200
         assert http.get("/health").json() == {"status": "ok"}
+
+
+@pytest.mark.parametrize("command", [("serve", "tiny"), ("serve", "tiny", "--dry-run"), ("playground",)])
+def test_an_empty_key_is_an_error(command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever writes --api-key "$KEY" wants one."""
+    done = CliRunner().invoke(app, [*command, "--api-key", ""])
+    assert (done.exit_code, "--api-key is empty. Give a key" in done.stderr) == (2, True)
+    monkeypatch.setenv("KAD_API_KEY", " ")
+    done = CliRunner().invoke(app, [*command])
+    assert (done.exit_code, "KAD_API_KEY is empty. Give a key" in done.stderr) == (2, True)
 
 
 def test_a_body_that_is_too_large_is_not_read(pair: kad.KadForCausalLM) -> None:

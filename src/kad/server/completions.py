@@ -96,8 +96,6 @@ class Completions:
                 # Nothing is drawn after a continuation that ends the text.
                 complete = bool(job.begun) and job.begun[-1] in ends
                 reason = "stop" if complete else run.answer.finish_reason
-                if reason not in _REASONS:
-                    raise Refusal(503, "The server is being stopped.")
                 usage.add(run, first=job.context is not previous)
                 previous = job.context
                 end = None

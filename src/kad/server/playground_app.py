@@ -17,8 +17,9 @@ from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
 from starlette.types import Receive, Scope, Send
 
+from kad.server.connections import server_of
 from kad.server.guard import Guard
-from kad.server.listening import Listening, server_of
+from kad.server.listening import Listening
 from kad.server.refusals import Refusal
 from kad.tracing.page import blank_page, fill, script_safe
 
@@ -77,6 +78,7 @@ class Playground:
             self._loading = asyncio.ensure_future(self._load(inside))
             await send({"type": "lifespan.startup.complete"})
             await receive()
+            self._loading.cancel()
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _load(self, inside: AsyncExitStack) -> FastAPI:
@@ -91,7 +93,7 @@ class Playground:
                 self._failed(error)
                 settle = loaded.cancel
             with suppress(RuntimeError):  # the server has ended meanwhile
-                loop.call_soon_threadsafe(settle)
+                loop.call_soon_threadsafe(lambda: loaded.done() or settle())
 
         # A daemon thread ends with the process, so Ctrl-C does not wait until a large model is loaded.
         threading.Thread(target=work, daemon=True).start()
@@ -108,7 +110,7 @@ def run(make: Callable[[], FastAPI], listening: socket.socket, options: Listenin
         failures.append(error)
         server.should_exit = True
 
-    server = server_of(Playground(make, failed, options, models))
+    server = server_of(Playground(make, failed, options, models), options)
     with listening:
         server.run(sockets=[listening])
     if failures:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
+import httpx
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -27,11 +28,15 @@ pytest.importorskip("fastapi", reason='pip install "kad-align[server]"')
 from benchmarks.server_clients import everybody, question
 
 from kad.cli.main import app
+from kad.errors import UsageError
+from kad.server.connections import server_of
 from kad.server.desk import AnswerJob, Desk
+from kad.server.listening import Listening
+from kad.server.playground_app import Playground
 from kad.server.refusals import Busy
 from kad.text.contexts import Context
 from kad.text.conversation import WarmScorers
-from server_runs import client, events, running, until
+from server_runs import client, events, running, serving, until
 
 ASKED = {"model": "pair", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4, "temperature": 1.0}
 CHAT = "/v1/chat/completions"
@@ -450,6 +455,37 @@ def test_an_empty_key_is_an_error(command: tuple[str, ...], monkeypatch: pytest.
     monkeypatch.setenv("KAD_API_KEY", " ")
     done = CliRunner().invoke(app, [*command])
     assert (done.exit_code, "KAD_API_KEY is empty. Give a key" in done.stderr) == (2, True)
+
+
+def test_a_code_gets_the_key_once() -> None:
+    """Neither a wrong code, nor another page, nor a second try gets it."""
+
+    def make() -> Any:
+        raise UsageError("nothing is asked of the models")
+
+    playground = Playground(make, lambda error: None, Listening(api_key="sésame"), "tiny", "c0de")
+    with serving(server_of(playground)) as address, httpx.Client(base_url=address, trust_env=False) as http:
+        assert http.get("/key").status_code == 403
+        for code, origin in (("", address), ("c0d", address), ("c\u00f6de", address), ("c0de", "http://evil.example")):
+            refused = http.post("/key", content=code.encode(), headers={"Origin": origin})
+            assert (refused.status_code, "sésame" in refused.text) == (403, False)
+        taken = http.post("/key", content="c0de", headers={"Origin": address})
+        assert (taken.json(), taken.headers["cache-control"]) == ({"key": "sésame"}, "no-store")
+        assert http.post("/key", content="c0de").status_code == 403
+
+
+@pytest.mark.parametrize("browser", ["--browser", "--no-browser"])
+def test_the_key_is_on_no_command_line_of_a_browser(browser: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, codes = list[str](), list[str]()
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    monkeypatch.setattr("kad.server.playground_app.run", lambda *arguments: codes.append(arguments[-1]))
+    monkeypatch.setenv("KAD_API_KEY", "sesame")
+    done = CliRunner().invoke(app, ["playground", browser, "--port", "0"])
+    assert done.exit_code == 0, done.stderr
+    assert "sesame" not in done.output + "".join(opened)
+    assert len(codes[0]) > 20
+    (address,) = opened or [done.stderr.split(" is at ")[1].split()[0]]
+    assert address.endswith(f"/#code={codes[0]}")
 
 
 def test_a_body_that_is_too_large_is_not_read(pair: kad.KadForCausalLM) -> None:

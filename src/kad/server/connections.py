@@ -58,8 +58,9 @@ class _Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.timeout_keep_alive_task = self.loop.call_later(_SECONDS_TO_ASK, self.timeout_keep_alive_handler)
-        own = sum(other.client[:1] == self.client[:1] for other in self.connections if other.client and self.client)
-        own = own if self._shared else 0
+        others: Any = self.connections
+        address = self.client[0] if self.client and self._shared else None
+        own = sum(other.client[0] == address for other in others if other.client)
         if len(self.connections) > self._most or own > max(1, self._most // 2):
             transport.abort()
         elif own > max(1, self._places // 2):

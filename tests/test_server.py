@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import random
 import socket
 import threading
 import time
@@ -16,10 +15,13 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import kad
 from conftest import make_model, make_tokenizer
+from test_foreign_files import EXAMPLES, MANY, bounded, damaged
 from test_text import TableEngine
 from test_text_prompts import in_the_manner_of_sentencepiece
 
@@ -450,6 +452,7 @@ def test_the_key(pair: kad.KadForCausalLM) -> None:
 @pytest.mark.parametrize("command", [("serve", "tiny"), ("serve", "tiny", "--dry-run"), ("playground",)])
 def test_an_empty_key_is_an_error(command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever writes --api-key "$KEY" wants one."""
+    monkeypatch.setattr("uvicorn.Server.run", lambda *arguments, **options: None)
     done = CliRunner().invoke(app, [*command, "--api-key", ""])
     assert (done.exit_code, "--api-key is empty. Give a key" in done.stderr) == (2, True)
     monkeypatch.setenv("KAD_API_KEY", " ")
@@ -499,60 +502,72 @@ def test_a_body_that_is_too_large_is_not_read(pair: kad.KadForCausalLM) -> None:
 # ----------------------------------------------------------------------------------------------------------------- fuzz
 
 
+LIKE_OPENAI = {
+    "model": "pair", "max_tokens": 2, "temperature": 1.0, "top_p": 0.9, "top_k": 5, "min_p": 0.1, "seed": 3, "n": 2,
+    "repetition_penalty": 1.1, "frequency_penalty": 0.5, "presence_penalty": -0.5, "logit_bias": {"5": 3.0},
+    "stop": ["x", "yz"], "rule": {"rule": "dual", "threshold": 0.3}, "deferral_temperature": 1.5, "num_draft_tokens": 2,
+    "base_prompt": {"template": "{system}Q: {question}\nA:", "stops": ["\nQ:"], "ends": "rule",
+                    "examples": [{"question": "a", "answer": "b"}]},
+    "user": "me",
+}  # fmt: skip
+MESSAGES = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
+STREAM = {"stream": True, "stream_options": {"include_usage": True}}
+SHAPE = {"type": "object", "properties": {"a": {"enum": ["x", 1]}}, "required": ["a"], "additionalProperties": False}
+GOOD = {
+    "chat": (CHAT, {**LIKE_OPENAI, "messages": MESSAGES, "logprobs": True, "top_logprobs": 2}),
+    "schema": (
+        CHAT,
+        {**ASKED, "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": SHAPE}}},
+    ),
+    "stream": (
+        CHAT,
+        {**LIKE_OPENAI, **STREAM, "messages": MESSAGES, "chat_template_kwargs": {"enable_thinking": True}},
+    ),
+    "kad": (CHAT, {**ASKED, **STREAM, "kad": {"of": "composed", "continuation": [5, 6]}}),
+    "text": ("/v1/completions", {**LIKE_OPENAI, "prompt": ["Hi", "Ho"], "logprobs": 2}),
+    "ids": ("/v1/completions", {**ASKED, "messages": None, "prompt": [5, 6], "vllm_xargs": {"rule": "base_only"}}),
+}
+
+
+@pytest.fixture(scope="module")
+def attacked(tiny: kad.KadForCausalLM) -> Iterator[str]:
+    with running(tiny) as address:
+        yield address
+
+
+def _damaged_requests(address: str, kind: str, data: st.DataObject) -> None:
+    """An answer or a refusal, in bounded time and memory; and the next one is answered."""
+    path, good = GOOD[kind]
+    text = data.draw(damaged(json.dumps(good)))
+    with bounded(), client(address, headers={"Content-Type": "application/json"}) as http:
+        got = http.post(path, content=text.encode("utf-8", "surrogatepass"))
+        assert got.status_code in (200, 400, 404), (text[:500], got.text)
+        assert len(got.content) < 1 << 20
+        if got.headers["content-type"].startswith("text/event-stream"):
+            assert not [part for part in events(got) if "error" in part]
+        elif got.status_code != 200:
+            assert set(got.json()["error"]) == {"message", "type", "param", "code"}
+        assert http.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize("kind", GOOD)
+def test_a_good_request_is_answered(attacked: str, kind: str) -> None:
+    path, good = GOOD[kind]
+    with client(attacked) as http:
+        answer = http.post(path, json={key: value for key, value in good.items() if value is not None})
+        assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize("kind", GOOD)
+@MANY
+@given(data=st.data())
+def test_a_damaged_request(attacked: str, kind: str, data: st.DataObject) -> None:
+    _damaged_requests(attacked, kind, data)
+
+
 @pytest.mark.slow
-def test_random_requests_are_answered_or_refused(pair: kad.KadForCausalLM) -> None:
-    """Nothing is a 5xx, and the server still answers as before."""
-    draw = random.Random(0)
-    with running(pair) as address, client(address, headers={"Content-Type": "application/json"}) as http:
-        before = http.post(CHAT, json={**ASKED, "seed": 1}).json()["choices"]
-        seen = set()
-        for number in range(250):
-            kind = draw.choice([CHAT, "/v1/completions", "kad", "kad", "/v1/models", "/no"])
-            body = json.dumps(_body(draw, kind)) if number % 8 else _noise(draw)
-            path = CHAT if kind == "kad" else kind
-            got = http.post(path, content=body.encode("utf-8", "surrogatepass"))
-            assert got.status_code in (200, 400, 404, 405), (path, body, got.text)
-            seen.add((kind, got.status_code))
-            if got.headers["content-type"].startswith("text/event-stream"):
-                assert not [data for data in events(got) if "error" in data]
-        assert {(CHAT, 200), (CHAT, 400), ("kad", 200), ("kad", 400), ("/no", 404)} <= seen
-        assert http.post(CHAT, json={**ASKED, "seed": 1}).json()["choices"] == before
-
-
-def _body(draw: random.Random, kind: str) -> dict[str, Any]:
-    """A good request with up to three fields made strange."""
-    messages = [{"role": "user", "content": "Hi"}]
-    body: dict[str, Any] = {
-        CHAT: {"model": "pair", "messages": messages, "max_tokens": 2},
-        "/v1/completions": {"model": "pair", "prompt": "Hi", "max_tokens": 2},
-        "kad": {"model": "pair", "messages": messages, "max_tokens": 2, "stream": True, "kad": {"continuation": [5]}},
-    }.get(kind, {})
-    names = [
-        *body, "temperature", "top_p", "top_k", "min_p", "seed", "rule", "stop", "n", "logprobs", "top_logprobs",
-        "stream", "kad", "continuation", "of", "chat_template_kwargs", "deferral_temperature",
-        "num_draft_tokens", "response_format", "vllm_xargs", "repetition_penalty", "stream_options", "logit_bias",
-        "echo", "frequency_penalty", "presence_penalty", "tools", "\ud800",
-    ]  # fmt: skip
-    for _ in range(draw.randint(0, 3)):
-        body[draw.choice(names)] = _value(draw)
-    if isinstance(body.get("kad"), dict) and draw.random() < 0.5:
-        body["kad"][draw.choice(["continuation", "of", "off"])] = _value(draw)
-    return body
-
-
-def _value(draw: random.Random, depth: int = 0) -> Any:
-    plain = [
-        None, True, False, 0, 1, -1, 2, 0.5, 1e308, -1e-308, 1 << 70, float("nan"), float("inf"), "", "x", "\ud800",
-        "\0", "dual:threshold=0.3", "base_only", "contrastive", "dual:threshold=nan", "composed", "auto", "é" * 50, [],
-        {}, {"of": "base"}, {"continuation": [7]}, [1], ["x"], [[3, 4]], [-1], {"rule": "dual"},
-        {"type": "json_object"}, {"5": 3.0}, {"role": "user", "content": "Hi"},
-    ]  # fmt: skip
-    if depth < 3 and draw.random() < 0.3:
-        return [_value(draw, depth + 1) for _ in range(draw.randint(0, 3))]
-    if depth < 3 and draw.random() < 0.2:
-        return {str(_value(draw, 3)): _value(draw, depth + 1)}
-    return draw.choice(plain)
-
-
-def _noise(draw: random.Random) -> str:
-    return "".join(draw.choice('{}[]":,0x\\u\ud800\0é ') for _ in range(draw.randint(0, 40)))
+@pytest.mark.parametrize("kind", GOOD)
+@settings(MANY, max_examples=50 * EXAMPLES)
+@given(data=st.data())
+def test_many_damaged_requests(attacked: str, kind: str, data: st.DataObject) -> None:
+    _damaged_requests(attacked, kind, data)

@@ -23,7 +23,7 @@ _BACKLOG = 64  # connections that the system keeps for us
 _SECONDS_TO_ASK = 10.0
 _SECONDS_TO_KEEP = 5
 _SECONDS_TO_END = 3
-_SECONDS_TO_LOOK = 1.0
+_SECONDS_TO_LOOK = 0.5
 _HEADERS = [("X-Content-Type-Options", "nosniff"), ("Content-Security-Policy", "frame-ancestors 'none'")]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -415,6 +416,29 @@ def test_a_wrong_request_says_what_is_wrong(
     assert set(error) == {"message", "type", "param", "code"}
     assert error["type"] == "invalid_request_error"
     assert len(refused.text) < 2000
+
+
+@pytest.mark.parametrize(
+    ("path", "change"),
+    [
+        (CHAT, {"messages": [{"role": "user", "content": [{}] * 1_000_000}]}),
+        (CHAT, {"kad": {"continuation": [None] * 800_000}, "stream": True}),
+        (TEXT, {"prompt": [-1] * 1_000_000}),
+        (TEXT, {"prompt": [[-1] * 1_000] * 1_000}),
+        (TEXT, {"prompt": [[None] * 800] * 1_000}),
+        (TEXT, {"logit_bias": {f"x{number}": 1 for number in range(250_000)}}),
+        (TEXT, {f"x{number}": 1 for number in range(250_000)}),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_million_mistakes_cost_no_more_than_one(http: httpx.Client, path: str, change: dict[str, Any]) -> None:
+    """An error for each of them would take half a minute and gigabytes, while nobody else is answered."""
+    body = {**(ASKED if path == CHAT else {"model": "tiny", "prompt": "x"}), **change}
+    begun = time.perf_counter()
+    text = json.dumps(body, separators=(",", ":"))
+    refused = http.post(path, content=text, headers={"Content-Type": "application/json"})
+    assert refused.status_code == 400
+    assert time.perf_counter() - begun < 3
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,8 @@ class _Connection(H11Protocol):
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """The client has closed the connection, or only its own half of it, and waits for the answer."""
-        waits = self.cycle is not None and not self.cycle.response_complete
+        asked = self.cycle is not None and not self.cycle.more_body and not self.cycle.response_complete
+        waits = asked and self.scope["http_version"] == "1.1"
         if waits:
             self.cycle.keep_alive = False
             self._look()

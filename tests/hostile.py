@@ -50,7 +50,14 @@ _CHAT: dict[str, list[Any]] = {
     "stream": ["perhaps", 7],
     "top_logprobs": ["x", -5, 10**6],
     "response_format": [7, {"type": "no"}, {"type": "json_schema"}],
-    "vllm_xargs": [7, {"rule": 7}, {"rule": "duel"}, {"rule": "dual:threshold=nan"}, {"rule": "a" * 100_000}],
+    "vllm_xargs": [
+        7,
+        {"rule": 7},
+        {"rule": "duel"},
+        {"rule": "dual:threshold=nan"},
+        {"rule": "a" * 100_000},
+        {"rule": "a" * 4_000_000},
+    ],
 }
 _TEXT: dict[str, list[Any]] = {"prompt": [7, {}, [-1], [10**9], [1.5], [[]], [None], "x " * 5000]}
 

@@ -13,14 +13,15 @@ import httpx
 import uvicorn
 
 from kad.server.app import make_app
+from kad.server.connections import server_of
 from kad.server.listening import Listening, address_of, listen
 
 
 @contextmanager
 def running(model: Any, name: str = "pair", **options: Any) -> Iterator[str]:
     """The address of a server that runs until the block is left."""
-    app = make_app(model, name, Listening(**options))
-    with serving(uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1))) as address:
+    chosen = Listening(**options)
+    with serving(server_of(make_app(model, name, chosen), chosen)) as address:
         yield address
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -259,6 +261,18 @@ def test_stops_are_what_the_definition_says() -> None:
         met |= set(expected.tolist())
     assert met == {NONE, PART, OVER}
     assert Ends((1, 4), size).after(ids).nonzero().flatten().tolist() == [1, 4], "without stops no tokenizer is needed"
+
+
+def test_the_largest_stops_cost_no_more_than_a_look_at_each_token() -> None:
+    """They come with a request. A look at every beginning of a stop for every token would take minutes."""
+    draw = random.Random(0)
+    pieces = ["".join(draw.choices("abcdefghij ", k=draw.randint(1, 8))) for _ in range(30_000)]
+    view = TokenBytes(None, [piece.encode() for piece in pieces] + [b"a" * 60], splits=False)
+    stops = BasePrompt("{question}", tuple("a" * (184 + count) for count in range(16))).stops
+    began = time.perf_counter()
+    kinds = Ends((), len(view.pieces), [stop.encode() for stop in stops], view).after([30_000] * 2)
+    assert time.perf_counter() - began < 5
+    assert [kinds[pieces.index(piece)] for piece in ("a", "b")] == [PART, NONE]
 
 
 @pytest.mark.parametrize("end", [None, 2, 9], ids=["to the rest", "to a token", "to a foreign token"])

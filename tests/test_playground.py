@@ -32,7 +32,8 @@ from test_translated import where  # noqa: F401  (a fixture, for the other one)
 fastapi = pytest.importorskip("fastapi", reason='pip install "kad-align[server]"')
 
 from kad.server.app import make_app  # noqa: E402
-from kad.server.listening import Listening, listen, server_of  # noqa: E402
+from kad.server.connections import server_of  # noqa: E402
+from kad.server.listening import Listening, listen  # noqa: E402
 from kad.server.playground_app import Playground, run  # noqa: E402
 from server_runs import serving  # noqa: E402
 
@@ -48,9 +49,11 @@ def tiny() -> kad.KadForCausalLM:
 
 
 @contextmanager
-def running(make: Callable[[], Any]) -> Iterator[str]:
+def running(make: Callable[[], Any], options: Listening | None = None, code: str | None = None) -> Iterator[str]:
     """A playground in a thread, and its address."""
-    with serving(server_of(Playground(make, lambda error: None, Listening(), "tiny")), seconds_to_end=60) as address:
+    options = options or Listening()
+    playground = Playground(make, lambda error: None, options, "tiny", code)
+    with serving(server_of(playground, options), seconds_to_end=60) as address:
         yield address
 
 
@@ -698,12 +701,16 @@ def test_models_that_cannot_be_loaded_end_it() -> None:
 
 
 def test_a_key_is_asked_for_and_comes_with_the_address(open_page: Any, tiny: kad.KadForCausalLM) -> None:
-    with running(lambda: make_app(tiny, "tiny", Listening(api_key="open sesame"))) as address:
+    options = Listening(api_key="open sesame")
+    with running(lambda: make_app(tiny, "tiny", options), options, code="c0de") as address:
         locked = open_page(at=address)
         locked.page.wait_for_selector("#pair.problem")
         assert "Give the key of this server" in locked.page.locator("#pair").inner_text()
-        player = open_page(at=f"{address}/#key=open%20sesame")
-        player.page.wait_for_selector("#send:not([disabled])")
-        assert player.page.url == f"{address}/", "the key stays in the address"
-        player.page.reload()
-        player.page.wait_for_selector("#send:not([disabled])")
+        for secret in ("code=c0de", "key=open%20sesame"):
+            player = open_page(at=f"{address}/#{secret}")
+            player.page.wait_for_selector("#send:not([disabled])")
+            assert player.page.url == f"{address}/", "the key stays in the address"
+            player.page.reload()
+            player.page.wait_for_selector("#send:not([disabled])")
+        late = open_page(at=f"{address}/#code=c0de")
+        late.page.wait_for_selector("#pair.problem")

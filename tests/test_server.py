@@ -5,17 +5,23 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import random
 import socket
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
+import httpx
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 import kad
 from conftest import make_model, make_tokenizer
+from test_foreign_files import EXAMPLES, MANY, bounded, damaged
 from test_text import TableEngine
 from test_text_prompts import in_the_manner_of_sentencepiece
 
@@ -23,11 +29,16 @@ pytest.importorskip("fastapi", reason='pip install "kad-align[server]"')
 
 from benchmarks.server_clients import everybody, question
 
+from kad.cli.main import app
+from kad.errors import UsageError
+from kad.server.connections import server_of
 from kad.server.desk import AnswerJob, Desk
+from kad.server.listening import Listening
+from kad.server.playground_app import Playground
 from kad.server.refusals import Busy
 from kad.text.contexts import Context
 from kad.text.conversation import WarmScorers
-from server_runs import client, events, running, until
+from server_runs import client, events, running, serving, until
 
 ASKED = {"model": "pair", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4, "temperature": 1.0}
 CHAT = "/v1/chat/completions"
@@ -160,11 +171,7 @@ def test_the_line_is_bounded(gated: Gated) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_hangs_up_frees_its_place(gated: Gated, stream: bool) -> None:
     with running(gated, max_requests=1) as address, client(address) as http:
-        body = json.dumps({**ASKED, "max_tokens": 400, "stream": stream}).encode()
-        host, port = address.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port))) as raw:
-            head = f"POST {CHAT} HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
-            raw.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        with hung(address, {**ASKED, "max_tokens": 400, "stream": stream}) as raw:
             until(lambda: gated.begun)
             gated.open(6)
             if stream:
@@ -173,6 +180,42 @@ def test_a_client_that_hangs_up_frees_its_place(gated: Gated, stream: bool) -> N
         gated.open()
         assert http.post(CHAT, json=ASKED).status_code == 200
         assert gated.passes < 60
+
+
+def test_work_before_the_line_is_counted_and_ends_with_its_client(gated: Gated) -> None:
+    """Prompts that take long, whose clients hang up: the one under way is finished, the others never begin."""
+    template, rendered = gated.tokenizer.apply_chat_template, list[Any]()
+
+    def slow(conversation: Any, **options: Any) -> Any:
+        rendered.append(conversation)
+        if conversation[0]["content"] == "slow":
+            gated.gate.acquire()
+        return template(conversation, **options)
+
+    gated.tokenizer.apply_chat_template = slow
+    with running(gated, max_requests=5) as address, client(address) as http:
+
+        def waiting() -> int:
+            return http.get("/v1/models/pair").json()["kad"]["waiting"]
+
+        lines = [hung(address, ASKED | {"messages": [{"role": "user", "content": "slow"}]}) for _ in range(5)]
+        until(lambda: waiting() == 5)
+        assert http.post(CHAT, json=ASKED).status_code == 429
+        for line in lines:
+            line.close()
+        until(lambda: waiting() == 0)
+        gated.open()
+        assert http.post(CHAT, json=ASKED).status_code == 200
+    assert [said[0]["content"] for said in rendered] == ["slow", "Hello"]
+
+
+def hung(address: str, body: dict[str, Any], source: str = "127.0.0.1") -> socket.socket:
+    """A connection on which a request was sent, and nothing read."""
+    host, port = address.removeprefix("http://").split(":")
+    line, text = socket.create_connection((host, int(port)), 30, (source, 0)), json.dumps(body).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
+    line.sendall(f"{head}Content-Length: {len(text)}\r\n\r\n".encode() + text)
+    return line
 
 
 def test_a_failing_model_ends_its_request_and_nothing_else(
@@ -203,6 +246,103 @@ def test_kept_scorers_are_those_that_know_most_of_the_prompt(pair: kad.KadForCau
     assert kept.take(ids, roles) == {}
     kept.keep(stream.loop)
     assert kept.take(ids, (*roles, "reference")) == {}
+
+
+# ------------------------------------------------------------------------------------------------------ the connections
+
+
+def test_a_connection_that_asks_nothing_is_closed(gated: Gated, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does a head that never ends keep it open, nor one that comes byte by byte, before or after an answer."""
+    for wait in ("ASK", "KEEP"):
+        monkeypatch.setattr(f"kad.server.connections._SECONDS_TO_{wait}", 0.5)
+    with running(gated) as address:
+        host, port = address.removeprefix("http://").split(":")
+        health = f"GET /health HTTP/1.1\r\nHost: {host}\r\n".encode()
+        for sent in (b"", b"G", health, health + b"\r\n" + health):
+            with socket.create_connection((host, int(port)), timeout=20) as line:
+                line.sendall(sent)
+                begun, answer = time.monotonic(), bytearray()
+                with suppress(ConnectionError):
+                    while part := line.recv(4096):
+                        answer += part
+                        line.sendall(b"x" if sent else b"")
+                        time.sleep(0.05)
+                assert time.monotonic() - begun < 15
+                assert answer.count(b"200 OK") == sent.endswith(b"\r\n" + health)
+        with hung(address, {**ASKED, "max_tokens": 1}) as line:
+            time.sleep(1)  # a request may wait for its answer
+            gated.open()
+            assert b"200 OK" in line.recv(4096)
+
+
+def test_connections_are_bounded_and_the_others_are_answered(gated: Gated, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a bound, file descriptors end, and the server does nothing but say so."""
+    monkeypatch.setattr("kad.server.connections._MORE", 4)
+    with running(gated, max_requests=4) as address, client(address) as http:
+        host, port = address.removeprefix("http://").split(":")
+        lines = [socket.create_connection((host, int(port)), timeout=5) for _ in range(40)]
+        until(lambda: sum(_closed(line) for line in lines) == 32)
+        for line in lines:
+            line.close()
+        assert http.get("/health").status_code == 200
+
+
+def _closed(line: socket.socket) -> bool:
+    line.setblocking(False)
+    try:
+        return line.recv(1) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True
+
+
+def test_one_address_cannot_take_all_places(gated: Gated) -> None:
+    with running(gated, max_requests=4, host="0.0.0.0") as address, client(address) as http:
+        lines = [hung(address, ASKED) for _ in range(2)]
+        until(lambda: gated.begun)
+        assert http.post(CHAT, json=ASKED).status_code == 429
+        for line in lines:
+            line.close()
+        with hung(address, ASKED, source="127.0.0.2") as other:
+            gated.open()
+            assert b"200 OK" in other.recv(4096)
+
+
+def test_who_closes_half_of_a_connection_gets_the_answer(gated: Gated) -> None:
+    with running(gated) as address, hung(address, ASKED) as line:
+        line.shutdown(socket.SHUT_WR)
+        time.sleep(1.5)
+        gated.open()
+        answer = b"".join(iter(lambda: line.recv(4096), b""))
+    *before, head, body = answer.split(b"\r\n\r\n")
+    assert set(before) == {b"HTTP/1.1 100 Continue"}
+    assert head.startswith(b"HTTP/1.1 200 OK")
+    assert json.loads(body)["choices"][0]["message"]["content"]
+
+
+def test_a_server_that_is_stopped_says_so_to_all(gated: Gated) -> None:
+    """A stream under way ends with an event, and who waits gets status 503; nobody waits for the models."""
+    with running(gated) as address:
+        stream = hung(address, {**ASKED, "max_tokens": 400, "stream": True})
+        gated.open(8)
+        assert b"200 OK" in stream.recv(4096)
+        waiting = [hung(address, {**ASKED, "stream": stream}) for stream in (True, False)]
+        with client(address) as http:
+            until(lambda: http.get("/v1/models/pair").json()["kad"]["waiting"] == 3)
+        begun = time.monotonic()
+    assert time.monotonic() - begun < 2.5
+    answers = [b"".join(iter(lambda line=line: line.recv(4096), b"")) for line in (stream, *waiting)]
+    assert answers[0].rstrip(b"\r\n0").endswith(b'"code":"stopped"}}')
+    assert [answer.startswith(b"HTTP/1.1 503 ") for answer in answers] == [False, True, True]
+
+
+def test_pages_of_the_server_are_neither_guessed_at_nor_framed(pair: kad.KadForCausalLM) -> None:
+    with running(pair) as address, client(address) as http:
+        for path in ("/health", "/v1/models", "/no"):
+            headers = http.get(path).headers
+            assert headers["x-content-type-options"] == "nosniff"
+            assert headers["content-security-policy"] == "frame-ancestors 'none'"
 
 
 # -------------------------------------------------------------------------------------------------------- fifty clients
@@ -303,10 +443,52 @@ def test_the_key(pair: kad.KadForCausalLM) -> None:
         key = "kéy".encode()
         for value in (None, b"", b"Bearer", b"Bearer key", b"Basic " + key, b"Bearer " + key + b"x", key):
             headers = {} if value is None else {b"Authorization": value}
-            for path in ("/v1/models", "/v1/models/pair"):
+            for path in ("/v1/models", "/v1/models/pair", "/openapi.json", "/no", "/"):
                 assert http.get(path, headers=headers).status_code == 401
         assert http.get("/v1/models", headers={b"Authorization": b"Bearer " + key}).status_code == 200
         assert http.get("/health").json() == {"status": "ok"}
+
+
+@pytest.mark.parametrize("command", [("serve", "tiny"), ("serve", "tiny", "--dry-run"), ("playground",)])
+def test_an_empty_key_is_an_error(command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever writes --api-key "$KEY" wants one."""
+    monkeypatch.setattr("uvicorn.Server.run", lambda *arguments, **options: None)
+    done = CliRunner().invoke(app, [*command, "--api-key", ""])
+    assert (done.exit_code, "--api-key is empty. Give a key" in done.stderr) == (2, True)
+    monkeypatch.setenv("KAD_API_KEY", " ")
+    done = CliRunner().invoke(app, [*command])
+    assert (done.exit_code, "KAD_API_KEY is empty. Give a key" in done.stderr) == (2, True)
+
+
+def test_a_code_gets_the_key_once() -> None:
+    """Neither a wrong code, nor another page, nor a second try gets it."""
+
+    def make() -> Any:
+        raise UsageError("nothing is asked of the models")
+
+    playground = Playground(make, lambda error: None, Listening(api_key="sésame"), "tiny", "c0de")
+    with serving(server_of(playground)) as address, httpx.Client(base_url=address, trust_env=False) as http:
+        assert http.get("/key").status_code == 403
+        for code, origin in (("", address), ("c0d", address), ("c\u00f6de", address), ("c0de", "http://evil.example")):
+            refused = http.post("/key", content=code.encode(), headers={"Origin": origin})
+            assert (refused.status_code, "sésame" in refused.text) == (403, False)
+        taken = http.post("/key", content="c0de", headers={"Origin": address})
+        assert (taken.json(), taken.headers["cache-control"]) == ({"key": "sésame"}, "no-store")
+        assert http.post("/key", content="c0de").status_code == 403
+
+
+@pytest.mark.parametrize("browser", ["--browser", "--no-browser"])
+def test_the_key_is_on_no_command_line_of_a_browser(browser: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, codes = list[str](), list[str]()
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    monkeypatch.setattr("kad.server.playground_app.run", lambda *arguments: codes.append(arguments[-1]))
+    monkeypatch.setenv("KAD_API_KEY", "sesame")
+    done = CliRunner().invoke(app, ["playground", browser, "--port", "0"])
+    assert done.exit_code == 0, done.stderr
+    assert "sesame" not in done.output + "".join(opened)
+    assert len(codes[0]) > 20
+    (address,) = opened or [done.stderr.split(" is at ")[1].split()[0]]
+    assert address.endswith(f"/#code={codes[0]}")
 
 
 def test_a_body_that_is_too_large_is_not_read(pair: kad.KadForCausalLM) -> None:
@@ -320,60 +502,72 @@ def test_a_body_that_is_too_large_is_not_read(pair: kad.KadForCausalLM) -> None:
 # ----------------------------------------------------------------------------------------------------------------- fuzz
 
 
+LIKE_OPENAI = {
+    "model": "pair", "max_tokens": 2, "temperature": 1.0, "top_p": 0.9, "top_k": 5, "min_p": 0.1, "seed": 3, "n": 2,
+    "repetition_penalty": 1.1, "frequency_penalty": 0.5, "presence_penalty": -0.5, "logit_bias": {"5": 3.0},
+    "stop": ["x", "yz"], "rule": {"rule": "dual", "threshold": 0.3}, "deferral_temperature": 1.5, "num_draft_tokens": 2,
+    "base_prompt": {"template": "{system}Q: {question}\nA:", "stops": ["\nQ:"], "ends": "rule",
+                    "examples": [{"question": "a", "answer": "b"}]},
+    "user": "me",
+}  # fmt: skip
+MESSAGES = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
+STREAM = {"stream": True, "stream_options": {"include_usage": True}}
+SHAPE = {"type": "object", "properties": {"a": {"enum": ["x", 1]}}, "required": ["a"], "additionalProperties": False}
+GOOD = {
+    "chat": (CHAT, {**LIKE_OPENAI, "messages": MESSAGES, "logprobs": True, "top_logprobs": 2}),
+    "schema": (
+        CHAT,
+        {**ASKED, "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": SHAPE}}},
+    ),
+    "stream": (
+        CHAT,
+        {**LIKE_OPENAI, **STREAM, "messages": MESSAGES, "chat_template_kwargs": {"enable_thinking": True}},
+    ),
+    "kad": (CHAT, {**ASKED, **STREAM, "kad": {"of": "composed", "continuation": [5, 6]}}),
+    "text": ("/v1/completions", {**LIKE_OPENAI, "prompt": ["Hi", "Ho"], "logprobs": 2}),
+    "ids": ("/v1/completions", {**ASKED, "messages": None, "prompt": [5, 6], "vllm_xargs": {"rule": "base_only"}}),
+}
+
+
+@pytest.fixture(scope="module")
+def attacked(tiny: kad.KadForCausalLM) -> Iterator[str]:
+    with running(tiny) as address:
+        yield address
+
+
+def _damaged_requests(address: str, kind: str, data: st.DataObject) -> None:
+    """An answer or a refusal, in bounded time and memory; and the next one is answered."""
+    path, good = GOOD[kind]
+    text = data.draw(damaged(json.dumps(good)))
+    with bounded(), client(address, headers={"Content-Type": "application/json"}) as http:
+        got = http.post(path, content=text.encode("utf-8", "surrogatepass"))
+        assert got.status_code in (200, 400, 404), (text[:500], got.text)
+        assert len(got.content) < 1 << 20
+        if got.headers["content-type"].startswith("text/event-stream"):
+            assert not [part for part in events(got) if "error" in part]
+        elif got.status_code != 200:
+            assert set(got.json()["error"]) == {"message", "type", "param", "code"}
+        assert http.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize("kind", GOOD)
+def test_a_good_request_is_answered(attacked: str, kind: str) -> None:
+    path, good = GOOD[kind]
+    with client(attacked) as http:
+        answer = http.post(path, json={key: value for key, value in good.items() if value is not None})
+        assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize("kind", GOOD)
+@MANY
+@given(data=st.data())
+def test_a_damaged_request(attacked: str, kind: str, data: st.DataObject) -> None:
+    _damaged_requests(attacked, kind, data)
+
+
 @pytest.mark.slow
-def test_random_requests_are_answered_or_refused(pair: kad.KadForCausalLM) -> None:
-    """Nothing is a 5xx, and the server still answers as before."""
-    draw = random.Random(0)
-    with running(pair) as address, client(address, headers={"Content-Type": "application/json"}) as http:
-        before = http.post(CHAT, json={**ASKED, "seed": 1}).json()["choices"]
-        seen = set()
-        for number in range(250):
-            kind = draw.choice([CHAT, "/v1/completions", "kad", "kad", "/v1/models", "/no"])
-            body = json.dumps(_body(draw, kind)) if number % 8 else _noise(draw)
-            path = CHAT if kind == "kad" else kind
-            got = http.post(path, content=body.encode("utf-8", "surrogatepass"))
-            assert got.status_code in (200, 400, 404, 405), (path, body, got.text)
-            seen.add((kind, got.status_code))
-            if got.headers["content-type"].startswith("text/event-stream"):
-                assert not [data for data in events(got) if "error" in data]
-        assert {(CHAT, 200), (CHAT, 400), ("kad", 200), ("kad", 400), ("/no", 404)} <= seen
-        assert http.post(CHAT, json={**ASKED, "seed": 1}).json()["choices"] == before
-
-
-def _body(draw: random.Random, kind: str) -> dict[str, Any]:
-    """A good request with up to three fields made strange."""
-    messages = [{"role": "user", "content": "Hi"}]
-    body: dict[str, Any] = {
-        CHAT: {"model": "pair", "messages": messages, "max_tokens": 2},
-        "/v1/completions": {"model": "pair", "prompt": "Hi", "max_tokens": 2},
-        "kad": {"model": "pair", "messages": messages, "max_tokens": 2, "stream": True, "kad": {"continuation": [5]}},
-    }.get(kind, {})
-    names = [
-        *body, "temperature", "top_p", "top_k", "min_p", "seed", "rule", "stop", "n", "logprobs", "top_logprobs",
-        "stream", "kad", "continuation", "of", "chat_template_kwargs", "deferral_temperature",
-        "num_draft_tokens", "response_format", "vllm_xargs", "repetition_penalty", "stream_options", "logit_bias",
-        "echo", "frequency_penalty", "presence_penalty", "tools", "\ud800",
-    ]  # fmt: skip
-    for _ in range(draw.randint(0, 3)):
-        body[draw.choice(names)] = _value(draw)
-    if isinstance(body.get("kad"), dict) and draw.random() < 0.5:
-        body["kad"][draw.choice(["continuation", "of", "off"])] = _value(draw)
-    return body
-
-
-def _value(draw: random.Random, depth: int = 0) -> Any:
-    plain = [
-        None, True, False, 0, 1, -1, 2, 0.5, 1e308, -1e-308, 1 << 70, float("nan"), float("inf"), "", "x", "\ud800",
-        "\0", "dual:threshold=0.3", "base_only", "contrastive", "dual:threshold=nan", "composed", "auto", "é" * 50, [],
-        {}, {"of": "base"}, {"continuation": [7]}, [1], ["x"], [[3, 4]], [-1], {"rule": "dual"},
-        {"type": "json_object"}, {"5": 3.0}, {"role": "user", "content": "Hi"},
-    ]  # fmt: skip
-    if depth < 3 and draw.random() < 0.3:
-        return [_value(draw, depth + 1) for _ in range(draw.randint(0, 3))]
-    if depth < 3 and draw.random() < 0.2:
-        return {str(_value(draw, 3)): _value(draw, depth + 1)}
-    return draw.choice(plain)
-
-
-def _noise(draw: random.Random) -> str:
-    return "".join(draw.choice('{}[]":,0x\\u\ud800\0é ') for _ in range(draw.randint(0, 40)))
+@pytest.mark.parametrize("kind", GOOD)
+@settings(MANY, max_examples=50 * EXAMPLES)
+@given(data=st.data())
+def test_many_damaged_requests(attacked: str, kind: str, data: st.DataObject) -> None:
+    _damaged_requests(attacked, kind, data)

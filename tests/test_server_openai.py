@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -41,6 +43,12 @@ SCHEMA = {
     "required": ["left", "of"],
     "additionalProperties": False,
 }
+
+TOO_LARGE = [
+    ({"enum": [f"x{number}" for number in range(100_000)]}, "at most 131,072 are allowed"),
+    ({"type": "string", "pattern": "^(([a-z]{1,100}){1,100}){1,100}[a-z]{1,99999}$" * 50}, "The schema cannot be used"),
+    (functools.reduce(lambda inner, _: {"anyOf": [inner]}, range(400), {"type": "null"}), "The schema cannot be used"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -380,6 +388,17 @@ CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
             {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nope"}}}},
             "The schema cannot be used: Invalid type: nope",
         ),
+        *(
+            (CHAT, {"response_format": {"type": "json_schema", "json_schema": {"schema": schema}}}, message)
+            for schema, message in TOO_LARGE
+        ),
+        (CHAT, {"vllm_xargs": {"rule": "a" * 4_000_000}}, "vllm_xargs.rule: String should have at most 256 characters"),
+        (CHAT, {"rule": {"rule": "a" * 4_000_000}}, "rule: a rule has at most 256 characters."),
+        (CHAT, {"rule": {"rule": "dual", "threshold": [0.4] * 1_000_000}}, "rule: a rule has at most 256 characters."),
+        (CHAT, {"base_prompt": {"template": "{question}", "stops": ["x"] * 100_000}}, "at most 16 stops of 200"),
+        (CHAT, {"base_prompt": {"template": "{question}", "stops": ["x" * 80_000]}}, "at most 16 stops of 200"),
+        (CHAT, {"base_prompt": {"template": "{" + "x" * 2_000_000 + "}"}}, "The template '{xxxxx"),
+        (CHAT, {"base_prompt": {"template": "{question}", "x" * 2_000_000: 1}}, "A base prompt has no 'xxxxx"),
         (TEXT, {"prompt": ""}, "The prompt is empty"),
         (TEXT, {"prompt": [99999]}, "prompt has the token id 99999, but the largest one is"),
         (TEXT, {"prompt": "x " * 4000}, "the models' context holds 2048, answer included. Shorten it, or start a new"),
@@ -396,6 +415,30 @@ def test_a_wrong_request_says_what_is_wrong(
     assert message in error["message"]
     assert set(error) == {"message", "type", "param", "code"}
     assert error["type"] == "invalid_request_error"
+    assert len(refused.text) < 2000
+
+
+@pytest.mark.parametrize(
+    ("path", "change"),
+    [
+        (CHAT, {"messages": [{"role": "user", "content": [{}] * 1_000_000}]}),
+        (CHAT, {"kad": {"continuation": [None] * 800_000}, "stream": True}),
+        (TEXT, {"prompt": [-1] * 1_000_000}),
+        (TEXT, {"prompt": [[-1] * 1_000] * 1_000}),
+        (TEXT, {"prompt": [[None] * 800] * 1_000}),
+        (TEXT, {"logit_bias": {f"x{number}": 1 for number in range(250_000)}}),
+        (TEXT, {f"x{number}": 1 for number in range(250_000)}),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_million_mistakes_cost_no_more_than_one(http: httpx.Client, path: str, change: dict[str, Any]) -> None:
+    """An error for each of them would take half a minute and gigabytes, while nobody else is answered."""
+    body = {**(ASKED if path == CHAT else {"model": "tiny", "prompt": "x"}), **change}
+    begun = time.perf_counter()
+    text = json.dumps(body, separators=(",", ":"))
+    refused = http.post(path, content=text, headers={"Content-Type": "application/json"})
+    assert refused.status_code == 400
+    assert time.perf_counter() - begun < 3
 
 
 @pytest.mark.parametrize(

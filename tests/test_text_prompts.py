@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import kad
 from cli_runs import make_tiny_tokenizer
+from conftest import make_tokenizer
 from kad.errors import UsageError
-from kad.text.prompts import Detokenizer, decode, text_ids
+from kad.text.prompts import Detokenizer, decode, encode, encode_plain, render, text_ids
 
 
 @pytest.mark.parametrize(
@@ -73,3 +77,27 @@ def test_a_token_that_a_model_does_not_have_is_refused() -> None:
         with pytest.raises(UsageError, match=f"has the token {token}, "):
             kad.generate(model, [3, token])
     assert kad.generate(model, "Ann has 5 pens.", sampling=kad.Sampling(max_new_tokens=1, temperature=0)).token_ids
+
+
+def test_a_template_that_never_ends_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kad.text.prompts.SECONDS", 0.2)
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    began = time.perf_counter()
+    with ThreadPoolExecutor(1) as thread:  # as in the server
+        for render_it in (render, lambda *what: thread.submit(render, *what).result()):
+            with pytest.raises(UsageError, match="chat template refuses this conversation: TimeoutError"):
+                render_it(tokenizer, [{"role": "user", "content": "Hi"}])
+    assert time.perf_counter() - began < 10
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    assert render(tokenizer, [{"role": "user", "content": "Hi"}]) == "Hi"
+    time.sleep(0.3)  # what came in time is not ended afterwards
+
+
+def test_a_tokenizer_that_gives_up_is_a_sentence() -> None:
+    """Its regular expression tries 2^n ways."""
+    tokenizer = make_tokenizer()
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("(a+)+b"), "isolated")
+    for encoded in (lambda text: encode(tokenizer, text, raw=True), lambda text: encode_plain(tokenizer, text)):
+        with pytest.raises(UsageError, match="The tokenizer gives up on this text"):
+            encoded("a" * 40)

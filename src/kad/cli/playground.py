@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
 import webbrowser
 from typing import TYPE_CHECKING, Annotated
-from urllib.parse import quote
 
 from kad.cli import stdio
 from kad.cli.common import ModelOptions, PairArgument, warn_if_open
@@ -48,11 +48,12 @@ def command(
 
         return make_app(model, models.name, listening)
 
-    address, key = address_of(socket), listening.key
-    if key is not None:
-        address += f"/#key={quote(key, safe='')}"
-    stdio.message(f"The page is at {address} (Ctrl-C ends it).")
+    # The command line of a browser can be read by others, and its history stays.
+    code = None if listening.key is None else secrets.token_urlsafe(16)
+    address = address_of(socket)
+    with_code = address if code is None else f"{address}/#code={code}"
+    stdio.message(f"The page is at {address if browser else with_code} (Ctrl-C ends it).")
     warn_if_open(listening)
     if browser:
-        webbrowser.open(address)
-    playground_app.run(make, socket, listening, models.name)
+        webbrowser.open(with_code)
+    playground_app.run(make, socket, listening, models.name, code)

@@ -20,7 +20,7 @@ from kad.engines.vllm import host as vllm
 from kad.errors import UsageError
 from kad.method.defaults import FIXED_DRAFT_TOKENS
 from kad.options import Option, options_of
-from kad.server.listening import HOST, Listening, address_of, check_installed, listen, server_of
+from kad.server.listening import HOST, Listening, address_of, check_installed, listen
 
 if TYPE_CHECKING:
     from kad.pair.config import KadConfig
@@ -113,9 +113,10 @@ def _serve_here(models: ModelOptions, draft_tokens: int | None, options: Listeni
     stdio.message(f"{name} is served at {address_of(listening)}/v1. Ctrl-C ends it.")
     warn_if_open(options)
     from kad.server.app import make_app
+    from kad.server.connections import server_of
 
     app = make_app(model, name, options, draft_tokens=draft_tokens)
-    server_of(app).run(sockets=[listening])
+    server_of(app, options).run(sockets=[listening])
 
 
 def _serve_with_vllm(

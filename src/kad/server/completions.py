@@ -60,17 +60,49 @@ class Completions:
     async def respond(self, request: AnyRequest, http: Request) -> Response:
         """The answer to a request, as one document or as a stream."""
         self.check_name(request.model)
-        jobs = await self._desk.with_texts(self._jobs, request)
         form = self._chat if isinstance(request, ChatRequest) else self._text
         usage = Usage()
-        deltas = _deltas(self._desk, jobs, usage, detailed=request.kad is not None)
+        deltas = self._deltas(request, usage)
         head = {"id": f"{form.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": self._name}
         if not request.stream:
-            choices = await unless_gone(http.receive, _whole(form, deltas, len(jobs)))
+            choices = await unless_gone(http.receive, _whole(form, deltas))
             return JSONResponse({**head, "object": form.kind, "choices": choices, "usage": usage.to_dict()})
         wants_usage = request.stream_options is not None and request.stream_options.include_usage
         events = _events(form, head, deltas, usage if wants_usage else None)
         return EventStream(await unless_gone(http.receive, anext(events)), events)
+
+    async def _deltas(self, request: AnyRequest, usage: Usage) -> AsyncGenerator[Delta]:
+        """The choices, one after the other. Each waits in the line again, so that other requests can come between.
+
+        All work for a request is done in its place in the line, the tokens of its prompt and its grammar too. `usage`
+        counts the tokens.
+        """
+        desk = self._desk
+        with desk.admitted():
+            jobs = await desk.with_texts(self._jobs, request)
+            previous: Context | None = None
+            for choice, job in enumerate(jobs):
+                model = desk.model_of(job)
+                ends, visible = end_tokens(model.generation_config), UntilStop(job.sampling.stop)
+                details = None if request.kad is None else Details(desk, job)
+                async with desk.answering(job) as run:
+                    async for piece in run:
+                        text = visible.push(piece.text)
+                        if details is not None:
+                            yield Delta(choice, text, kad=details.token(piece, run))
+                        else:
+                            # The tokens that end a text are no part of the log-probabilities.
+                            yield Delta(choice, text, piece.note if piece.token not in ends else None)
+                # Nothing is drawn after a continuation that ends the text.
+                complete = bool(job.begun) and job.begun[-1] in ends
+                reason = "stop" if complete else run.answer.finish_reason
+                usage.add(run, first=job.context is not previous)
+                previous = job.context
+                end = None
+                if details is not None:
+                    text = decode(model.tokenizer, [*job.begun, *run.answer.token_ids])
+                    end = details.end(run.answer, reason, before_stop(text, job.sampling.stop, reason == "stop_string"))
+                yield Delta(choice, visible.finish(reason == "stop_string"), finish_reason=_REASONS[reason], kad=end)
 
     def _jobs(self, request: AnyRequest) -> list[AnswerJob]:
         """One job a choice: for each prompt, `n` of them."""
@@ -188,42 +220,6 @@ class Usage:
         }
 
 
-async def _deltas(desk: Desk, jobs: Sequence[AnswerJob], usage: Usage, *, detailed: bool) -> AsyncGenerator[Delta]:
-    """The choices, one after the other. Each waits in the line again, so that other requests can come between.
-
-    Args:
-        desk: answers the jobs, one a choice.
-        usage: counts the tokens.
-        detailed: yield the field `kad` of each token. Else its log-probability, if the job notes it.
-    """
-    with desk.admitted():
-        previous: Context | None = None
-        for choice, job in enumerate(jobs):
-            model = desk.model_of(job)
-            ends, visible = end_tokens(model.generation_config), UntilStop(job.sampling.stop)
-            details = Details(desk, job) if detailed else None
-            async with desk.answering(job) as run:
-                async for piece in run:
-                    text = visible.push(piece.text)
-                    if details is not None:
-                        yield Delta(choice, text, kad=details.token(piece, run))
-                    else:
-                        # The tokens that end a text are no part of the log-probabilities.
-                        yield Delta(choice, text, piece.note if piece.token not in ends else None)
-            # Nothing is drawn after a continuation that ends the text.
-            complete = bool(job.begun) and job.begun[-1] in ends
-            reason = "stop" if complete else run.answer.finish_reason
-            if reason not in _REASONS:
-                raise Refusal(503, "The server is being stopped.")
-            usage.add(run, first=job.context is not previous)
-            previous = job.context
-            end = None
-            if details is not None:
-                text = decode(model.tokenizer, [*job.begun, *run.answer.token_ids])
-                end = details.end(run.answer, reason, before_stop(text, job.sampling.stop, reason == "stop_string"))
-            yield Delta(choice, visible.finish(reason == "stop_string"), finish_reason=_REASONS[reason], kad=end)
-
-
 class Form:
     """The JSON of choices. A token is its text there, and its bytes.
 
@@ -303,15 +299,15 @@ class TextForm(Form):
         return {"text": text, "logprobs": logprobs if tokens else None}
 
 
-async def _whole(form: Form, deltas: AsyncGenerator[Delta], count: int) -> list[dict[str, Any]]:
+async def _whole(form: Form, deltas: AsyncGenerator[Delta]) -> list[dict[str, Any]]:
     """All choices, complete."""
-    steps: list[list[Delta]] = [[] for _ in range(count)]
+    steps: dict[int, list[Delta]] = {}
     async for delta in deltas:
-        steps[delta.choice].append(delta)
+        steps.setdefault(delta.choice, []).append(delta)
     return [
         {"index": index, "finish_reason": parts[-1].finish_reason}
         | form.whole("".join(part.text for part in parts), [part.token for part in parts if part.token is not None])
-        for index, parts in enumerate(steps)
+        for index, parts in steps.items()
     ]
 
 

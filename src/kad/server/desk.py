@@ -18,7 +18,7 @@ import torch
 from kad.engines.pair import Pair, pair_of
 from kad.method.composition import Composition
 from kad.method.scorer import Scorer
-from kad.server.refusals import Busy
+from kad.server.refusals import Busy, Refusal
 from kad.text.answer import Answer, Piece
 from kad.text.contexts import Context
 from kad.text.conversation import WarmScorers
@@ -54,6 +54,9 @@ class AnswerJob:
     note: Note | None = None
     begun: Sequence[int] = ()
     alone: bool = False
+
+
+_STOPPED = Refusal(503, "The server is being stopped.", code="stopped")
 
 
 class Run:
@@ -108,6 +111,7 @@ class Desk:
         self._warm = WarmScorers(KEPT_ANSWERS)
         self._models = ThreadPoolExecutor(1, "kad-models")
         self._texts = ThreadPoolExecutor(1, "kad-texts")
+        self._runs: set[Run] = set()
         self._closed = False
 
     @cached_property
@@ -123,6 +127,7 @@ class Desk:
     @contextmanager
     def admitted(self) -> Iterator[None]:
         """A place in the line for one request with all its answers. Raises Busy if there is none left."""
+        self._check_open()
         if self.requests >= self.most_requests:
             raise Busy
         self.requests += 1
@@ -134,23 +139,37 @@ class Desk:
     @asynccontextmanager
     async def answering(self, job: AnswerJob) -> AsyncIterator[Run]:
         """An answer, as its pieces come. When the block is left, the answer ends: at once, or after its next piece."""
+        self._check_open()
         run = Run()
+        self._runs.add(run)
         future = self._models.submit(self._answer, job, run)
         try:
             yield run
         finally:
+            self._runs.discard(run)
             run.given_up = True
             future.cancel()
 
     async def with_texts(self, work: Callable[..., Result], *arguments: Any) -> Result:
         """The result of slow work that needs no model: the tokens of a long prompt, a grammar."""
-        return await asyncio.get_running_loop().run_in_executor(self._texts, partial(work, *arguments))
+        self._check_open()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._texts, partial(work, *arguments))
+        except asyncio.CancelledError:
+            self._check_open()
+            raise
 
     def close(self) -> None:
-        """End the answer under way after its next piece, and take no more work."""
+        """Refuse the requests that are here, the answer under way included, and take no more."""
+        for run in self._runs:
+            run.put(_STOPPED)
         self._closed = True
         for threads in (self._models, self._texts):
             threads.shutdown(wait=False, cancel_futures=True)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise _STOPPED
 
     def _answer(self, job: AnswerJob, run: Run) -> None:
         """Runs in the thread of the models."""

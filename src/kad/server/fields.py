@@ -22,6 +22,8 @@ MOST_STOPS = 16
 MOST_TOKENS = 1 << 20
 MOST_CHOICES = 128
 MOST_BIASES = 1024
+# In a whole body, lists of token ids aside. Each of them may be wrong, and pydantic writes an error for each.
+MOST_VALUES = 20_000
 LONGEST_RULE = 256
 LONGEST_PROMPT = 1 << 16
 # Fields that are not supported, and the values that turn them off.
@@ -46,7 +48,7 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 Rule = Annotated[str, Field(max_length=LONGEST_RULE)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 53)]
 Token = Annotated[int, Field(ge=0, lt=1 << 31)]
-Tokens = Annotated[list[Token], Field(min_length=1, max_length=MOST_TOKENS)]
+Tokens = Annotated[list[Token], Field(min_length=1, max_length=MOST_TOKENS, fail_fast=True)]
 Drafts = Annotated[int, Field(ge=0, le=MAX_DRAFT_TOKENS)] | Literal["auto"]
 Text = Annotated[str, Field(min_length=1)]
 # pydantic refuses half a surrogate pair, which no tokenizer reads, only in texts with a bound. So there is one.
@@ -54,6 +56,18 @@ AnyText = Annotated[str, Field(min_length=0)]
 Count = Annotated[int, Field(ge=1, le=MOST_TOKENS)]
 Penalty = Annotated[Number, Field(ge=-2, le=2)]
 Biases = Annotated[dict[Token, Annotated[Number, Field(ge=-100, le=100)]], Field(max_length=MOST_BIASES)]
+
+
+def _check_count(body: dict[str, Any]) -> None:
+    count, parts = 0, list[Any]([body])
+    while parts:
+        part = parts.pop()
+        values = list(part.values()) if isinstance(part, dict) else part
+        if isinstance(part, dict) or not set(map(type, part)) <= {int}:
+            count += len(values)
+            parts += [value for value in values if isinstance(value, dict | list)]
+        if count > MOST_VALUES:
+            raise ValueError(f"the request has more than {MOST_VALUES:,} values in its lists and objects")
 
 
 class Fields(BaseModel):
@@ -121,7 +135,7 @@ class StreamOptions(Fields):
 class Extra(Fields):
     """vLLM's place for the rule of a request."""
 
-    rule: str
+    rule: Rule
 
 
 class ChatTemplate(Fields):
@@ -142,7 +156,7 @@ class KadField(Fields):
     """
 
     of: Literal["composed", "base", "aligned"] = "composed"
-    continuation: Annotated[list[Token], Field(max_length=MOST_TOKENS)] = []
+    continuation: Annotated[list[Token], Field(max_length=MOST_TOKENS, fail_fast=True)] = []
 
 
 class Generation(Fields):
@@ -177,10 +191,18 @@ class Generation(Fields):
         """Drop fields that do not change the text. Refuse unsupported fields, unless they are off."""
         if not isinstance(body, dict):
             return body
+        _check_count(body)
         for name, off in NOT_DONE.items():
             if body.get(name) is not None and body[name] not in off:
                 raise ValueError(f"{name!r} is not supported by this server: {_REASONS.get(name, 'leave it out')}")
         return {name: value for name, value in body.items() if name not in NOT_DONE and name not in IGNORED}
+
+    @field_validator("rule")
+    @classmethod
+    def _short(cls, value: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
+        if len(str(value)) > LONGEST_RULE:
+            raise ValueError(f"a rule has at most {LONGEST_RULE} characters")
+        return value
 
     @field_validator("base_prompt")
     @classmethod

@@ -21,8 +21,8 @@ from kad.server.refusals import Refusal
 
 _SECONDS_TO_SEND = 30.0
 _SECONDS_TO_READ = 60.0
-# The page (it holds no user's data) and /health need no key.
-_KEYED = ("/v1/",)
+# Whether the server lives may be asked without a key. So may the page of the playground, which has a guard of its own.
+_OPEN = ("/health",)
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Guard:
             raise Refusal(
                 403, f"Pages of {origin[:80]!r} may not use this server. Allow it with --cors.", code="origin"
             )
-        keyed = scope["path"].startswith(_KEYED)
+        keyed = scope["path"] not in _OPEN
         if self.api_key is not None and keyed and not _equal(headers.get("authorization", ""), self.api_key):
             raise Refusal(401, "Give the key of this server: Authorization: Bearer KEY.", code="invalid_api_key")
 

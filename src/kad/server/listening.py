@@ -6,18 +6,13 @@ import os
 import socket
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import Annotated, ClassVar
 
-from kad.errors import UsageError, missing_extra
+from kad.errors import OptionError, UsageError, missing_extra
 from kad.options import Option, check_fields
-
-if TYPE_CHECKING:
-    import uvicorn
-    from starlette.types import ASGIApp
 
 HOST, PORT, MAX_REQUESTS = "127.0.0.1", 8000, 64
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-_SECONDS_TO_END = 3
 _KEY_VARIABLE = "KAD_API_KEY"
 
 
@@ -56,6 +51,7 @@ class Listening:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        self.key  # noqa: B018  (an empty one is refused here)
 
     @property
     def is_loopback(self) -> bool:
@@ -64,8 +60,16 @@ class Listening:
 
     @property
     def key(self) -> str | None:
-        """The key that clients must give; None if there is none."""
-        return self.api_key or os.environ.get(_KEY_VARIABLE) or None
+        """The key that clients must give; None if there is none.
+
+        Raises:
+            UsageError: an empty one. Whoever gives it wants a key, and would have none.
+        """
+        key = os.environ.get(_KEY_VARIABLE) if self.api_key is None else self.api_key
+        if key is not None and not key.strip():
+            name = f"The variable {_KEY_VARIABLE}" if self.api_key is None else "`api_key`"
+            raise OptionError(f"{name} is empty. Give a key, or leave it out for a server without one.")
+        return key
 
     @property
     def names(self) -> tuple[str, ...] | None:
@@ -104,14 +108,3 @@ def address_of(listening: socket.socket) -> str:
     """The address as a URL."""
     host, port = listening.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
-
-
-def server_of(app: ASGIApp) -> uvicorn.Server:
-    """What runs an application: `server_of(app).run(sockets=[listening])`, until Ctrl-C."""
-    import uvicorn
-
-    return uvicorn.Server(
-        uvicorn.Config(
-            app, log_level="warning", timeout_graceful_shutdown=_SECONDS_TO_END, server_header=False, lifespan="on"
-        )
-    )

@@ -18,6 +18,7 @@ from torch import Tensor
 from kad.errors import UsageError, first_line, missing_extra
 from kad.tokens.token_bytes import TokenBytes
 
+LONGEST_SCHEMA = 1 << 17
 _LONGEST_MESSAGE = 300
 
 
@@ -69,10 +70,16 @@ class Grammars:
         from llguidance import LLMatcher
 
         try:
+            text = json.dumps(schema)
+            if len(text) > LONGEST_SCHEMA:
+                raise UsageError(f"The schema has {len(text):,} characters; at most {LONGEST_SCHEMA:,} are allowed.")
+            # llguidance itself bounds the steps and the memory of a grammar.
             grammar = LLMatcher.grammar_from_json_schema(
-                json.dumps(schema), overrides={"whitespace_flexible": False, "lenient": False}
+                text, overrides={"whitespace_flexible": False, "lenient": False}
             )
-        except ValueError as error:
+        except UsageError:
+            raise
+        except (ValueError, RecursionError) as error:
             raise UsageError(f"The schema cannot be used: {_short(error)}") from error
         matcher = matcher_of(grammar)
         if matcher.is_error():

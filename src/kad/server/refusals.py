@@ -12,6 +12,8 @@ from starlette.exceptions import HTTPException
 
 from kad.errors import KadError, LogitsError, OptionError
 
+_LONGEST = 1000
+
 
 class Busy(Exception):
     """As many requests as allowed are already in the line."""
@@ -40,7 +42,9 @@ class Refusal(Exception):
     def body(self) -> dict[str, Any]:
         """The error as JSON."""
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        said = self.message  # which may quote the request
+        said = said if len(said) <= _LONGEST else f"{said[:_LONGEST]}..."
+        return {"error": {"message": said, "type": kind, "param": self.param, "code": self.code}}
 
     def response(self) -> JSONResponse:
         """The error as an answer."""

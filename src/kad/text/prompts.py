@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import ctypes
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from kad.errors import OptionError, UsageError, first_line
@@ -10,6 +13,9 @@ from kad.errors import OptionError, UsageError, first_line
 Message = Mapping[str, str]
 Prompt = str | Sequence[Message] | Sequence[int]
 """A user's text, the messages of a conversation, or token ids."""
+
+SECONDS = 10.0
+"""How long a chat template may take."""
 
 
 def messages(prompt: str | Sequence[Message], system: str | None = None) -> list[dict[str, str]]:
@@ -47,15 +53,37 @@ def render(
         )
     switches = {} if thinking is None else {"enable_thinking": thinking}
     try:
-        text: str = tokenizer.apply_chat_template(
-            list(conversation), tokenize=False, add_generation_prompt=True, **switches
-        )
+        with _in_time(SECONDS):
+            text: str = tokenizer.apply_chat_template(
+                list(conversation), tokenize=False, add_generation_prompt=True, **switches
+            )
     except (TemplateError, *TROUBLE, MemoryError) as error:
         without = [message for message in conversation if message["role"] != "system"]
         if drop_system and len(without) < len(conversation):
             return render(tokenizer, without, thinking)
         raise UsageError(f"The aligned model's chat template refuses this conversation: {first_line(error)}") from error
     return text
+
+
+@contextmanager
+def _in_time(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in the block if it takes longer. It may be the loop of somebody's template, in any thread."""
+    thread, left, lock = ctypes.c_ulong(threading.get_ident()), False, threading.Lock()
+
+    def end() -> None:
+        with lock:
+            if not left:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(TimeoutError))
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        with lock:
+            left = True
 
 
 def encode(
@@ -79,10 +107,10 @@ def encode(
     if raw:
         if system is not None or thinking is not None or not isinstance(prompt, str):
             raise OptionError("`raw` uses no chat template: messages, `system` and `thinking` would do nothing.")
-        return _not_empty(tokenizer(prompt).input_ids)
+        return _not_empty(_ids(tokenizer, prompt))
     # The template has already written all special tokens.
     text = render(tokenizer, messages(said, system), thinking)
-    return _not_empty(tokenizer(text, add_special_tokens=False).input_ids)
+    return _not_empty(_ids(tokenizer, text, add_special_tokens=False))
 
 
 def encode_plain(tokenizer: Any, text: str) -> list[int]:
@@ -91,7 +119,7 @@ def encode_plain(tokenizer: Any, text: str) -> list[int]:
     Raises:
         UsageError: the text has no token.
     """
-    return _not_empty(tokenizer(text, split_special_tokens=True).input_ids)
+    return _not_empty(_ids(tokenizer, text, split_special_tokens=True))
 
 
 def text_ids(tokenizer: Any, text: str | Sequence[int], prompt: Sequence[int] = ()) -> list[int]:
@@ -102,7 +130,7 @@ def text_ids(tokenizer: Any, text: str | Sequence[int], prompt: Sequence[int] = 
     """
 
     def encoded(text: str) -> list[int]:
-        return list(tokenizer(text, add_special_tokens=False).input_ids)
+        return _ids(tokenizer, text, add_special_tokens=False)
 
     if not isinstance(text, str):
         return list(text)
@@ -113,6 +141,15 @@ def text_ids(tokenizer: Any, text: str | Sequence[int], prompt: Sequence[int] = 
         if prompt and both[: len(ids)] == ids and decode(tokenizer, [*prompt, *found], special=True) == before + text:
             return found
     return encoded(text)
+
+
+def _ids(tokenizer: Any, text: str, **options: bool) -> list[int]:
+    try:
+        return list(tokenizer(text, **options).input_ids)
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of Rust; it is no Exception, and no module exports it
+            raise
+        raise UsageError(f"The tokenizer gives up on this text: {first_line(error)}.") from None
 
 
 _SEAMS = ("\n", "!", "0")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -71,7 +71,8 @@ class Ends:
         self, ids: Sequence[int], vocab_size: int, stops: Sequence[bytes] = (), tokens: TokenBytes | None = None
     ) -> None:
         self._ids, self._vocab, self._stops, self._tokens = list(ids), vocab_size, tuple(stops), tokens
-        self._beginnings = tuple(stop[:count] for stop in stops for count in range(1, len(stop)))
+        # Many stops, each of them long, may come from a request: sets, so that none is looked at for every token.
+        self._beginnings = frozenset(stop[:count] for stop in stops for count in range(1, len(stop)))
 
     def after(self, answer: Sequence[int]) -> Tensor:
         """(vocab,), int8: what each token does after an answer so far.
@@ -82,11 +83,13 @@ class Ends:
         if self._tokens is None or not self._stops:
             return self._anywhere
         text = self._tokens.bytes_of(answer[-max(map(len, self._stops)) :])
-        begun = [stop[count:] for stop in self._stops for count in range(1, len(stop)) if text.endswith(stop[:count])]
+        begun = {stop[count:] for stop in self._stops for count in range(1, len(stop)) if text.endswith(stop[:count])}
         if not begun:
             return self._anywhere
+        heads = {head for rest in begun for head in _heads(rest[: self._tokens.longest])}
         pieces = enumerate(self._tokens.pieces[: self._vocab])
-        met = {at: piece for at, piece in pieces if piece and any(_meet(piece, rest) for rest in begun)}
+        # One of the two begins with the other.
+        met = {at: piece for at, piece in pieces if piece and (piece in heads or not begun.isdisjoint(_heads(piece)))}
         kinds = self._anywhere.clone()
         kinds[list(met)] = torch.tensor([self._kind(text, piece) for piece in met.values()], dtype=torch.int8)
         return kinds
@@ -105,10 +108,10 @@ class Ends:
         whole = text + piece
         place = first_stop(whole, self._stops, len(text))
         if place is None:
-            return PART if whole.endswith(self._beginnings) else NONE
+            return NONE if self._beginnings.isdisjoint(whole[start:] for start in range(len(whole))) else PART
         return OVER if place <= len(text) else PART
 
 
-def _meet(piece: bytes, rest: bytes) -> bool:
-    """Whether one of two texts begins with the other."""
-    return piece.startswith(rest) or rest.startswith(piece)
+def _heads(text: bytes) -> Iterator[bytes]:
+    """Every beginning of a text, the whole included."""
+    return (text[:count] for count in range(1, len(text) + 1))

@@ -1,16 +1,20 @@
 // What the page asks of its server: the OpenAI API, with what only kad knows in the fields "kad".
 kad.server = (() => {
-  // With --api-key, the address that the command prints carries the key behind a #. It leaves the address at once.
-  const withKey = location.hash.match(/^#key=(.+)$/);
-  if (withKey) {
-    sessionStorage.setItem("kad-key", decodeURIComponent(withKey[1]));
-    history.replaceState(null, "", location.pathname);
-  }
-  const key = sessionStorage.getItem("kad-key");
-  const headers = {"Content-Type": "application/json", ...(key ? {Authorization: `Bearer ${key}`} : {})};
+  // With a key, the address that the command opens has a code behind a #, which works once. Whoever types the address may
+  // write #key= and the key there. Neither stays in the address.
+  const [, kind, secret] = location.hash.match(/^#(code|key)=(.+)$/) ?? [];
+  if (kind) history.replaceState(null, "", location.pathname);
+  const keep = (key) => { if (key) sessionStorage.setItem("kad-key", key); };
+  if (kind === "key") keep(decodeURIComponent(secret));
+  const known = kind === "code"
+    ? fetch("/key", {method: "POST", body: secret}).then((response) => response.json()).then(({key}) => keep(key)).catch(() => {})
+    : Promise.resolve();
   const gone = "The server does not answer. Is kad playground still running?";
 
   const send = async (path, options) => {
+    await known;
+    const key = sessionStorage.getItem("kad-key");
+    const headers = {"Content-Type": "application/json", ...(key ? {Authorization: `Bearer ${key}`} : {})};
     let response;
     try {
       response = await fetch(path, {headers, cache: "no-store", ...options});

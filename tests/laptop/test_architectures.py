@@ -1,4 +1,4 @@
-"""MLX against Transformers, one architecture at a time: the same numbers, a shorter context, or a sentence."""
+"""Models that an engine runs otherwise than Transformers: the same numbers, a shorter context, or a sentence."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ import pytest
 import torch
 import transformers as hf
 from mlx_lm.utils import MODEL_REMAPPING
+from recipes.tiny.export import to_gguf
 from transformers import AutoModelForCausalLM
 
 import kad
 from architectures import ARCHITECTURES, VOCABULARY, sharpened, small_config
+from kad import tiny
+from kad.engines.llama_cpp.model import LlamaCppModel, LlamaCppOptions
 from kad.engines.mlx.host import OTHERWISE
 from kad.engines.mlx.model import MlxModel
 from kad.errors import KadError, PairError, UsageError
@@ -148,3 +151,32 @@ def test_every_architecture_that_both_have_is_exact_or_refused(tmp_path: Path) -
     assert not wrong
     assert len(exact) >= 35
     assert set(both) >= OTHERWISE.keys()
+
+
+def gguf(folder: Path, **values: Any) -> Path:
+    """The tiny aligned model as a GGUF file, with more values in its header."""
+    from gguf import GGUFWriter
+
+    class Writer(GGUFWriter):
+        def write_header_to_file(self, *args: Any, **kwargs: Any) -> None:
+            for name, value in values.items():
+                key = name.replace("__", ".")
+                self.add_bool(key, value) if isinstance(value, bool) else self.add_uint32(key, value)
+            super().write_header_to_file(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gguf.GGUFWriter", Writer)
+        return to_gguf(Path(tiny.path("small-aligned")), folder / "model.gguf")
+
+
+@pytest.mark.parametrize("key", ["llama__attention__sliding_window", "llama__rope__scaling__original_context_length"])
+def test_a_window_or_factors_that_llama_cpp_leaves_out_end_the_context(key: str, tmp_path: Path) -> None:
+    """Shown wrong beyond it for random Mistral, Phi-3 and StarCoder2 models; up to it they are exact."""
+    model = LlamaCppModel(gguf(tmp_path, **{key: 30}), LlamaCppOptions(context=200))
+    assert (model.context_length, model.facts.grows) == (30, False)
+
+
+def test_a_model_that_reads_from_both_sides_is_refused_by_llama_cpp(tmp_path: Path) -> None:
+    """As those of embeddings do, which have no output layer either."""
+    with pytest.raises(PairError, match="what it says of a token depends on later ones"):
+        LlamaCppModel(gguf(tmp_path, llama__attention__causal=False))

@@ -22,7 +22,6 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import kad
-from conftest import make_tokenizer
 from kad.errors import one_line
 from kad.method.composition import compose
 from kad.text.batch import generate_all
@@ -149,6 +148,8 @@ def sharpened(model: PreTrainedModel) -> PreTrainedModel:
 
 def pair_of(base: PreTrainedModel, aligned: PreTrainedModel) -> kad.KadForCausalLM:
     """A pair that reads characters, under a rule to which both models matter."""
+    from conftest import make_tokenizer  # the other environments have a conftest of their own
+
     pair = kad.KadForCausalLM.from_models(base, aligned, rule="mixture:weight=0.5")
     pair.tokenizer = make_tokenizer()
     return pair

@@ -17,10 +17,10 @@ from kad.hosts import LLAMA_CPP, needs
 NEEDS = needs(
     "llama_cpp",
     *("llama_model_default_params", "llama_model_load_from_file", "llama_model_free", "llama_model_get_vocab"),
-    *("llama_model_size", "llama_model_n_params", "llama_model_n_ctx_train", "llama_model_desc"),
+    *("llama_model_size", "llama_model_n_params", "llama_model_n_ctx_train", "llama_model_n_swa", "llama_model_desc"),
     *("llama_model_is_recurrent", "llama_model_is_hybrid", "llama_model_has_encoder", "llama_model_has_decoder"),
     *("llama_model_chat_template", "llama_model_meta_val_str", "llama_context_default_params"),
-    *("llama_init_from_model", "llama_free"),
+    *("llama_init_from_model", "llama_free", "llama_get_causal_attn"),
     *("llama_n_ctx", "llama_get_memory", "llama_memory_clear", "llama_memory_seq_rm", "llama_batch_init"),
     *("llama_state_seq_get_size_ext", "llama_state_seq_get_data_ext", "llama_state_seq_set_data_ext"),
     *("llama_batch_free", "llama_decode", "llama_get_logits", "llama_log_set", "llama_log_callback"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -87,8 +88,9 @@ class LlamaCppModel(OneAtATime):
             owner=self._weights,
         )
         self.vocab_size = len(self.tokenizer)
-        self._trained_for = int(self._lib.llama_model_n_ctx_train(self._model))
-        self.context_length = min(self.options.context or CONTEXT, self._trained_for)
+        self._longest = self._exact_length()
+        self.context_length = min(self.options.context or CONTEXT, self._longest)
+        self.give_back(self.take_context())  # what cannot be run is refused now
 
     @property
     def is_recurrent(self) -> bool:
@@ -106,13 +108,34 @@ class LlamaCppModel(OneAtATime):
             engine="llama_cpp",
             weight_bytes=int(self._lib.llama_model_size(self._model)),
             weights=words.value.decode(errors="replace").split(" ", 2)[-1].removeprefix("(guessed) "),
-            grows=self.context_length < self._trained_for,
+            grows=self.context_length < self._longest,
             tokenizer_in_file=True,
-            soft_cap=float(self._said(f"{self._said('general.architecture')}.final_logit_softcapping") or 0) or None,
+            soft_cap=self._number("final_logit_softcapping") or None,
         )
 
+    def _exact_length(self) -> int:
+        """Up to which length llama.cpp gives what the file says.
+
+        Of most architectures it leaves a sliding window out. Of two lists of rotary factors, for short and for long
+        texts, it takes one for a whole context: up to this length, the short ones.
+        """
+        window = 0 if self._lib.llama_model_n_swa(self._model) else self._number("attention.sliding_window")
+        turn = 0 if self._said("rope.scaling.type") == "yarn" else self._number("rope.scaling.original_context_length")
+        trained_for = int(self._lib.llama_model_n_ctx_train(self._model))
+        return int(min(limit for limit in (trained_for, window, turn) if limit))
+
+    def _number(self, key: str) -> float:
+        try:
+            return float(self._said(key))
+        except ValueError:  # nothing, or a list
+            return 0.0
+
     def _said(self, key: str) -> str:
-        """What the file says under a key; "" for nothing."""
+        """What the file says of its architecture under a key; "" for nothing."""
+        architecture = self._meta("general.architecture")
+        return self._meta(f"{architecture}.{key}")
+
+    def _meta(self, key: str) -> str:
         words = ctypes.create_string_buffer(128)
         found = self._lib.llama_model_meta_val_str(self._model, key.encode(), words, len(words))
         return words.value.decode(errors="replace") if found >= 0 else ""
@@ -131,8 +154,13 @@ class LlamaCppModel(OneAtATime):
         return Replay(scorer) if self.is_recurrent else scorer
 
     def take_context(self) -> Any:
-        """An empty context of llama.cpp."""
-        if self._weights.contexts:
+        """An empty context of llama.cpp.
+
+        Raises:
+            UsageError: there is no room for it.
+            PairError: the model reads a text from both sides.
+        """
+        with suppress(IndexError):  # another thread may take the last one
             context = self._weights.contexts.pop()
             self._lib.llama_memory_clear(self._lib.llama_get_memory(context), False)
             return context
@@ -143,6 +171,9 @@ class LlamaCppModel(OneAtATime):
                 f"llama.cpp cannot make a context of {counted(self.context_length, 'position')} for {self.path.name}: "
                 f"{reason()}. Try a smaller `context`, or another `cache_type`."
             )
+        if not self._lib.llama_get_causal_attn(context):
+            self._lib.llama_free(context)
+            raise PairError(f"{self.path} is no causal language model: what it says of a token depends on later ones.")
         return context
 
     def give_back(self, context: Any) -> None:

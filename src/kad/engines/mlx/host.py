@@ -9,10 +9,18 @@ from kad import hosts
 from kad.hosts import MLX, needs
 
 NEEDS = (
-    *needs("mlx_lm.utils", "load_model(model_path, trust_remote_code)"),
+    *needs("mlx_lm.utils", "load_model(model_path, model_config, trust_remote_code)", "load_config(model_path)"),
     *needs("mlx_lm.models.cache", "make_prompt_cache(model)", "KVCache"),
     *needs("mlx_lm.models.cache:KVCache", "trim(n)"),
 )
+
+# What mlx-lm computes otherwise than Transformers, by its model type: seen by `tests/laptop/test_architectures.py`.
+OTHERWISE = {
+    "ernie4_5_moe": "it leaves out the bias by which experts are chosen",
+    "glm": "it turns all dimensions of a head, and not only the part that partial_rotary_factor says",
+    "jamba": "it weighs its experts otherwise",
+    "nemotron_h": "its logits are up to 2 % of their spread away from those of Transformers",
+}
 
 
 @cache

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from kad.engines.mlx.host import library
+from kad.engines.mlx.host import OTHERWISE, library
 from kad.engines.protocols import Facts, OneAtATime
+from kad.engines.transformers.host import rope_turns
 from kad.errors import PairError, first_line
 from kad.method.replay import Replay
 from kad.method.scorer import Scorer
@@ -44,10 +45,13 @@ class MlxModel(OneAtATime):
         folder = Path(source.model) if source.is_local else _snapshot(source)
         place = folder / source.kwargs.get("subfolder", "")
         try:
-            self.model, self._config = self._lib.utils.load_model(place, trust_remote_code=source.trusted)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            self.model, self._config = self._lib.utils.load_model(
+                place, model_config=_read(place), trust_remote_code=source.trusted
+            )
+            self.vocab_size = int(self.logits(torch.zeros(1, dtype=torch.long), self.new_cache(), 1).shape[-1])
+        except (Exception, SystemExit) as error:  # its classes raise whatever; some end the process
             raise PairError(f"MLX cannot load {source.model}: {first_line(error)}") from error
-        self.vocab_size = int(self.logits(torch.zeros(1, dtype=torch.long), self.new_cache(), 1).shape[-1])
+        self._limit = self._exact_length()
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -62,7 +66,7 @@ class MlxModel(OneAtATime):
         weights = [array for _, array in tree_flatten(self.model.parameters())]
         return Facts(
             parameters=_parameters(self.model),
-            context_length=text.get("max_position_embeddings"),
+            context_length=min(filter(None, (text.get("max_position_embeddings"), self._limit)), default=None),
             engine="mlx",
             weight_bytes=sum(array.nbytes for array in weights),
             weights=f"{quantization['bits']} bits" if quantization else str(weights[0].dtype).removeprefix("mlx.core."),
@@ -72,6 +76,42 @@ class MlxModel(OneAtATime):
     @cached_property
     def generation_config(self) -> GenerationConfig:
         return load_generation_config(self.source) or GenerationConfig.from_model_config(load_config(self.source))
+
+    def _exact_length(self) -> int | None:
+        """Up to which length MLX gives what the model's configuration says. None: every length.
+
+        Raises:
+            PairError: at no length.
+        """
+        name = self._config["model_type"]
+        if name in OTHERWISE:
+            raise PairError(f"MLX does not run {self.source.model} as it was trained: {OTHERWISE[name]}.")
+        try:
+            text = load_config(self.source).get_text_config()
+        except PairError:
+            return None  # Transformers does not know it
+        rope, window = getattr(text, "rope_parameters", None) or {}, getattr(text, "sliding_window", None)
+        usual, args = type(text)(), getattr(self.model, "args", None)
+        unread = [
+            f"{name} {getattr(text, name)}"
+            for name in ("hidden_act", "hidden_activation")
+            if getattr(text, name, None) != getattr(usual, name, None) and not hasattr(args, name)
+        ]
+        unread += ["attention_factor"] if rope.get("attention_factor") and rope["rope_type"] == "yarn" else []
+        limits = [rope_turns(text, "longrope")]
+        kinds = getattr(text, "layer_types", None) or ["sliding_attention"] * text.num_hidden_layers
+        ours = [_window(layer) for layer in self.new_cache()]
+        theirs = [window if kind == "sliding_attention" else None for kind in kinds]
+        if any(theirs) and not any(ours):
+            limits.append(window)
+        elif theirs != ours if len(theirs) == len(ours) else {*theirs} != {*ours}:
+            unread.append("which layers have sliding windows")
+        if unread:
+            raise PairError(
+                f"MLX does not run {self.source.model} as its config.json says, which has {', '.join(unread)}. Use the "
+                "Transformers engine."
+            )
+        return min(filter(None, limits), default=None)
 
     def scorer(self, vocab_size: int, device: torch.device) -> Scorer:
         scorer = MlxScorer(self, vocab_size, device)
@@ -131,6 +171,34 @@ class MlxScorer:
 
     def release(self) -> None:
         """A cache has no state to put back."""
+
+
+def _read(place: Path) -> dict[str, Any]:
+    """A folder's configuration, with the rotary settings also where Transformers 4 had them, as mlx-lm reads them.
+
+    Of two lists of factors, for short and for long texts, mlx-lm takes the long ones for all texts. It gets the short
+    ones; see `MlxModel._exact_length`.
+    """
+    plain: dict[str, Any] = library().utils.load_config(place)
+    for part in (plain, *(value for value in plain.values() if isinstance(value, dict))):
+        for scaling in (part.get("rope_parameters"), part.get("rope_scaling")):
+            if scaling and "short_factor" in scaling:
+                scaling["long_factor"] = scaling["short_factor"]
+        rope = part.get("rope_parameters") or {}
+        local = rope.get("sliding_attention") or {}
+        rope = rope.get("full_attention", rope)
+        known = {
+            **{name: rope.get("rope_theta") for name in ("rope_theta", "rotary_emb_base")},
+            **{name: rope.get("partial_rotary_factor") for name in ("partial_rotary_factor", "rotary_pct")},
+            "rope_local_base_freq": local.get("rope_theta"),
+            "rope_scaling": rope | {"type": kind} if (kind := rope.get("rope_type", "default")) != "default" else None,
+        }
+        part |= {name: value for name, value in known.items() if value is not None} | part
+    return plain
+
+
+def _window(layer: Any) -> int | None:
+    return next((part.max_size for part in getattr(layer, "caches", (layer,)) if hasattr(part, "max_size")), None)
 
 
 def _goes_back(layer: Any) -> bool:

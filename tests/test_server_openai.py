@@ -438,7 +438,7 @@ def test_a_million_mistakes_cost_no_more_than_one(http: httpx.Client, path: str,
     text = json.dumps(body, separators=(",", ":"))
     refused = http.post(path, content=text, headers={"Content-Type": "application/json"})
     assert refused.status_code == 400
-    assert time.perf_counter() - begun < 3
+    assert time.perf_counter() - begun < 8
 
 
 @pytest.mark.parametrize(

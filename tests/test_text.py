@@ -214,15 +214,15 @@ def test_settings_that_cannot_be_followed_are_named(
 
 def test_every_setting_that_transformers_knows_is_followed_refused_or_without_effect(pair: kad.KadForCausalLM) -> None:
     """A new one of the next release is refused, and this list says so."""
-    unsure = GenerationConfig().to_dict().keys() - sampling._FOLLOWED - sampling._WITHOUT_EFFECT
+    unsure = GenerationConfig().to_dict().keys() - sampling.FOLLOWED - sampling._WITHOUT_EFFECT
     refused = {name: 7 for name in unsure if not name.startswith("_")}
     config = GenerationConfig(eos_token_id=1)
     for name, value in refused.items():
         setattr(config, name, value)
-    assert sampling._refused(config) == sorted(refused)
-    config = GenerationConfig.from_model_config(pair.aligned.config)
-    assert sampling._refused(config) == []
-    assert sampling._refused(GenerationConfig(guidance_scale=1.0, token_healing=False, num_return_sequences=1)) == []
+    with pytest.raises(UsageError, match=f"ask for {', '.join(sorted(refused))}, which kad does not"):
+        sampling.refuse_others(config)
+    sampling.refuse_others(GenerationConfig.from_model_config(pair.aligned.config))
+    sampling.refuse_others(GenerationConfig(guidance_scale=1.0, token_healing=False, num_return_sequences=1))
 
 
 def test_max_length_counts_the_prompt_and_gives_way_to_max_new_tokens(pair: kad.KadForCausalLM) -> None:

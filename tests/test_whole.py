@@ -12,7 +12,7 @@ import pytest
 import kad
 from kad.engines.pair import Pair
 from kad.engines.protocols import Ask, DraftCounts, Emission
-from kad.engines.vllm.model import VllmPair
+from kad.engines.vllm.model import VllmModel, VllmPair
 from kad.errors import OptionError, UsageError
 from kad.text.batch import generate_all
 from kad.text.streaming import Stream
@@ -30,6 +30,7 @@ class WholeEngine(Pair):
         self.draft_tokens, self.limit = 0, context
         self.counted, self.ended = DraftCounts(), 0
 
+    followed = VllmModel.followed
     context_length = property(lambda self: self.limit)  # type: ignore[assignment]
     needs_logits = VllmPair.needs_logits
 

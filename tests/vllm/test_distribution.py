@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from models import make_family
+from transformers import MistralConfig, MistralForCausalLM
 
 from kad.method.distribution import EXCLUDED
 from kad.rules import registry
@@ -123,3 +126,18 @@ def test_rules_do_differ(served: Any) -> None:
         if len(asked["prompt_token_ids"]) == 40 and asked["params"]["temperature"] == 1.0
     }
     assert len(set(texts.values())) > 3
+
+
+def test_the_sliding_window_of_one_part(engine: Any, log_pi: Any, tmp_path: Path) -> None:
+    """A Mistral beside Llamas, and prompts that are longer than its window."""
+    pair = make_family(tmp_path)
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2, "head_dim": 32}
+    config = MistralConfig(
+        **shape, num_hidden_layers=2, num_key_value_heads=2, vocab_size=512, sliding_window=8, initializer_range=0.3
+    )
+    MistralForCausalLM(config).save_pretrained(tmp_path / "base")
+    asked = [request(prompt, "base_only", prompt_logprobs=5) for prompt in prompts()[1:]]
+    for prompt, answer in zip(prompts()[1:], engine(pair, [asked])["batches"][0], strict=True):
+        rows = log_pi(pair, "base_only", prompt)[:-1]
+        assert largest_difference(rows, answer["prompt_logprobs"][1:]) < TOLERANCE

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 from models import TOKENS, write_pair
-from transformers import Lfm2Config, LlamaConfig
+from transformers import Cohere2Config, Lfm2Config, LlamaConfig, MistralConfig, Phi3Config
 from vllm.engine.arg_utils import EngineArgs
 from vllm.exceptions import VLLMValidationError
 from vllm.triton_utils import HAS_TRITON
 
 from kad.engines.vllm.host import FIRST_RUNNER, NEEDS, SECOND_RUNNER
 from kad.engines.vllm.plugin.requests import _parse
+from kad.engines.vllm.plugin.view import part_model_config, window_of_all_layers
 from kad.errors import HostError, KadError
 from kad.hosts import VLLM, Need, check
 from kad.rules import registry
@@ -68,6 +69,52 @@ def test_recurrent_parts(tmp_path: Path) -> None:
         config.save_pretrained(tmp_path / role)
     with pytest.raises(ValueError, match=r"the aligned model \(lfm2\) has recurrent layers.*with Transformers"):
         configure(write_pair(tmp_path / "pair"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "reason"),
+    [
+        (
+            Phi3Config,
+            {
+                "original_max_position_embeddings": 16,
+                "rope_parameters": {
+                    "rope_type": "longrope", "short_factor": [1.1] * 4, "long_factor": [4.0] * 4, "rope_theta": 1e4,
+                    "original_max_position_embeddings": 16,
+                },
+            },
+            "its long rotary factors for short texts too; use --max-model-len 16",
+        ),
+        (Cohere2Config, {"sliding_window": 16}, "a window of one more; use --max-model-len 16"),
+    ],
+)  # fmt: skip
+def test_parts_that_are_another_model_in_long_contexts(
+    kind: Any, shape: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    for role in ("base", "aligned", "reference"):
+        made = kind if role == "base" else LlamaConfig
+        config = made(
+            vocab_size=TOKENS, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+            max_position_embeddings=512, architectures=[made.__name__.replace("Config", "ForCausalLM")],
+            pad_token_id=0, **(shape if role == "base" else {}),
+        )  # fmt: skip
+        config.save_pretrained(tmp_path / role)
+    pair = write_pair(tmp_path / "pair")
+    with pytest.raises(ValueError, match=rf"the base model .* would have {reason}"):
+        configure(pair)
+    configure(pair, max_model_len=16)
+
+
+def test_a_window_of_all_layers_is_the_parts_own(random_pair: Path, tmp_path: Path) -> None:
+    """vLLM keeps it with the engine's cache, which knows of one model."""
+    for role in ("base", "aligned", "reference"):
+        made = MistralConfig if role == "base" else LlamaConfig
+        shape: Any = {"sliding_window": 16} if role == "base" else {}
+        config = made(vocab_size=TOKENS, architectures=[made.__name__.replace("Config", "ForCausalLM")], **shape)
+        config.save_pretrained(tmp_path / role)
+    view = configure(write_pair(tmp_path / "pair")).model_config
+    parts = [part_model_config(view, part) for part in view.hf_config.model_sources().values()]
+    assert [window_of_all_layers(part) for part in parts] == [16, None, None]
 
 
 def test_the_runner_is_vllms_decision(random_pair: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from forks import run_apart
-from text_job import GREEDY, OPTIONS, QUESTIONS, RULES, STOP, answers, plain
+from text_job import GREEDY, MAX_LENGTH, OPTIONS, QUESTIONS, RULES, STOP, answers, plain
 
 import kad
 
@@ -70,4 +70,11 @@ def test_what_vllm_cannot_do_is_refused(answered: dict[str, Any]) -> None:
     assert "kad.score needs the models' logits" in said["score"]
     assert "`engine` vllm takes no `device`" in said["device"]
     assert "min_p" in said["min_p"]
+    assert "settings have the temperature 0.005" in said["cold"]
+    for name in ("setting", "setting of many"):
+        assert "ask for encoder_repetition_penalty, which vLLM does not follow" in said[name]
     assert answered["context"] == OPTIONS["max_model_len"]
+
+
+def test_max_length_counts_each_prompt_of_many(answered: dict[str, Any]) -> None:
+    assert [count for count, reason in answered["max_length"] if reason == "length"] == [MAX_LENGTH, MAX_LENGTH]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import kad
@@ -14,6 +15,7 @@ QUESTIONS = [problem.question for problem in kad.tiny.problems("development", 3)
 RULES = ("dual:threshold=0.4", "implicit_reward")
 GREEDY = kad.Sampling(temperature=0, max_new_tokens=40)
 HOT = kad.Sampling(temperature=2.0, top_k=0, max_new_tokens=40)
+PROMPTS, MAX_LENGTH = (4, 20), 30
 STOP = kad.Sampling(temperature=0, max_new_tokens=40, stop=("answer",))
 
 
@@ -41,6 +43,19 @@ def answers() -> dict[str, Any]:
     again = kad.generate(model, QUESTIONS[1], sampling=GREEDY)
     found["drafts stay"] = plain(again) | {"drafts": again.drafting.draft_tokens}
     found["refusals"] = refusals(model)
+    model.generation_config.max_length = MAX_LENGTH
+    ends = generate_all(
+        model, model.tokenizer, [[5] * count for count in PROMPTS], sampling=kad.Sampling(temperature=0)
+    )
+    found["max_length"] = [(len(answer.prompt_ids) + len(answer.token_ids), answer.finish_reason) for answer in ends]
+    model.generation_config.update(max_length=None, encoder_repetition_penalty=1.5)
+    asks = {
+        "setting": lambda: kad.generate(model, "x"),
+        "setting of many": lambda: generate_all(model, model.tokenizer, prompts),
+    }
+    found["refusals"] |= said_by(asks)
+    model.generation_config.update(encoder_repetition_penalty=None, do_sample=True, temperature=0.005)
+    found["refusals"] |= said_by({"cold": asks["setting"]})  # vLLM would draw with 0.01
     return found
 
 
@@ -50,7 +65,7 @@ def plain(answer: kad.Answer) -> dict[str, Any]:
 
 
 def refusals(model: Any) -> dict[str, str]:
-    asks = {
+    asks: dict[str, Callable[[], object]] = {
         "auto": lambda: kad.generate(model, "x", num_draft_tokens="auto"),
         "temperature": lambda: kad.generate(model, "x", deferral_temperature=2.0),
         "score": lambda: kad.score(model, "x", "y"),
@@ -59,6 +74,10 @@ def refusals(model: Any) -> dict[str, str]:
             model, "x", sampling=kad.Sampling(temperature=1.0, min_p=0.5), num_draft_tokens=3
         ),
     }
+    return said_by(asks)
+
+
+def said_by(asks: dict[str, Callable[[], object]]) -> dict[str, str]:
     said = {}
     for name, ask in asks.items():
         try:

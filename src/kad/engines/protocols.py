@@ -119,7 +119,13 @@ class DraftCounts:
 
 
 class WholeModel(Protocol):
-    """A model whose engine runs whole generations itself, as vLLM does. It gives no scorers."""
+    """A model whose engine runs whole generations itself, as vLLM does. It gives no scorers.
+
+    Attributes:
+        followed: the names of the generation settings that it follows.
+    """
+
+    followed: frozenset[str]
 
     @property
     def draft_tokens(self) -> int:

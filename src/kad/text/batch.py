@@ -104,7 +104,10 @@ def generate_all(
         seeds = None
     if pair.whole is not None:
         drafts = choose_drafts(pair, num_draft_tokens)
-        return answer_all(pair, tokenizer, prompts, config, seeds, drafts=drafts, drafter=drafter, progress=progress)
+        return answer_all(
+            pair, tokenizer, prompts, config, seeds,
+            sampling=sampling, drafts=drafts, drafter=drafter, progress=progress,
+        )  # fmt: skip
     own: Sequence[int | None] = [None] * len(prompts) if seeds is None else seeds
     waiting = [(Context.of(prompt, pair), seed) for prompt, seed in zip(prompts, own, strict=True)]
     answers: list[Answer] = []

@@ -154,7 +154,7 @@ def temperature_of(config: GenerationConfig) -> float | None:
 
 # The settings that kad follows, here or elsewhere; and those that change no text (how fast, what is returned), or only
 # texts of beams and of encoder-decoders. Whatever else Transformers knows is refused where it is set.
-_FOLLOWED = frozenset({
+FOLLOWED = frozenset({
     "max_length", "max_new_tokens", "min_length", "min_new_tokens", "max_time", "stop_strings", "do_sample",
     "num_beams", "temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff",
     "repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "forced_eos_token_id",
@@ -173,12 +173,27 @@ _WITHOUT_EFFECT = frozenset({
 })  # fmt: skip
 
 
-def _refused(config: GenerationConfig) -> list[str]:
-    """The settings that are set and not followed. What Transformers itself does not know has no effect there."""
+def refuse_others(config: GenerationConfig, followed: frozenset[str] = FOLLOWED, who: str = "kad") -> None:
+    """Refuse settings that are not followed, or out of range. What Transformers does not know has no effect there.
+
+    Raises:
+        UsageError: the aligned model's settings ask for something else.
+    """
     from transformers import GenerationConfig
 
-    known = {name for name in GenerationConfig().to_dict() if not name.startswith("_")} - _FOLLOWED - _WITHOUT_EFFECT
-    return sorted(name for name, value in config.to_dict().items() if name in known and not _is_off(value))
+    known = {name for name in GenerationConfig().to_dict() if not name.startswith("_")} - followed - _WITHOUT_EFFECT
+    others = sorted(name for name, value in config.to_dict().items() if name in known and not _is_off(value))
+    if others:
+        raise UsageError(
+            f"The aligned model's settings ask for {', '.join(others)}, which {who} does not follow. Use "
+            "model.generate(...) of the Transformers engine, or take it out of generation_config.json."
+        )
+    temperature = temperature_of(config)
+    if temperature is not None and not COLDEST <= temperature <= HOTTEST:
+        raise UsageError(
+            f"The aligned model's settings have the temperature {temperature:g}, which must be from {COLDEST} to "
+            f"{HOTTEST}. Give another one, or mend its generation_config.json."
+        )
 
 
 def _is_off(value: Any) -> bool:
@@ -198,12 +213,7 @@ def processors(config: GenerationConfig, prompt_tokens: int, device: Any = "cpu"
     """
     import transformers as hf
 
-    unknown = _refused(config)
-    if unknown:
-        raise UsageError(
-            f"The aligned model's settings ask for {', '.join(unknown)}, which kad does not follow. Use "
-            "model.generate(...) of the Transformers engine, or take it out of generation_config.json."
-        )
+    refuse_others(config)
     ends, place = end_tokens(config), {"device": device}
     penalty, decay = config.repetition_penalty or 1.0, config.exponential_decay_length_penalty
     last = prompt_tokens + (config.max_new_tokens or MAX_NEW_TOKENS)
@@ -231,11 +241,6 @@ def _warpers(config: GenerationConfig, place: dict[str, Any]) -> list[tuple[Any,
     import transformers as hf
 
     temperature = 1.0 if config.temperature is None else float(config.temperature)
-    if not COLDEST <= temperature <= HOTTEST:
-        raise UsageError(
-            f"The aligned model's settings have the temperature {temperature:g}, which must be from {COLDEST} to "
-            f"{HOTTEST}. Give another one, or mend its generation_config.json."
-        )
     top_h, epsilon, eta = getattr(config, "top_h", None), config.epsilon_cutoff or 0.0, config.eta_cutoff or 0.0
     return [
         (temperature != 1.0, lambda: hf.TemperatureLogitsWarper(temperature)),

@@ -19,7 +19,7 @@ from kad.text.answer import Answer, LiveAnswer, Piece, answers_at_once
 from kad.text.contexts import Context
 from kad.text.drafting import Drafting
 from kad.text.prompts import Detokenizer
-from kad.text.sampling import Sampling, end_tokens
+from kad.text.sampling import Sampling, end_tokens, refuse_others
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -45,6 +45,7 @@ class WholeStream(LiveAnswer):
         config = self._config
         self.drafting = choose_drafts(pair, num_draft_tokens)
         self._reason = "interrupted"
+        refuse_others(config, _whole(pair).followed, "vLLM")
         ask = Ask(self.prompt_ids, config, end_tokens(config), self.seed, composition)
         self._run = self._pieces_of(_whole(pair), ask)
 
@@ -78,6 +79,7 @@ def answer_all(
     config: GenerationConfig,
     seeds: Sequence[int] | None,
     *,
+    sampling: Sampling,
     drafts: Drafting,
     drafter: str,
     progress: Callable[[int], object],
@@ -86,20 +88,23 @@ def answer_all(
 
     The first answer has the counts of speculation of all.
     """
-    model, ends = _whole(pair), end_tokens(config)
+    model = _whole(pair)
     composition = None if pair.is_one else pair.composition
     contexts = [_one_prompt(Context.of(prompt)) for prompt in prompts]
-    asks = [
-        Ask(context.ids, config, ends, None if seeds is None else seeds[index], composition)
-        for index, context in enumerate(contexts)
-    ]
+    refuse_others(config, model.followed, "vLLM")
+    asks, fulls = [], []
+    for index, context in enumerate(contexts):
+        room = pair.room(context.longest)
+        own = sampling.apply(pair.generation_config, room, len(context.ids))
+        asks.append(Ask(context.ids, own, end_tokens(config), None if seeds is None else seeds[index], composition))
+        fulls.append("context" if own.max_new_tokens == room else "length")
     before, started = model.draft_counts(), time.perf_counter()
     tokens: list[list[int]] = [[] for _ in prompts]
     reasons = ["interrupted"] * len(prompts)
     for emission in model.batch(asks, int(drafts.draft_tokens), drafter):
         tokens[emission.index] += emission.token_ids
         if emission.finish_reason is not None:
-            reasons[emission.index] = emission.finish_reason
+            reasons[emission.index] = _reason(emission.finish_reason, fulls[emission.index])
             progress(1)
     seconds = time.perf_counter() - started
     counted = _statistics(before, model.draft_counts(), sum(map(len, tokens)), seconds)

@@ -26,18 +26,14 @@ from kad.pair.folder import generation_config, pack, read_config
 from kad.pair.model_files import load_config, soft_cap_of, tokenizer_of
 from kad.pair.sources import Source
 
-# Settings of Transformers for which vLLM has nothing, with the values that ask for nothing.
-_WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
-    "begin_suppress_tokens": (), "bad_words_ids": (), "constraints": (), "dola_layers": (), "epsilon_cutoff": (0.0,),
-    "eta_cutoff": (0.0,), "exponential_decay_length_penalty": (), "forced_eos_token_id": (),
-    "guidance_scale": (1, 1.0), "max_time": (), "min_length": (0,), "no_repeat_ngram_size": (0,), "penalty_alpha": (),
-    "sequence_bias": (), "suppress_tokens": (), "top_h": (), "typical_p": (1.0,), "watermarking_config": (),
-}  # fmt: skip
 _REASONS = {"stop": "stop", "length": "length", "abort": "interrupted"}
 
 
 class VllmModel:
     """A model that vLLM runs. Its engine starts at the first answer. See `kad.engines.protocols.WholeModel`.
+
+    Attributes:
+        followed: the settings of Transformers that vLLM has.
 
     Args:
         place: the folder or hub id of the model, or of a pair.
@@ -47,6 +43,11 @@ class VllmModel:
     Raises:
         MissingExtraError: vLLM is not installed in this environment.
     """
+
+    followed = frozenset({
+        "max_length", "max_new_tokens", "min_new_tokens", "stop_strings", "do_sample", "num_beams", "temperature",
+        "top_k", "top_p", "min_p", "repetition_penalty", "pad_token_id", "bos_token_id", "eos_token_id",
+    })  # fmt: skip
 
     def __init__(
         self,
@@ -143,7 +144,6 @@ class VllmModel:
     def _add(self, engine: Any, name: str, ask: Ask) -> None:
         from vllm.exceptions import VLLMError
 
-        _check_settings(ask.config)
         try:
             engine.add_request(name, {"prompt_token_ids": list(ask.prompt_ids)}, self._params(ask))
         except (VLLMError, ValueError) as error:
@@ -184,16 +184,6 @@ def _emission(index: int, output: Any) -> Emission:
         raise LogitsError("vLLM ended an answer with an error: a model's logits hold NaN, or no token is possible.")
     reason = "stop_string" if isinstance(new.stop_reason, str) else _REASONS[new.finish_reason]
     return Emission(index, list(new.token_ids), reason)
-
-
-def _check_settings(config: GenerationConfig) -> None:
-    """Refuse settings of the aligned model that vLLM cannot follow."""
-    unsupported = [name for name, none in _WITHOUT_EFFECT.items() if getattr(config, name, None) not in (None, *none)]
-    if unsupported:
-        raise UsageError(
-            f"The aligned model's settings ask for {', '.join(unsupported)}, which vLLM does not have. Use the "
-            "Transformers engine, or take it out of generation_config.json."
-        )
 
 
 def _vllm() -> tuple[Any, Any, dict[str, Any]]:

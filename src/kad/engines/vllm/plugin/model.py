@@ -20,7 +20,7 @@ from kad.engines.vllm.plugin.metrics import DeferredMass
 from kad.engines.vllm.plugin.runner import patch_worker
 from kad.engines.vllm.plugin.scheduler import zero_new_blocks
 from kad.engines.vllm.plugin.step_rules import RULE_COLUMNS, StepRules
-from kad.engines.vllm.plugin.view import PairView, part_model_config
+from kad.engines.vllm.plugin.view import PairView, part_model_config, window_of_all_layers
 from kad.hosts import VLLM, check
 from kad.method.composition import Composition, compose, composed
 from kad.method.distribution import Rows, move_to_rest
@@ -150,7 +150,8 @@ class PairModel(nn.Module):
 
 
 def _initialize_part(vllm_config: VllmConfig, model_config: ModelConfig, prefix: str) -> nn.Module:
-    config = replace(vllm_config, model_config=model_config, quant_config=None)
+    cache = replace(vllm_config.cache_config, sliding_window=window_of_all_layers(model_config))
+    config = replace(vllm_config, model_config=model_config, cache_config=cache, quant_config=None)
     # The tag keeps the parts' compiled graphs apart: base and aligned are often of one class.
     with set_model_tag(prefix):
         return cast("nn.Module", initialize_model(vllm_config=config, model_config=model_config, prefix=prefix))

@@ -106,6 +106,12 @@ def part_model_config(pair: ModelConfig, part: Source) -> ModelConfig:
     )
 
 
+def window_of_all_layers(part: ModelConfig) -> int | None:
+    """The sliding window of a part whose layers all have it. vLLM keeps that of one model with the engine's cache."""
+    kinds = getattr(part.hf_text_config, "layer_types", None) or ["sliding_attention"]
+    return part.get_sliding_window() if set(kinds) == {"sliding_attention"} else None
+
+
 def resolve_dtype(pair: ModelConfig) -> torch.dtype:
     """The engine's dtype: `--dtype`, else the pair's, else that of the weights.
 
@@ -190,6 +196,7 @@ def _reasons(vllm_config: VllmConfig) -> Iterator[str]:
         )
     yield from _indivisible_heads(model.hf_config, parallel.tensor_parallel_size)
     yield from _recurrent_parts(model)
+    yield from _shorter_parts(model)
     if model.runner_type != "generate":
         yield f"a pair generates; --runner {model.runner_type} needs a model with one hidden state."
     if model.enable_prompt_embeds:
@@ -233,3 +240,18 @@ def _recurrent_parts(pair: ModelConfig) -> Iterator[str]:
                 f"the {role} model ({config.model_type}) has recurrent layers, and vLLM keeps the states of one model, "
                 "not of several; run the pair with Transformers, llama.cpp or MLX."
             )
+
+
+def _shorter_parts(pair: ModelConfig) -> Iterator[str]:
+    """Parts that vLLM runs otherwise than Transformers in an engine for texts of this length."""
+    for role, config in pair.hf_config.part_texts().items():
+        rope = getattr(config, "rope_parameters", None) or {}
+        turn = rope.get("rope_type") == "longrope" and rope.get("original_max_position_embeddings")
+        window = config.model_type == "cohere2" and config.sliding_window
+        faults = {turn: "its long rotary factors for short texts too", window: "a window of one more"}
+        for limit, what in faults.items():
+            if limit and pair.max_model_len > limit:
+                yield (
+                    f"the {role} model ({config.model_type}) would have {what}; use --max-model-len {limit}, or run "
+                    "the pair with Transformers."
+                )

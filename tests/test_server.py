@@ -316,6 +316,7 @@ def test_one_address_cannot_take_all_places(gated: Gated) -> None:
         assert http.post(CHAT, json=ASKED).status_code == 429
         for line in lines:
             line.close()
+        until(lambda: http.get("/health").status_code == 200)
         with hung(address, ASKED, source="127.0.0.2") as other:
             gated.open()
             assert b"200 OK" in other.recv(4096)

@@ -64,7 +64,9 @@ class _Connection(H11Protocol):
         if len(self.connections) > self._most or own > max(1, self._most // 2):
             transport.abort()
         elif own > max(1, self._places // 2):
-            self.app = Refusal(429, "This address has too many connections.", code="busy").response()
+            refused = Refusal(429, "This address has too many connections.", code="busy").response()
+            refused.headers["Connection"] = "close"  # the next one may find a place
+            self.app = refused
 
     def data_received(self, data: bytes) -> None:
         # In uvicorn, the first byte of a request stops the clock. Here its whole head does.

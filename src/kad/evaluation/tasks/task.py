@@ -220,8 +220,7 @@ def load_tasks(
             task = manager.load([name])["tasks"][name]
             tasks.append(Task(task, limit, "embedded" if name.startswith(_EMBEDDED) else source))
         else:
-            task, rows_from = _load_own(manager, name, entry)
-            tasks.append(Task(task, limit, rows_from, of_kad=False))
+            tasks.append(_load_own(manager, name, entry, limit))
     return tasks
 
 
@@ -294,23 +293,22 @@ def _digest(documents: Sequence[dict[str, Any]], config: Any) -> str:
     return hashed.hexdigest()
 
 
-def _load_own(manager: Any, name: str, entry: Any) -> tuple[Any, str]:
-    """A task that is not kad's, by lm-eval's loader, and where its rows come from.
+def _load_own(manager: Any, name: str, entry: Any, limit: int | None) -> Task:
+    """A task that is not kad's, by lm-eval's loader.
 
     Local JSON lines are read here, relative to the task file, so that a bad row is named by its file and line.
     """
-    files = _local_files(entry)
     spec: Any = name
-    if files is not None:
-        changes = {"dataset_path": None, "custom_dataset": _from_files, "dataset_kwargs": {"files": files}}
-        spec = {"group": f"{name} with local rows", "task": [{"task": name, **changes}]}
-        templates = {} if "process_docs" in entry.cfg else {key: entry.cfg.get(key) for key in _TEMPLATES}
-        for row, place in _placed(files):
-            _check(row, place, templates)
     with _in_words(f"{entry.yaml_path or entry.name} cannot be used as a task"):
+        files = _local_files(entry)
+        if files is not None:
+            changes = {"dataset_path": None, "custom_dataset": _from_files, "dataset_kwargs": {"files": files}}
+            spec = {"group": f"{name} with local rows", "task": [{"task": name, **changes}]}
+            templates = {} if "process_docs" in entry.cfg else {key: entry.cfg.get(key) for key in _TEMPLATES}
+            for row, place in _placed(files):
+                _check(row, place, templates)
         task = manager.load([spec])["tasks"][name]
-        _ = len(task.eval_docs)
-    return task, "local file" if files is not None else "hub"
+        return Task(task, limit, "hub" if files is None else "local file", of_kad=False)
 
 
 @contextmanager

@@ -148,3 +148,18 @@ def test_every_file_that_the_page_of_the_house_names_exists() -> None:
     assert len(named) > 30
     for file in named:
         assert (REPOSITORY / "src" / "kad" / file).is_file() or (REPOSITORY / file).is_file(), file
+
+
+def test_what_the_first_picture_of_the_readme_shows(tiny: kad.KadForCausalLM) -> None:
+    question = "There are 212 maps in the box of Cora. Later 11 of the maps get broken. How many maps are left?"
+    greedy = kad.Sampling(temperature=0)
+    base, aligned = (
+        kad.generate(tiny, question, sampling=greedy, rule=rule).text for rule in ("base_only", "aligned_only")
+    )
+    assert "answer is 201." in base
+    assert "\\boxed{10}" in aligned
+    trace = kad.trace(tiny, question, sampling=greedy, rule="dual:threshold=0.4")
+    assert "\\boxed{201}" in trace.text
+    sixth = trace.positions[5]
+    assert (sixth.text, trace.vocabulary[max(sixth.candidates, key=lambda one: one.p_aligned).token]) == ("2", " -")
+    assert sixth.p > 0.99

@@ -36,6 +36,13 @@ rule_module._PLUGINS._loaded = True
 # A shell that starts a job in the background makes it deaf to Ctrl-C, and its children too; tests of Ctrl-C listen.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# The same examples in every run, so that what fails, fails again. KAD_EXAMPLES=1000 looks for new ones.
+with suppress(ImportError):
+    from hypothesis import settings
+
+    settings.register_profile("kad", derandomize="KAD_EXAMPLES" not in os.environ)
+    settings.load_profile("kad")
+
 # Tests of tiny models on two cores shared by two workers: threads would only wait for each other.
 torch.set_num_threads(1)
 

@@ -112,6 +112,9 @@ def test_models_without_a_path_cannot_be_named(model: kad.KadForCausalLM, tmp_pa
         ({"base": {"model": "../base", "kwargs": {"dtpe": 1}}}, PairError, "Unknown loading option 'dtpe' for ../base"),
         ({"base": {"model": "../nowhere"}}, PairError, "names the model ../nowhere, but there is no folder"),
         ({"aligned": None}, PairError, "names no base and aligned model"),
+        ({"base": True}, PairError, "A model is named by a hub id or a path, but got True"),
+        ({"base": {"model": "../base", "kwargs": True}}, PairError, "and kwargs, which are an object"),
+        ({"base": {"model": "./" + "x" * 5000}}, PairError, "but there is no folder"),
     ],
 )
 def test_a_bad_configuration_is_refused(

@@ -73,22 +73,22 @@ class Source:
             if unknown or "model" not in source:
                 problem = f"has unknown keys {unknown}" if unknown else "lacks the key 'model'"
                 raise PairError(f"A model source {problem}. It takes: model, revision, kwargs.")
-            kwargs = source.get("kwargs") or {}
-            carried = sorted(_PERSONAL & set(kwargs))
-            if carried:
+            carried = cls(source["model"], source.get("revision"), source.get("kwargs") or {})
+            if personal := sorted(_PERSONAL & set(carried.kwargs)):
                 raise PairError(
-                    f"The pair carries {', '.join(carried)} for {source['model']}, which a pair may not. Remove it "
+                    f"The pair carries {', '.join(personal)} for {carried.model}, which a pair may not. Remove it "
                     "from the pair's config.json. If you trust this model, give it when you load the pair."
                 )
-            carried_source = cls(source["model"], source.get("revision"), kwargs)
-            _check_carried(carried_source)
-            return carried_source
+            _check_carried(carried)
+            return carried
+        if not isinstance(source, str | os.PathLike):
+            raise PairError(f"A model is named by a hub id or a path, but got {str(source)[:80]}.")
         if os.fspath(source).endswith(_GGUF):
             return cls(os.fspath(source)).located(None)
         name, at, revision = os.fspath(source).partition("@")
-        if not at or Path(source).exists():
+        if not at or os.path.exists(source):
             return cls(resolve_model(source))
-        if Path(name).is_dir():
+        if os.path.isdir(name):
             raise PairError(
                 f"{name} is a folder, which has no revision; got {os.fspath(source)!r}. Leave out @{revision}."
             )
@@ -106,14 +106,14 @@ class Source:
     @property
     def is_local(self) -> bool:
         """Whether the model is a folder on this machine."""
-        return Path(self.model).is_dir()
+        return os.path.isdir(self.model)
 
     @property
     def gguf_path(self) -> Path | None:
         """The GGUF file of the weights, if it is a file on this machine."""
         name = self.kwargs.get("gguf_file")
         path = None if name is None else Path(self.model) / self.kwargs.get("subfolder", "") / name
-        return path if path is not None and path.is_file() else None
+        return path if path is not None and os.path.isfile(path) else None
 
     def to_dict(self, relative_to: Path | None = None) -> dict[str, Any]:
         """Plain JSON. The embedded family keeps its names; a path beside or below `relative_to` becomes relative.
@@ -144,11 +144,11 @@ class Source:
             return Source(resolve_model(self.model), self.revision, self.kwargs)
         if self.model.endswith(_GGUF):
             file = Path(self.model) if pair is None else pair / self.model
-            if not file.is_file():
+            if not os.path.isfile(file):
                 raise PairError(f"No GGUF file at {file}. Give the path of a file, or a folder, or a hub id.")
             return Source(str(file.parent.resolve()), self.revision, {**self.kwargs, "gguf_file": file.name})
-        if pair is None or not (pair / self.model).is_dir():
-            if _is_path(self.model) and not Path(self.model).is_dir():
+        if pair is None or not os.path.isdir(pair / self.model):
+            if _is_path(self.model) and not os.path.isdir(self.model):
                 looked = self.model if pair is None else os.path.normpath(pair / self.model)
                 raise PairError(
                     f"The pair {pair or ''} names the model {self.model}, but there is no folder {looked}. Move the "
@@ -191,9 +191,9 @@ def resolve_model(source: str | os.PathLike[str]) -> str:
     name = os.fspath(source)
     if name.startswith("tiny:"):
         return str(_tiny_folder(name))
-    if Path(name).is_dir():
+    if os.path.isdir(name):
         return str(Path(name).resolve())
-    if Path(name).is_file():
+    if os.path.isfile(name):
         raise PairError(f"{name} is a file, and no GGUF file. Give a folder, or a hub id like organization/name.")
     if _is_path(name):
         raise PairError(f"No model folder at {name}. Give a folder, or a hub id like organization/name.")
@@ -218,11 +218,11 @@ def resolve_pair(source: str | os.PathLike[str]) -> str:
     if name.startswith("tiny:"):
         _tiny_folder(name)
         raise PairError(f"{name} is one model, not a pair. Give tiny, or both models by their names.")
-    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+    if os.path.isdir(name) and not (Path(name) / "config.json").is_file():
         raise PairError(f"{name} is no pair: it has no config.json. Write one with: kad pack -o {quote(name)} ...")
-    if Path(name).is_file():
+    if os.path.isfile(name):
         raise PairError(f"{name} is a file; a pair is a folder. Write one with: kad pack -o NAME ...")
-    if not Path(name).is_dir() and _is_path(name):
+    if not os.path.isdir(name) and _is_path(name):
         raise PairError(f"No pair at {name}. Give a folder written by `kad pack`, a hub id, or tiny.")
     return name
 
@@ -274,7 +274,7 @@ def _config_of(folder: Path) -> dict[str, Any] | None:
     """What a folder's config.json holds. None if it cannot be read; whoever loads it says why."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return config if isinstance(config, dict) else None
 

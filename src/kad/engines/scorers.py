@@ -31,6 +31,9 @@ class _Around:
     def reversible(self) -> bool:
         return self.scorer.reversible
 
+    def rollback(self, length: int) -> None:
+        self.scorer.rollback(length)
+
     def release(self) -> None:
         self.scorer.release()
 
@@ -115,9 +118,6 @@ class Endless(_Around):
 
     def advance(self, ids: Tensor, keep: int) -> Tensor:
         return lowered(cast("Tensor", self.scorer.advance(ids, keep)), self._ends, self._temperature)
-
-    def rollback(self, length: int) -> None:
-        self.scorer.rollback(length)
 
 
 # Tokens of the base model below this probability are not looked at one by one. Part of the definition of the rows.

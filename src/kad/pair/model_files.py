@@ -140,6 +140,19 @@ def soft_cap_of(config: Mapping[str, Any]) -> float | None:
     return next((float(config[name]) for name in _SOFT_CAPS if config.get(name)), None)
 
 
+def rope_turns(config: PreTrainedConfig, kind: str) -> int | None:
+    """The length at which the rotary frequencies change, if they are of this kind ("longrope", "dynamic"). Else None.
+
+    What a model read with other frequencies is stale then.
+    """
+    text = config.get_text_config()
+    given = getattr(text, "rope_parameters", None) or {}
+    kinds = [given] if "rope_type" in given else [part for part in given.values() if isinstance(part, dict)]
+    chosen = [part for part in kinds if part.get("rope_type") == kind]
+    turns = [part.get("original_max_position_embeddings") or text.max_position_embeddings for part in chosen]
+    return min(turns, default=None)
+
+
 def uneven_soft_caps(caps: Mapping[str, float | None]) -> str | None:
     """What is the matter where some models, by role, soft-cap their logits and others do not. None: nothing."""
     capped = [f"{role} (at {cap:g})" for role, cap in caps.items() if cap]

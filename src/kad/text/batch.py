@@ -197,7 +197,8 @@ def _decode_in_step(
         log_pi = compose(composition, *in_order(rows))
         raise_if_bad(log_pi, composition, *in_order(rows))
         scores = process(ids, log_pi)
-        refuse("the processed scores of pi", scores[torch.tensor(going)])
+        if process:  # else they are log pi, which was looked at
+            refuse("the processed scores of pi", scores[torch.tensor(going)])
         best = (scores if noise is None else noise.add(scores)).argmax(dim=-1)
         tokens = torch.where(torch.tensor(going, device=device), best, pad)
         ids = torch.cat((ids, tokens.unsqueeze(-1)), dim=-1)

@@ -14,11 +14,10 @@ from transformers import GenerationConfig
 
 from kad.engines.mlx.host import OTHERWISE, library
 from kad.engines.protocols import Facts, OneAtATime
-from kad.engines.transformers.host import rope_turns
 from kad.errors import PairError, first_line
 from kad.method.replay import Replay
 from kad.method.scorer import Scorer
-from kad.pair.model_files import load_config, load_generation_config, load_tokenizer, soft_cap_of
+from kad.pair.model_files import load_config, load_generation_config, load_tokenizer, rope_turns, soft_cap_of
 from kad.pair.sources import Source
 from kad.tokens.vocabulary import trim
 

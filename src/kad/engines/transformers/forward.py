@@ -22,10 +22,10 @@ from kad.engines.transformers.host import (
     is_static,
     length_of,
     parameters_of,
-    rope_turns,
     takes_cache,
 )
 from kad.errors import KadError, PairError, UsageError, one_line
+from kad.pair.model_files import rope_turns
 
 # How far two ways of reading may differ by rounding, as a part of the spread of the logits: in float32, and in half
 # precision. One row of three may be further away, as rounding may turn the choice of an expert.

@@ -19,7 +19,7 @@ from kad.errors import UsageError
 from kad.hosts import TRANSFORMERS, check, moved, needs
 
 try:
-    from transformers import Cache, DynamicLayer, GenerationMixin, PreTrainedConfig, StaticLayer
+    from transformers import Cache, DynamicLayer, GenerationMixin, StaticLayer
     from transformers.cache_utils import CacheLayerMixin
     from transformers.generation.streamers import BaseStreamer
     from transformers.generation.utils import GenerateDecoderOnlyOutput
@@ -33,7 +33,7 @@ __all__ = [
     "CACHE", "CACHE_NAMES", "FAR_APART", "AutoQuantizationConfig", "BaseStreamer", "CausalLMOutputWithPast",
     "ComposedGeneration", "GenerateDecoderOnlyOutput", "cache_name", "cache_of", "cache_option", "forget", "goes_back",
     "is_static", "kinds_of_layers", "length_of", "one_cache_name", "parameters_of", "record_past",
-    "render_jinja_template", "restore", "rope_turns", "save", "takes_cache",
+    "render_jinja_template", "restore", "save", "takes_cache",
 ]  # fmt: skip
 
 NEEDS = (
@@ -122,19 +122,6 @@ def length_of(cache: Cache, unknown: int | None = None) -> int | None:
         return int(cast("int", counting.get_seq_length()))
     states = [layer.has_previous_state for layer in cache.layers if hasattr(layer, "has_previous_state")]
     return unknown if any(any(state.values()) if isinstance(state, dict) else state for state in states) else 0
-
-
-def rope_turns(config: PreTrainedConfig, kind: str) -> int | None:
-    """The length at which the rotary frequencies change, if they are of this kind ("longrope", "dynamic"). Else None.
-
-    What a model read with other frequencies is stale then.
-    """
-    text = config.get_text_config()
-    given = getattr(text, "rope_parameters", None) or {}
-    kinds = [given] if "rope_type" in given else [part for part in given.values() if isinstance(part, dict)]
-    chosen = [part for part in kinds if part.get("rope_type") == kind]
-    turns = [part.get("original_max_position_embeddings") or text.max_position_embeddings for part in chosen]
-    return min(turns, default=None)
 
 
 def is_static(cache: Cache) -> bool:

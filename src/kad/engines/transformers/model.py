@@ -21,13 +21,12 @@ from kad.engines.transformers.host import (
     length_of,
     record_past,
     restore,
-    rope_turns,
     save,
 )
 from kad.errors import MissingTokenizerError, UsageError
 from kad.method.replay import Replay
 from kad.method.scorer import Scorer
-from kad.pair.model_files import load_tokenizer, soft_cap_of
+from kad.pair.model_files import load_tokenizer, rope_turns, soft_cap_of
 from kad.pair.sources import Source
 from kad.tokens.vocabulary import trim
 

@@ -35,8 +35,7 @@ class Product(ProductRule):
 
     def combine(self, log_p: Tensor, log_aligned: Tensor, log_reference: Tensor) -> Tensor:
         weights = _power(log_p, self.base) + _power(log_aligned, self.aligned)
-        weights = weights + _inverse_power(log_reference, self.aligned)
-        return weights if self.plausibility == 0 else weights + _implausible(log_aligned, self.plausibility)
+        return _plausible(weights + _inverse_power(log_reference, self.aligned), log_aligned, self.plausibility)
 
 
 @register
@@ -85,17 +84,19 @@ class Contrastive(ProductRule):
 
     def combine(self, log_p: Tensor, log_aligned: Tensor, log_reference: Tensor) -> Tensor:
         weights = _power(log_p, 1.0 + self.weight) + _inverse_power(log_reference, self.weight)
-        return weights + _implausible(log_p, self.plausibility)
+        return _plausible(weights, log_p, self.plausibility)
 
 
-def _implausible(log_x: Tensor, share: float) -> Tensor:
-    """What to add to log-weights so that tokens with x < share * max x have probability zero, (..., vocab).
+def _plausible(weights: Tensor, log_x: Tensor, share: float) -> Tensor:
+    """Log-weights (..., vocab) in which tokens with x < share * max x have probability zero.
 
     They are lowered, not -inf: where a mask leaves implausible tokens only, their order survives it.
     """
     from kad.method.distribution import EXCLUDED
 
-    return EXCLUDED * (log_x < log_x.amax(dim=-1, keepdim=True) + log_of(share)).to(log_x.dtype)
+    if share == 0:
+        return weights
+    return weights + EXCLUDED * (log_x < log_x.amax(dim=-1, keepdim=True) + log_of(share)).to(log_x.dtype)
 
 
 def _power(log_x: Tensor, exponent: float) -> Tensor:

@@ -186,7 +186,9 @@ class Policy(ABC):
         else:
             log_pi, log_alpha = self._composed(rows, _logits(drafts)).log_pi_and_alpha()
             scores = self._scores(log_pi, length)
-            target = Target(self._weigh(scores), 0.0 * (log_pi.amax(dim=-1) + scores.amax(dim=-1)), weights, tokens)
+            top = log_pi.amax(dim=-1)
+            flag = 0.0 * (top if scores is log_pi else top + scores.amax(dim=-1))  # NaN for a row without a token
+            target = Target(self._weigh(scores), flag, weights, tokens)
             known = log_alpha if self.drafter == "aligned" else None
             alpha = tokens.new_zeros(0) if known is None else known.squeeze(-1).exp()
         accepted, token, chance = self._decide(target)

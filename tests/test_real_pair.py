@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import multiprocessing
+import os
+import signal
 import sys
+import time
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +25,7 @@ from kad.cli.main import app
 from kad.errors import MissingExtraError, PairError
 from kad.evaluation.tasks import marking
 from kad.tiny import real_pair
+from test_disk import full_disk
 
 FACTS = Path(marking.__file__).parent / "kad_facts.tsv"
 
@@ -90,6 +96,60 @@ def test_the_files_are_copied_once(cache: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(real_pair, "_smollm2", None)
     assert real_pair.files() == found
     assert sorted(cache.iterdir()) == sorted(found.values())
+
+
+def copied() -> None:
+    """What a process does that needs SmolLM2's file."""
+    real_pair._file(real_pair.ALIGNED, real_pair._smollm2)
+
+
+@pytest.mark.slow
+@needs.smollm2
+def test_the_cache_holds_a_whole_file_or_none(cache: Path) -> None:
+    """Two processes at once, killed ones, a full disk, and no place at all."""
+    fork = multiprocessing.get_context("fork")
+    file = cache / f"{real_pair.ALIGNED}.gguf"
+
+    def is_whole() -> bool:
+        return hashlib.sha256(file.read_bytes()).hexdigest() == real_pair._SMOLLM2_SHA256
+
+    two = [fork.Process(target=copied) for _ in range(2)]
+    begun = time.monotonic()
+    for process in two:
+        process.start()
+    for process in two:
+        process.join()
+    seconds = time.monotonic() - begun
+    assert [process.exitcode for process in two] == [0, 0]
+    assert is_whole()
+    killed = 0
+    for moment in range(1, 11):
+        file.unlink(missing_ok=True)
+        process = fork.Process(target=copied)
+        process.start()
+        process.join(timeout=seconds * moment / 12)
+        if process.is_alive() and process.pid is not None:
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+            killed += 1
+        assert not file.exists() or is_whole()
+    assert killed >= 3
+    for left in cache.iterdir():
+        if left != file:
+            os.utime(left, (0, 0))
+    file.unlink(missing_ok=True)
+    with full_disk(), pytest.raises(OSError, match="File too large") as caught:
+        copied()
+    assert str(file) in str(caught.value)
+    assert list(cache.iterdir()) == [], "nor what the killed ones left"
+
+
+def test_without_a_place_for_the_cache_the_place_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (cache.parent / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache.parent / "file"))
+    found = CliRunner().invoke(app, ["demo", "--real"])
+    assert found.exit_code == 2
+    assert found.stderr.strip().endswith(f"Not a directory: {cache.parent / 'file' / 'kad'}")
 
 
 def test_the_examples_of_the_prompt_are_no_questions_of_the_task() -> None:

@@ -80,12 +80,13 @@ def make_plan(
 
 
 def _say_that_tasks_are_code() -> None:
-    """The first time on this machine."""
-    said = own_cache() / "tasks-are-code"
-    if not said.exists():
-        stdio.note("a task file is code: it can do here what you can. Use those that you wrote, or have read.")
-        with suppress(OSError):
-            said.touch()
+    """The first time on this machine; every time where nothing can be kept."""
+    with suppress(OSError):
+        said = own_cache() / "tasks-are-code"
+        if said.exists():
+            return
+        said.touch()
+    stdio.note("a task file is code: it can do here what you can. Use those that you wrote, or have read.")
 
 
 def execute(plan: Plan, out: Path) -> Settings:

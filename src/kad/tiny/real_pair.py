@@ -17,7 +17,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
-from kad.disk import own_cache, scratch
+from kad.disk import own_cache, scratch, whole
 from kad.errors import MissingExtraError, PairError
 from kad.method import defaults
 from kad.pair.base_prompt import BUILT_IN
@@ -78,10 +78,8 @@ def files() -> Mapping[str, Path]:
 def _file(name: str, find: Callable[[Path], Path]) -> Path:
     file = own_cache() / f"{name}.gguf"
     if not file.is_file():
-        with scratch(own_cache()) as place:
-            copy = place / "copy"
+        with scratch(own_cache()) as place, whole(file) as copy:
             shutil.copyfile(find(place), copy)
-            copy.replace(file)
     return file
 
 

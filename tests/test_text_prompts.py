@@ -101,3 +101,19 @@ def test_a_tokenizer_that_gives_up_is_a_sentence() -> None:
     for encoded in (lambda text: encode(tokenizer, text, raw=True), lambda text: encode_plain(tokenizer, text)):
         with pytest.raises(UsageError, match="The tokenizer gives up on this text"):
             encoded("a" * 40)
+
+
+def test_half_of_a_character_is_a_sentence() -> None:
+    """JSON may write it, and a command line with another encoding makes it. No tokenizer reads it."""
+    bad, model = "a\ud800", kad.load()
+    for ask in (
+        lambda: kad.generate(model, bad),
+        lambda: kad.generate(model, "Hi", system=bad),
+        lambda: kad.generate(model, [{"role": "user", "content": bad}]),
+        lambda: kad.score(model, "Hi", bad),
+        lambda: kad.trace(model, "Hi", bad),
+        lambda: kad.generate(model, "Hi", base_prompt=f"{bad} {{question}}"),
+        lambda: kad.generate(model, "Hi", base_prompt={"template": "{question}", "stops": [bad]}),
+    ):
+        with pytest.raises(UsageError, match=r"has half of a character \(\\ud800\) at place \d+, which no tokenizer"):
+            ask()

@@ -20,6 +20,15 @@ def shown(text: str) -> str:
     return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
+def half_character(text: str) -> str | None:
+    """The half of a surrogate pair that stands in a text, in words. It is no character. None if there is none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"half of a character (\\u{ord(text[error.start]):04x}) at place {error.start}"
+    return None
+
+
 def counted(number: int, thing: str) -> str:
     """A number of things: "1 token", "2,048 tokens"."""
     return f"{number:,} {thing}{'' if number == 1 else 's'}"

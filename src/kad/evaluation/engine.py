@@ -28,7 +28,7 @@ from kad.pair.sources import ROLES, Source
 from kad.text.batch import generate_all
 from kad.text.contexts import Context, default_base_prompt, own_context
 from kad.text.ends import before_stop
-from kad.text.prompts import encode_plain, start_token
+from kad.text.prompts import encode_plain, start_token, tokenized
 from kad.text.sampling import Sampling, end_tokens
 from kad.text.scoring import logits_of, score_tokens
 from kad.tokens.vocabulary import OWN, TokenMap, foreign_ids
@@ -307,7 +307,7 @@ class Engine:
 
     def _context(self, pair: Pair, tokenizer: Any, request: SampleRequest) -> Context:
         # The template has already written all special tokens.
-        ids = tokenizer(request.prompt, add_special_tokens=False).input_ids
+        ids = tokenized(tokenizer, request.prompt, add_special_tokens=False)
         if pair.is_one or self._whole:
             return Context(ids)
         own = self.base_prompt or default_base_prompt(pair)
@@ -337,8 +337,8 @@ class Engine:
 def _split(tokenizer: Any, context: str, continuation: str) -> tuple[list[int], list[int]]:
     """The token ids of both, where lm-eval puts the border: a space between them belongs to the continuation."""
     bare = context.rstrip()
-    whole: list[int] = tokenizer(context + continuation, add_special_tokens=False).input_ids
-    before = len(tokenizer(bare, add_special_tokens=False).input_ids)
+    whole = tokenized(tokenizer, context + continuation, add_special_tokens=False)
+    before = len(tokenized(tokenizer, bare, add_special_tokens=False))
     if before:
         return whole[:before], whole[before:]
     return [start_token(tokenizer)], whole

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kad.errors import OptionError
+from kad.words import half_character
 
 SAME = "same"
 """The name that means: the base model reads the aligned model's prompt."""
@@ -63,6 +64,9 @@ class BasePrompt:
             raise OptionError(f"A base prompt has at most {_MOST_STOPS} stops of {_LONGEST_STOP} characters.")
         if len(self.template) + sum(len(text) for example in self.examples for text in example) > _LONGEST:
             raise OptionError(f"A base prompt has at most {_LONGEST:,} characters, its examples included.")
+        for text in (self.template, *self.stops, *(text for example in self.examples for text in example)):
+            if (half := half_character(text)) is not None:
+                raise OptionError(f"The base prompt has {half}, which no tokenizer reads. Take it out.")
         if self.ends not in WHO_ENDS:
             raise OptionError(f"`ends` of a base prompt is one of {', '.join(WHO_ENDS)}, not {str(self.ends)[:80]!r}.")
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from kad.errors import OptionError, UsageError, first_line
+from kad.words import half_character
 
 Message = Mapping[str, str]
 Prompt = str | Sequence[Message] | Sequence[int]
@@ -107,10 +108,10 @@ def encode(
     if raw:
         if system is not None or thinking is not None or not isinstance(prompt, str):
             raise OptionError("`raw` uses no chat template: messages, `system` and `thinking` would do nothing.")
-        return _not_empty(_ids(tokenizer, prompt))
+        return _not_empty(tokenized(tokenizer, prompt))
     # The template has already written all special tokens.
     text = render(tokenizer, messages(said, system), thinking)
-    return _not_empty(_ids(tokenizer, text, add_special_tokens=False))
+    return _not_empty(tokenized(tokenizer, text, add_special_tokens=False))
 
 
 def encode_plain(tokenizer: Any, text: str) -> list[int]:
@@ -119,7 +120,7 @@ def encode_plain(tokenizer: Any, text: str) -> list[int]:
     Raises:
         UsageError: the text has no token.
     """
-    return _not_empty(_ids(tokenizer, text, split_special_tokens=True))
+    return _not_empty(tokenized(tokenizer, text, split_special_tokens=True))
 
 
 def text_ids(tokenizer: Any, text: str | Sequence[int], prompt: Sequence[int] = ()) -> list[int]:
@@ -130,7 +131,7 @@ def text_ids(tokenizer: Any, text: str | Sequence[int], prompt: Sequence[int] = 
     """
 
     def encoded(text: str) -> list[int]:
-        return _ids(tokenizer, text, add_special_tokens=False)
+        return tokenized(tokenizer, text, add_special_tokens=False)
 
     if not isinstance(text, str):
         return list(text)
@@ -143,7 +144,19 @@ def text_ids(tokenizer: Any, text: str | Sequence[int], prompt: Sequence[int] = 
     return encoded(text)
 
 
-def _ids(tokenizer: Any, text: str, **options: bool) -> list[int]:
+def tokenized(tokenizer: Any, text: str, **options: bool) -> list[int]:
+    """The token ids of a text.
+
+    Args:
+        tokenizer: the tokenizer.
+        text: the text.
+        options: the tokenizer's own.
+
+    Raises:
+        UsageError: the tokenizer does not read it.
+    """
+    if (half := half_character(text)) is not None:
+        raise UsageError(f"The text has {half}, which no tokenizer reads. Take it out.")
     try:
         return list(tokenizer(text, **options).input_ids)
     except BaseException as error:

@@ -24,10 +24,12 @@ from rich.console import Console
 
 import kad
 from kad.engines.llama_cpp.header import read_header
+from kad.engines.transformers.loading import load_model
 from kad.errors import KadError, PairError
 from kad.pair.folder import generation_config, resolve
 from kad.pair.gguf import check_gguf
-from kad.pair.model_files import tokenizer_of
+from kad.pair.model_files import load_config, load_tokenizer, tokenizer_of
+from kad.pair.sources import Source
 from kad.text.ends import Ending
 from kad.text.prompts import render
 from kad.text.sampling import Sampling, processors
@@ -247,6 +249,21 @@ def test_a_header_that_promises_more_than_the_file_holds(field: bytes, tmp_path:
     for read in (check_gguf, read_header, lambda place: kad.load(base=str(place), aligned=str(place))):
         with pytest.raises(PairError, match="x.gguf"):
             read(path)
+
+
+def test_a_header_of_a_file_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transformers downloads such a file itself, and reads it then."""
+    home = tmp_path / "models--a--b"
+    place = home / "snapshots" / ("0" * 40)
+    place.mkdir(parents=True)
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text("0" * 40)
+    (place / "x.gguf").write_bytes(gguf({**FIELDS, "a": (9, struct.pack("<IQ", 4, 1 << 60))}) + bytes(100))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    source = Source("a/b", None, {"gguf_file": "x.gguf", "cache_dir": str(tmp_path)})
+    for read in (load_model, load_tokenizer, load_config):
+        with pytest.raises(PairError, match=r"x\.gguf is damaged: it has a list of 1152921504606846976 entries"):
+            read(source)
 
 
 TASK = """

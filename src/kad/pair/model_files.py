@@ -40,8 +40,9 @@ def from_host(loader: Any, source: Source, **options: Any) -> Any:
 
     Left without an answer, Transformers asks on standard input, where kad reads prompts. So the answer is always given.
     """
-    if source.gguf_path is not None:
-        check_gguf(source.gguf_path)
+    if source.kwargs.get("gguf_file"):
+        # Transformers finds the file where it is then.
+        check_gguf(Path(download(source, source.kwargs["gguf_file"])))
     elif loader is not AutoTokenizer:
         _check_configuration(source)
     return loader.from_pretrained(source.model, **{**options, "trust_remote_code": source.trusted})
@@ -193,7 +194,7 @@ def checked_settings(settings: GenerationConfig, place: str) -> GenerationConfig
 
 
 def download(source: Source, file: str) -> str:
-    """The path of one file of a model on the hub, downloaded where it is not here yet.
+    """The path of one file of a model. A file of the hub is downloaded where it is not here yet.
 
     Raises:
         PairError: there is no such file, or the hub cannot be reached.

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 import kad
 from conftest import VOCAB, make_model, make_tokenizer
-from kad.errors import PairError, RuleError, VocabularyError
+from kad.errors import OptionError, PairError, RuleError, VocabularyError
 from kad.pair.config import KadConfig
 from kad.pair.sources import Source, resolve_model, resolve_pair
 
@@ -193,3 +193,49 @@ def test_loaded_models_and_paths_mix(folders: dict[str, Path]) -> None:
     assert model.config.base is None
     assert model.config.vocab_size == VOCAB
     assert make_tokenizer().get_vocab() == AutoTokenizer.from_pretrained(folders["aligned"]).get_vocab()
+
+
+@pytest.mark.parametrize("role", ["base", "aligned"])
+def test_load_takes_models_that_are_loaded(role: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    """One of them, or all: the functions on text then work as on a pair with names."""
+    named = {name: str(folders[name]) for name in ("base", "aligned")}
+    mixed = kad.load(**named | {role: AutoModelForCausalLM.from_pretrained(folders[role])}, rule="dual:threshold=0.2")
+    expected = kad.load(**named, rule="dual:threshold=0.2")
+    short = kad.Sampling(max_new_tokens=8)
+    answers = [kad.trace(model, "Hi", sampling=short) for model in (expected, mixed)]
+    assert answers[0].positions == answers[1].positions
+    said = [kad.Conversation(model, sampling=short).say("Hi").finish().text for model in (expected, mixed)]
+    assert said[0] == said[1] != ""
+    mixed.save_pretrained(tmp_path / "written")
+    assert kad.load(tmp_path / "written", device="cpu").config.vocab_size == expected.config.vocab_size
+
+
+def test_a_loaded_model_without_a_path_is_given_its_tokenizer(folders: dict[str, Path]) -> None:
+    model = kad.load(base=str(folders["base"]), aligned=make_model(1), tokenizer=make_tokenizer(), rule="base_only")
+    assert kad.generate(model, "Hi", sampling=kad.Sampling(max_new_tokens=2)).text
+    other = make_tokenizer(VOCAB - 1)
+    with pytest.raises(VocabularyError, match="stand for different tokens"):
+        kad.load(base=str(folders["base"]), aligned=make_model(1), tokenizer=other)
+
+
+def test_load_takes_the_names_of_pytorch_for_its_types(folders: dict[str, Path]) -> None:
+    named = {role: folders[role] for role in ("base", "aligned")}
+    assert kad.load(**named, dtype=torch.bfloat16).base.dtype == torch.bfloat16
+    with pytest.raises(OptionError, match="Unknown `dtype` 'int8'. Choose from: auto, float32"):
+        kad.load(dtype=torch.int8)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"engine": "llama_cpp"}, "Loaded models run in Transformers, but got `engine` llama_cpp"),
+        ({"engine_options": {"context": 8}}, "`engine_options` are for models that llama.cpp runs"),
+        ({"dtype": "bfloat16"}, "`dtype` is for models that kad loads, and these are loaded"),
+        ({"aligned": None}, "`base` needs `aligned` beside it"),
+        ({"pair": "tiny"}, "Give `pair` or `base` `aligned`, not both"),
+        ({"aligned": "tiny:small-aligned", "tokenizer": "x"}, "`tokenizer` is that of a loaded aligned model"),
+    ],
+)
+def test_what_means_nothing_for_loaded_models_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        kad.load(**{"base": make_model(0), "aligned": make_model(1)} | options)

@@ -244,7 +244,8 @@ def test_an_adapter_in_a_pair(adapter: tuple[Path, Any], folders: dict[str, Path
     ids = torch.tensor([[5, 6, 7]])
     with torch.no_grad():
         assert torch.allclose(model.aligned(ids).logits, object_(ids).logits, atol=1e-4)
-    unnamed = kad.KadForCausalLM.from_models(str(folders["base"]), object_)
+    unnamed = kad.load(base=folders["base"], aligned=object_, rule=model.rule)
+    assert kad.generate(unnamed, "Hi").token_ids == kad.generate(model, "Hi").token_ids
     with pytest.raises(PairError, match="aligned model was given as an object without a path"):
         unnamed.save_pretrained(tmp_path / "other")
 

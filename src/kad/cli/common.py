@@ -259,8 +259,8 @@ class ModelOptions:
         """The composed model: `kad.load` without the bars and remarks of Transformers."""
         self.check()
         stdio.quiet_transformers()
-        options = {name: value for name, value in vars(self).items() if name != "imported"}
-        model = load(**options)
+        options: dict[str, Any] = {name: value for name, value in vars(self).items() if name != "imported"}
+        model: Loaded = load(**options)
         sources = {role: str(source) for role, source in model.config.model_sources().items()}
         note_doubts(sources, {role: facts.parameters for role, facts in model.facts.items()})
         return model

@@ -4,22 +4,39 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
+from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, cast, overload
 
 from kad import hosts
 from kad.errors import OptionError, PairError, UsageError, first_line
+from kad.method import defaults
 from kad.pair.sources import Source, check_sources
 
 if TYPE_CHECKING:
+    from torch import dtype as TorchDtype
+    from torch.nn import Module
+
     from kad.engines.pair import Pair
     from kad.engines.protocols import Model
     from kad.engines.transformers.modeling import KadForCausalLM
     from kad.method.rules import Rule
 
     Loaded = KadForCausalLM | Pair
+    Named = str | PathLike[str]
+    AnyRule = str | Mapping[str, Any] | Rule
+
+    class Loading(TypedDict, total=False):
+        """What every way to call `load` takes."""
+
+        rule: AnyRule | None
+        deferral_temperature: float | None
+        base_prompt: Any
+        dtype: str | TorchDtype | None
+        device: str | None
+        trust_remote_code: bool
 
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -28,17 +45,67 @@ _SHARDING = ("auto", "balanced", "balanced_low_0", "sequential")
 _DEVICE = re.compile(r"(cpu|cuda|mps|xpu|hpu|npu)(:\d+)?")
 
 
+# What Transformers runs for certain: the embedded pair, models that are loaded, and where it is asked for.
+@overload
 def load(
-    pair: str | None = None,
+    pair: Literal["tiny"] | None = None,
     *,
-    base: str | None = None,
-    aligned: str | None = None,
-    reference: str | None = None,
+    engine: Literal["auto", "transformers"] = ...,
+    **options: Unpack[Loading],
+) -> KadForCausalLM: ...
+@overload
+def load(
+    *,
+    base: Module,
+    aligned: Named | Module,
+    reference: Named | Module | None = ...,
+    tokenizer: Any = ...,
+    **options: Unpack[Loading],
+) -> KadForCausalLM: ...
+@overload
+def load(
+    *,
+    base: Named,
+    aligned: Module,
+    reference: Named | Module | None = ...,
+    tokenizer: Any = ...,
+    **options: Unpack[Loading],
+) -> KadForCausalLM: ...
+@overload
+def load(
+    pair: Named | None = None,
+    *,
+    base: Named | None = ...,
+    aligned: Named | None = ...,
+    reference: Named | None = ...,
+    engine: Literal["transformers"],
+    **options: Unpack[Loading],
+) -> KadForCausalLM: ...
+@overload
+def load(
+    pair: Named | None = None,
+    *,
+    base: Named | None = ...,
+    aligned: Named | None = ...,
+    reference: Named | None = ...,
+    engine: str = ...,
+    engine_options: Mapping[str, Any] | None = ...,
+    **options: Unpack[Loading],
+) -> Loaded: ...
+
+
+def load(
+    pair: Named | None = None,
+    *,
+    base: Any = None,
+    aligned: Any = None,
+    reference: Any = None,
+    tokenizer: Any = None,
     engine: str = "auto",
-    rule: str | Mapping[str, Any] | Rule | None = None,
+    rule: AnyRule | None = None,
     deferral_temperature: float | None = None,
     base_prompt: Any = None,
-    dtype: str | None = None,
+    dtype: str | TorchDtype | None = None,
     device: str | None = None,
     trust_remote_code: bool = False,
     engine_options: Mapping[str, Any] | None = None,
@@ -47,16 +114,19 @@ def load(
 
     Args:
         pair: a folder written by `kad pack`, a hub id, or "tiny", the embedded pair. "tiny" is the default.
-        base: the base model, a folder, a GGUF file or a hub id, if there is no pair.
+        base: the base model, if there is no pair: a folder, a GGUF file, a hub id, or a model that Transformers or PEFT
+            has loaded. A loaded model stays where it is, unless `device` is given.
         aligned: the aligned model, if there is no pair.
         reference: the reference model, if there is no pair and the rule needs one.
+        tokenizer: that of a loaded aligned model. By default it is found where the model was loaded from.
         engine: "transformers", "llama_cpp" (GGUF files) or "mlx" (folders of MLX) for all models, or "auto": for each
             model the engine that its files are made for. "vllm" runs whole generations (`kad.generate` and
             `kad.stream`), many at once, with its own loop of speculation.
         rule: replaces the pair's own rule.
         deferral_temperature: replaces the pair's own deferral temperature.
         base_prompt: how the base model is asked, see `kad.generate`. It replaces the pair's own.
-        dtype: of the weights: "float32", "bfloat16", "float16", or "auto" (as stored). The default is the pair's own.
+        dtype: of the weights: "float32", "bfloat16", "float16" (or PyTorch's own names), or "auto" (as stored). The
+            default is the pair's own.
         device: "cpu", "cuda", "cuda:1", "mps", or "auto", which spreads the models over all devices (needs accelerate).
             By default the models go where the pair says, else to the first accelerator, else to the CPU.
         trust_remote_code: run code that comes with the models.
@@ -74,8 +144,23 @@ def load(
     Example:
         >>> model = kad.load("my-pair", rule="primal:budget=0.8", device="cuda")
     """
+    if dtype is not None and not isinstance(dtype, str):
+        dtype = str(dtype).removeprefix("torch.")
+    named = {"base": base, "aligned": aligned, "reference": reference}
+    loaded = {role for role, model in named.items() if hasattr(model, "forward")}
     check(pair, base, aligned, reference, engine=engine, rule=rule, dtype=dtype, device=device)
     options = _loading_options(dtype, device) if engine != "vllm" else {}
+    if tokenizer is not None and "aligned" not in loaded:
+        raise OptionError("`tokenizer` is that of a loaded aligned model; a model that is named brings its own.")
+    if loaded:
+        if engine_options:
+            raise OptionError("`engine_options` are for models that llama.cpp runs, and these run in Transformers.")
+        if dtype is not None and len(loaded) == sum(model is not None for model in named.values()):
+            raise OptionError("`dtype` is for models that kad loads, and these are loaded. Use model.to(dtype).")
+        return _of_loaded(named, loaded, tokenizer, rule, device, {
+            "deferral_temperature": 1.0 if deferral_temperature is None else deferral_temperature,
+            "base_prompt": base_prompt, "trust_remote_code": trust_remote_code, **options,
+        })  # fmt: skip
     from kad.pair.folder import resolve
 
     config = resolve(
@@ -104,11 +189,31 @@ def load(
     return KadForCausalLM.of(Pair(config, models))
 
 
+def _of_loaded(
+    named: Mapping[str, Any],
+    loaded: Collection[str],
+    tokenizer: Any,
+    rule: AnyRule | None,
+    device: str | None,
+    options: dict[str, Any],
+) -> KadForCausalLM:
+    """The pair of models of which some are loaded. The others go where `load` puts them."""
+    from kad.engines.transformers.modeling import KadForCausalLM
+
+    model = KadForCausalLM.from_models(
+        named["base"], named["aligned"], reference=named["reference"], tokenizer=tokenizer,
+        rule=defaults.RULE if rule is None else rule, **options,
+    )  # fmt: skip
+    models: Any = {role: part for role, part in model.pair.models.items() if device is not None or role not in loaded}
+    _place(models, {role: part.source for role, part in models.items() if role not in loaded}, device)
+    return model
+
+
 def check(
-    pair: str | None,
-    base: str | None,
-    aligned: str | None,
-    reference: str | None,
+    pair: Named | None,
+    base: Any,
+    aligned: Any,
+    reference: Any,
     *,
     engine: str = "auto",
     rule: str | Mapping[str, Any] | Rule | None = None,
@@ -130,9 +235,11 @@ def check(
         raise OptionError(f"Unknown `dtype` {dtype!r}. Choose from: {', '.join(DTYPES)}.")
     if device is not None and device not in _SHARDING and not _DEVICE.fullmatch(device):
         raise OptionError(f"Unknown `device` {device!r}. Choose from: cpu, cuda, cuda:1, mps, xpu, auto.")
-    if base is not None and engine != "vllm":
-        for name in filter(None, (base, aligned, reference)):
-            engine_for(Source.parse(name), engine)
+    for model in (base, aligned, reference):
+        if hasattr(model, "forward") and engine not in ("auto", "transformers"):
+            raise OptionError(f"Loaded models run in Transformers, but got `engine` {engine}. Leave it out.")
+        if model is not None and not hasattr(model, "forward") and engine != "vllm":
+            engine_for(Source.parse(model), engine)
     check_installed(engine)
 
 

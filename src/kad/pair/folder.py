@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
+from os import PathLike
 from pathlib import Path
 from typing import Any, cast
 
@@ -171,7 +172,7 @@ def _put_in_place(target: Path, made: Path) -> None:
 
 
 def resolve(
-    pair: str | None = None,
+    pair: str | PathLike[str] | None = None,
     *,
     base: str | Source | None = None,
     aligned: str | Source | None = None,

@@ -281,12 +281,14 @@ def _config_of(folder: Path) -> dict[str, Any] | None:
 
 def check_sources(
     pair: str | os.PathLike[str] | None,
-    base: str | Source | None,
-    aligned: str | Source | None,
-    reference: str | Source | None,
+    base: Any,
+    aligned: Any,
+    reference: Any,
     rule: str | Mapping[str, Any] | Rule | None = None,
 ) -> None:
     """Either a pair, or base and aligned model; what is named by a path is there, and the rule is one.
+
+    A model may be loaded already: an object, which has no name to be checked.
 
     Importing torch and Transformers takes seconds. Nothing here does.
 
@@ -306,7 +308,7 @@ def check_sources(
             f"{' '.join(named)} needs {missing} beside it: a composition has a base and an aligned model."
         )
     for source in (base, aligned, reference):
-        if source is not None:
+        if source is not None and not hasattr(source, "forward"):
             Source.parse(source)
     if base is not None:
         if parsed is not None and parsed.needs_reference and reference is None:

@@ -69,12 +69,14 @@ class TransformersModel:
 
     @cached_property
     def tokenizer(self) -> Any:
-        if self.source is None:
+        name = getattr(self.model, "name_or_path", "")
+        if self.source is None and not name:
             raise MissingTokenizerError(
                 f"The {type(self.model).__name__} was given as an object without a path, so its tokenizer is not "
-                "known. Assign it: pair.tokenizer = ..."
+                "known. Give it: kad.load(..., tokenizer=...), or pair.tokenizer = ..."
             )
-        return load_tokenizer(self.source)
+        # One with an adapter at work has no source, and the tokenizer of the model underneath.
+        return load_tokenizer(self.source or Source.parse(name))
 
     @cached_property
     def facts(self) -> Facts:

@@ -131,6 +131,7 @@ class KadForCausalLM(ComposedGeneration, PreTrainedModel, GenerationMixin):
         aligned: str | PreTrainedModel,
         *,
         reference: str | PreTrainedModel | None = None,
+        tokenizer: Any = None,
         rule: str | Mapping[str, Any] | Rule = defaults.RULE,
         deferral_temperature: float = 1.0,
         base_prompt: Any = None,
@@ -145,6 +146,7 @@ class KadForCausalLM(ComposedGeneration, PreTrainedModel, GenerationMixin):
             base: the big base model p.
             aligned: the small aligned model q*. Tokenizer, chat template and end-of-sequence tokens come from it.
             reference: the small reference model q, for product rules.
+            tokenizer: that of the aligned model. By default it is found where the model was loaded from.
             rule: a rule, its string or its dict.
             deferral_temperature: the models' logits are divided by it before composing.
             base_prompt: how the base model is asked, see `kad.generate`. None: as the aligned model.
@@ -165,6 +167,8 @@ class KadForCausalLM(ComposedGeneration, PreTrainedModel, GenerationMixin):
             {"base": base_kwargs, "aligned": aligned_kwargs, "reference": reference_kwargs},
             kwargs,
         )
+        if tokenizer is not None:
+            models["aligned"].tokenizer = tokenizer
         config = KadConfig(
             **{role: model.source for role, model in models.items() if model.source is not None},
             rule=rule,

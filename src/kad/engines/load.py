@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from kad import hosts
 from kad.errors import OptionError, PairError, UsageError, first_line
-from kad.pair.sources import Source, check_sources
+from kad.pair.sources import SERVER, Source, check_sources
 
 if TYPE_CHECKING:
     from kad.engines.pair import Pair
@@ -34,6 +34,7 @@ def load(
     base: str | None = None,
     aligned: str | None = None,
     reference: str | None = None,
+    base_tokenizer: str | None = None,
     engine: str = "auto",
     rule: str | Mapping[str, Any] | Rule | None = None,
     deferral_temperature: float | None = None,
@@ -47,9 +48,11 @@ def load(
 
     Args:
         pair: a folder written by `kad pack`, a hub id, or "tiny", the embedded pair. "tiny" is the default.
-        base: the base model, a folder, a GGUF file or a hub id, if there is no pair.
+        base: the base model, if there is no pair: a folder, a GGUF file, a hub id, or the address of a server that
+            runs it (docs/remote.md).
         aligned: the aligned model, if there is no pair.
         reference: the reference model, if there is no pair and the rule needs one.
+        base_tokenizer: the tokenizer of a base model on a server, a folder or a hub id.
         engine: "transformers", "llama_cpp" (GGUF files) or "mlx" (folders of MLX) for all models, or "auto": for each
             model the engine that its files are made for. "vllm" runs whole generations (`kad.generate` and
             `kad.stream`), many at once, with its own loop of speculation.
@@ -74,12 +77,13 @@ def load(
     Example:
         >>> model = kad.load("my-pair", rule="primal:budget=0.8", device="cuda")
     """
-    check(pair, base, aligned, reference, engine=engine, rule=rule, dtype=dtype, device=device)
+    place = located(base, base_tokenizer)
+    check(pair, place, aligned, reference, engine=engine, rule=rule, dtype=dtype, device=device)
     options = _loading_options(dtype, device) if engine != "vllm" else {}
     from kad.pair.folder import resolve
 
     config = resolve(
-        pair, base=base, aligned=aligned, reference=reference, rule=rule, deferral_temperature=deferral_temperature,
+        pair, base=place, aligned=aligned, reference=reference, rule=rule, deferral_temperature=deferral_temperature,
         base_prompt=None if engine == "vllm" else base_prompt, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     if engine == "vllm":
@@ -104,9 +108,22 @@ def load(
     return KadForCausalLM.of(Pair(config, models))
 
 
+def located(base: str | Source | None, base_tokenizer: str | None) -> str | Source | None:
+    """The base model, with its tokenizer if it is on a server.
+
+    Raises:
+        OptionError: a model on a server without a tokenizer, or a tokenizer of another one.
+    """
+    if isinstance(base, str) and SERVER.match(base):
+        return Source.on_server(base, base_tokenizer)
+    if base_tokenizer is not None:
+        raise OptionError("`base_tokenizer` is for a base model on a server, whose address is `base`. Leave it out.")
+    return base
+
+
 def check(
     pair: str | None,
-    base: str | None,
+    base: str | Source | None,
     aligned: str | None,
     reference: str | None,
     *,
@@ -131,8 +148,9 @@ def check(
     if device is not None and device not in _SHARDING and not _DEVICE.fullmatch(device):
         raise OptionError(f"Unknown `device` {device!r}. Choose from: cpu, cuda, cuda:1, mps, xpu, auto.")
     if base is not None and engine != "vllm":
-        for name in filter(None, (base, aligned, reference)):
-            engine_for(Source.parse(name), engine)
+        for name in (base, aligned, reference):
+            if name is not None:
+                engine_for(Source.parse(name), engine)
     check_installed(engine)
 
 
@@ -186,6 +204,10 @@ def load_one(
     """
     if engine == "transformers":
         return load_models({"aligned": source}, {"aligned": engine}, device=device, **options)["aligned"]
+    if engine == "remote":
+        from kad.engines.remote.model import RemoteModel
+
+        return RemoteModel(source)
     if engine == "mlx":
         from kad.engines.mlx.model import MlxModel
 
@@ -283,8 +305,8 @@ ENGINES = (*SCORING_ENGINES, "vllm")
 def engine_for(source: Source, engine: str = "auto") -> str:
     """The engine that runs a model.
 
-    With "auto", a GGUF file is llama.cpp's where llama-cpp-python is installed; else Transformers reads it, as full
-    weights. A folder of MLX is MLX's.
+    A model on a server is the server's. With "auto", a GGUF file is llama.cpp's where llama-cpp-python is installed;
+    else Transformers reads it, as full weights. A folder of MLX is MLX's.
 
     Raises:
         OptionError: an unknown engine, or one that does not run this model.
@@ -292,6 +314,8 @@ def engine_for(source: Source, engine: str = "auto") -> str:
     """
     if engine not in SCORING_ENGINES:
         raise OptionError(f"Unknown `engine` {engine!r}. Choose from: {', '.join(SCORING_ENGINES)}.")
+    if source.url is not None:
+        return "remote"
     is_gguf = "gguf_file" in source.kwargs
     if engine == "auto":
         if is_gguf:
@@ -316,7 +340,11 @@ def check_installed(engine: str) -> None:
 
 def engines_of(sources: Mapping[str, Source], engine: str = "auto") -> dict[str, str]:
     """The engine of each model by role; see `engine_for`. The role "pair" is a folder without weights."""
-    return {role: engine_for(source, engine) for role, source in sources.items() if role != "pair"}
+    engines = {role: engine_for(source, engine) for role, source in sources.items() if role != "pair"}
+    for role, name in engines.items():
+        if name == "remote" and role != "base":
+            raise PairError(f"Only the base model can be on a server, and the {role} model is named by one.")
+    return engines
 
 
 def is_mlx(source: Source) -> bool:

@@ -38,6 +38,16 @@ class OptionError(UsageError):
     """
 
 
+class ServerError(KadError):
+    """The server of a base model cannot be reached in time, or gives what is no answer.
+
+    Attributes:
+        answer: what has come of the answer that was under way (`kad.text.answer.Answer`). None if there was none.
+    """
+
+    answer: object = None
+
+
 class MissingExtraError(KadError):
     """An optional dependency is not installed."""
 

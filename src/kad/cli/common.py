@@ -6,6 +6,7 @@ for example `RunOptions` in `kad.evaluation.run_options`.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import typer
 
 from kad.cli import stdio
-from kad.engines.load import DTYPES, SCORING_ENGINES, check, load
+from kad.engines.load import DTYPES, SCORING_ENGINES, check, load, located
 from kad.errors import KadError, UsageError
 from kad.method.defaults import TEMPERATURES
 from kad.method.rules import Rule, parse_rule
@@ -27,6 +28,7 @@ from kad.pair.base_prompt import BasePrompt
 if TYPE_CHECKING:
     from kad.engines.load import Loaded
     from kad.pair.config import KadConfig
+    from kad.pair.sources import Source
     from kad.server.listening import Listening
 
 Json = Annotated[bool, Option("Print one JSON object, and nothing else, on standard output.", name="--json")]
@@ -93,7 +95,7 @@ def check_rule(rule: str | None) -> Rule | None:
     return None if rule is None else parse_rule(rule)
 
 
-def note_doubts(names: Mapping[str, object], parameters: Mapping[str, int] | None = None) -> None:
+def note_doubts(names: Mapping[str, object], parameters: Mapping[str, int | None] | None = None) -> None:
     """Write a note about what is allowed but probably not meant.
 
     Args:
@@ -102,7 +104,7 @@ def note_doubts(names: Mapping[str, object], parameters: Mapping[str, int] | Non
     """
     if names["base"] == names["aligned"]:
         stdio.note("base and aligned are the same model; the composition is that model, if both get the same prompt.")
-    elif parameters is not None and parameters["aligned"] > parameters["base"]:
+    elif parameters is not None and (parameters["aligned"] or 0) > (parameters["base"] or math.inf):
         stdio.note("the aligned model is bigger than the base model; did you mix them up?")
 
 
@@ -143,10 +145,13 @@ class ModelOptions:
     base: Annotated[
         str | None,
         Option(
-            "The big base model: a folder, a GGUF file, a hub id (organization/name or organization/name@revision) or "
-            "tiny:NAME.",
+            "The big base model: a folder, a GGUF file, a hub id (organization/name or organization/name@revision), "
+            "tiny:NAME, or a server that runs it (http://HOST:8000/v1).",
             "MODEL",
         ),
+    ] = None
+    base_tokenizer: Annotated[
+        str | None, Option("The tokenizer of a base model on a server: a folder or a hub id.", "MODEL")
     ] = None
     aligned: Annotated[str | None, Option("The small aligned model.", "MODEL")] = None
     reference: Annotated[
@@ -236,10 +241,15 @@ class ModelOptions:
             raise UsageError(f"The pair is named twice, {pair} and --pair {self.pair}. Leave one out.")
         return self if pair is None else replace(self, pair=pair)
 
+    @property
+    def base_source(self) -> str | Source | None:
+        """The base model, with its tokenizer if it is on a server."""
+        return located(self.base, self.base_tokenizer)
+
     def check(self) -> None:
         """Refuse at once what nobody has to load for; see `kad.engines.load.check`."""
         check(
-            self.pair, self.base, self.aligned, self.reference,
+            self.pair, self.base_source, self.aligned, self.reference,
             engine=self.engine, rule=self.rule, dtype=self.dtype, device=self.device,
         )  # fmt: skip
 
@@ -250,7 +260,7 @@ class ModelOptions:
         from kad.pair.folder import resolve
 
         return resolve(
-            self.pair, base=self.base, aligned=self.aligned, reference=self.reference, rule=self.rule,
+            self.pair, base=self.base_source, aligned=self.aligned, reference=self.reference, rule=self.rule,
             deferral_temperature=self.deferral_temperature, base_prompt=self.base_prompt,
             trust_remote_code=self.trust_remote_code,
         )  # fmt: skip

@@ -13,7 +13,7 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from kad.cli import stdio
-from kad.errors import UsageError
+from kad.errors import ServerError, UsageError
 from kad.text.prompts import decode
 from kad.tracing.palette import color, style
 from kad.tracing.terminal import colored
@@ -97,9 +97,13 @@ class Wrapper:
 
 def show(answering: LiveAnswer, live: bool) -> Answer:
     """Print the answer, as it arrives or when it is finished."""
-    for piece in answering:
-        if live:
-            stdio.write(piece.text)
+    try:
+        for piece in answering:
+            if live:
+                stdio.write(piece.text)
+    except ServerError:  # what has come is shown, and then why there is no more
+        stdio.write("\n" if live else answering.answer.text + "\n")
+        raise
     stdio.write("\n" if live else answering.answer.text + "\n")
     return answering.answer
 

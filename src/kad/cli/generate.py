@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from kad.cli import common, display, stdio
-from kad.errors import UsageError
+from kad.errors import ServerError, UsageError
 from kad.options import Option
 from kad.text.drafting import DraftTokens
 from kad.text.sampling import Sampling
@@ -64,7 +64,11 @@ def command(
     )  # fmt: skip
     loaded = time.perf_counter() - started
     if as_json:
-        answer = answering.finish()
+        try:
+            answer = answering.finish()
+        except ServerError:  # what has come is shown, and then why there is no more
+            stdio.print_json(display.as_dict(model, answering.answer, loaded))
+            raise
         gain = display.speed_up(model, answer) if stats else {}
         stdio.print_json(display.as_dict(model, answer, loaded) | gain)
         return

@@ -41,8 +41,9 @@ class Description:
     """One model of a pair, as its configuration describes it.
 
     Attributes:
-        architecture: the class that Transformers makes of it, or llama.cpp's name of it.
-        parameters: number of weights, tied ones counted once.
+        architecture: the class that Transformers makes of it, or llama.cpp's name of it. Of a model on a server, the
+            place of its tokenizer.
+        parameters: number of weights, tied ones counted once. None of a model on a server, which is not asked.
         dtype: in which it is loaded, or how its weights are quantized.
         vocabulary: rows of its output.
         context: positions it was made for, or None.
@@ -53,7 +54,7 @@ class Description:
 
     name: str
     architecture: str
-    parameters: int
+    parameters: int | None
     dtype: str
     vocabulary: int
     context: int | None
@@ -67,7 +68,8 @@ def command(
     pair_argument: common.PairArgument = None,
     *,
     named: Annotated[
-        common.ModelOptions, Only("base", "aligned", "reference", "base_prompt", "imported", "trust_remote_code")
+        common.ModelOptions,
+        Only("base", "base_tokenizer", "aligned", "reference", "base_prompt", "imported", "trust_remote_code"),
     ],
     of_environment: Annotated[
         bool,
@@ -112,7 +114,7 @@ def command(
         "vocabulary": vocabulary,
         "soft_caps": uneven_soft_caps({role: model.soft_cap for role, model in models.items()}),
         "memory": _memory(models),
-        "draft_cost": models["aligned"].parameters / models["base"].parameters,
+        "draft_cost": _draft_cost(models["aligned"].parameters, models["base"].parameters),
     }
     if probe and vocabulary["match"]:
         facts["probe"] = probed(named, questions or _probe_prompts(named))
@@ -122,13 +124,20 @@ def command(
         raise typer.Exit(WRONG_INPUT)
 
 
+def _draft_cost(aligned: int | None, base: int | None) -> float | None:
+    return aligned / base if aligned and base else None
+
+
 def _describe(source: Source) -> Description:
     """One model from its files, as its engine runs it."""
     from kad.engines.llama_cpp.header import read_header
     from kad.engines.load import engine_for
-    from kad.pair.model_files import load_config
+    from kad.pair.model_files import load_config, rows_of
 
     engine = engine_for(source)
+    if engine == "remote":
+        place = stdio.name_of(replace(source, url=None))
+        return Description(stdio.name_of(source), place, None, "", rows_of(source), None, 0, 0, engine)
     if engine == "llama_cpp" and source.gguf_path is not None:
         header = read_header(source.gguf_path)
         return Description(
@@ -230,10 +239,12 @@ def _render(facts: dict[str, Any], models: dict[str, Description]) -> Table:
 
 
 def _model_lines(model: Description) -> list[str]:
+    if model.engine == "remote":
+        return [f"on a server, with the tokenizer {model.architecture}: no memory here"]
     context = f", {model.context:,} positions" if model.context else ""
     by = {"llama_cpp": ", run by llama.cpp", "mlx": ", run by MLX"}.get(model.engine, "")
     return [
-        f"{model.architecture}, {count_text(model.parameters)} parameters in {model.dtype}{context}{by}",
+        f"{model.architecture}, {count_text(model.parameters or 0)} parameters in {model.dtype}{context}{by}",
         f"{size_text(model.weight_bytes)} of weights, {size_text(model.cache_bytes_per_token)} of cache a token",
     ]
 
@@ -249,7 +260,8 @@ def _fact_rows(facts: dict[str, Any]) -> list[tuple[str, Text]]:
         rows.append(("soft caps", Text(facts["soft_caps"], style="yellow")))
     totals = [f"{size_text(total)} with {counted(int(length), 'token')}" for length, total in memory["total"].items()]
     rows.append(("memory", Text(", ".join([f"{size_text(memory['weights'])} of weights", *totals]))))
-    rows.append(("drafting", Text(f"the aligned model has {facts['draft_cost']:.1%} of the base model's parameters")))
+    if (cost := facts["draft_cost"]) is not None:
+        rows.append(("drafting", Text(f"the aligned model has {cost:.1%} of the base model's parameters")))
     if (draft := memory["vllm_draft"]) is not None:
         sizes = f"{size_text(draft['weights'])} of weights, {size_text(draft['cache_per_token'])} of cache a token"
         rows.append(("in vLLM", Text(f"drafting loads the aligned model once more: {sizes}")))

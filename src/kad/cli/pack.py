@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,7 +61,10 @@ class LoadOptions:
 def command(
     *,
     models: Annotated[
-        ModelOptions, Only("base", "aligned", "reference", "rule", "deferral_temperature", "base_prompt", "imported")
+        ModelOptions,
+        Only(
+            "base", "base_tokenizer", "aligned", "reference", "rule", "deferral_temperature", "base_prompt", "imported"
+        ),
     ] = _MODELS,
     dtype: Annotated[
         str | None,
@@ -93,7 +96,8 @@ def command(
     for role, load in own.items():
         name = getattr(models, role)
         if name is not None:
-            sources[role] = _source(name, dtype, trust_remote_code, load)
+            place = models.base_source if role == "base" else name
+            sources[role] = _source(place, dtype, trust_remote_code, load)
         elif load.to_dict():
             raise UsageError(f"There are loading options for the {role} model, but no --{role}.")
     stdio.quiet_transformers()
@@ -110,10 +114,14 @@ def command(
     stdio.print_result(result, as_json, lambda: _how_to_load(out, config, sum(files.values())), soft_wrap=True)
 
 
-def _source(name: str, dtype: str | None, trust_remote_code: bool, load: LoadOptions) -> Source:
+def _source(place: Any, dtype: str | None, trust_remote_code: bool, load: LoadOptions) -> Source:
     options = ({} if dtype is None else {"dtype": dtype}) | ({"trust_remote_code": True} if trust_remote_code else {})
-    source = Source.parse(name)
-    return Source(source.model, source.revision, source.kwargs | options | load.to_dict())
+    source = Source.parse(place)
+    if source.url is None:
+        return replace(source, kwargs=source.kwargs | options | load.to_dict())
+    if load.to_dict():
+        raise UsageError("The base model is on a server, which has loaded it: leave out how to load it.")
+    return source
 
 
 def _how_to_load(folder: Path, config: KadConfig, size: int) -> Group:

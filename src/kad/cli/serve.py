@@ -163,6 +163,7 @@ def _command_line(pair: str, trusted: bool, drafts: Drafts, extra: Sequence[str]
     from kad.pair.sources import resolve_pair
 
     config = resolve(pair, trust_remote_code=trusted)
+    config.model_sources()["base"].check_here("vLLM")
     vocabulary_in_files(config.model_sources())
     arguments = [sys.executable, "-m", "kad.engines.vllm.launch", "serve", resolve_pair(pair)]
     if _value_of(extra, "--served-model-name") is None:

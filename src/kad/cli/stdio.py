@@ -186,8 +186,14 @@ def _finite(value: Any) -> Any:
 
 
 def name_of(source: Source) -> str:
-    """A short name of a model: tiny:NAME for the embedded ones, a GGUF file's path, or a hub id with its revision."""
+    """A short name of a model: tiny:NAME for the embedded ones, a GGUF file's path, or a hub id with its revision.
+
+    Of a model on a server, the server's address.
+    """
     from kad import tiny
+
+    if source.url is not None:
+        return source.url if source.served is None else f"{source.url}#{source.served}"
 
     folder = Path(source.model)
     if folder.name in tiny.MODELS and folder == tiny.path(folder.name):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, cast, overloa
 from kad import hosts
 from kad.errors import OptionError, PairError, UsageError, first_line
 from kad.method import defaults
-from kad.pair.sources import Source, check_sources
+from kad.pair.sources import SERVER, Source, check_sources
 
 if TYPE_CHECKING:
     from torch import dtype as TorchDtype
@@ -88,6 +88,7 @@ def load(
     base: Named | None = ...,
     aligned: Named | None = ...,
     reference: Named | None = ...,
+    base_tokenizer: str | None = ...,
     engine: str = ...,
     engine_options: Mapping[str, Any] | None = ...,
     **options: Unpack[Loading],
@@ -101,6 +102,7 @@ def load(
     aligned: Any = None,
     reference: Any = None,
     tokenizer: Any = None,
+    base_tokenizer: str | None = None,
     engine: str = "auto",
     rule: AnyRule | None = None,
     deferral_temperature: float | None = None,
@@ -114,11 +116,13 @@ def load(
 
     Args:
         pair: a folder written by `kad pack`, a hub id, or "tiny", the embedded pair. "tiny" is the default.
-        base: the base model, if there is no pair: a folder, a GGUF file, a hub id, or a model that Transformers or PEFT
-            has loaded. A loaded model stays where it is, unless `device` is given.
+        base: the base model, if there is no pair: a folder, a GGUF file, a hub id, the address of a server that runs it
+            (docs/remote.md), or a model that Transformers or PEFT has loaded. A loaded model stays where it is, unless
+            `device` is given.
         aligned: the aligned model, if there is no pair.
         reference: the reference model, if there is no pair and the rule needs one.
         tokenizer: that of a loaded aligned model. By default it is found where the model was loaded from.
+        base_tokenizer: the tokenizer of a base model on a server, a folder or a hub id.
         engine: "transformers", "llama_cpp" (GGUF files) or "mlx" (folders of MLX) for all models, or "auto": for each
             model the engine that its files are made for. "vllm" runs whole generations (`kad.generate` and
             `kad.stream`), many at once, with its own loop of speculation.
@@ -144,15 +148,18 @@ def load(
     Example:
         >>> model = kad.load("my-pair", rule="primal:budget=0.8", device="cuda")
     """
+    place = located(base, base_tokenizer)
     if dtype is not None and not isinstance(dtype, str):
         dtype = str(dtype).removeprefix("torch.")
     named = {"base": base, "aligned": aligned, "reference": reference}
     loaded = {role for role, model in named.items() if hasattr(model, "forward")}
-    check(pair, base, aligned, reference, engine=engine, rule=rule, dtype=dtype, device=device)
+    check(pair, place, aligned, reference, engine=engine, rule=rule, dtype=dtype, device=device)
     options = _loading_options(dtype, device) if engine != "vllm" else {}
     if tokenizer is not None and "aligned" not in loaded:
         raise OptionError("`tokenizer` is that of a loaded aligned model; a model that is named brings its own.")
     if loaded:
+        if isinstance(place, Source):
+            raise OptionError("Beside a base model on a server, `aligned` is a folder or a hub id, and not loaded.")
         if engine_options:
             raise OptionError("`engine_options` are for models that llama.cpp runs, and these run in Transformers.")
         if dtype is not None and len(loaded) == sum(model is not None for model in named.values()):
@@ -164,7 +171,7 @@ def load(
     from kad.pair.folder import resolve
 
     config = resolve(
-        pair, base=base, aligned=aligned, reference=reference, rule=rule, deferral_temperature=deferral_temperature,
+        pair, base=place, aligned=aligned, reference=reference, rule=rule, deferral_temperature=deferral_temperature,
         base_prompt=None if engine == "vllm" else base_prompt, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     if engine == "vllm":
@@ -207,6 +214,19 @@ def _of_loaded(
     models: Any = {role: part for role, part in model.pair.models.items() if device is not None or role not in loaded}
     _place(models, {role: part.source for role, part in models.items() if role not in loaded}, device)
     return model
+
+
+def located(base: str | Source | None, base_tokenizer: str | None) -> str | Source | None:
+    """The base model, with its tokenizer if it is on a server.
+
+    Raises:
+        OptionError: a model on a server without a tokenizer, or a tokenizer of another one.
+    """
+    if isinstance(base, str) and SERVER.match(base):
+        return Source.on_server(base, base_tokenizer)
+    if base_tokenizer is not None:
+        raise OptionError("`base_tokenizer` is for a base model on a server, whose address is `base`. Leave it out.")
+    return base
 
 
 def check(
@@ -293,6 +313,10 @@ def load_one(
     """
     if engine == "transformers":
         return load_models({"aligned": source}, {"aligned": engine}, device=device, **options)["aligned"]
+    if engine == "remote":
+        from kad.engines.remote.model import RemoteModel
+
+        return RemoteModel(source)
     if engine == "mlx":
         from kad.engines.mlx.model import MlxModel
 
@@ -390,8 +414,8 @@ ENGINES = (*SCORING_ENGINES, "vllm")
 def engine_for(source: Source, engine: str = "auto") -> str:
     """The engine that runs a model.
 
-    With "auto", a GGUF file is llama.cpp's where llama-cpp-python is installed; else Transformers reads it, as full
-    weights. A folder of MLX is MLX's.
+    A model on a server is the server's. With "auto", a GGUF file is llama.cpp's where llama-cpp-python is installed;
+    else Transformers reads it, as full weights. A folder of MLX is MLX's.
 
     Raises:
         OptionError: an unknown engine, or one that does not run this model.
@@ -399,6 +423,8 @@ def engine_for(source: Source, engine: str = "auto") -> str:
     """
     if engine not in SCORING_ENGINES:
         raise OptionError(f"Unknown `engine` {engine!r}. Choose from: {', '.join(SCORING_ENGINES)}.")
+    if source.url is not None:
+        return "remote"
     is_gguf = "gguf_file" in source.kwargs
     if engine == "auto":
         if is_gguf:
@@ -423,7 +449,11 @@ def check_installed(engine: str) -> None:
 
 def engines_of(sources: Mapping[str, Source], engine: str = "auto") -> dict[str, str]:
     """The engine of each model by role; see `engine_for`. The role "pair" is a folder without weights."""
-    return {role: engine_for(source, engine) for role, source in sources.items() if role != "pair"}
+    engines = {role: engine_for(source, engine) for role, source in sources.items() if role != "pair"}
+    for role, name in engines.items():
+        if name == "remote" and role != "base":
+            raise PairError(f"Only the base model can be on a server, and the {role} model is named by one.")
+    return engines
 
 
 def is_mlx(source: Source) -> bool:

@@ -14,8 +14,8 @@ import torch
 from transformers import GenerationConfig
 
 from kad.engines.protocols import Facts, Model, WholeModel
-from kad.errors import MissingTokenizerError, RuleError, UsageError
-from kad.method.composition import Composition, RuleLike
+from kad.errors import MissingTokenizerError, RuleError, UsageError, VocabularyError
+from kad.method.composition import Composition, RuleLike, refuse_lists
 from kad.method.rules import ProductRule, Rule
 from kad.method.scorer import Scorer
 from kad.pair.base_prompt import BasePrompt
@@ -56,12 +56,26 @@ class Pair:
         if config.vocab_size is None:
             for name, value in asdict(vocabulary_of(self.models)).items():
                 setattr(config, name, value)
+        if config.base_tokenizer == OWN and self.models["base"].facts.gives_lists:
+            raise VocabularyError(
+                "The base model is on a server and has another tokenizer than the aligned model. To read it through "
+                "other tokens, all of p is needed. Take an aligned model with the same tokenizer."
+            )
         self.generation_config = generation_config(config, self.models["aligned"].generation_config)
         self.own_composition = Composition.of(config.parsed_rule, config.deferral_temperature)
 
     @classmethod
     def one(cls, model: Model) -> Pair:
-        """A single model as a pair: pi is its own distribution, whatever rule is asked for."""
+        """A single model as a pair: pi is its own distribution, whatever rule is asked for.
+
+        Raises:
+            UsageError: it is on a server, which gives the most probable tokens alone.
+        """
+        if model.facts.gives_lists:
+            raise UsageError(
+                "The base model is on a server, which gives its most probable tokens alone. It cannot answer by itself "
+                "here: ask the server."
+            )
         return _One(KadConfig(rule="base_only"), {"aligned": model})
 
     def base_model(self) -> Pair:
@@ -214,6 +228,8 @@ class Pair:
             raise RuleError(
                 f"Rule {composition.rule} needs the reference model; the pair has none. Give one: reference=..."
             )
+        if "base" in self.roles and self.models["base"].facts.gives_lists:
+            refuse_lists(composition)
         if isinstance(composition.rule, ProductRule) and not self._warned:
             self._warned = True
             problem = uneven_soft_caps({role: self.soft_caps[role] for role in self.roles_of(composition)})

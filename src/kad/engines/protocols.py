@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Facts:
     """What an engine knows about one model."""
 
-    parameters: int
+    parameters: int | None  # None: the server that runs it does not say
     context_length: int | None  # the number of positions it supports. None if it does not say
     engine: str = "transformers"
     weight_bytes: int | None = None  # the memory of its weights. None if it is not known
@@ -31,6 +31,8 @@ class Facts:
     soft_cap: float | None = None  # the bound that it puts on its logits. None if there is none
     # Whether the weights' file carries the tokenizer. It is then used, and not a pair's own.
     tokenizer_in_file: bool = False
+    # Whether its rows are lists of the most probable tokens, see `kad.method.distribution.ListedRows`.
+    gives_lists: bool = False
 
 
 class Batch(Protocol):

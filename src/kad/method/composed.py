@@ -6,6 +6,7 @@ that is not a distribution becomes NaN.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -13,9 +14,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from kad.errors import KadError, RuleError, one_line
+from kad.errors import KadError, RuleError, UsageError, one_line
 from kad.method.distribution import EXCLUDED, Distribution, columns_above
-from kad.method.rules import CascadeRule, ProductRule, Rule, ThresholdRule
+from kad.method.rules import CascadeRule, ProductRule, RowRules, Rule, ThresholdRule
+from kad.method.rules.threshold import NumberRule
 
 # Below this deferred mass its logarithm is taken of log-probabilities, which do not underflow.
 _SMALL = 1e-30
@@ -30,12 +32,19 @@ class Composed:
         base: rows of p at the deferral temperature, (..., vocab). Their rest, if they have one, is always deferred.
         aligned: rows of q*, the same.
         reference: rows of q, if the rule needs them.
+
+    Raises:
+        RuleError: of the rows of p only a list of tokens is known, and the rule needs more.
     """
 
     rule: Rule
     base: Distribution
     aligned: Distribution
     reference: Distribution | None = None
+
+    def __post_init__(self) -> None:
+        if self.base.listed is not None:
+            object.__setattr__(self, "base", _completed(self.rule, self.base, self.aligned))
 
     def log_pi(self) -> Tensor:
         """log pi (..., vocab), see `kad.compose`."""
@@ -137,6 +146,45 @@ class Composed:
         if bool(log_pi.amin() < EXCLUDED):
             log_pi = torch.maximum(log_pi, self.base.log_probs() + EXCLUDED)
         return log_pi.index_copy_(1, columns, torch.logaddexp(kept + keep.log(), log_pi[:, columns])), log_alpha
+
+
+def takes_lists(rule: Rule) -> bool:
+    """Whether a rule can do with the most probable tokens of p: its cutoff is that of the whole row, and not -inf."""
+    if isinstance(rule, RowRules):
+        return True
+    return isinstance(rule, NumberRule) and not rule.numbers.whole and rule.numbers.offset != -math.inf
+
+
+def check_takes_lists(rule: Rule) -> None:
+    """Raise RuleError for a rule that cannot do with the most probable tokens of p."""
+    if not takes_lists(rule):
+        raise RuleError(
+            f"Rule {rule} needs all of p, and a server gives the most probable tokens alone. Take dual, primal, "
+            "relative or confidence_bet."
+        )
+
+
+def _completed(rule: Rule, base: Distribution, aligned: Distribution) -> Distribution:
+    """Rows of p whose lists hold every token that the rule keeps: no other token can reach the cutoff.
+
+    The cutoff itself is that of the whole row. It is made of the normalizer, the largest tokens of p and the row of q*.
+    """
+    check_takes_lists(rule)
+    while base.listed is not None:
+        cutoff = asked(rule, "cutoff", base.logits.shape[:-1], base, aligned)
+        bound = base.listed.bound.squeeze(-1)
+        short = (bound >= cutoff) & (bound > -math.inf)  # where every token is listed, every token may be kept
+        if not bool(short.any()):
+            break
+        try:
+            rows = base.listed.lengthened(short)
+        except UsageError as error:
+            raise RuleError(
+                f"Rule {rule} may keep a token that the server does not name. {error} Or take a rule that keeps fewer "
+                "tokens, such as dual:threshold=0.4."
+            ) from error
+        base = Distribution.of(rows) if base.dense is not None else Distribution.in_probabilities(rows)
+    return base
 
 
 def asked(rule: Rule, what: str, shape: torch.Size, *models: Any) -> Tensor:

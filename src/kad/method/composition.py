@@ -15,9 +15,10 @@ from torch import Tensor
 
 from kad.errors import LogitsError, RuleError, VocabularyError
 from kad.method import kernels
-from kad.method.composed import Composed, asked
+from kad.method.composed import Composed, asked, check_takes_lists
 from kad.method.defaults import COLDEST, HOTTEST
 from kad.method.distribution import (
+    NOT_AT_ONE,
     AnyRows,
     Distribution,
     Rows,
@@ -208,6 +209,17 @@ def in_order(rows: Mapping[str, Rows]) -> tuple[Rows, Tensor, Tensor | None]:
     """
     aligned = cast("Tensor", rows["aligned"])
     return rows.get("base", aligned), aligned, cast("Tensor | None", rows.get("reference"))
+
+
+def refuse_lists(composition: Composition) -> None:
+    """Refuse what cannot be composed of the most probable tokens of p.
+
+    Raises:
+        RuleError: a rule that needs all of p, or a deferral temperature other than that of a server, which is 1.
+    """
+    check_takes_lists(composition.rule)
+    if composition.deferral_temperature != 1.0:
+        raise RuleError(NOT_AT_ONE.format(composition.deferral_temperature))
 
 
 def check_shapes(*rows: Rows) -> None:

@@ -1,6 +1,7 @@
 """Rows of next-token distributions: logits with their log-probabilities, and the error for a bad row.
 
 A row of p may have a rest: probability that no token of q* stands for. `RowsWithRest` carries it beside the logits.
+Of a row of p only the most probable tokens may be known, as a server says them: `ListedRows`.
 
 Only `problem_of` reads values, so that the host never waits for a device. A row that is not a
 distribution is NaN everywhere: this is its flag. Callers use `problem_of` after they have seen a NaN.
@@ -16,11 +17,15 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from kad.errors import LogitsError
+from kad.errors import LogitsError, RuleError
 
 # How far below the others a token stands in log pi that pi excludes. Its probability e^-10000 is zero in every float
 # type; but where a mask (a grammar, `allowed_token_ids`) leaves excluded tokens only, their order still decides.
 EXCLUDED = -1e4
+
+NOT_AT_ONE = (
+    "A server gives p at temperature 1, so deferral cannot be decided at {:g}. Leave the deferral temperature out."
+)
 
 # On a CPU: the entries of a buffer that stay in its caches while rows are passed over ten times; the vocabulary from
 # which looking into a few blocks pays; the share of a row up to which it does.
@@ -59,10 +64,72 @@ class RowsWithRest:
 
     def to(self, where: torch.device | str | torch.dtype) -> RowsWithRest:
         """On another device, or in another dtype."""
-        return RowsWithRest(self.logits.to(where), self.rest.to(where))
+        return self.changed(lambda part: part.to(where))
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> RowsWithRest:
+        """The same change to all logits: another shape of the leading dimensions, dtype, place, or a shift."""
+        return RowsWithRest(change(self.logits), change(self.rest))
+
+    @classmethod
+    def stacked(cls, rows: Sequence[Any]) -> RowsWithRest:
+        """Rows (vocab,) as (n, vocab)."""
+        return RowsWithRest(torch.stack([row.logits for row in rows]), torch.stack([row.rest for row in rows]))
 
     def __getitem__(self, index: Any) -> RowsWithRest:
         return RowsWithRest(self.logits[index], self.rest[index])
+
+
+@dataclass(frozen=True, eq=False)
+class ListedRows(RowsWithRest):
+    """Rows of p of which a list of the most probable tokens is known. What all others have is in the rest.
+
+    A cascade can be composed of such a row if it surely keeps no token outside of the list: see
+    `kad.method.composed.Composed`, which asks for longer lists.
+
+    Attributes:
+        bound: (..., 1), the logit that no token outside of the list exceeds. -inf if all tokens are listed.
+        place: (..., 1), the index in `longer` for each row.
+        longer: functions that give a row (1, vocab) with a longer list. They raise UsageError if there is none.
+    """
+
+    bound: Tensor
+    place: Tensor
+    longer: tuple[Callable[[], ListedRows], ...]
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> ListedRows:
+        rest = change(self.rest)
+        place = self.place.reshape(rest.shape).to(rest.device)
+        return ListedRows(change(self.logits), rest, change(self.bound), place, self.longer)
+
+    @classmethod
+    def stacked(cls, rows: Sequence[Any]) -> ListedRows:
+        logits, rest, bound = (
+            torch.stack([getattr(row, name) for row in rows]) for name in ("logits", "rest", "bound")
+        )
+        own = tuple(row.longer[int(row.place)] for row in rows)
+        return ListedRows(logits, rest, bound, torch.arange(len(rows)).unsqueeze(-1), own)
+
+    def __getitem__(self, index: Any) -> ListedRows:
+        parts = (self.logits[index], self.rest[index], self.bound[index], self.place[index])
+        return ListedRows(*parts, self.longer)
+
+    def lengthened(self, which: Tensor) -> ListedRows:
+        """The same with longer lists in some rows.
+
+        Args:
+            which: (...,), bool: these rows.
+
+        Raises:
+            UsageError: there is no longer list.
+        """
+        made, longer = self.changed(torch.clone), list(self.longer)
+        place = self.place.clone()
+        for index in map(tuple, which.nonzero().tolist()):
+            row = self.longer[int(place[index])]()
+            made.logits[index], made.rest[index], made.bound[index] = row.logits[0], row.rest[0], row.bound[0]
+            place[index] = len(longer)
+            longer.append(row.longer[int(row.place[0])])
+        return ListedRows(made.logits, made.rest, made.bound, place, tuple(longer))
 
 
 # The logits of a model, (..., vocab). Only those of p may have a rest.
@@ -72,7 +139,7 @@ AnyRows = TypeVar("AnyRows", bound=Rows)
 
 def each(rows: Rows, change: Callable[[Tensor], Tensor]) -> Rows:
     """The same change to the logits and to the rest, if there is one."""
-    return change(rows) if isinstance(rows, Tensor) else RowsWithRest(change(rows.logits), change(rows.rest))
+    return change(rows) if isinstance(rows, Tensor) else rows.changed(change)
 
 
 def at_temperature(rows: AnyRows, temperature: float = 1.0) -> AnyRows:
@@ -80,7 +147,12 @@ def at_temperature(rows: AnyRows, temperature: float = 1.0) -> AnyRows:
 
     A float has seven digits. Those of a normaliser of 1e5, or of logits over a temperature of 0.01, would be gone
     before the point. So the largest entry is subtracted first, where it is far from 0 or where there is a temperature.
+
+    Raises:
+        RuleError: a temperature, and rows of which only a list of tokens is known: it is that of temperature 1.
     """
+    if temperature != 1.0 and isinstance(rows, ListedRows):
+        raise RuleError(NOT_AT_ONE.format(temperature))
     top = joined(rows).detach().amax(dim=-1, keepdim=True)
     if temperature != 1.0:
         return cast("AnyRows", each(rows, lambda part: (part - top) / temperature))
@@ -98,9 +170,9 @@ def joined(rows: Rows) -> Tensor:
 
 def stacked(rows: Sequence[Rows]) -> Rows:
     """Rows (vocab,) of one kind as (n, vocab)."""
-    parts = [(row.logits, row.rest) for row in rows if isinstance(row, RowsWithRest)]
-    if parts:
-        return RowsWithRest(*(torch.stack(part) for part in zip(*parts, strict=True)))
+    kind = type(rows[0])
+    if issubclass(kind, RowsWithRest):
+        return kind.stacked(rows)
     return torch.stack([row for row in rows if isinstance(row, Tensor)])
 
 
@@ -157,6 +229,7 @@ class Distribution:
         dense: (..., vocab), the log-probabilities if they are already computed. Use `log_probs()`.
         probabilities: (..., vocab), the probabilities if they are already computed. Use `probs()`.
         log_rest: (..., 1), the log-probability of the rest, if the rows have one. The tokens have the others.
+        listed: the rows, if only a list of their tokens is known.
     """
 
     logits: Tensor
@@ -164,6 +237,7 @@ class Distribution:
     dense: Tensor | None = None
     probabilities: Tensor | None = None
     log_rest: Tensor | None = None
+    listed: ListedRows | None = None
 
     @classmethod
     def of(cls, rows: Rows, name: str = "logits") -> Distribution:
@@ -217,7 +291,8 @@ class Distribution:
         """The tokens of rows whose last entry is the rest. They are not normalized again."""
         dense, probabilities = (None if x is None else x[..., :-1] for x in (self.dense, self.probabilities))
         log_max = rows.logits.amax(dim=-1) - self.log_z
-        return Distribution(rows.logits, log_max, dense, probabilities, rows.rest - self.log_z.unsqueeze(-1))
+        listed = rows if isinstance(rows, ListedRows) else None
+        return Distribution(rows.logits, log_max, dense, probabilities, rows.rest - self.log_z.unsqueeze(-1), listed)
 
 
 def raised(logits: Tensor, name: str = "logits") -> Tensor:
@@ -248,7 +323,8 @@ def raised_rows(rows: Rows, name: str = "base_logits") -> Rows:
             f"The rest of {name} must have the shape {(*rows.shape[:-1], 1)}, one entry for each row, but has "
             f"{tuple(rows.rest.shape)}."
         )
-    return RowsWithRest(raised(rows.logits, name), raised(rows.rest, f"the rest of {name}"))
+    logits, rest = raised(rows.logits, name), raised(rows.rest, f"the rest of {name}")
+    return rows.to(logits.dtype) if isinstance(rows, ListedRows) else RowsWithRest(logits, rest)
 
 
 def precise(device: torch.device) -> torch.dtype:

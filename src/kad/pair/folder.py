@@ -16,7 +16,7 @@ from kad.errors import KadError, MissingTokenizerError, PairError, RuleError, fi
 from kad.method.rules import Rule, parse_rule
 from kad.pair.base_prompt import BasePrompt
 from kad.pair.config import KadConfig
-from kad.pair.model_files import TROUBLE, load_generation_config, load_tokenizer, shared_tokenizer
+from kad.pair.model_files import TROUBLE, load_generation_config, load_tokenizer, rows_of, shared_tokenizer
 from kad.pair.model_files import load_config as load_model_config
 from kad.pair.sources import (
     EMBEDDED,
@@ -94,7 +94,7 @@ def vocabulary_in_files(sources: Mapping[str, Source], sizes: Mapping[str, int] 
     rows, tokenizers = dict(sizes or {}), {}
     for role, source in sources.items():
         if role not in rows:
-            rows[role] = int(load_model_config(source).get_text_config().vocab_size)
+            rows[role] = rows_of(source)
         with suppress(MissingTokenizerError):
             tokenizers[role] = shared_tokenizer(source)
     return agree(rows, tokenizers)

@@ -136,6 +136,17 @@ def load_config(source: Source) -> Any:
         raise PairError(f"Cannot read the configuration of {source.model}: {reason_of(error)}") from error
 
 
+def rows_of(source: Source) -> int:
+    """The number of a model's output rows. Beside the tokenizer of a model on a server there may be no configuration.
+
+    Raises:
+        PairError: its configuration, or else its tokenizer, cannot be read.
+    """
+    if source.url is not None and source.is_local and not (Path(source.model) / "config.json").is_file():
+        return len(shared_tokenizer(source))
+    return int(load_config(source).get_text_config().vocab_size)
+
+
 def soft_cap_of(config: Mapping[str, Any]) -> float | None:
     """The bound that a model puts on its logits, cap * tanh(logits / cap). None if its configuration names none."""
     return next((float(config[name]) for name in _SOFT_CAPS if config.get(name)), None)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -39,17 +40,37 @@ _ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_a
 _DTYPES = ("auto", "float64", "float32", "bfloat16", "float16")
 
 
+BASE_URL = "KAD_BASE_URL"
+"""The environment variable with the address of the server that the user allows pairs to ask."""
+SERVER = re.compile(r"https?://[^/\s?#@]+[^\s?#@]*")
+"""The address of a server that runs a model: without a name and a password in it, which would be shown."""
+
+
 @dataclass(frozen=True)
 class Source:
     """One model of a pair: a hub id or path, a revision for hub ids, and keyword arguments for loading it.
 
+    A base model may run on a server. `model` is then where its tokenizer is.
+
+    Attributes:
+        model: a hub id or a path.
+        revision: of a hub id.
+        kwargs: keyword arguments for loading it.
+        url: the address of the server, which ends in /v1.
+        served: the model's name there. None: the server has one model.
+        allowed: whether the user has named the server, as the base model or in KAD_BASE_URL. It would read the
+            prompts, so a pair alone may not say where they go.
+
     Raises:
-        PairError: an empty name or an unknown keyword argument.
+        PairError: an empty name, an unknown keyword argument, or no address of a server.
     """
 
     model: str
     revision: str | None = None
     kwargs: dict[str, Any] = field(default_factory=dict)
+    url: str | None = None
+    served: str | None = None
+    allowed: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, str) or not self.model:
@@ -62,12 +83,43 @@ class Source:
                 f"Unknown loading option {', '.join(map(repr, unknown))} for {self.model}. "
                 f"Allowed: {', '.join(sorted(MODEL_KWARGS))}."
             )
+        if self.url is not None and not (isinstance(self.url, str) and SERVER.fullmatch(self.url)):
+            raise PairError(
+                f"A server has an address like http://HOST:8000/v1, without a password, but got {str(self.url)[:80]!r}."
+            )
+        if not isinstance(self.served, str | None):
+            raise PairError(f"A model on a server has a name, which is a text, but got {str(self.served)[:80]!r}.")
+
+    @classmethod
+    def on_server(cls, url: str, tokenizer: str | os.PathLike[str] | None) -> Source:
+        """A base model on a server, whose tokenizer is here or on the hub. "#NAME" after the address names the model.
+
+        Raises:
+            OptionError: no tokenizer.
+            PairError: a bad address, or no such tokenizer.
+        """
+        if tokenizer is None:
+            raise OptionError(
+                f"The base model is on a server, {url}. Say where its tokenizer is, a folder or a hub id, with "
+                "`base_tokenizer`."
+            )
+        address, _, served = url.partition("#")
+        return replace(cls.parse(os.fspath(tokenizer)), url=address.rstrip("/"), served=served or None, allowed=True)
 
     @classmethod
     def parse(cls, source: str | Mapping[str, Any] | Source) -> Source:
         """From "id", "id@revision", a path, a GGUF file, "tiny:<name>", or the dict that `to_dict` writes."""
         if isinstance(source, Source):
             return source
+        if isinstance(source, Mapping) and "url" in source:
+            if unknown := sorted(set(source) - {"url", "model", "tokenizer"}):
+                raise PairError(f"A model on a server has unknown keys {unknown}. It takes: url, model, tokenizer.")
+            if not isinstance(source["url"], str) or not isinstance(source.get("tokenizer"), str):
+                raise PairError("A model on a server lacks its address, 'url', or the place of its 'tokenizer'.")
+            name, _, revision = source["tokenizer"].partition("@")
+            url = source["url"].rstrip("/")
+            allowed = url == os.environ.get(BASE_URL, "").rstrip("/")
+            return cls(name, revision or None, url=url, served=source.get("model"), allowed=allowed)
         if isinstance(source, Mapping):
             unknown = sorted(set(source) - {"model", "revision", "kwargs"})
             if unknown or "model" not in source:
@@ -83,6 +135,8 @@ class Source:
             return carried
         if not isinstance(source, str | os.PathLike):
             raise PairError(f"A model is named by a hub id or a path, but got {str(source)[:80]}.")
+        if SERVER.match(os.fspath(source)):
+            return cls.on_server(os.fspath(source), None)  # a sentence: it lacks its tokenizer
         if os.fspath(source).endswith(_GGUF):
             return cls(os.fspath(source)).located(None)
         name, at, revision = os.fspath(source).partition("@")
@@ -93,6 +147,14 @@ class Source:
                 f"{name} is a folder, which has no revision; got {os.fspath(source)!r}. Leave out @{revision}."
             )
         return cls(resolve_model(name), revision)
+
+    def check_here(self, engine: str) -> None:
+        """Raise PairError if the model is on a server, where `engine` cannot run it."""
+        if self.url is not None:
+            raise PairError(
+                f"The base model is on a server, {self.url}, so {engine} cannot run the pair. Use kad.load, or a "
+                "command of kad."
+            )
 
     @property
     def trusted(self) -> bool:
@@ -121,7 +183,11 @@ class Source:
         A GGUF file on this machine is named by its own path. A token and the permission to run remote code are left
         out.
         """
-        plain = asdict(self)
+        if self.url is not None:
+            here = replace(self, url=None, served=None).to_dict(relative_to)
+            at = f"@{self.revision}" if self.revision else ""
+            return {"url": self.url, "model": self.served, "tokenizer": here["model"] + at}
+        plain = {name: getattr(self, name) for name in ("model", "revision")}
         plain["kwargs"] = {key: value for key, value in self.kwargs.items() if key not in _PERSONAL}
         if Path(self.model).parent == _TINY:
             return plain | {"model": f"tiny:{Path(self.model).name}"}
@@ -141,12 +207,12 @@ class Source:
             PairError: no such GGUF file.
         """
         if self.model.startswith("tiny:"):
-            return Source(resolve_model(self.model), self.revision, self.kwargs)
+            return replace(self, model=resolve_model(self.model))
         if self.model.endswith(_GGUF):
             file = Path(self.model) if pair is None else pair / self.model
             if not os.path.isfile(file):
                 raise PairError(f"No GGUF file at {file}. Give the path of a file, or a folder, or a hub id.")
-            return Source(str(file.parent.resolve()), self.revision, {**self.kwargs, "gguf_file": file.name})
+            return replace(self, model=str(file.parent.resolve()), kwargs={**self.kwargs, "gguf_file": file.name})
         if pair is None or not os.path.isdir(pair / self.model):
             if _is_path(self.model) and not os.path.isdir(self.model):
                 looked = self.model if pair is None else os.path.normpath(pair / self.model)
@@ -155,7 +221,7 @@ class Source:
                     "model there, or write the pair anew with kad pack."
                 )
             return self
-        return Source(str((pair / self.model).resolve()), self.revision, self.kwargs)
+        return replace(self, model=str((pair / self.model).resolve()))
 
 
 def _check_carried(source: Source) -> None:

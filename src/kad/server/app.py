@@ -13,7 +13,7 @@ from kad import __version__
 from kad.server import refusals
 from kad.server.completions import Completions
 from kad.server.desk import Desk
-from kad.server.fields import ChatRequest, CompletionRequest
+from kad.server.fields import ChatRequest, CompletionRequest, TokenizeRequest
 from kad.server.guard import Guard
 from kad.server.listening import MAX_REQUESTS, Listening
 
@@ -61,6 +61,10 @@ def make_app(
     @app.post("/v1/completions")
     async def text(body: CompletionRequest, http: Request) -> Response:
         return await completions.respond(body, http)
+
+    @app.post("/tokenize")
+    async def tokenize(body: TokenizeRequest) -> dict[str, Any]:
+        return await completions.tokens(body)
 
     @app.get("/health")
     async def health() -> dict[str, str]:

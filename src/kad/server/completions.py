@@ -20,7 +20,7 @@ from kad.method.distribution import Rows
 from kad.server.desk import AnswerJob, Desk, Run
 from kad.server.details import Details, facts_of, position_note
 from kad.server.events import EventStream, event, unless_gone
-from kad.server.fields import ChatRequest, CompletionRequest, checked_ids
+from kad.server.fields import ChatRequest, CompletionRequest, TokenizeRequest, checked_ids
 from kad.server.masks import Grammars
 from kad.server.refusals import Refusal
 from kad.text.contexts import Context
@@ -44,12 +44,21 @@ class Completions:
         self._desk, self._name = desk, name
         self._started = int(time.time())
         self._chat, self._text = ChatForm(desk.model.tokenizer), TextForm(desk.model.tokenizer)
+        self._ids = IdForm(desk.model.tokenizer)
         self._grammars = Grammars(desk.model.tokenizer, end_tokens(desk.model.generation_config))
 
     def model(self) -> dict[str, Any]:
         """The entry of the pair in the list of models."""
         entry = {"id": self._name, "object": "model", "created": self._started, "owned_by": "kad"}
-        return entry | {"kad": facts_of(self._desk)}
+        facts = facts_of(self._desk)
+        return entry | {"max_model_len": facts["context_length"], "kad": facts}
+
+    async def tokens(self, request: TokenizeRequest) -> dict[str, Any]:
+        """The tokens of a text."""
+        self.check_name(request.model)
+        own = partial(self._desk.model.tokenizer.encode, add_special_tokens=request.add_special_tokens)
+        found = await self._desk.with_texts(own, request.prompt)
+        return {"tokens": found, "count": len(found), "max_model_len": self._desk.model.context_length}
 
     def check_name(self, name: str) -> None:
         """Raise Refusal for the name of another model."""
@@ -60,9 +69,11 @@ class Completions:
     async def respond(self, request: AnyRequest, http: Request) -> Response:
         """The answer to a request, as one document or as a stream."""
         self.check_name(request.model)
-        form = self._chat if isinstance(request, ChatRequest) else self._text
+        form: Form = self._chat if isinstance(request, ChatRequest) else self._text
+        if isinstance(request, CompletionRequest) and request.return_tokens_as_token_ids:
+            form = self._ids
         usage = Usage()
-        deltas = self._deltas(request, usage)
+        deltas = self._deltas(request, usage, form)
         head = {"id": f"{form.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": self._name}
         if not request.stream:
             choices = await unless_gone(http.receive, _whole(form, deltas))
@@ -71,7 +82,7 @@ class Completions:
         events = _events(form, head, deltas, usage if wants_usage else None)
         return EventStream(await unless_gone(http.receive, anext(events)), events)
 
-    async def _deltas(self, request: AnyRequest, usage: Usage) -> AsyncGenerator[Delta]:
+    async def _deltas(self, request: AnyRequest, usage: Usage, form: Form) -> AsyncGenerator[Delta]:
         """The choices, one after the other. Each waits in the line again, so that other requests can come between.
 
         All work for a request is done in its place in the line, the tokens of its prompt and its grammar too. `usage`
@@ -91,8 +102,9 @@ class Completions:
                         if details is not None:
                             yield Delta(choice, text, kad=details.token(piece, run))
                         else:
-                            # The tokens that end a text are no part of the log-probabilities.
-                            yield Delta(choice, text, piece.note if piece.token not in ends else None)
+                            # The tokens that end a text are no part of the log-probabilities, but where ids are asked.
+                            named = piece.token not in ends or form is self._ids
+                            yield Delta(choice, text, piece.note if named else None)
                 # Nothing is drawn after a continuation that ends the text.
                 complete = bool(job.begun) and job.begun[-1] in ends
                 reason = "stop" if complete else run.answer.finish_reason
@@ -297,6 +309,13 @@ class TextForm(Form):
             "text_offset": list(accumulate(map(len, words), initial=offset))[:-1],
         }
         return {"text": text, "logprobs": logprobs if tokens else None}
+
+
+class IdForm(TextForm):
+    """Choices of completions in which a token is named by its id, in vLLM's words."""
+
+    def word(self, token: int) -> tuple[str, list[int]]:
+        return f"token_id:{token}", []
 
 
 async def _whole(form: Form, deltas: AsyncGenerator[Delta]) -> list[dict[str, Any]]:

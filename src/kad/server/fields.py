@@ -22,6 +22,7 @@ MOST_STOPS = 16
 MOST_TOKENS = 1 << 20
 MOST_CHOICES = 128
 MOST_BIASES = 1024
+MOST_LOGPROBS = 1024
 # In a whole body, lists of token ids aside. Each of them may be wrong, and pydantic writes an error for each.
 MOST_VALUES = 20_000
 LONGEST_RULE = 256
@@ -323,7 +324,8 @@ class CompletionRequest(Generation):
         | Annotated[list[AnyText], Field(min_length=1, max_length=MOST_MESSAGES)]
         | Annotated[list[Tokens], Field(min_length=1, max_length=MOST_MESSAGES)]
     )
-    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+    return_tokens_as_token_ids: bool = False
 
     @model_validator(mode="after")
     def _few_choices(self) -> CompletionRequest:
@@ -350,6 +352,14 @@ class CompletionRequest(Generation):
             else self._context(model, checked_ids(model, prompt, "prompt"))
             for prompt in self.prompts
         ]
+
+
+class TokenizeRequest(Fields):
+    """A text whose tokens are asked for, in vLLM's words."""
+
+    model: str
+    prompt: AnyText
+    add_special_tokens: bool = True
 
 
 def checked_ids(model: Pair, token_ids: Sequence[int], name: str) -> list[int]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from kad.errors import ServerError
 from kad.method.speculation.loop import Event
 from kad.method.speculation.statistics import SpeculationStatistics
 from kad.text.contexts import Context
@@ -193,9 +194,17 @@ class LiveAnswer(Iterator[Piece]):
         return piece
 
     def finish(self) -> Answer:
-        """Take all remaining pieces and return the whole answer."""
-        for _ in self:
-            pass
+        """Take all remaining pieces and return the whole answer.
+
+        Raises:
+            ServerError: the server of a base model went away. The error has what has come of the answer.
+        """
+        try:
+            for _ in self:
+                pass
+        except ServerError as error:
+            error.answer = self.answer
+            raise
         return self.answer
 
     def stop(self) -> None:

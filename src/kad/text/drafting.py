@@ -82,7 +82,10 @@ def choose(pair: Pair, draft_tokens: int | str | None, *, sampled: bool) -> Draf
     if pair.is_one:
         return Drafting(0, "one model has nobody to draft for it")
     facts = pair.facts
-    cost = facts["aligned"].parameters / facts["base"].parameters
+    own, base = facts["aligned"].parameters, facts["base"].parameters
+    if facts["base"].gives_lists or own is None or base is None:
+        return Drafting(defaults.draft_tokens(sampled), "the base model is on a server, which is asked once a window")
+    cost = own / base
     if cost >= PAYS_BELOW:
         return Drafting(0, f"the aligned model is too large to draft: {cost:.0%} of the base model's parameters")
     return Drafting(defaults.draft_tokens(sampled), f"the aligned model has {cost:.1%} of the base model's parameters")

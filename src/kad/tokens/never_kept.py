@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from kad.method.distribution import Rows, RowsWithRest, move_to_rest, move_to_token
+from kad.method.distribution import EXCLUDED, ListedRows, Rows, RowsWithRest, move_to_rest, move_to_token
 from kad.tokens.token_bytes import TokenBytes, first_stop
+
+# The share of what is known of p's end, as a logarithm, below which what is not known of it changes nothing.
+_LITTLE = math.log(1e-5)
 
 
 @dataclass(frozen=True)
@@ -30,15 +35,40 @@ class NeverKept:
             deferral_temperature: see `kad.method.distribution.move_to_rest`.
         """
         vocab, device = rows.shape[-1], rows.device
-        never = foreign_tokens(self.foreign_ids, vocab, device)
-        if self.ends is None:
-            return move_to_rest(rows, never, deferral_temperature)
-        kinds = torch.stack([self.ends.after(answer) for answer in answers]).to(device)
-        over = kinds == OVER
-        never = (kinds == PART) | (never & ~over)
-        if self.end is None:
-            return move_to_rest(rows, never | over, deferral_temperature)
-        return move_to_token(move_to_rest(rows, never, deferral_temperature), over, self.end, deferral_temperature)
+        never, over = foreign_tokens(self.foreign_ids, vocab, device), None
+        if self.ends is not None:
+            kinds = torch.stack([self.ends.after(answer) for answer in answers]).to(device)
+            over = kinds == OVER
+            never = (kinds == PART) | (never & ~over)
+        if self.end is None and over is not None:
+            never, over = never | over, None
+        moved = move_to_rest(rows, never, deferral_temperature)
+        if over is not None and self.end is not None:
+            moved = move_to_token(moved, over, self.end, deferral_temperature)
+        return self._listed(rows, moved, over, answers) if isinstance(rows, ListedRows) else moved
+
+    def _listed(
+        self, rows: ListedRows, moved: RowsWithRest, over: Tensor | None, answers: Sequence[Sequence[int]]
+    ) -> ListedRows:
+        """As `move`, of rows (n, vocab) of which a list is known.
+
+        What p gives to its ends is a sum. Where some of these tokens are not in the list, the end token of q* may have
+        up to so much more, and counts as not listed, unless that is next to nothing.
+        """
+        bound = rows.bound
+        if over is not None:
+            missing = (over & (rows.logits < EXCLUDED / 2)).sum(dim=-1, keepdim=True)
+            most = torch.minimum(rows.rest, bound + missing.log())
+            known = moved.logits[:, self.end : (self.end or 0) + 1]
+            bound = torch.where(most > known + _LITTLE, bound.maximum(torch.logaddexp(known, most)), bound)
+        longer = tuple(
+            partial(self._longer, rows.longer[int(place)], answer)
+            for place, answer in zip(rows.place, answers or [()] * len(rows.place), strict=True)
+        )
+        return ListedRows(moved.logits, moved.rest, bound, torch.arange(len(longer)).unsqueeze(-1), longer)
+
+    def _longer(self, row: Callable[[], ListedRows], answer: Sequence[int]) -> ListedRows:
+        return cast("ListedRows", self.move(row(), [answer]))
 
 
 def foreign_tokens(ids: Sequence[int], vocab_size: int, device: torch.device | str = "cpu") -> Tensor:

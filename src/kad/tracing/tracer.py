@@ -211,7 +211,8 @@ def _own_prompt(pair: Pair, context: Context) -> str | None:
 def origins(pair: Pair, composition: Composition) -> dict[str, str]:
     """Where each model that this composition runs came from, by role; see `public_name`."""
     places = {role: getattr(pair.config, role) for role in pair.roles_of(composition)}
-    return {role: public_name(str(place["model"])) if place else role for role, place in places.items()}
+    names = {role: (place.get("model") or place["tokenizer"]) if place else role for role, place in places.items()}
+    return {role: public_name(str(name)) for role, name in names.items()}
 
 
 def public_name(place: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +27,7 @@ def load_model(source: Source, **overrides: Any) -> PreTrainedModel:
         PairError: the model cannot be found or loaded. The message has Transformers' reason.
         MissingExtraError: a GGUF file without the packages that read it.
     """
+    source.check_here("Transformers")
     underneath = adapted(source)
     if underneath is not None:
         changed: PreTrainedModel = merged(load_model(underneath, **overrides), source)
@@ -100,7 +102,7 @@ def load_models(
             loaded[role] = TransformersModel(model, Source.parse(name) if name else None)
         else:
             source = model if isinstance(model, Source) else Source.parse(model)
-            source = Source(source.model, source.revision, {**source.kwargs, **(own.get(role) or {})})
+            source = replace(source, kwargs={**source.kwargs, **(own.get(role) or {})})
             source = source.trusted_by(shared.get("trust_remote_code") is True)
             twin = next((other for other in loaded.values() if other.source == source), None)
             loaded[role] = twin or TransformersModel(load_model(source, **shared), source)

@@ -239,6 +239,7 @@ class VllmPair(Pair):
 
     def __init__(self, config: KadConfig, options: Mapping[str, Any] | None = None) -> None:
         rule, sources = config.parsed_rule, config.model_sources()
+        sources["base"].check_here("vLLM")
         stored = read_config(config.name_or_path) if config.folder or config.name_or_path else None
         if stored is None or stored.deferral_temperature != config.deferral_temperature:
             # vLLM reads a pair from a folder, and the deferral temperature stands there.

@@ -37,7 +37,9 @@ class PairView(KadConfig):
 
     def part_configs(self) -> dict[str, PretrainedConfig]:
         """The parts' configurations by role: base, aligned and, if there is one, reference."""
-        return {role: _config_of(part.model, part.revision) for role, part in self.model_sources().items()}
+        sources = self.model_sources()
+        sources["base"].check_here("vLLM")
+        return {role: _config_of(part.model, part.revision) for role, part in sources.items()}
 
     def part_texts(self) -> dict[str, PretrainedConfig]:
         """The language-model side of each part's configuration."""

@@ -13,8 +13,8 @@ AUTO = "auto"
 MAX_WINDOW = 12
 # The windows among which "auto" chooses if each of them costs a captured forward pass.
 FEW_SIZES = (0, 2, 4, 8)
-# Memory of the running means: an acceptance of 20 observations ago counts a third, a time of 60 ago. Without drafts, one
-# token may take twice the time of the next.
+# Memory of the running means: an acceptance of 20 observations ago counts a third, a time of 60 ago. Without drafts,
+# one token may take twice the time of the next.
 _DECAY, _DECAY_OF_TIME = 0.95, 0.983
 # First sizes tried, the first while the prompt is read; a loss stays small where drafting does not pay.
 _FIRST_SIZES = (3, 0, 1, 0)

@@ -17,7 +17,7 @@ from kad.method.distribution import Rows, move_to_rest
 from kad.method.scorer import Scorer
 from kad.method.speculation.loop import SpeculativeLoop
 from kad.method.speculation.policies import choose_policy, warp_of
-from kad.method.speculation.windows import FixedWindow
+from kad.method.speculation.windows import FixedWindow, WindowSize
 from kad.method.verification import Verifier
 from kad.rules import Rule
 
@@ -54,6 +54,20 @@ class TableScorer:
     def rollback(self, length: int) -> None:
         self.processed = min(self.processed, length)
         del self.seen[self.processed :]
+
+
+class Turns:
+    """Windows of these sizes, over and over."""
+
+    def __init__(self, *sizes: int) -> None:
+        self.sizes, self._next = sizes, 0
+
+    def next(self) -> int:
+        self._next += 1
+        return self.sizes[(self._next - 1) % len(self.sizes)]
+
+    def observe(self, size: int, seconds: float | None, chance: Sequence[float]) -> None:
+        """They learn nothing."""
 
 
 class OnlyForward(TableScorer):
@@ -129,7 +143,7 @@ def exact_distribution(
     *,
     vocab: int,
     new_tokens: int,
-    window: int,
+    window: int | Sequence[int],
     verifier: Verifier,
     drafter: str = "aligned",
     processors: LogitsProcessorList | None = None,
@@ -145,6 +159,7 @@ def exact_distribution(
     for _ in script.runs():
         ids = torch.tensor([*PROMPT, *[0] * new_tokens])
         criteria = StoppingCriteriaList([] if eos is None else [EosTokenCriteria(eos)])
+        windows: WindowSize = FixedWindow(window) if isinstance(window, int) else Turns(*window)
         loop = SpeculativeLoop(
             ids=ids,
             length=len(PROMPT),
@@ -159,7 +174,7 @@ def exact_distribution(
                 warp=warp_of(processors, ids, 0),
                 records=None,
             ),
-            window=FixedWindow(window),
+            window=windows,
             stop=stop_rule(criteria, ids, 0),
         )
         emitted = [item.token for items in loop.run() for item in items]

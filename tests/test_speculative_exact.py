@@ -52,7 +52,7 @@ def test_every_rule(rule: str, verifier: str) -> None:
     check(rule, vocab=3, new_tokens=3, window=2, verifier=VERIFIERS[verifier])
 
 
-@pytest.mark.parametrize("window", [0, 1, 4])
+@pytest.mark.parametrize("window", [0, 1, 4, (0, 2), (2, 0, 0, 0)], ids=str)
 @pytest.mark.parametrize("rule", ["dual:threshold=0.4", "confidence_bet:margin=0.0", "mixture:weight=0.4"])
 def test_windows(rule: str, window: int) -> None:
     check(rule, vocab=2, new_tokens=5, window=window, verifier=verify_block)
@@ -123,7 +123,7 @@ def test_greedy_is_the_argmax_of_pi_at_every_step(rule: str) -> None:
     for length in range(1, 6):
         pi = true_distribution(parsed, vocab=3, new_tokens=1, prefix=tuple(steps))
         steps.append(max(pi, key=pi.__getitem__)[0])
-        for window in (0, 1, 2, 5):
+        for window in (0, 1, 2, 5, (0, 2), (2, 0, 0)):
             found = exact_distribution(
                 parsed, vocab=3, new_tokens=length, window=window, verifier=verify_block, greedy=True
             )

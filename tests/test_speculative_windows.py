@@ -9,19 +9,26 @@ import pytest
 from kad.errors import UsageError
 from kad.method.speculation.windows import MAX_WINDOW, AutoWindow, FixedWindow, WindowSize, window_size
 
-# (cost of a draft, of a base forward of one token, of each further token in it)
-MACHINES = {"gpu": (0.1, 1.0, 0.0), "cpu": (0.33, 1.0, 0.12), "dear draft": (0.9, 1.0, 0.4)}
+# (cost of a draft, of a base forward of one token, of each further token in it, how often plain decoding runs q*)
+MACHINES = {
+    "gpu": (0.1, 1.0, 0.0, 1.0),
+    "cpu": (0.33, 1.0, 0.12, 1.0),
+    "dear draft": (0.9, 1.0, 0.4, 1.0),
+    "p first": (0.33, 1.0, 0.12, 0.2),
+    "p first, dear draft": (0.9, 1.0, 0.4, 0.2),
+}
 
 
 def rate(window: WindowSize, beta: float, machine: str, tokens: int, noise: float = 0.1, seed: int = 0) -> float:
     """Tokens per unit of time of a simulated run that draws acceptances and times at random."""
-    draft, base, further = MACHINES[machine]
+    draft, base, further, runs = MACHINES[machine]
     dice, made, seconds, first = random.Random(seed), 0, 0.0, True
     while made < tokens:
         size = window.next()
         accepted = next((i for i in range(size) if dice.random() >= beta), size)
-        # Plain decoding needs q* as well: a window of no drafts is one draft forward and one base forward.
-        time = max(size, 1) * draft + base + further * size
+        # Plain decoding needs q* as well, now and then or at every token.
+        drafts = size if size else float(dice.random() < runs)
+        time = drafts * draft + base + further * size
         time *= 1 + noise * dice.uniform(-1, 1)
         chance = [min(1.0, max(0.0, dice.gauss(beta, 0.1))) for _ in range(min(accepted + 1, size))]
         window.observe(size, None if first else time, chance)
@@ -46,7 +53,20 @@ def test_auto_comes_near_the_best_window(machine: str, beta: float) -> None:
 def test_auto_loses_little_where_drafting_does_not_pay(machine: str, beta: float, tokens: int) -> None:
     auto = [rate(AutoWindow(), beta, machine, tokens, seed=seed) for seed in range(20)]
     plain = [rate(FixedWindow(0), beta, machine, tokens, seed=seed) for seed in range(20)]
-    assert sum(auto) > 0.94 * sum(plain)
+    # The trials at the beginning of a short text are dear where plain decoding is cheap.
+    assert sum(auto) > (0.9 if tokens == 64 else 0.94) * sum(plain)
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("beta", [0.05, 0.3, 0.6, 0.8, 0.95])
+def test_over_fifty_short_texts_auto_loses_no_twentieth(machine: str, beta: float) -> None:
+    """It goes on from what the texts before have taught it."""
+
+    def texts(window: WindowSize, seed: int) -> float:
+        return 1.0 / sum(1.0 / rate(window, beta, machine, 24, seed=100 * seed + text) for text in range(50))
+
+    auto = sum(texts(AutoWindow(), seed) for seed in range(4)) / 4
+    assert auto > 0.95 * max(texts(FixedWindow(size), 9) for size in range(MAX_WINDOW + 1))
 
 
 def test_auto_follows_a_text_that_changes() -> None:
@@ -54,7 +74,7 @@ def test_auto_follows_a_text_that_changes() -> None:
     rate(window, 0.05, "gpu", 200)
     idle = [window.next() for _ in range(5)]
     rate(window, 0.95, "gpu", 1500)
-    assert max(idle) <= 1
+    assert sum(size > 1 for size in idle) <= 1  # a trial
     assert window.next() >= 5
 
 

@@ -18,6 +18,7 @@ from kad.errors import MissingTokenizerError, RuleError, UsageError, VocabularyE
 from kad.method.composition import Composition, RuleLike, refuse_lists
 from kad.method.rules import ProductRule, Rule
 from kad.method.scorer import Scorer
+from kad.method.speculation.windows import WindowSize, window_size
 from kad.pair.base_prompt import BasePrompt
 from kad.pair.config import KadConfig
 from kad.pair.folder import generation_config, write
@@ -50,6 +51,7 @@ class Pair:
 
     whole: WholeModel | None = None
     _warned = False
+    _learned: tuple[Any, WindowSize] | None = None
 
     def __init__(self, config: KadConfig, models: Mapping[str, Model]) -> None:
         self.config, self.models = config, dict(models)
@@ -246,6 +248,26 @@ class Pair:
     def scorer_of(self, model: Model) -> Scorer:
         """A scorer for any model with the pair's vocabulary, or for a base model with its own."""
         return model.scorer(self._rows_of(model), self.device)
+
+    def window(
+        self, drafts: int | str, drafter: str, composition: Composition, *, sampled: bool, few: bool
+    ) -> WindowSize:
+        """How many tokens to draft. "auto" goes on from what it has learned in the last text of the same kind.
+
+        Args:
+            drafts: a number or "auto".
+            drafter: the role of the drafting model.
+            composition: how the models are composed.
+            sampled: whether tokens are drawn at random.
+            few: whether "auto" must do with a few sizes.
+
+        Raises:
+            UsageError: `drafts` is neither.
+        """
+        kind = drafts, drafter, composition, sampled, few
+        if self._learned is None or self._learned[0] != kind:
+            self._learned = kind, window_size(drafts, few=few)
+        return self._learned[1]
 
     def captured_scorers(
         self, roles: Collection[str], drafter: str, windows: Sequence[int], capacity: int, backend: Any

@@ -16,7 +16,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from kad.method.distribution import precise
+from kad.method.distribution import first_max, precise
+
+# So much more than enough: far above what float32 rounds, so that no other way to compute pi finds another argmax.
+_SURE = 1e-4
 
 
 class Randomness(Protocol):
@@ -66,6 +69,19 @@ class Target:
         window, token = self.drafts.shape[0], self.drafts.unsqueeze(-1)
         kept, draft = self.kept[:window].gather(-1, token), self.draft.gather(-1, token)
         return self.alpha[:window] + (kept / draft).squeeze(-1)
+
+    def first_of_p(self) -> Tensor:
+        """(1,), argmax pi at the bonus position if p alone settles it. Else the size of the vocabulary.
+
+        pi_v - pi_u = (kept_v - kept_u) + alpha (q*_v - q*_u), and the last difference is at least -1. So the largest
+        kept_v is first, whatever q* is, if it is larger than all others by more than alpha. The bound is sharp: a q*
+        that gives all to the second one turns it.
+        """
+        kept, alpha = self.kept[-1:], self.alpha[-1:]
+        first = first_max(kept)
+        at = first.unsqueeze(-1)
+        lead = kept.gather(-1, at).squeeze(-1) - kept.scatter(-1, at, 0.0).amax(dim=-1)
+        return torch.where(lead > alpha + _SURE, first, kept.shape[-1])
 
     def excess(self, scale: Tensor) -> Tensor:
         """(W - 1,), sum over v of max(s pi_v - q_v, 0) at every drafted position but the first, for scales (W - 1,)."""

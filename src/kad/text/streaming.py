@@ -23,7 +23,6 @@ from kad.method.scorer import Scorer
 from kad.method.speculation.loop import Emitted, SpeculativeLoop
 from kad.method.speculation.policies import choose_policy, warp_of
 from kad.method.speculation.randomness import TorchRandomness
-from kad.method.speculation.windows import window_size
 from kad.method.verification import verify_block
 from kad.text import drafting
 from kad.text.answer import LiveAnswer, Piece
@@ -112,7 +111,8 @@ class Stream(LiveAnswer):
         ids = torch.zeros(len(start) + int(config.max_new_tokens), dtype=torch.long, device=pair.device)
         ids[: len(start)] = torch.tensor(start)
         roles = pair.roles_of(self._composition, self._drafter)
-        window = window_size(self.drafting.draft_tokens, few=bool(compile))
+        drafts, sampled = self.drafting.draft_tokens, bool(config.do_sample)
+        window = pair.window(drafts, self._drafter, self._composition, sampled=sampled, few=bool(compile))
         if compile:
             if self.context.translated:
                 raise OptionError("A base model with a tokenizer of its own cannot be compiled. Leave `compile` out.")
@@ -127,7 +127,7 @@ class Stream(LiveAnswer):
                 composition=self._composition,
                 drafter=self._drafter,
                 alone=pair.is_one,
-                greedy=not config.do_sample,
+                greedy=not sampled,
                 verifier=verify_block,
                 randomness=TorchRandomness(self.seed),
                 warp=warp_of(LogitsProcessorList([*self._masks, *processors(config, len(start), ids.device)]), ids, 0),

@@ -28,7 +28,6 @@ from kad.method.speculation.loop import SpeculativeLoop, StopRule
 from kad.method.speculation.policies import Records, choose_policy, warp_of
 from kad.method.speculation.randomness import TorchRandomness
 from kad.method.speculation.statistics import SpeculationStatistics
-from kad.method.speculation.windows import window_size
 from kad.method.verification import Randomness, Verifier, verify_block, verify_tokens
 from kad.tokens.never_kept import NeverKept
 
@@ -116,8 +115,9 @@ def speculative(
     room = model.pair.room(max(length, len(own or ())))
     ids = _room_for_new_tokens(input_ids, criteria, generation_config, room)
     cache = _cache_for(model, draft_model, model_kwargs.get(CACHE))
-    drafts = defaults.draft_tokens(bool(generation_config.do_sample)) if num_draft_tokens is None else num_draft_tokens
-    window = window_size(drafts, few=bool(compile))
+    sampled = bool(generation_config.do_sample)
+    drafts = defaults.draft_tokens(sampled) if num_draft_tokens is None else num_draft_tokens
+    window = model.pair.window(drafts, draft_model, model.composition, sampled=sampled, few=bool(compile))
     if compile and cache.given:
         raise UsageError(f"compile=True makes caches of its own: leave {CACHE} out, or decode without compile.")
     scorers: dict[str, Scorer] = {}
@@ -143,7 +143,7 @@ def speculative(
         policy=choose_policy(
             composition=model.composition,
             drafter=draft_model,
-            greedy=not generation_config.do_sample,
+            greedy=not sampled,
             verifier=VERIFIERS[verification],
             randomness=randomness or TorchRandomness(),
             warp=warp_of(logits_processor, ids, padding),

@@ -7,6 +7,9 @@ verify the drafts, and one more, the bonus row. After the verdict all models dro
 
 If all drafts are accepted, the drafting model has no row at the bonus position yet. A bonus token that needs this row
 stays open. The first forward pass of the drafting model in the next window settles it.
+
+Plain decoding is windows of no drafts: every token is a bonus token. Where p alone decides it, the drafting model does
+not run. What it has missed it reads later, in one forward pass, when a token needs its row.
 """
 
 from __future__ import annotations
@@ -27,6 +30,8 @@ from kad.method.speculation.windows import WindowSize
 # Given all ids (length,) and the number of new ones: how many of the new ones stay, and whether the text ends there.
 StopRule = Callable[[Tensor, list[int]], tuple[int, bool]]
 Event = Literal["accepted", "corrected", "bonus", "deferred"]
+# So many tokens that p alone decided wait at most for the row of the drafting model, where rows are kept.
+_HELD_BACK = 8
 
 
 @dataclass(frozen=True)
@@ -69,8 +74,8 @@ class SpeculativeLoop:
         window: decides how many tokens to draft.
         stop: applied to every batch of committed tokens, before they are emitted.
         statistics: counts and times. The loop updates them.
-        keep_rows: give each token the rows of logits that decided it. The drafting model then reads the position of a
-            bonus token at once, in a forward pass of its own.
+        keep_rows: give each token the rows of logits of all models. Tokens that p alone decided are then held back
+            until the drafting model has read them, several at once.
     """
 
     ids: Tensor
@@ -85,30 +90,51 @@ class SpeculativeLoop:
     finished: bool = False
     _open: tuple[Open, Origin] | None = None
     _settled: tuple[Settled, Origin] | None = None
+    _prompt: int = 0
+    _left_out: int = 0
+    _waiting: list[Emitted] = field(default_factory=list)
+    _ready: list[Emitted] = field(default_factory=list)
 
     def run(self) -> Iterator[list[Emitted]]:
         """Tokens as they are committed, one or more at a time, until a stop rule or the end of `ids`."""
         for scorer in self.scorers.values():
             # A model must read at least the last token to predict the next one.
             scorer.rollback(self.length - 1)
-        reads_prompt = True
+        self._prompt, first = self.length - 1, True
         while not self.finished and self._room > 0:
-            start = perf_counter()
-            proposal = self.window.next()
-            if self._open is not None:
-                self._settle(*self._open)
-                # The token is read with the verdict on the drafts that follow it. Without drafts it is read at once.
-                if proposal == 0 or self._room < 3:
-                    yield self._commit(self._take_settled())
-                    if self.finished or self._room == 0:
-                        return
-            size = min(proposal, self._room - 1 - self._unread)
-            tokens, chance = self._verify(self._draft(size))
-            if tokens:
-                yield self._commit(tokens)
-            # The first window reads the prompt, so its time says nothing about other windows.
-            self.window.observe(size, None if reads_prompt else perf_counter() - start, chance)
-            reads_prompt = False
+            self._one_window(first)
+            ends = self.finished or self._room == 0
+            if self._waiting and (ends or (not self._ready and first) or len(self._waiting) == _HELD_BACK):
+                self._catch_up()
+            if self._ready:
+                tokens, self._ready = self._ready, []
+                yield tokens
+            first = False
+
+    def _one_window(self, first: bool) -> None:
+        """One window. Before it the token that the last one left open, if it is open still."""
+        proposal = self.window.next()
+        if proposal > 0 and self._left_out > 1:
+            self._catch_up()  # What plain decoding left out says nothing about the time of a window of drafts.
+        start, drafter = perf_counter(), self.scorers[self.drafter]
+        unread = drafter.processed < self._prompt
+        if self._open is not None:
+            self._settle(*self._open)
+            # The token is read with the verdict on the drafts that follow it. Without drafts it is read at once.
+            if proposal == 0 or self._room < 3:
+                self._commit(self._take_settled())
+                if self.finished or self._room == 0:
+                    return
+        size = min(proposal, self._room - 1 - self._unread)
+        tokens, chance = self._verify(self._draft(size))
+        if size == 0 and self._open is not None:
+            self._settle(*self._open)
+            tokens = self._take_settled()
+        if tokens:
+            self._commit(tokens)
+        # A window in which a model reads the prompt says nothing about the time of others.
+        reads_prompt = first or (unread and drafter.processed >= self._prompt)
+        self.window.observe(size, None if reads_prompt else perf_counter() - start, chance)
 
     @property
     def _room(self) -> int:
@@ -162,7 +188,7 @@ class SpeculativeLoop:
         size, start = len(drafts), self.length + self._unread
         with self._timed("seconds_verify"):
             rows = self._advance_others(start + size, size + 1)
-            if size == 0 and not self.policy.defers:
+            if size == 0 and not self.policy.p_first:
                 self.statistics.count_window(0, 0)
                 self._roll_back(start)
                 self._open = (self.policy.open(rows), Origin(rows=self._rows(rows, 0)))
@@ -178,11 +204,11 @@ class SpeculativeLoop:
                 for i, (token, draft) in enumerate(zip(verdict.drafts[: verdict.accepted], drafts, strict=False))
             ]
             self._roll_back(end)
-            if verdict.follows is None:
-                position = self.policy.open({role: logits[size:] for role, logits in rows.items()})
-                event: Event = "deferred" if position.rows is None else "bonus"
-                self._open = (position, Origin(event if drafts else None, rows=self._rows(rows, size)))
+            if verdict.open is not None:
+                event: Event = "deferred" if verdict.open.rows is None else "bonus"
+                self._open = (verdict.open, Origin(event if drafts else None, rows=self._rows(rows, size)))
                 return tokens, list(verdict.chance)
+            assert verdict.follows is not None
             if verdict.accepted < size:
                 self.statistics.corrections += 1
                 rejected, *after = verdict.drafts[verdict.accepted :]
@@ -190,8 +216,8 @@ class SpeculativeLoop:
                 origin = Origin("corrected", rejected, tuple(after), seen)
             else:
                 self.statistics.bonus_kept += 1
-                seen = self._rows(rows, size, self._advance_drafter(end) if self.keep_rows else None)
-                origin = Origin("bonus" if drafts else None, rows=seen)
+                self._left_out += 1
+                origin = Origin("bonus" if drafts else None, rows=self._rows(rows, size))
             self.ids[end] = verdict.token
             return [*tokens, Emitted(verdict.follows, origin)], list(verdict.chance)
 
@@ -201,18 +227,32 @@ class SpeculativeLoop:
             return None
         return {role: logits[index] for role, logits in rows.items()} | ({} if own is None else {self.drafter: own})
 
-    def _commit(self, tokens: list[Emitted]) -> list[Emitted]:
+    def _commit(self, tokens: list[Emitted]) -> None:
         """Append tokens, which stand in `ids` already, up to where the stop rule ends the text."""
         count, self.finished = self.stop(self.ids[: self.length + len(tokens)], [emitted.token for emitted in tokens])
         self.length += count
         self.statistics.tokens += count
         if self.finished:
             self._roll_back(self.length)
-        return tokens[:count]
+        for emitted in tokens[:count]:
+            rows = emitted.origin.rows
+            (self._ready if rows is None or self.drafter in rows else self._waiting).append(emitted)
+
+    def _catch_up(self) -> None:
+        """The drafting model reads what plain decoding left out, but for the last token."""
+        with self._timed("seconds_draft"):
+            self._advance_drafter(self.length - 1)
 
     def _advance_drafter(self, end: int) -> Tensor:
-        scorer = self.scorers[self.drafter]
-        return cast("Tensor", scorer.advance(self.ids[scorer.processed : end], 1)[0])
+        """The drafting model's row after `end` tokens. What waits for the rows before it gets them."""
+        scorer, waiting = self.scorers[self.drafter], self._waiting
+        count = len(waiting) + (end >= self.length)
+        rows = cast("Tensor", scorer.advance(self.ids[scorer.processed : end], max(count, 1)))
+        for each, row in zip(waiting, rows, strict=False):
+            seen = {**(each.origin.rows or {}), self.drafter: row}
+            self._ready.append(Emitted(each.token, replace(each.origin, rows=seen)))
+        self._waiting, self._left_out = [], 0
+        return rows[-1]
 
     def _advance_others(self, end: int, keep: int) -> RowsByRole:
         return {

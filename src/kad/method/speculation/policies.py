@@ -53,9 +53,13 @@ class Open:
     Attributes:
         rows: the logits (1, vocab) of the other models there. None if the token was deferred, so that the drafting
             model draws it alone.
+        kept: the kept part of pi there, (vocab,), if p was asked first.
+        alpha: the deferred mass there, (1,), likewise.
     """
 
     rows: RowsByRole | None = None
+    kept: Tensor | None = None
+    alpha: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,7 @@ class Verdict:
         accepted: how many of them are accepted.
         token: the token () that follows them. Nothing stands there if the position is still open.
         follows: the same as a number. None if the position is still open.
+        open: what is known there then.
         chance: the acceptance probabilities min(1, pi/q) at the positions reached, at most accepted + 1 of them.
         alpha: the deferred mass at these positions. Empty if it is not known.
     """
@@ -103,6 +108,7 @@ class Verdict:
     accepted: int
     token: Tensor
     follows: int | None
+    open: Open | None
     chance: Sequence[float]
     alpha: Sequence[float]
 
@@ -141,7 +147,8 @@ class Policy(ABC):
         alone: whether the drafting model is the only one, which is p and q* at once.
 
     Attributes:
-        defers: whether the token after a window of accepted drafts is decided without the drafting model.
+        p_first: whether p alone is asked first for the token after a window of accepted drafts. Where it leaves the
+            token open, and only there, the drafting model has to read.
     """
 
     composition: Composition
@@ -149,7 +156,7 @@ class Policy(ABC):
     warp: Warp | None = None
     records: Records | None = None
     alone: bool = False
-    defers: bool = False
+    p_first: bool = False
 
     def __post_init__(self) -> None:
         untouched = self.drafter == "aligned" and self.warp is None and self.records is None
@@ -157,6 +164,7 @@ class Policy(ABC):
         self._direct = isinstance(rule, CascadeRule) and untouched
         # Where the cutoff does not read q*, p alone says what it keeps.
         self._p_alone = isinstance(rule, ThresholdRule) and not rule.reads_aligned
+        self.p_first = self._direct and self._p_alone and not self.alone
 
     def draft(self, logits: Tensor, length: int) -> Draft:
         """Draft the token after a prefix of `length` from the drafting model's logits (vocab,)."""
@@ -168,7 +176,7 @@ class Policy(ABC):
         """Verify W drafts after a prefix of `length`, given the other models' logits (W + 1, vocab).
 
         Args:
-            drafts: the drafts. None at all only if the policy `defers`.
+            drafts: the drafts. None at all only if p is asked first.
             rows: the other models' logits.
             length: the number of tokens before the drafts.
             settled: the token before the drafts, if it was not read yet.
@@ -181,7 +189,7 @@ class Policy(ABC):
         tokens = _stack([draft.token for draft in drafts], (0,), torch.long, base.device)
         weights = _stack([draft.weights for draft in drafts], (0, base.shape[-1]), base.dtype, base.device)
         if self._direct:
-            target = self._direct_target(drafts, base[: window + self.defers], tokens, weights)
+            target = self._direct_target(drafts, base[: window + self.p_first], tokens, weights)
             alpha = target.alpha
         else:
             log_pi, log_alpha = self._composed(rows, _logits(drafts)).log_pi_and_alpha()
@@ -195,17 +203,19 @@ class Policy(ABC):
         first = [] if settled is None else [settled.flag, settled.token]
         (stand,), (then,), chosen, chances, masses, *others = read(accepted, token, tokens, chance, alpha, *first)
         count, reached = int(stand), min(int(stand) + 1, window)
+        is_open = then == base.shape[-1]
         verdict = Verdict(
             settled=None if settled is None else settled.checked(*(number for (number,) in others)),
             drafts=[int(x) for x in chosen],
             accepted=count,
             token=token,
-            follows=None if then == base.shape[-1] else int(then),
+            follows=None if is_open else int(then),
+            open=self.open({role: logits[window:] for role, logits in rows.items()}, target) if is_open else None,
             chance=chances[:reached],
             alpha=masses[:reached],
         )
         if any(x != x for x in (*chances, *masses[: count + 1])):
-            used = window + (self.defers and count == window)
+            used = window + (self.p_first and count == window)
             seen = {role: logits[:used] for role, logits in rows.items()}
             self._explain([draft.logits for draft in drafts], seen, length)
         if self.records is not None:
@@ -213,9 +223,14 @@ class Policy(ABC):
             self.records.add(scores[:emitted], log_pi[:emitted])
         return verdict
 
-    def open(self, rows: RowsByRole) -> Open:
-        """The position after a window of accepted drafts, from the other models' logits (1, vocab) there."""
-        return Open(None if self.defers else rows)
+    @abstractmethod
+    def open(self, rows: RowsByRole, target: Target | None = None) -> Open:
+        """The position after a window of accepted drafts.
+
+        Args:
+            rows: the other models' logits (1, vocab) there.
+            target: the target of the window, if p was asked first.
+        """
 
     def settle(self, position: Open, logits: Tensor, length: int) -> Settled:
         """The token of an open position, from the drafting model's logits (vocab,) there."""
@@ -307,9 +322,9 @@ class SampledPolicy(Policy):
     verifier: Verifier
     randomness: Randomness
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.defers = self._direct and self._p_alone and not self.alone
+    def open(self, rows: RowsByRole, target: Target | None = None) -> Open:
+        """See `Policy.open`. What p does not keep, q* draws alone."""
+        return Open(None if self.p_first else rows)
 
     def _weigh(self, scores: Tensor) -> Tensor:
         return scores.softmax(dim=-1)
@@ -330,6 +345,19 @@ class SampledPolicy(Policy):
 class GreedyPolicy(Policy):
     """Drafts are accepted as long as they are the first choice of pi, or of its scores after the processors."""
 
+    def open(self, rows: RowsByRole, target: Target | None = None) -> Open:
+        """See `Policy.open`."""
+        return Open(rows) if target is None or not self.p_first else Open(rows, target.kept[-1], target.alpha[-1:])
+
+    def settle(self, position: Open, logits: Tensor, length: int) -> Settled:
+        """See `Policy.settle`. What was composed of p is not composed again."""
+        if position.kept is None or position.alpha is None:
+            return super().settle(position, logits, length)
+        check_shapes(position.kept, logits)
+        pi = position.kept + position.alpha * self._weigh(self._draft_scores(logits, length))
+        explain = partial(self._explain, [logits], position.rows or {}, length)
+        return Settled(first_max(pi), pi[:1], explain)
+
     def _weigh(self, scores: Tensor) -> Tensor:
         return scores.softmax(dim=-1) if self._direct else scores
 
@@ -337,11 +365,13 @@ class GreedyPolicy(Policy):
         return first_max(scores)
 
     def _decide(self, target: Target) -> tuple[Tensor, Tensor, Tensor]:
+        window, vocab = target.drafts.shape[0], target.kept.shape[-1]
         choice = first_max(target.pi if self._direct else target.kept)
         accepted = verify_greedy(choice, target.drafts)
-        index = torch.cat((choice, choice.new_full((1,), target.kept.shape[-1]))).index_select(0, accepted)
+        after = target.first_of_p() if self.p_first else choice.new_full((1,), vocab)
+        index = torch.cat((choice, after)).index_select(0, accepted)
         # A row of NaN has a first choice too. Its flag travels with the acceptance probability.
-        flag = target.alpha + target.draft[:, 0] if self._direct else target.alpha
+        flag = target.alpha[:window] + target.draft[:, 0] if self._direct else target.alpha
         chance = torch.add((choice == target.drafts).to(flag.dtype), flag, alpha=0.0)
         return accepted, index.squeeze(0), chance
 

@@ -20,7 +20,7 @@ class SpeculationStatistics:
         lengths: how many windows accepted 0, 1, 2, ... drafts.
         sizes: how many windows had 0, 1, 2, ... drafts.
         corrections: tokens drawn from the residual after a rejection.
-        bonus_kept: bonus tokens that were drawn from p and kept.
+        bonus_kept: bonus tokens that p alone decided: drawn from p and kept, or its first choice whatever q* is.
         bonus_deferred: bonus tokens that were deferred and drawn from q*.
         bonus_composed: bonus tokens that were drawn from pi (or its argmax) after q* was known.
         chance_sum: the sum of the acceptance probabilities min(1, pi/q) at the positions reached.

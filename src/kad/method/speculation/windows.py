@@ -13,10 +13,11 @@ AUTO = "auto"
 MAX_WINDOW = 12
 # The windows among which "auto" chooses if each of them costs a captured forward pass.
 FEW_SIZES = (0, 2, 4, 8)
-# Memory of the running means: an observation of 20 windows ago counts a third.
-_DECAY = 0.95
+# Memory of the running means: an acceptance of 20 observations ago counts a third, a time of 60 ago. Without drafts,
+# one token may take twice the time of the next.
+_DECAY, _DECAY_OF_TIME = 0.95, 0.983
 # First sizes tried, the first while the prompt is read; a loss stays small where drafting does not pay.
-_FIRST_SIZES = (3, 0, 3, 0)
+_FIRST_SIZES = (3, 0, 1, 0)
 # After so many windows, "auto" tries another size than its present choice once.
 _LOOK_EVERY = 24
 # A window must promise this much over plain decoding, or "auto" does not speculate: the noise of the estimates.
@@ -66,12 +67,13 @@ class FixedWindow:
 class _Mean:
     """A running mean that forgets."""
 
+    decay: float = _DECAY
     total: float = 0.0
     weight: float = 0.0
 
     def add(self, value: float) -> None:
-        self.total = self.total * _DECAY + value
-        self.weight = self.weight * _DECAY + 1.0
+        self.total = self.total * self.decay + value
+        self.weight = self.weight * self.decay + 1.0
 
     @property
     def value(self) -> float:
@@ -85,6 +87,7 @@ class AutoWindow:
     A window of W drafts gives (1 - beta^(W+1)) / (1 - beta) tokens in expectation [Spec]. Its time is measured for each
     size. Between measured sizes the time follows a straight line: base cost plus draft cost times W. Size 0, plain
     decoding, is one of the choices. So drafting that does not pay stops, and is tried again from time to time.
+    What it has learned from one text holds for the next one of its kind.
     """
 
     sizes: Sequence[int] = tuple(range(MAX_WINDOW + 1))
@@ -92,6 +95,7 @@ class AutoWindow:
     _seconds: dict[int, _Mean] = field(default_factory=dict)
     _windows: int = 0
     _wait: int = _LOOK_EVERY
+    _up: bool = False
 
     def next(self) -> int:
         """The number of tokens to draft."""
@@ -100,9 +104,11 @@ class AutoWindow:
             return self._at_least(_FIRST_SIZES[self._windows - 1])
         best = self._best()
         if self._windows % self._wait == 0:
-            # Such a trial costs a little. The longer speculation has not paid, the rarer the trials.
+            # Such a trial costs a little. The longer speculation has not paid, the rarer the trials. Where it pays,
+            # plain decoding is tried in turn with the next size: its time differs from token to token.
             self._wait = min(self._wait * 2, 16 * _LOOK_EVERY) if best == 0 else _LOOK_EVERY
-            return self._at_least(best + 1)
+            self._up = best == 0 or not self._up
+            return self._at_least(best + 1) if self._up else 0
         return best
 
     def _at_least(self, size: int) -> int:
@@ -111,7 +117,7 @@ class AutoWindow:
     def observe(self, size: int, seconds: float | None, chance: Sequence[float]) -> None:
         """See `WindowSize`."""
         if seconds is not None:
-            self._seconds.setdefault(size, _Mean()).add(seconds)
+            self._seconds.setdefault(size, _Mean(_DECAY_OF_TIME)).add(seconds)
         for value in chance:
             self._chance.add(value)
 

@@ -114,8 +114,12 @@ def test_sweep_writes_the_curve(pair: Path, tmp_path: Path) -> None:
 @pytest.mark.core
 def test_tune_writes_the_rule_into_the_pair(pair: Path, tmp_path: Path) -> None:
     options = ["--pair", pair, "--limit", 3, "--max-new-tokens", 5]
+    kad_command("pack", "--card", "-o", pair)
     stdout, _ = kad_command("tune", *options, "--grid", "0.1,0.5", "--out", tmp_path / "run", "--json")
     choice = json.loads(stdout)
+    card = (pair / "README.md").read_text()
+    assert f"`{choice['rule']}`" in card
+    assert f"| 0.1 | {100 * choice['candidates'][0]['accuracy']:.1f} % |" in card
     assert choice["written"]
     assert choice["probe"]["answers"] == 3
     assert choice["probe"]["advice"]

@@ -15,7 +15,15 @@ from kad.errors import UsageError
 from kad.evaluation.engine import Completion
 from kad.evaluation.evaluate import Plan
 from kad.evaluation.tasks.task import load_tasks
-from kad.evaluation.tuning import Point, alternating, choose, make_grid, measure_speeds, refuse_test_splits, write_rule
+from kad.evaluation.tuning import (
+    Point,
+    alternating,
+    choose,
+    make_grid,
+    measure_speeds,
+    refuse_test_splits,
+    write_choice,
+)
 from kad.pair.sources import Source
 
 POINTS = make_grid("dual", None, "0.2,0.4,0.6")
@@ -160,11 +168,15 @@ def test_development_and_test_questions_differ() -> None:
 def test_the_rule_is_written_and_the_rest_left(tmp_path: Path) -> None:
     config = {"model_type": "kad", "base": {"model": "b"}, "rule": "dual:threshold=0.4", "vocab_size": 9}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    write_rule(tmp_path, "dual:threshold=0.6")
+    choice = choose(POINTS, outcomes((0.5, 0.9, 0.7), (1, 1, 1)))
+    write_choice(tmp_path, "dual:threshold=0.6", choice, ["kad_tiny_development"])
     assert json.loads((tmp_path / "config.json").read_text()) == {**config, "rule": "dual:threshold=0.6"}
-    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "tuning.json"]
+    tried = json.loads((tmp_path / "tuning.json").read_text())
+    assert [row["value"] for row in tried["candidates"]] == [0.2, 0.4, 0.6]
+    assert (tried["chosen"], tried["tasks"], tried["metric"]) == (0.4, ["kad_tiny_development"], "strict")
     with pytest.raises(UsageError, match="no pair folder"):
-        write_rule(tmp_path / "none", "dual")
+        write_choice(tmp_path / "none", "dual", choice, [])
 
 
 def test_the_metric_is_one_of_the_tasks() -> None:

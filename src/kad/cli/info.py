@@ -117,7 +117,7 @@ def command(
         "draft_cost": _draft_cost(models["aligned"].parameters, models["base"].parameters),
     }
     if probe and vocabulary["match"]:
-        facts["probe"] = probed(named, questions or _probe_prompts(named))
+        facts["probe"] = probed(named, questions or probe_prompts(named))
     stdio.print_result(facts, as_json, lambda: _render(facts, models))
     common.note_doubts(sources, {role: model.parameters for role, model in models.items()})
     if not vocabulary["match"]:
@@ -278,7 +278,7 @@ def _vocabulary_text(vocabulary: dict[str, Any]) -> Text:
     return Text(f"one for all models, {counted(vocabulary['size'], 'token')}{padding}{apart}")
 
 
-def _probe_prompts(models: common.ModelOptions) -> Sequence[Prompt]:
+def probe_prompts(models: common.ModelOptions) -> Sequence[Prompt]:
     """The prompts of --probe where none are given: the embedded pair's own problems, or common requests."""
     from kad.figures.probe import PROMPTS
     from kad.tiny.problems import problems

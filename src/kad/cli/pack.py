@@ -12,14 +12,14 @@ from rich.console import Group, RenderableType
 from rich.syntax import Syntax
 from rich.text import Text
 
-from kad.cli import stdio
+from kad.cli import info, stdio
 from kad.cli.common import Json, ModelOptions, note_doubts
 from kad.cli.flatten import Only, Prefix
 from kad.engines.load import DTYPES
 from kad.errors import UsageError
 from kad.method import defaults
 from kad.options import Option
-from kad.pair.sources import Source, check_target
+from kad.pair.sources import CARD_FILES, Source, check_card, check_target, is_pair
 
 if TYPE_CHECKING:
     from kad.pair.config import KadConfig
@@ -30,6 +30,7 @@ EXAMPLES = (
     "kad pack --base ./big --aligned ./small --rule primal:budget=0.9 --base-dtype bfloat16 -o my-pair",
     "kad pack --base ./big --aligned ./gguf --aligned-gguf-file model-q8_0.gguf -o my-pair",
     "kad pack --base ./big --aligned ./small --reference ./small-base --rule implicit_reward -o my-pair",
+    "kad pack --card --probe -o my-pair",
 )
 
 
@@ -74,6 +75,14 @@ def command(
     trust_remote_code: Annotated[
         bool, Option("Run code that comes with the models, now. Loading the pair asks again.")
     ] = False,
+    card: Annotated[
+        bool,
+        Option(
+            "Also write README.md as the model hub shows it, and the loop for Transformers' custom_generate. Without "
+            "--base and --aligned: of the pair that is in the folder."
+        ),
+    ] = False,
+    probe: Annotated[bool, Option("Also load the pair, and put into the card what kad info --probe measures.")] = False,
     as_json: Json = False,
     of_base: Annotated[LoadOptions, Prefix("base", "How to load the base model")],
     of_aligned: Annotated[LoadOptions, Prefix("aligned", "How to load the aligned model")],
@@ -85,15 +94,45 @@ def command(
     and generation settings of the aligned model. The command loads configurations and tokenizers only, and checks that
     they match.
     """
+    if probe and not card:
+        raise UsageError("--probe belongs to --card; give both.")
+    if card and out is not None:
+        check_card(out)
+    loading = {"base": of_base, "aligned": of_aligned, "reference": of_reference}
+    if card and out is not None and is_pair(out) and models.base is None and models.aligned is None:
+        if (
+            models != replace(_MODELS, imported=models.imported)
+            or dtype
+            or any(map(LoadOptions.to_dict, loading.values()))
+        ):
+            raise UsageError("A card is about the pair as it is: leave out what would change the pair.")
+    else:
+        out = _packed(models, loading, dtype, out, trust_remote_code)
+    if card:
+        own = ModelOptions(pair=str(out), imported=models.imported, trust_remote_code=trust_remote_code)
+        write_card_of(own, probe)
+    from kad.pair.folder import read_config
+
+    config = read_config(str(out))
+    written = [*(file for file in sorted(out.iterdir()) if file.is_file()), *(out / name for name in CARD_FILES[1:])]
+    files = {file.relative_to(out).as_posix(): file.stat().st_size for file in written if file.is_file()}
+    names = ("base", "aligned", "reference", "rule", "deferral_temperature", "base_prompt", "vocab_size")
+    result = {"pair": str(out), "files": files, **{name: getattr(config, name) for name in names}}
+    stdio.print_result(result, as_json, lambda: _how_to_load(out, config, sum(files.values())), soft_wrap=True)
+
+
+def _packed(
+    models: ModelOptions, loading: dict[str, LoadOptions], dtype: str | None, out: Path | None, trust_remote_code: bool
+) -> Path:
+    """Write the pair of the options, and answer with its folder."""
     if models.base is None or models.aligned is None or out is None:
         needed = {"--base": models.base, "--aligned": models.aligned, "--out": out}
         raise UsageError(f"kad pack needs {', '.join(name for name, value in needed.items() if value is None)}.")
     models.check()
     check_target(out)
     stdio.check_folder(out.parent, f"the pair {out}")
-    own = {"base": of_base, "aligned": of_aligned, "reference": of_reference}
     sources = {}
-    for role, load in own.items():
+    for role, load in loading.items():
         name = getattr(models, role)
         if name is not None:
             place = models.base_source if role == "base" else name
@@ -103,15 +142,22 @@ def command(
     stdio.quiet_transformers()
     from kad.pair import folder as pairs
 
-    config = pairs.pack(
+    pairs.pack(
         sources, out, rule=models.rule or defaults.RULE, deferral_temperature=models.deferral_temperature or 1.0,
         base_prompt=models.base_prompt,
     )  # fmt: skip
     note_doubts(sources)
-    files = {file.name: file.stat().st_size for file in sorted(out.iterdir()) if file.is_file()}
-    names = ("base", "aligned", "reference", "rule", "deferral_temperature", "base_prompt", "vocab_size")
-    result = {"pair": str(out), "files": files, **{name: getattr(config, name) for name in names}}
-    stdio.print_result(result, as_json, lambda: _how_to_load(out, config, sum(files.values())), soft_wrap=True)
+    return out
+
+
+def write_card_of(models: ModelOptions, probe: bool = False) -> None:
+    """Write the card of the pair folder that the options name."""
+    from kad.engines.load import engines_of
+    from kad.pair.card import write_card
+
+    config = models.resolve()
+    measured = info.probed(models, info.probe_prompts(models)) if probe else None
+    write_card(Path(models.pair or ""), config, set(engines_of(config.model_sources()).values()), measured)
 
 
 def _source(place: Any, dtype: str | None, trust_remote_code: bool, load: LoadOptions) -> Source:

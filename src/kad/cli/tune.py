@@ -11,10 +11,12 @@ from kad.cli import evaluation_runs as shared
 from kad.cli import info, stdio
 from kad.cli.common import Json, ModelOptions
 from kad.cli.flatten import Without
+from kad.cli.pack import write_card_of
 from kad.cli.sweep import DEVELOPMENT, Axis, Grid
 from kad.errors import KadError, UsageError
 from kad.evaluation.run_options import RunOptions, TaskOptions
 from kad.options import Option
+from kad.pair.sources import CARD_FILES, has_card
 from kad.words import counted
 
 if TYPE_CHECKING:
@@ -68,11 +70,12 @@ def command(
         make_grid,
         measure_speeds,
         refuse_test_splits,
-        write_rule,
+        write_choice,
     )
 
     check_objective(objective, floor)
     own_pair = _own_pair(models.pair) if write else None
+    carded = own_pair is not None and has_card(own_pair)
     if axis.parameter == WINDOW:
         raise UsageError("A pair's rule has no window to write. Use kad sweep for num_draft_tokens.")
     points = make_grid(axis.rule, axis.parameter, grid, speculative=axis.speculative)
@@ -101,8 +104,11 @@ def command(
     choice = choose(points, records, objective=objective, floor=floor, metric=metric, speeds=speeds, seed=run.seed)
     chosen = str(next(point.method.rule for point in points if point.value == choice.chosen.value))
     if own_pair is not None:
-        write_rule(own_pair, chosen)
+        write_choice(own_pair, chosen, choice, [task.info.name for task in first_rows])
         stdio.message(f"wrote {chosen} into {own_pair}")
+        if carded:
+            write_card_of(replace(models, pair=str(own_pair)))
+            stdio.message(f"wrote {own_pair / CARD_FILES[0]} anew")
     fit = _probe(models, chosen, first_rows, run.engine) if probe else None
     if as_json:
         stdio.print_json({**asdict(choice), "rule": chosen, "written": own_pair is not None, "probe": fit})

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ from kad.evaluation.results.storage import Record
 from kad.evaluation.results.summary import marks_by_question, metrics_of
 from kad.evaluation.tasks.task import Task
 from kad.method.rules import parse_rule
+from kad.pair.sources import TUNING, TUNING_SCHEMA
 
 if TYPE_CHECKING:
     from kad.evaluation.engine import Engine
@@ -313,8 +314,10 @@ def _shared(scores: Means) -> Means:
     return shares
 
 
-def write_rule(pair: Path, rule: str) -> None:
-    """Write a rule into the config.json of a pair folder. The file is complete at every moment.
+def write_choice(pair: Path, rule: str, choice: Choice, tasks: Sequence[str]) -> None:
+    """Write a chosen rule into the config.json of a pair folder, and beside it what was tried.
+
+    Each file is complete at every moment. What was tried counts only as long as the pair has the rule that was chosen.
 
     Raises:
         UsageError: no such file.
@@ -325,6 +328,10 @@ def write_rule(pair: Path, rule: str) -> None:
             f"{pair} is no pair folder to write the rule into. Give --pair DIR, or --no-write to only look."
         )
     config = json.loads(file.read_text("utf-8"))
+    tried = {
+        "schema": TUNING_SCHEMA, "rule": rule, "tasks": list(tasks), **asdict(choice), "chosen": choice.chosen.value,
+    }  # fmt: skip
+    write_atomically(pair / TUNING, json.dumps(tried, indent=2) + "\n")
     write_atomically(file, json.dumps({**config, "rule": rule}, indent=2) + "\n")
 
 

@@ -15,6 +15,7 @@ from kad.disk import scratch
 from kad.errors import KadError, MissingTokenizerError, PairError, RuleError, first_line
 from kad.method.rules import Rule, parse_rule
 from kad.pair.base_prompt import BasePrompt
+from kad.pair.card import remove_card
 from kad.pair.config import KadConfig
 from kad.pair.model_files import TROUBLE, load_generation_config, load_tokenizer, rows_of, shared_tokenizer
 from kad.pair.model_files import load_config as load_model_config
@@ -164,6 +165,7 @@ def _put_in_place(target: Path, made: Path) -> None:
     if not target.exists():
         made.rename(target)
         return
+    remove_card(target)
     names = sorted((file.name for file in made.iterdir()), key=lambda name: name == "config.json")
     for stale in PAIR_FILES - set(names):
         (target / stale).unlink(missing_ok=True)

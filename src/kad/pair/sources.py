@@ -20,12 +20,19 @@ TINY_MODELS = ("big-base", "small-base", "small-aligned", "big-aligned")
 EMBEDDED = "tiny"
 """The pair where nobody names one."""
 ROLES = ("base", "aligned", "reference")
+TUNING = "tuning.json"
+"""Where `kad tune` keeps in a pair what it tried."""
+TUNING_SCHEMA = "kad-tuning/1"
 # What lies in a pair folder: the configurations, and whatever the tokenizer saves.
 PAIR_FILES = frozenset({
     "added_tokens.json", "chat_template.jinja", "chat_template.json", "config.json", "generation_config.json",
     "merges.txt", "special_tokens_map.json", "spiece.model", "tokenizer.json", "tokenizer.model",
-    "tokenizer_config.json", "vocab.json", "vocab.txt",
+    "tokenizer_config.json", TUNING, "vocab.json", "vocab.txt",
 })  # fmt: skip
+CARD_FILES = ("README.md", "custom_generate/generate.py", "custom_generate/requirements.txt")
+"""What `kad pack --card` adds. A pair may have files of these names that are its owner's."""
+CARD_MARK = "Written by kad pack --card"
+"""It stands in those that kad wrote."""
 
 # What may be said about the loading of one model, kept in the pair as plain JSON values.
 MODEL_KWARGS = frozenset({
@@ -334,6 +341,38 @@ def check_target(folder: Path, *, beside: bool = False) -> None:
         raise PairError(
             f"{folder} is not a pair, and its {taken[0]} would be written over. Choose another folder for the pair."
         )
+
+
+def has_card(folder: Path) -> bool:
+    """Whether kad wrote the README.md of a folder.
+
+    Raises:
+        PairError: it did, and other files of the card are not kad's.
+    """
+    file = folder / CARD_FILES[0]
+    own = file.is_file() and is_carded(file)
+    if own:
+        check_card(folder)
+    return own
+
+
+def check_card(folder: Path) -> None:
+    """Check that writing a card into a folder writes over nothing but a card of kad.
+
+    Raises:
+        PairError: it would.
+    """
+    for name in CARD_FILES:
+        file = folder / name
+        if file.exists() and not is_carded(file):
+            raise PairError(
+                f"{file} is not a card that kad wrote, and would be written over. Move it, or leave --card out."
+            )
+
+
+def is_carded(file: Path) -> bool:
+    """Whether kad wrote a file as a part of a card. Whoever takes out its line makes it their own."""
+    return file.is_file() and CARD_MARK in file.read_text("utf-8", errors="replace")
 
 
 def _config_of(folder: Path) -> dict[str, Any] | None:

@@ -14,8 +14,8 @@ from rich.text import Text
 
 from kad.cli import stdio
 from kad.errors import UsageError
+from kad.palette import color, style
 from kad.text.prompts import decode
-from kad.tracing.palette import color, style
 from kad.tracing.terminal import colored
 from kad.words import counted
 
@@ -160,43 +160,17 @@ def remark(answer: Answer) -> None:
 
 
 def as_dict(model: Loaded, answer: Answer, load_seconds: float) -> dict[str, Any]:
-    """The answer as JSON; the shares and `deferred_mass` are null under product rules, and for an empty answer."""
-    base_share = deferred_mass = None
-    if answer.base_share is not None:
-        base_share = _rounded([piece.base_share for piece in answer.pieces])
-        deferred_mass = _rounded([piece.deferred_mass for piece in answer.pieces])
+    """The answer as JSON, with the pair that gave it."""
+    told = answer.to_dict()
     return {
         "schema": "kad-answer/2",
-        "text": answer.text,
-        "token_ids": answer.token_ids,
+        **told,
         "tokens": [decode(model.tokenizer, [token], special=True) for token in answer.token_ids],
-        "base_share": base_share,
-        "aligned_share": base_share and _rounded([1.0 - share for share in base_share]),
-        "deferred_mass": deferred_mass,
-        "finish_reason": answer.finish_reason,
-        "prompt_tokens": len(answer.prompt_ids),
-        "tokens_per_second": answer.tokens_per_second,
-        "timings": {"load": load_seconds, "first_token": answer.first_token, "generate": answer.seconds},
+        "timings": {"load": load_seconds, **told["timings"]},
         "rule": str(model.rule),
         "deferral_temperature": model.composition.deferral_temperature,
         "models": {role: stdio.name_of(part) for role, part in model.config.model_sources().items()},
-        "seed": answer.seed,
-        **_speculation(answer),
     }
-
-
-def _rounded(values: Sequence[float | None]) -> list[float]:
-    """Rounded to the digits that float32 has."""
-    return [round(value, 6) for value in values if value is not None]
-
-
-def _speculation(answer: Answer) -> dict[str, Any]:
-    """Whether the aligned model drafted, why or why not, and the counts."""
-    plan, counts = answer.drafting, answer.statistics
-    speculation = {"used": plan.speculates, "draft_tokens": plan.draft_tokens, "reason": plan.reason}
-    if counts is None:
-        return {"speculation": speculation}
-    return {"drafted": counts.drafted, "accepted": counts.accepted, "speculation": speculation | counts.to_dict()}
 
 
 def speed_up(model: Loaded, answer: Answer) -> dict[str, float]:

@@ -81,14 +81,14 @@ print(kad.score(loaded, "Hi", "you", raw=True).log_pi.sum(), loaded.num_paramete
 files = kad.load(base="big.gguf", aligned="small.gguf", engine_options={"context": 2048})
 print(kad.trace(files, "Hi", temperature=0.5).text)
 '''
-WRONG = '''
+WRONG = """
 import kad
 
 pair = kad.load("tiny")
 kad.generate(pair, "Hi", temprature=0)
 kad.generate(pair, ["Hi"]).text
 kad.load(bse="x", aligned="y")
-'''
+"""
 
 
 @pytest.mark.slow

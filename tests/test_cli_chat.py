@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 import kad
 from conftest import make_tokenizer
 from kad.cli.chat import Chat, stoppable
-from kad.cli.display import Wrapper
+from kad.cli.wrapping import Wrapper
 from kad.cli.main import app
 from kad.errors import RuleError, UsageError
 from kad.text.conversation import Conversation

@@ -18,8 +18,7 @@ from transformers import GenerationConfig
 import kad
 from cli_runs import as_json, generate, make_tiny_tokenizer
 from conftest import make_tokenizer
-from kad import tiny
-from kad.tracing import palette
+from kad import palette, tiny
 from kad.tracing.page import blank_page
 
 QUESTION = "Mia has 24 apples. She buys 13 more. Then she loses 9 of them. How many apples does she have now?"

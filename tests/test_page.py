@@ -20,12 +20,12 @@ import pytest
 import torch
 
 import needs
+from kad import palette
 from kad.cli.main import load_command
 from kad.method.composition import acceptance, deferred_mass, origin_shares
 from kad.method.rules.describe import family
 from kad.rules import parse_rule
 from kad.text.answer import Piece
-from kad.tracing import palette
 from kad.tracing.positions import Position
 from kad.tracing.schema import Trace
 from kad.tracing.tracer import record, with_event

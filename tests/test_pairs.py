@@ -169,6 +169,8 @@ def test_references() -> None:
         resolve_model("./nowhere")
     with pytest.raises(PairError, match="No pair at ./nowhere"):
         resolve_pair("./nowhere")
+    with pytest.raises(PairError, match="No such folder: nope. Give a folder written by .* or tiny"):
+        resolve_pair("nope")
     with pytest.raises(PairError, match="tiny:big-base is one model, not a pair. Give tiny, or both models"):
         resolve_pair("tiny:big-base")
     with pytest.raises(PairError, match="Unknown model 'tiny:huge'"):

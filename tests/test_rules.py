@@ -82,6 +82,11 @@ def test_the_string_form_is_the_documented_one() -> None:
     assert str(kad.rules.AlignedOnly()) == "aligned_only"
 
 
+def test_the_name_of_the_only_parameter_may_be_left_out() -> None:
+    assert str(parse_rule("dual:0.6")) == "dual:threshold=0.6"
+    assert parse_rule(" primal: 0.8 ") == kad.rules.Primal(budget=0.8)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -90,7 +95,10 @@ def test_the_string_form_is_the_documented_one() -> None:
         ("dual:threshold=1.4", r"dual: threshold must be a number from 0 to 1, but is 1.4"),
         ("dual:threshold=nan", r"threshold must be a number from 0 to 1, but is nan"),
         ("dual:threshold=much", r"threshold must be a number, but is 'much'"),
-        ("dual:0.4", r"needs name=value instead of '0.4'"),
+        ("product:0.4", r"needs name=value instead of '0.4'"),
+        ("aligned_only:0.4", r"needs name=value instead of '0.4'"),
+        ("dual:0.4,0.5", r"needs name=value instead of '0.4'"),
+        ("dual:much", r"threshold must be a number, but is 'much'"),
         ("dual:threshold=0.4,threshold=0.5", r"repeats 'threshold=0.5'"),
         ("primal:budget=-0.1", r"primal: budget must be a number from 0 to 1, but is -0.1"),
         ("confidence_bet:margin=-0.2", r"margin must be a number from 0 to 1, but is -0.2. The paper's sign: p >= max"),

@@ -32,7 +32,8 @@ openai = pytest.importorskip("openai", reason="pip install openai")
 from openai.types import Completion, Model  # noqa: E402
 from openai.types.chat import ChatCompletion, ChatCompletionChunk  # noqa: E402
 
-from kad.server.masks import Grammars, Penalties  # noqa: E402
+from kad.server.masks import Penalties  # noqa: E402
+from kad.text.masks import Grammars  # noqa: E402
 from server_runs import client, events, running  # noqa: E402
 
 QUESTION = "Mia has 24 apples. She buys 13 more. Then she loses 9. How many are left?"

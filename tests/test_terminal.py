@@ -135,3 +135,21 @@ def test_everything_is_printed_through_one_door() -> None:
         calls = (node for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(node, ast.Call))
         found = [code for call in calls if direct.match(code := ast.unparse(call))]
         assert found in ([], HELP), file
+
+
+QUESTION = "Ann has 5 pens. She buys 8 more. How many pens does she have now?"
+
+
+@pytest.mark.parametrize("arguments", [("info", "nope"), ("chat", "tiny"), ("generate", QUESTION)], ids=lambda a: a[0])
+def test_no_word_is_broken_at_the_margin(arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In answers, in what chat says at first, and in errors."""
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    monkeypatch.setattr("kad.cli.chat._edit_lines", lambda: None)
+    text = {}
+    for width in ("32", "500"):
+        lines = iter([QUESTION, "/rul", "/quit"])
+        monkeypatch.setattr("builtins.input", lambda prompt, lines=lines: next(lines))
+        monkeypatch.setenv("COLUMNS", width)
+        text[width] = called(*arguments)
+    assert max(map(len, text["32"].splitlines())) <= 32 < max(map(len, text["500"].splitlines()))
+    assert text["32"].split() == text["500"].split()

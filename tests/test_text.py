@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import threading
 from collections import defaultdict
-from typing import Any
+from dataclasses import fields, replace
+from typing import Any, get_type_hints
 
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, SuppressTokensLogitsProcessor
 
 import kad
 import oracle
 from conftest import make_tokenizer
 from kad.engines.pair import Pair
 from kad.engines.protocols import Facts, OneAtATime
-from kad.errors import LogitsError, OptionError, UsageError
+from kad.errors import LogitsError, OptionError, RuleError, UsageError
 from kad.method.composition import Composition
 from kad.method.replay import Replay
 from kad.pair.config import KadConfig
 from kad.rules import parse_rule
 from kad.text import sampling
 from kad.text.batch import Noise, generate_all, seeds_from
+from kad.text.contexts import Asking
+from kad.text.keywords import Asked, Drawn
 from kad.text.sampling import processors
 from kad.text.scoring import score_tokens
 from speculative_tables import PROMPT, OnlyForward, Script, TableScorer, total_variation, true_distribution
@@ -525,3 +530,162 @@ def test_the_one_default_for_drafting(pair: kad.KadForCausalLM) -> None:
     for wrong in (-1, 65, "many", True, 2.5):
         with pytest.raises(UsageError, match="`num_draft_tokens` must be a number from 0 to 64 or auto"):
             choose(small, wrong, sampled=False)
+
+
+# ---------------------------------------------------------------------- the natural call
+
+
+QUESTION = "Ann has 5 pens. She buys 8 more. How many pens does she have now?"
+
+
+def test_the_fields_of_sampling_are_keywords(tiny: kad.KadForCausalLM) -> None:
+    answer = kad.generate(tiny, QUESTION, max_new_tokens=5, temperature=0)
+    assert answer.token_ids == kad.generate(tiny, QUESTION, sampling=kad.Sampling(5, temperature=0)).token_ids
+    assert len(answer.token_ids) == 5
+    how = kad.Sampling(max_new_tokens=9, temperature=1.0, seed=2)
+    drawn = kad.generate(tiny, QUESTION, sampling=how, max_new_tokens=4)
+    assert (len(drawn.token_ids), drawn.temperature, drawn.seed) == (4, 1.0, 2)
+    assert len(kad.trace(tiny, QUESTION, max_new_tokens=3).positions) == 3
+    assert len(kad.Conversation(tiny, max_new_tokens=2).say(QUESTION).finish().token_ids) == 2
+    assert kad.generate(tiny, QUESTION, stop="=", temperature=0).text == "First, 5 + 8 ="
+
+
+def test_every_field_of_sampling_is_a_keyword_and_every_keyword_of_the_prompt_is_asked() -> None:
+    assert Drawn.__optional_keys__ == {field.name for field in fields(kad.Sampling)}
+    own = get_type_hints(kad.Sampling)
+    assert get_type_hints(Drawn) == {name: own[name] for name in Drawn.__optional_keys__}
+    assert Asked.__optional_keys__ - {"rule", "deferral_temperature"} == {
+        field.name for field in fields(Asking) if field.name != "prompt"
+    }
+
+
+@pytest.mark.parametrize(
+    ("function", "given", "keywords", "message"),
+    [
+        (kad.generate, ["Hi"], {"max_tokens": 5}, "has no keyword `max_tokens`. Did you mean `max_new_tokens`?"),
+        (kad.generate, [["Hi"]], {"temprature": 0}, "has no keyword `temprature`. Did you mean `temperature`?"),
+        (kad.score, ["Hi", "you"], {"seed": 1}, "kad.score has no keyword `seed`. .*It takes: base_prompt, def"),
+        (kad.trace, ["Hi"], {"compile": True}, "kad.trace has no keyword `compile`"),
+        (kad.Conversation, [], {"rule": "dual"}, "kad.Conversation has no keyword `rule`"),
+        (kad.stream, [["Hi"]], {}, "kad.stream answers one prompt, but got a list of them. Use kad.generate"),
+        (kad.generate, [["Hi", "Ho"]], {"compile": True}, "`compile` captures the forward passes of one answer"),
+        (kad.generate, ["Hi"], {"json_schema": {}, "grammar": "start: /a/"}, "`json_schema` or `grammar`, not both"),
+        (kad.generate, [" \n"], {}, "The prompt is empty"),
+        (kad.generate, [[]], {}, "The prompt is empty"),
+        (kad.generate, [["Hi", ""]], {}, "The prompt is empty"),
+    ],
+)
+def test_a_call_that_means_nothing_says_why(
+    function: Any, given: list[Any], keywords: dict[str, Any], message: str, pair: kad.KadForCausalLM
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        function(pair, *given, **keywords)
+
+
+def test_an_empty_message_is_none(pair: kad.KadForCausalLM) -> None:
+    with pytest.raises(UsageError, match="The message is empty"):
+        kad.Conversation(pair).say(" ")
+
+
+@pytest.mark.parametrize(
+    "options", [{"temperature": 0}, {"temperature": 1.0, "seed": 3}, {"num_draft_tokens": 2}], ids=str
+)
+def test_a_list_of_prompts_is_answered_by_a_list(options: dict[str, Any], pair: kad.KadForCausalLM) -> None:
+    prompts = ["Hi", "What?", "Go on with it"]
+    how = {"max_new_tokens": 12, "rule": "primal:0.6", **options}
+    answers = kad.generate(pair, prompts, **how)
+    assert [answer.prompt_ids for answer in answers] == [
+        kad.generate(pair, prompt, **how).prompt_ids for prompt in prompts
+    ]
+    assert all(isinstance(answer, kad.Answer) for answer in answers)
+    if options.get("seed") is None:  # else other random numbers: as many as there are rows
+        assert [answer.token_ids for answer in answers] == [kad.generate(pair, one, **how).token_ids for one in prompts]
+    else:
+        assert len({answer.seed for answer in answers}) == 3
+        assert [answer.token_ids for answer in kad.generate(pair, prompts, **how)] == [a.token_ids for a in answers]
+    talks = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    for same in (talks, [answer.prompt_ids for answer in answers]):
+        assert [answer.token_ids for answer in kad.generate(pair, same, **how)] == [a.token_ids for a in answers]
+    with pytest.raises(RuleError, match="Unknown rule 'nope'"):
+        kad.generate(pair, prompts, rule="nope")
+
+
+@pytest.mark.parametrize("drafts", [0, 3])
+def test_functions_of_the_caller_change_what_is_drawn(drafts: int, tiny: kad.KadForCausalLM) -> None:
+    """They see the ids and log pi, drafts go through them, and those of Transformers are such functions."""
+    first = kad.generate(tiny, QUESTION, temperature=0, num_draft_tokens=drafts)
+    forbidden = SuppressTokensLogitsProcessor(first.token_ids[3:4])
+    seen = []
+
+    def looks(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        seen.append((ids.shape[1], float(scores.exp().sum())))
+        return scores
+
+    for given in (forbidden, [looks, forbidden]):
+        answer = kad.generate(tiny, QUESTION, temperature=0, num_draft_tokens=drafts, logits_processor=given)
+        assert answer.token_ids[:3] == first.token_ids[:3]
+        assert first.token_ids[3] not in answer.token_ids
+        assert kad.generate(tiny, [QUESTION], temperature=0, logits_processor=given)[0].token_ids == answer.token_ids
+    assert min(length for length, _ in seen) == len(first.prompt_ids)
+    assert all(abs(mass - 1) < 1e-3 for _, mass in seen)
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"left": {"enum": [5, 13, 21]}},
+    "required": ["left"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("drafts", [0, 3])
+def test_a_schema_and_a_grammar_hold_the_answer(drafts: int, tiny: kad.KadForCausalLM) -> None:
+    pytest.importorskip("llguidance")
+    how = {"temperature": 0, "max_new_tokens": 40, "num_draft_tokens": drafts}
+    answer = kad.generate(tiny, QUESTION, json_schema=SCHEMA, **how)
+    assert set(json.loads(answer.text)) == {"left"}
+    assert answer.finish_reason == "stop"
+    lark = 'start: "The answer is " /[0-9]+/ "."'
+    both = kad.generate(tiny, [QUESTION, "Bob has 3 maps. He loses 2. How many are left?"], grammar=lark, **how)
+    assert all(re.fullmatch(r"The answer is [0-9]+\.", answer.text) for answer in both)
+    with pytest.raises(UsageError, match="The grammar cannot be used: "):
+        kad.generate(tiny, QUESTION, grammar="start: (", **how)
+    with pytest.raises(UsageError, match="The schema cannot be used: "):
+        kad.generate(tiny, QUESTION, json_schema={"type": "nonsense"}, **how)
+
+
+def test_an_answer_as_json_in_a_notebook_and_in_a_line(tiny: kad.KadForCausalLM) -> None:
+    answer = kad.generate(tiny, QUESTION, temperature=0, num_draft_tokens=2)
+    told = json.loads(json.dumps(answer.to_dict()))
+    assert told["text"] == answer.text
+    assert len(told["base_share"]) == len(told["token_ids"]) == len(answer.token_ids)
+    assert told["speculation"]["used"]
+    assert repr(answer).startswith(f"Answer({answer.text!r}, {len(answer.token_ids)} tokens, stop, ")
+    page = answer._repr_html_()
+    words = re.sub("<[^>]+>", "", page)
+    assert words.startswith(answer.text)
+    assert page.count("text-decoration: underline") == 1 + sum(p.base_share < 0.5 for p in answer.pieces)
+    plain = replace(answer, pieces=(), text="<b>&</b>")
+    assert "&lt;b&gt;&amp;" in plain._repr_html_()
+    assert plain.to_dict()["base_share"] is None
+    assert len(repr(tiny)) < 200
+    assert "tiny:big-base" in repr(tiny)
+    assert "dual:threshold=0.4" in repr(tiny.pair)
+    for thing in (kad.trace(tiny, QUESTION), kad.score(tiny, QUESTION, "Hi"), kad.Conversation(tiny)):
+        assert len(repr(thing)) < 300
+
+
+def test_the_messages_of_a_conversation_go_out_and_in(pair: kad.KadForCausalLM) -> None:
+    talk = kad.Conversation(pair, system="Be kind", max_new_tokens=3)
+    said = talk.say("Hi").finish().text
+    assert [tuple(message.values()) for message in talk.messages] == [
+        ("system", "Be kind"),
+        ("user", "Hi"),
+        ("assistant", said),
+    ]
+    other = kad.Conversation(pair, max_new_tokens=3)
+    other.messages = talk.messages
+    assert (other.system, other.turns) == ("Be kind", talk.turns)
+    assert other.say("And?").finish().text == talk.say("And?").finish().text
+    other.messages = []
+    assert (other.system, other.turns) == (None, [])

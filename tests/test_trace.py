@@ -370,3 +370,15 @@ def test_a_trace_of_another_version_is_refused(recorded: Trace, tmp_path: Path) 
     done = CliRunner().invoke(app, ["trace", str(tmp_path / "later.json")])
     assert done.exit_code == 2
     assert "schema 'kad-trace/9', but 'kad-trace/3' is wanted" in done.stderr
+
+
+def test_a_trace_is_read_under_another_threshold_without_a_model(tiny: kad.KadForCausalLM) -> None:
+    """As docs/trace.md does it."""
+    question = "Ann has 5 pens. She buys 8 more. How many pens does she have now?"
+    found = kad.trace(tiny, question, temperature=0)
+    for threshold in (0.2, 0.6, 0.95):
+        assert all(one.floor <= threshold for one in found.positions)
+        read = [1 - sum(row.p for row in one.candidates if row.p >= threshold) for one in found.positions]
+        answer = [one.token for one in found.positions]
+        expected = kad.score(tiny, question, answer, rule=f"dual:{threshold}").deferred_mass
+        assert read == pytest.approx(expected.tolist(), abs=1e-4)

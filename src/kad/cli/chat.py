@@ -213,10 +213,8 @@ class Chat:
         """/save FILE       write the conversation as JSON, as messages"""
         if not name:
             raise UsageError("/save needs the name of a file, such as talk.json.")
-        system = self.conversation.system
-        head = [{"role": "system", "content": system}] if system else []
         try:
-            text = json.dumps({"messages": [*head, *self.conversation.turns]}, indent=1, ensure_ascii=False) + "\n"
+            text = json.dumps({"messages": self.conversation.messages}, indent=1, ensure_ascii=False) + "\n"
             write_atomically(Path(name), text)
         except OSError as error:
             raise UsageError(f"Cannot write {name}: {error.strerror}.") from error

@@ -15,11 +15,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 from rich.text import Text
 
+from kad import palette
 from kad.cli import stdio
 from kad.cli.common import Json
 from kad.errors import UsageError
 from kad.options import Option
-from kad.tracing import palette
 from kad.tracing.terminal import colored
 
 if TYPE_CHECKING:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from rich.cells import cell_len
 from rich.text import Text
 
 from kad.cli import stdio
+from kad.cli.wrapping import Wrapper
 from kad.errors import ServerError, UsageError
+from kad.palette import color, style
 from kad.text.prompts import decode
-from kad.tracing.palette import color, style
 from kad.tracing.terminal import colored
 from kad.words import counted
 
@@ -29,9 +28,6 @@ _REMARKS = {
     "length": "stopped after {tokens}; --max-new-tokens allows more",
     "context": "stopped: the models' context is full",
 }
-
-# A character of two cells may stand at the end of a line: such scripts have no spaces.
-_UNITS = re.compile(r"\n|[^\S\n]|[\u1100-\U0003ffff]|[^\s\u1100-\U0003ffff]+")
 
 
 @contextmanager
@@ -47,64 +43,21 @@ def whole_words() -> Iterator[Callable[[str], None]]:
         wrapper.finish()
 
 
-class Wrapper:
-    """Writes a text in lines of a width. The last word waits until it is complete.
-
-    Args:
-        write: prints a text.
-        width: the cells of a line. It is called for each word, because terminals change their size.
-    """
-
-    def __init__(self, write: Callable[[str], object], width: Callable[[], int]) -> None:
-        self._write, self._width = write, width
-        self._column = 0
-        self._spaces = self._word = ""
-
-    def push(self, piece: str) -> None:
-        """Take the next piece of the text."""
-        for unit in _UNITS.findall(piece):
-            if unit == "\n":
-                self.finish()
-                self._write("\n")
-                self._column = 0
-            elif unit.isspace():
-                self._show_word()
-                self._spaces += unit
-            elif cell_len(unit[0]) == 2:
-                self._show_word()
-                self._word = unit
-            else:
-                if self._word and cell_len(self._word[0]) == 2:
-                    self._show_word()
-                self._word += unit
-
-    def finish(self) -> None:
-        """Write the text that waits."""
-        self._show_word()
-        self._write(self._spaces)
-        self._column, self._spaces = self._column + cell_len(self._spaces), ""
-
-    def _show_word(self) -> None:
-        if not self._word:
-            return
-        spaces, size, width = self._spaces, cell_len(self._word), self._width()
-        if self._column > 0 and self._column + cell_len(spaces) + size > width:
-            spaces, self._column = "\n", 0
-        self._write(spaces + self._word)
-        self._column += size + (0 if spaces == "\n" else cell_len(spaces))
-        self._spaces = self._word = ""
-
-
 def show(answering: LiveAnswer, live: bool) -> Answer:
     """Print the answer, as it arrives or when it is finished."""
-    try:
-        for piece in answering:
-            if live:
-                stdio.write(piece.text)
-    except ServerError:  # what has come is shown, and then why there is no more
-        stdio.write("\n" if live else answering.answer.text + "\n")
-        raise
-    stdio.write("\n" if live else answering.answer.text + "\n")
+    failed = None
+    with whole_words() as write:
+        try:
+            for piece in answering:
+                if live:
+                    write(piece.text)
+        except ServerError as error:  # what has come is shown, and then why there is no more
+            failed = error
+        if not live:
+            write(answering.answer.text)
+    stdio.write("\n")
+    if failed is not None:
+        raise failed
     return answering.answer
 
 
@@ -164,43 +117,17 @@ def remark(answer: Answer) -> None:
 
 
 def as_dict(model: Loaded, answer: Answer, load_seconds: float) -> dict[str, Any]:
-    """The answer as JSON; the shares and `deferred_mass` are null under product rules, and for an empty answer."""
-    base_share = deferred_mass = None
-    if answer.base_share is not None:
-        base_share = _rounded([piece.base_share for piece in answer.pieces])
-        deferred_mass = _rounded([piece.deferred_mass for piece in answer.pieces])
+    """The answer as JSON, with the pair that gave it."""
+    told = answer.to_dict()
     return {
         "schema": "kad-answer/2",
-        "text": answer.text,
-        "token_ids": answer.token_ids,
+        **told,
         "tokens": [decode(model.tokenizer, [token], special=True) for token in answer.token_ids],
-        "base_share": base_share,
-        "aligned_share": base_share and _rounded([1.0 - share for share in base_share]),
-        "deferred_mass": deferred_mass,
-        "finish_reason": answer.finish_reason,
-        "prompt_tokens": len(answer.prompt_ids),
-        "tokens_per_second": answer.tokens_per_second,
-        "timings": {"load": load_seconds, "first_token": answer.first_token, "generate": answer.seconds},
+        "timings": {"load": load_seconds, **told["timings"]},
         "rule": str(model.rule),
         "deferral_temperature": model.composition.deferral_temperature,
         "models": {role: stdio.name_of(part) for role, part in model.config.model_sources().items()},
-        "seed": answer.seed,
-        **_speculation(answer),
     }
-
-
-def _rounded(values: Sequence[float | None]) -> list[float]:
-    """Rounded to the digits that float32 has."""
-    return [round(value, 6) for value in values if value is not None]
-
-
-def _speculation(answer: Answer) -> dict[str, Any]:
-    """Whether the aligned model drafted, why or why not, and the counts."""
-    plan, counts = answer.drafting, answer.statistics
-    speculation = {"used": plan.speculates, "draft_tokens": plan.draft_tokens, "reason": plan.reason}
-    if counts is None:
-        return {"speculation": speculation}
-    return {"drafted": counts.drafted, "accepted": counts.accepted, "speculation": speculation | counts.to_dict()}
 
 
 def speed_up(model: Loaded, answer: Answer) -> dict[str, float]:

@@ -166,7 +166,7 @@ def _drop_output() -> None:
 
 def _wrong_input(message: str, context: Any = None) -> int:
     stdio.stderr().print("error: ", style="bold red", end="")
-    stdio.message(message)
+    stdio.message(message, column=len("error: "))
     if context is not None:
         stdio.message(f"See: {context.command_path} --help")
     return WRONG_INPUT

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from logging import ERROR, getLogger
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from rich.console import Console
 from rich.segment import Segment
 
+from kad.cli.wrapping import Wrapper
 from kad.disk import scratch
 from kad.errors import UsageError
 from kad.words import shown
@@ -82,8 +84,18 @@ def write(text: str, stream: TextIO | None = None) -> None:
     stream.flush()
 
 
-def message(text: str) -> None:
-    """One line on standard error."""
+def message(text: str, column: int = 0) -> None:
+    """A line on standard error; a terminal shows it in whole words.
+
+    Args:
+        text: what to say.
+        column: how many cells of the line are taken already.
+    """
+    if sys.stderr.isatty():
+        wrapper = Wrapper(lambda part: write(part, sys.stderr), lambda: shutil.get_terminal_size().columns, column)
+        wrapper.push(text)
+        wrapper.finish()
+        text = ""
     write(f"{text}\n", sys.stderr)
 
 

@@ -89,6 +89,15 @@ class Pair:
         pair.generation_config.pad_token_id = pair.tokenizer.pad_token_id
         return pair
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(map(self._named, self.models))}, rule={self.rule})"
+
+    def _named(self, role: str) -> str:
+        model: Any = self.models[role]
+        source = getattr(model, "source", None)
+        kind = type(getattr(model, "model", model)).__name__
+        return f"{role}={kind if source is None else source.to_dict()['model']}"
+
     # ------------------------------------------------------------------ what is known
 
     @cached_property

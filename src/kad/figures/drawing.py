@@ -11,7 +11,7 @@ from typing import Any
 from kad.disk import write_atomically
 from kad.evaluation.results.intervals import wilson
 from kad.evaluation.results.plots import DASHES, MARKERS, WHOLE, bars, from_zero, save
-from kad.tracing.palette import CYCLE, LIGHT
+from kad.palette import CYCLE, LIGHT
 from kad.tracing.terminal import visible
 
 BASE, ALIGNED, INK, SOFT = (LIGHT[name] for name in ("base", "aligned", "ink", "soft"))

@@ -282,7 +282,7 @@ def resolve_pair(source: str | os.PathLike[str]) -> str:
     """A pair: "tiny" becomes the folder of the embedded pair; folders and hub ids stay.
 
     Raises:
-        PairError: a single model of the embedded family, or what looks like a path and is no folder with a
+        PairError: a single model of the embedded family, or a name that is neither a hub id nor a folder with a
             config.json.
     """
     name = os.fspath(source)
@@ -297,6 +297,10 @@ def resolve_pair(source: str | os.PathLike[str]) -> str:
         raise PairError(f"{name} is a file; a pair is a folder. Write one with: kad pack -o NAME ...")
     if not os.path.isdir(name) and _is_path(name):
         raise PairError(f"No pair at {name}. Give a folder written by `kad pack`, a hub id, or tiny.")
+    if not os.path.isdir(name) and "/" not in name:
+        raise PairError(
+            f"No such folder: {name}. Give a folder written by `kad pack`, a hub id like organization/name, or tiny."
+        )
     return name
 
 

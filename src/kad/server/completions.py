@@ -21,10 +21,10 @@ from kad.server.desk import AnswerJob, Desk, Run
 from kad.server.details import Details, facts_of, position_note
 from kad.server.events import EventStream, event, unless_gone
 from kad.server.fields import ChatRequest, CompletionRequest, TokenizeRequest, checked_ids
-from kad.server.masks import Grammars
 from kad.server.refusals import Refusal
 from kad.text.contexts import Context
 from kad.text.ends import UntilStop, before_stop
+from kad.text.masks import Grammars
 from kad.text.prompts import decode
 from kad.text.sampling import end_tokens
 from kad.text.streaming import Note

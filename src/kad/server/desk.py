@@ -22,8 +22,9 @@ from kad.server.refusals import Busy, Refusal
 from kad.text.answer import Answer, Piece
 from kad.text.contexts import Context
 from kad.text.conversation import WarmScorers
+from kad.text.masks import Mask
 from kad.text.sampling import Sampling, end_tokens
-from kad.text.streaming import Mask, Note, Stream
+from kad.text.streaming import Note, Stream
 
 if TYPE_CHECKING:
     from kad.engines.load import Loaded

@@ -5,8 +5,10 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from typing import TYPE_CHECKING, Any
 
+from kad import palette
 from kad.errors import ServerError
 from kad.method.speculation.loop import Event
 from kad.method.speculation.statistics import SpeculationStatistics
@@ -14,6 +16,7 @@ from kad.text.contexts import Context
 from kad.text.drafting import Drafting
 from kad.text.prompts import decode
 from kad.text.sampling import Sampling, temperature_of
+from kad.words import counted
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -49,7 +52,7 @@ class Piece:
     note: Any = field(default=None, repr=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Answer:
     """The result of one generation.
 
@@ -76,11 +79,48 @@ class Answer:
     seconds: float
     first_token: float
     drafting: Drafting
-    pieces: tuple[Piece, ...] = field(default=(), repr=False)
-    statistics: SpeculationStatistics | None = field(default=None, repr=False)
+    pieces: tuple[Piece, ...] = ()
+    statistics: SpeculationStatistics | None = None
     temperature: float | None = None
     seed: int | None = None
-    context: Context | None = field(default=None, repr=False)
+    context: Context | None = None
+
+    def __repr__(self) -> str:
+        share = "" if self.base_share is None else f", {self.base_share:.0%} from the base model"
+        return f"Answer({self.text!r}, {counted(len(self.token_ids), 'token')}, {self.finish_reason}{share})"
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the text in the colors of its origins; a token of the aligned model is underlined, too."""
+        share = self.base_share
+        if share is None:
+            return f'<div style="white-space: pre-wrap">{escape(self.text)}</div>'
+        spans = "".join(
+            _span(piece.text, piece.base_share, f"{piece.base_share or 0.0:.0%} from the base model")
+            for piece in self.pieces
+        )
+        models = _span("base model", 1.0), f" {share:.0%}, ", _span("aligned model", 0.0), f" {1 - share:.0%}"
+        return f'<div style="white-space: pre-wrap">{spans}</div><small>{"".join(models)}</small>'
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON: what `kad generate --json` says of it. The shares are None for product rules, and in a batch."""
+        base_share = deferred_mass = None
+        if self.base_share is not None:
+            base_share = _rounded([piece.base_share for piece in self.pieces])
+            deferred_mass = _rounded([piece.deferred_mass for piece in self.pieces])
+        return {
+            "text": self.text,
+            "token_ids": self.token_ids,
+            "base_share": base_share,
+            "aligned_share": base_share and _rounded([1.0 - share for share in base_share]),
+            "deferred_mass": deferred_mass,
+            "finish_reason": self.finish_reason,
+            "prompt_tokens": len(self.prompt_ids),
+            "tokens_per_second": self.tokens_per_second,
+            "timings": {"first_token": self.first_token, "generate": self.seconds},
+            "temperature": self.temperature,
+            "seed": self.seed,
+            **_speculation(self.drafting, self.statistics),
+        }
 
     @property
     def prompt(self) -> Context | list[int]:
@@ -135,6 +175,25 @@ def answers_at_once(
         )
         for index, context in enumerate(contexts)
     ]
+
+
+def _rounded(values: Sequence[float | None]) -> list[float]:
+    """Rounded to the digits that float32 has."""
+    return [round(value, 6) for value in values if value is not None]
+
+
+def _speculation(drafting: Drafting, counts: SpeculationStatistics | None) -> dict[str, Any]:
+    """Whether the aligned model drafted, why or why not, and the counts."""
+    plan = {"used": drafting.speculates, "draft_tokens": drafting.draft_tokens, "reason": drafting.reason}
+    if counts is None:
+        return {"speculation": plan}
+    return {"drafted": counts.drafted, "accepted": counts.accepted, "speculation": plan | counts.to_dict()}
+
+
+def _span(text: str, base_share: float | None, title: str = "") -> str:
+    underline = "" if base_share is None or base_share >= 0.5 else "; text-decoration: underline"
+    color = "" if base_share is None else f"color: {palette.color(base_share)}"
+    return f'<span style="{color}{underline}" title="{title}">{escape(text)}</span>'
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -2,59 +2,48 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
-from kad.engines.pair import pair_of
+from kad.engines.pair import Pair, pair_of
 from kad.errors import OptionError
 from kad.text.answer import Answer, LiveAnswer
-from kad.text.contexts import AnyBasePrompt, Asking
-from kad.text.prompts import Prompt
-from kad.text.sampling import Sampling
+from kad.text.batch import generate_all, seeds_from
+from kad.text.keywords import Keywords, asking, check, masks_of, sampling_of
+from kad.text.prompts import Message, Prompt
 from kad.text.streaming import Stream
 from kad.text.whole import WholeStream
 
 if TYPE_CHECKING:
     from kad.engines.load import Loaded
 
+    Prompts = list[str] | list[list[Message]] | list[list[dict[str, str]]] | list[list[int]]
 
-def generate(
-    model: Loaded,
-    prompt: Prompt,
-    *,
-    system: str | None = None,
-    thinking: bool | None = None,
-    raw: bool = False,
-    base_prompt: AnyBasePrompt | None = None,
-    sampling: Sampling | None = None,
-    num_draft_tokens: int | str | None = None,
-    rule: Any = None,
-    deferral_temperature: float | None = None,
-    origins: bool = True,
-    compile: bool | str = False,
-) -> Answer:
-    """The answer of a composed model to a prompt.
+
+@overload
+def generate(model: Loaded, prompt: Prompt, **keywords: Unpack[Keywords]) -> Answer: ...
+@overload
+def generate(model: Loaded, prompt: Prompts, **keywords: Unpack[Keywords]) -> list[Answer]: ...
+
+
+def generate(model: Loaded, prompt: Prompt | Prompts, **keywords: Unpack[Keywords]) -> Answer | list[Answer]:
+    """The answer of a composed model to a prompt, or the answers to a list of prompts.
+
+    A list of prompts is a list of texts, of conversations, or of lists of token ids. Where the engine can, they are
+    answered together, without drafts. With drafts, a grammar or a `logits_processor`, one follows the other. Answers to
+    a list have no pieces, and so no origins. From one seed each of them gets its own, which `Answer.seed` says.
 
     Args:
         model: a pair, as `kad.load` gives it.
-        prompt: what the user says, the messages of a conversation, or token ids.
-        system: a system message before the prompt.
-        thinking: for chat templates with a thinking switch. None leaves it to the template.
-        raw: use the text without the chat template.
-        base_prompt: how the base model is asked: "qa", "chat", "plain", "few-shot:FILE", a template with `{question}`
-            or `{messages}`, a file, token ids, or "same" (the aligned model's prompt). None: as the pair says.
-        sampling: how to draw tokens. Where it says nothing, the aligned model's own settings hold.
-        num_draft_tokens: how many tokens the aligned model drafts at a time. 0 is plain decoding. "auto" measures and
-            chooses the number. None drafts if it should be faster. The distribution of the text is always the same.
-        rule: replaces the model's own rule for this answer.
-        deferral_temperature: replaces the model's own deferral temperature for this answer.
-        origins: whether the pieces say which model each token came from. Product rules and vLLM never say so.
-        compile: capture the forward passes, see `kad.speculative`.
+        prompt: what the user says, the messages of a conversation, or token ids; or a list of such prompts.
+        **keywords: those of `kad.text.keywords.Keywords`: `max_new_tokens=5`, `temperature=0`, `stop="="`,
+            `system="..."`, `rule="dual:0.6"`, `num_draft_tokens=4`, `json_schema={...}`, ...
 
     Returns:
-        The answer: text, tokens with their origins, times, speculation.
+        The answer: text, tokens with their origins, times, speculation. For a list of prompts, a list of answers.
 
     Raises:
-        UsageError: a prompt that the model cannot take, or options that contradict each other.
+        UsageError: a prompt that the model cannot take, an unknown keyword, or options that contradict each other.
         RuleError: a bad rule.
 
     Example:
@@ -63,40 +52,49 @@ def generate(
         >>> answer.text
         'First, 5 + 8 = 13. The answer is \\\\boxed{13}.'
     """
-    return stream(
-        model, prompt, system=system, thinking=thinking, raw=raw, base_prompt=base_prompt, sampling=sampling,
-        num_draft_tokens=num_draft_tokens, rule=rule, deferral_temperature=deferral_temperature, origins=origins,
-        compile=compile,
-    ).finish()  # fmt: skip
+    if is_many(prompt):
+        check("kad.generate", keywords, Keywords)
+        return _generate_each(pair_of(model), prompt, keywords)  # type: ignore[arg-type]
+    return stream(model, prompt, **keywords).finish()  # type: ignore[arg-type]
 
 
-def stream(
-    model: Loaded,
-    prompt: Prompt,
-    *,
-    system: str | None = None,
-    thinking: bool | None = None,
-    raw: bool = False,
-    base_prompt: AnyBasePrompt | None = None,
-    sampling: Sampling | None = None,
-    num_draft_tokens: int | str | None = None,
-    rule: Any = None,
-    deferral_temperature: float | None = None,
-    origins: bool = True,
-    compile: bool | str = False,
-) -> LiveAnswer:
-    """The pieces of an answer as they come. Arguments and errors are those of `generate`.
+def stream(model: Loaded, prompt: Prompt, **keywords: Unpack[Keywords]) -> LiveAnswer:
+    """The pieces of an answer as they come. Arguments and errors are those of `generate`, with one prompt.
 
     Example:
         >>> for piece in kad.stream(model, "Ann has 5 pens. She buys 8 more. How many pens does she have now?"):
         ...     print(piece.text, piece.base_share, piece.event)
     """
-    pair = pair_of(model)
-    context = Asking(prompt, system, thinking, raw, base_prompt).context(pair)
-    composition = pair.composed_by(rule, deferral_temperature)
-    how = sampling or Sampling()
+    check("kad.generate", keywords, Keywords)
+    if is_many(prompt):
+        raise OptionError("kad.stream answers one prompt, but got a list of them. Use kad.generate.")
+    pair, compile = pair_of(model), keywords.get("compile", False)
+    context = asking(prompt, keywords).context(pair)
+    composition = pair.composed_by(keywords.get("rule"), keywords.get("deferral_temperature"))
+    how, drafts, masks = sampling_of(keywords), keywords.get("num_draft_tokens"), masks_of(pair, keywords)
     if pair.whole is not None:
         if compile:
             raise OptionError("`compile` captures forward passes of Transformers. vLLM compiles by itself.")
-        return WholeStream(pair, context, composition, how, num_draft_tokens)
-    return Stream(pair, context, composition, how, num_draft_tokens, origins=origins, compile=compile)
+        return WholeStream(pair, context, composition, how, drafts)
+    return Stream(
+        pair, context, composition, how, drafts,
+        origins=keywords.get("origins", True), compile=compile, masks=masks(context) if masks else (),
+    )  # fmt: skip
+
+
+def is_many(prompt: Any) -> bool:
+    """Whether it is a list of prompts: of texts, conversations, or lists of token ids."""
+    return not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Sequence)
+
+
+def _generate_each(pair: Pair, prompts: Sequence[Prompt], keywords: Mapping[str, Any]) -> list[Answer]:
+    if keywords.get("compile"):
+        raise OptionError("`compile` captures the forward passes of one answer. Leave it out for a list of prompts.")
+    contexts = [asking(prompt, keywords).context(pair) for prompt in prompts]
+    how = sampling_of(keywords).seeded()
+    assert how.seed is not None
+    with pair.using(keywords.get("rule"), keywords.get("deferral_temperature")):
+        return generate_all(
+            pair, pair.tokenizer, contexts, sampling=how, seeds=seeds_from(how.seed, len(contexts)),
+            num_draft_tokens=keywords.get("num_draft_tokens"), masks=masks_of(pair, keywords),
+        )  # fmt: skip

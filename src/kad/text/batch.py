@@ -19,6 +19,7 @@ from kad.text.answer import Answer, answers_at_once
 from kad.text.contexts import Context
 from kad.text.drafting import Drafting
 from kad.text.ends import Ending
+from kad.text.masks import Mask
 from kad.text.sampling import Sampling, end_tokens, processors
 from kad.text.streaming import Stream
 from kad.text.whole import answer_all, choose_drafts
@@ -69,6 +70,7 @@ def generate_all(
     batch_size: int = 16,
     num_draft_tokens: int | str | None = None,
     drafter: str = "aligned",
+    masks: Callable[[Context], Sequence[Mask]] | None = None,
     progress: Callable[[int], object] = lambda done: None,
 ) -> list[Answer]:
     """The answers to many prompts.
@@ -87,6 +89,7 @@ def generate_all(
         batch_size: how many prompts to decode at once; vLLM decides that itself.
         num_draft_tokens: how many tokens to draft at a time. None is plain decoding, or what vLLM was started with.
         drafter: the role of the drafting model.
+        masks: what acts on log pi, for each context; see `kad.text.masks`. With it, one answer follows the other.
         progress: called with the number of answers after each batch.
 
     Raises:
@@ -111,7 +114,7 @@ def generate_all(
     own: Sequence[int | None] = [None] * len(prompts) if seeds is None else seeds
     waiting = [(Context.of(prompt, pair), seed) for prompt, seed in zip(prompts, own, strict=True)]
     answers: list[Answer] = []
-    one_by_one = bool(num_draft_tokens) or sampling.counts_the_prompt(pair.generation_config)
+    one_by_one = bool(num_draft_tokens) or masks is not None or sampling.counts_the_prompt(pair.generation_config)
     while waiting:
         some = waiting[:batch_size]
         contexts, pad = [context for context, _ in some], _pad_token(tokenizer, config)
@@ -127,7 +130,7 @@ def generate_all(
             answers.append(
                 Stream(
                     pair, contexts[0], pair.composition, how, num_draft_tokens or 0, drafter=drafter, origins=False,
-                    ends=ends,
+                    ends=ends, masks=masks(contexts[0]) if masks else (),
                 ).finish()
             )  # fmt: skip
         waiting = waiting[len(some) :]

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import torch
 
 from kad.engines.pair import pair_of
 from kad.engines.scorers import Endless, OwnPrompt, Restricted, Translated
+from kad.errors import UsageError
 from kad.text.contexts import AnyBasePrompt, Asking, Context
-from kad.text.prompts import messages
+from kad.text.keywords import Drawn, check, sampling_of
+from kad.text.prompts import Message, messages
 from kad.text.sampling import Sampling
 from kad.text.streaming import Stream
+from kad.words import counted
 
 if TYPE_CHECKING:
     from kad.engines.load import Loaded
@@ -30,12 +33,13 @@ class Conversation:
         system: a system message.
         thinking: for chat templates with a thinking switch; None leaves it to the template.
         base_prompt: how the base model is asked, see `kad.generate`. It is rendered anew for every turn.
-        sampling: how to draw tokens.
+        sampling: how to draw tokens. The fields of `kad.Sampling` are keywords, too: `temperature=0`.
         num_draft_tokens: see `kad.generate`.
         origins: whether the pieces say which model they came from.
 
     Attributes:
-        turns: the messages so far, the system message left out.
+        messages: the conversation so far, the system message first. Assign messages to go on from them.
+        turns: the same without the system message.
         kept: the models' caches of the last turn.
 
     Example:
@@ -54,17 +58,33 @@ class Conversation:
         sampling: Sampling | None = None,
         num_draft_tokens: int | str | None = None,
         origins: bool = True,
+        **drawn: Unpack[Drawn],
     ) -> None:
         self.model, self.pair = model, pair_of(model)
         self.pair.needs_logits("kad.Conversation")
         self.system = system
         self.thinking = thinking
         self.base_prompt = base_prompt
-        self.sampling = sampling or Sampling()
+        check("kad.Conversation", drawn, Drawn)
+        self.sampling = sampling_of({"sampling": sampling, **drawn})
         self.num_draft_tokens = num_draft_tokens
         self.origins = origins
         self.turns: list[dict[str, str]] = []
         self.kept = WarmScorers()
+
+    def __repr__(self) -> str:
+        return f"Conversation({self.pair!r}, {counted(len(self.turns), 'message')})"
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The conversation so far: messages {"role": ..., "content": ...}, the system message first."""
+        return messages(self.turns, self.system)
+
+    @messages.setter
+    def messages(self, said: Sequence[Message]) -> None:
+        self.turns = [dict(message) for message in said]
+        first = self.turns[0] if self.turns else {}
+        self.system = self.turns.pop(0)["content"] if first.get("role") == "system" else None
 
     def say(self, text: str) -> Stream:
         """The answer to a message, piece by piece.
@@ -72,8 +92,10 @@ class Conversation:
         The turn joins the conversation when all of its pieces are taken. After `stop`, ask for one more piece.
 
         Raises:
-            UsageError: the conversation is longer than the context. It then stays as it was.
+            UsageError: the message is empty, or the conversation is longer than the context. It then stays as it was.
         """
+        if not text.strip():
+            raise UsageError("The message is empty.")
         turns = [*self.turns, {"role": "user", "content": text}]
         said = messages(turns, self.system)
         asking = Asking(said, thinking=self.thinking, base_prompt=self.base_prompt)

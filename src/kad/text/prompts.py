@@ -100,11 +100,13 @@ def encode(
         raw: use the text without the chat template, after the tokenizer's own start token.
 
     Raises:
-        UsageError: the prompt has no token, or as `render`.
+        UsageError: the prompt is empty, or as `render`.
     """
     if not isinstance(prompt, str) and all(isinstance(item, int) for item in prompt):
         return _not_empty([item for item in prompt if isinstance(item, int)])
     said: Any = prompt
+    if isinstance(prompt, str) and not (raw or prompt.strip()):
+        raise UsageError("The prompt is empty.")
     if raw:
         if system is not None or thinking is not None or not isinstance(prompt, str):
             raise OptionError("`raw` uses no chat template: messages, `system` and `thinking` would do nothing.")

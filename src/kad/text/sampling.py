@@ -18,6 +18,8 @@ MAX_NEW_TOKENS = 512
 """The longest answer where neither the caller nor the aligned model's settings say."""
 _TOP_K = 50
 """What Transformers takes where settings ask to sample and name no top_k."""
+Stops = tuple[str, ...] | list[str] | str
+"""A text that ends an answer, or several."""
 _DRAWING = ("temperature", "top_k", "top_p", "min_p")
 
 
@@ -32,7 +34,7 @@ class Sampling:
         top_p: draw only from the smallest set of most probable tokens with this mass.
         min_p: draw only from tokens with at least this share of the largest probability.
         repetition_penalty: makes tokens that already occurred less probable. 1 is off.
-        stop: texts that end an answer.
+        stop: a text that ends an answer, or several. A tuple once it is made.
         seed: the seed of the random numbers. None draws one.
 
     Raises:
@@ -69,10 +71,11 @@ class Sampling:
     repetition_penalty: Annotated[
         float | None, Option("Make tokens that already occurred less probable. 1: off.", "X", allowed="> 0")
     ] = None
-    stop: Annotated[tuple[str, ...], Option("Stop after this text; may be given several times.", "TEXT")] = ()
+    stop: Annotated[Stops, Option("Stop after this text; may be given several times.", "TEXT")] = ()
     seed: Annotated[int | None, Option("Seed of the random numbers.", "N", allowed=SEEDS, shown="random")] = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
         check_fields(self)
         if "" in self.stop:
             raise OptionError("`stop` needs some text to stop at.")

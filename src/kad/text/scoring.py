@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch import Tensor
@@ -16,8 +16,10 @@ from kad.engines.pair import pair_of
 from kad.errors import OptionError, UsageError
 from kad.method.composition import acceptance, compose, composed, deferred_mass, in_order, origin_shares
 from kad.method.rules import CascadeRule, ThresholdRule
-from kad.text.contexts import AnyBasePrompt, Asking, Context, check_tokens
+from kad.text.contexts import Context, check_tokens
+from kad.text.keywords import Asked, asking, check
 from kad.text.prompts import Prompt, start_token, text_ids
+from kad.words import counted
 
 if TYPE_CHECKING:
     from kad.engines.load import Loaded
@@ -44,7 +46,7 @@ class Chunk:
     logits: dict[str, Rows]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Score:
     """What a composed model thinks of a text: one entry a token, all (n,) on the CPU.
 
@@ -67,44 +69,33 @@ class Score:
     acceptance: Tensor
     tau: Tensor | None
 
+    def __repr__(self) -> str:
+        return f"Score({counted(len(self.token_ids), 'token')}, log pi {float(self.log_pi.sum()):.2f})"
 
-def score(
-    model: Loaded,
-    prompt: Prompt,
-    text: str | Sequence[int],
-    *,
-    system: str | None = None,
-    thinking: bool | None = None,
-    raw: bool = False,
-    base_prompt: AnyBasePrompt | None = None,
-    rule: Any = None,
-    deferral_temperature: float | None = None,
-) -> Score:
-    """What a composed model says about every token of a finished text. Sampling options have no effect here.
+
+def score(model: Loaded, prompt: Prompt, text: str | Sequence[int], **keywords: Unpack[Asked]) -> Score:
+    """What a composed model says about every token of a finished text. Sampling options have no meaning here.
 
     Args:
         model: a pair, as `kad.load` gives it.
         prompt: what comes before the text: what the user says, messages, or token ids.
         text: the text, or its token ids.
-        system: a system message before the prompt.
-        thinking: for chat templates with a thinking switch. None leaves it to the template.
-        raw: use the prompt without the chat template.
-        base_prompt: how the base model is asked, see `kad.generate`.
-        rule: replaces the model's own rule.
-        deferral_temperature: replaces the model's own deferral temperature.
+        **keywords: how the pair is asked and composed: `rule="primal:0.8"`, `raw=True`, ..., see
+            `kad.text.keywords.Asked`.
 
     Raises:
-        UsageError: there is no token before the text, or no token in it.
+        UsageError: there is no token before the text, or no token in it, or an unknown keyword.
         RuleError: a bad rule.
 
     Example:
         >>> found = kad.score(model, "Ann has 5 pens. She buys 8 more. How many?", "First, 5 + 8 = 13.")
         >>> found.log_pi.sum(), found.deferred_mass.mean()
     """
+    check("kad.score", keywords, Asked)
     pair = pair_of(model)
     pair.needs_logits("kad.score")
-    context = Asking(prompt, system, thinking, raw, base_prompt).context(pair)
-    composition = pair.composed_by(rule, deferral_temperature)
+    context = asking(prompt, keywords).context(pair)
+    composition = pair.composed_by(keywords.get("rule"), keywords.get("deferral_temperature"))
     return score_tokens(pair, context, text_ids(pair.tokenizer, text, context.ids), composition)
 
 

@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 from transformers import LogitsProcessorList
 
 from kad.engines.pair import Pair, pair_of
@@ -28,6 +27,7 @@ from kad.text import drafting
 from kad.text.answer import LiveAnswer, Piece
 from kad.text.contexts import Context
 from kad.text.ends import Ending
+from kad.text.masks import Mask
 from kad.text.prompts import Detokenizer
 from kad.text.sampling import Sampling, processors
 
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from kad.method.composition import Composition
 
 
-Mask = Callable[[Tensor, Tensor], Tensor]
 Note = Callable[[Sequence[int], dict[str, Rows]], Sequence[Any]]
 
 
@@ -54,8 +53,7 @@ class Stream(LiveAnswer):
             by default.
         origins: see `generate`.
         compile: see `generate`.
-        masks: functions of the ids (1, length) and of log pi (1, vocab), as Transformers' logits processors are. They
-            act before the sampling options; a grammar is one.
+        masks: functions that change log pi before the sampling options act; see `kad.text.masks`.
         begun: the first tokens of the answer, if it goes on from there. They are no pieces.
         ends: the tokens that end the answer. They replace those of the pair's settings.
         note: called with some new tokens and the logits (n, vocab) of each model there, by role. What it returns, one

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from kad.engines.pair import pair_of
 from kad.pair.base_prompt import BasePrompt
 from kad.text.answer import Answer
 from kad.text.answering import stream
-from kad.text.contexts import AnyBasePrompt, Asking
+from kad.text.contexts import Asking
+from kad.text.keywords import Answered, asking, check
 from kad.text.prompts import Prompt, text_ids
-from kad.text.sampling import Sampling
 from kad.tracing.tracer import public_name, trace_tokens
 
 if TYPE_CHECKING:
@@ -21,27 +21,15 @@ if TYPE_CHECKING:
 
 
 def trace(
-    model: Loaded,
-    prompt: Prompt,
-    text: str | Sequence[int] | None = None,
-    *,
-    system: str | None = None,
-    thinking: bool | None = None,
-    raw: bool = False,
-    base_prompt: AnyBasePrompt | None = None,
-    sampling: Sampling | None = None,
-    num_draft_tokens: int | str | None = None,
-    rule: Any = None,
-    deferral_temperature: float | None = None,
+    model: Loaded, prompt: Prompt, text: str | Sequence[int] | None = None, **keywords: Unpack[Answered]
 ) -> Trace:
     """What the rule did at every position of an answer: who each token came from, and the distributions behind it.
-
-    Arguments that are not listed here are those of `kad.generate`.
 
     Args:
         model: a pair, as `kad.load` gives it.
         prompt: what the user says, the messages of a conversation, or token ids.
         text: a given answer to trace, or its token ids. By default the pair answers.
+        **keywords: those of `kad.generate`, without `origins` and `compile`; see `kad.text.keywords.Answered`.
 
     Raises:
         UsageError: an empty answer, or as `kad.generate`.
@@ -49,20 +37,18 @@ def trace(
     Example:
         >>> kad.trace(model, "Ann has 5 pens. She buys 8 more. How many pens does she have now?").save("trace.html")
     """
+    check("kad.trace", keywords, Answered)
     pair = pair_of(model)
     pair.needs_logits("kad.trace")
-    asking = Asking(prompt, system, thinking, raw, base_prompt)
-    question = _question(pair, asking)
-    with pair.using(rule, deferral_temperature):
+    asked = asking(prompt, keywords)
+    question = _question(pair, asked)
+    with pair.using(keywords.get("rule"), keywords.get("deferral_temperature")):
         if text is not None:
             generation: dict[str, Any] = {"source": "given"} | question
-            context = asking.context(pair)
+            context = asked.context(pair)
             ids = text_ids(pair.tokenizer, text, context.ids)
             return trace_tokens(pair, pair.tokenizer, context, ids, generation=generation)
-        answer = stream(
-            pair, prompt, system=system, thinking=thinking, raw=raw, base_prompt=base_prompt, sampling=sampling,
-            num_draft_tokens=num_draft_tokens, origins=False,
-        ).finish()  # fmt: skip
+        answer = stream(pair, prompt, **keywords, origins=False).finish()
         return trace_tokens(
             pair, pair.tokenizer, answer.prompt, answer.token_ids,
             events=answer.pieces if answer.drafting.speculates else (), generation=how_generated(answer) | question,

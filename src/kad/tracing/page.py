@@ -6,7 +6,7 @@ import html
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 
-from kad.tracing import palette
+from kad import palette
 
 _ASSETS = files("kad.tracing") / "assets"
 # The scripts of every page, in the order in which the browser reads them. They only define `kad`.

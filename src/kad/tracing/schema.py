@@ -16,6 +16,7 @@ from kad.disk import write_atomically
 from kad.errors import UsageError
 from kad.tracing import page, terminal
 from kad.tracing.positions import Position, check_types, summary
+from kad.words import counted
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -27,7 +28,7 @@ def _no_number(name: str) -> None:
     raise ValueError(f"{name} is no number of JSON")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Trace:
     """One prompt, one answer, and its positions.
 
@@ -54,6 +55,9 @@ class Trace:
     kad_version: str
     base_prompt: str | None = None
     schema: str = field(default=SCHEMA)
+
+    def __repr__(self) -> str:
+        return f"Trace({self.text!r}, {counted(len(self.positions), 'token')}, {self.rule_text})"
 
     @property
     def text(self) -> str:

@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Column, Table
 from rich.text import Text
 
-from kad.tracing import palette
+from kad import palette
 from kad.tracing.positions import Position, summary
 from kad.words import counted, shown
 

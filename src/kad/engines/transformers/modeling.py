@@ -218,6 +218,9 @@ class KadForCausalLM(ComposedGeneration, PreTrainedModel, GenerationMixin):
 
     # ------------------------------------------------------------------ the pair
 
+    def __repr__(self) -> str:
+        return type(self).__name__ + repr(self.pair).removeprefix(type(self.pair).__name__)
+
     @property
     def generation_config(self) -> GenerationConfig:
         """The pair's sampling settings, and the tokens that end a text."""

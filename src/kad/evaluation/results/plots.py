@@ -13,7 +13,7 @@ from kad.disk import whole
 from kad.errors import missing_extra
 from kad.evaluation.results.intervals import Interval
 from kad.evaluation.results.summary import Row
-from kad.tracing.palette import CYCLE, LIGHT
+from kad.palette import CYCLE, LIGHT
 
 MARKERS = "osD^vPX"
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 from types import MappingProxyType
@@ -155,26 +155,27 @@ def package_of(rule: type[Rule]) -> str:
 def parse_rule(rule: str | Mapping[str, Any] | Rule) -> Rule:
     """A rule from its string ("dual:threshold=0.4"), its dict ({"rule": "dual", "threshold": 0.4}), or itself.
 
-    Parameters that are left out take their defaults.
+    Parameters that are left out take their defaults. Where a rule has one parameter alone, "dual:0.4" says it, too.
 
     Raises:
         RuleError: unknown rule, unknown or repeated parameter, a value that is no number or out of range.
     """
     if isinstance(rule, Rule):
         return rule
-    if isinstance(rule, str):
-        name, parameters = _parse_string(rule)
-    elif isinstance(rule, Mapping):
-        parameters = dict(rule)
-        name = str(parameters.pop("rule", ""))
-    else:
+    if not isinstance(rule, str | Mapping):
         raise RuleError(f"A rule is a string, a dict or a Rule, but got {type(rule).__name__}: {rule!r}.")
+    name = rule.strip().partition(":")[0] if isinstance(rule, str) else str(rule.get("rule", ""))
     if name not in _REGISTRY:
         _PLUGINS.load()
     if name not in _REGISTRY:
         raise RuleError(f"Unknown rule {name!r}. Choose from: {', '.join(_REGISTRY)}.{_meant(name)}")
     cls = _REGISTRY[name]
     known = [field.name for field in fields(cls)]
+    parameters: dict[str, Any]
+    if isinstance(rule, str):
+        parameters = _parse_string(rule, known)
+    else:
+        parameters = {key: value for key, value in rule.items() if key != "rule"}
     unknown = sorted(set(parameters) - set(known))
     if unknown:
         raise RuleError(
@@ -194,19 +195,22 @@ def _meant(name: str) -> str:
     return f" Did you mean {guess}?"
 
 
-def _parse_string(text: str) -> tuple[str, dict[str, float]]:
-    name, _, rest = text.strip().partition(":")
-    parameters: dict[str, float] = {}
-    for part in filter(None, (part.strip() for part in rest.split(","))):
+def _parse_string(text: str, known: Sequence[str]) -> dict[str, Any]:
+    """The parameters in a rule's string. `known` are those that the rule has."""
+    parts = [part.strip() for part in text.partition(":")[2].split(",") if part.strip()]
+    parameters: dict[str, Any] = {}
+    for part in parts:
         key, equals, value = (piece.strip() for piece in part.partition("="))
-        if not equals or key in parameters:
+        if not equals and len(parts) == len(known) == 1:
+            key, value = known[0], part
+        elif not equals or key in parameters:
             problem = "repeats" if equals else "needs name=value instead of"
             raise RuleError(f"Rule {text!r} {problem} {part!r}. Write it like dual:threshold=0.4.")
         try:
             parameters[key] = float(value)
         except ValueError:
             raise RuleError(f"Rule {text!r}: {key} must be a number, but is {value!r}.") from None
-    return name, parameters
+    return parameters
 
 
 def _describe_range(low: float, high: float) -> str:

@@ -1,4 +1,4 @@
-"""The colors, for pages, figures and the terminal: blue is the base model, orange the aligned one.
+"""The colors, for pages, figures, notebooks and the terminal: blue is the base model, orange the aligned one.
 
 Blue and vermilion are those of Okabe and Ito. People with any common color blindness can distinguish them. A color is
 never the only sign.
@@ -30,7 +30,7 @@ def css(colors: Mapping[str, str]) -> str:
 
 
 def color(base_share: float) -> str:
-    """In a terminal: between the aligned model's color (share 0) and the base model's (share 1), gray in the middle."""
+    """In a terminal or a notebook: from the aligned model's color (share 0) over gray to the base model's (share 1)."""
     ends = zip(_TERMINAL_ALIGNED, _TERMINAL_BASE, strict=True)
     return "#{:02x}{:02x}{:02x}".format(*(round(a + (b - a) * base_share) for a, b in ends))
 

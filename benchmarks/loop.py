@@ -1,9 +1,9 @@
 """The speculative loop without the forward passes: processor time for each token, by window and vocabulary.
 
     python -m benchmarks.loop                       # this checkout
-    python -m benchmarks.loop --against ad55f7a     # in turn with another revision, and the ratio
+    python -m benchmarks.loop --against 4b5291b     # in turn with another revision, and the ratio
 
-The models are rows of logits that repeat, with a short head, a third of them saturated (as in `benchmarks.rules`).
+The models are the rows of `benchmarks.rows`, which repeat. Of q* they are read as seldom as the loop asks for them.
 A floor is one softmax over each row that a window reads: its drafts', and p's at one position more.
 """
 
@@ -24,41 +24,11 @@ from typing import Any
 
 import torch
 
+from benchmarks.rows import Repeated, rows
+
 ROOT = Path(__file__).parent.parent
 VOCABULARIES = {768: 120, 49_152: 48, 151_936: 24}  # and the tokens of a run
 WINDOWS = (0, 1, 4, 8)
-ROWS = 48
-
-
-def rows(vocab: int, seed: int) -> torch.Tensor:
-    """Rows (ROWS, vocab) of a model. The heads are the same for every seed, with other weights."""
-    heads, noise = torch.Generator().manual_seed(7), torch.Generator().manual_seed(seed)
-    logits = 2.0 * torch.randn(ROWS, vocab, generator=noise)
-    for row in range(ROWS):
-        head = torch.randint(vocab, (5,), generator=heads)
-        strength = torch.tensor([24.0 if row % 3 == 0 else 17.0, 16.0, 15.0, 14.0, 13.0])
-        logits[row, head] += strength + torch.randn(5, generator=noise)
-    return logits
-
-
-class Repeated:
-    """A scorer without a model: its rows in turn."""
-
-    reversible = True
-
-    def __init__(self, logits: torch.Tensor) -> None:
-        self.logits, self.processed = logits, 0
-
-    def advance(self, ids: torch.Tensor, keep: int) -> torch.Tensor:
-        self.processed += len(ids)
-        start = (self.processed - keep) % ROWS
-        return self.logits[start : start + keep] if start + keep <= ROWS else self.logits[:keep]
-
-    def rollback(self, length: int) -> None:
-        self.processed = min(self.processed, length)
-
-    def release(self) -> None:
-        """There is no cache."""
 
 
 def run(rule: str, greedy: bool, window: int, models: dict[str, torch.Tensor], tokens: int) -> tuple[float, int]:
@@ -116,9 +86,9 @@ def measure(rule: str, repeats: int) -> dict[str, dict[str, float]]:
 
 def child(source: Path, rule: str, repeats: int) -> dict[str, dict[str, float]]:
     """`measure` in a process of its own that imports kad from `source`."""
-    command = [sys.executable, str(Path(__file__)), "--child", "--rule", rule, "--repeats", str(repeats)]
+    command = [sys.executable, "-m", "benchmarks.loop", "--child", "--rule", rule, "--repeats", str(repeats)]
     done = subprocess.run(
-        command, check=True, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(source)}
+        command, check=True, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(source)}
     )
     found: dict[str, dict[str, float]] = json.loads(done.stdout)
     return found

@@ -1,28 +1,22 @@
 """The cost of composing one step, for every rule, in units of the floor: two log-softmax passes over the same logits.
 
 python -m benchmarks.rules [--repeats 40]
+
+Processor time of one thread.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from functools import partial
 
 import torch
 
 from benchmarks.harness import alternate, medians, save
+from benchmarks.rows import rows
 from kad.method.composition import compose
 from kad.rules import Rule, registry
-
-
-def logits_like_a_model(rows: int, vocab: int, seed: int) -> torch.Tensor:
-    """Rows as real models give them: a bulk of improbable tokens and a short head, a third of the rows saturated."""
-    generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(rows, vocab, generator=generator) * 2.0
-    for row in range(rows):
-        head = torch.randint(vocab, (5,), generator=generator)
-        logits[row, head] += torch.tensor([24.0 if row % 3 == 0 else 17.0, 16.0, 15.0, 14.0, 13.0])
-    return logits
 
 
 def published(rule: str, parameter: float, base: torch.Tensor, aligned: torch.Tensor) -> torch.Tensor:
@@ -37,10 +31,10 @@ def published(rule: str, parameter: float, base: torch.Tensor, aligned: torch.Te
     return ((1 - deferred) * p + q * (deferred * p).sum(-1, keepdim=True)).log()
 
 
-def measure(vocab: int, rows: int, threads: int, repeats: int) -> dict[str, object]:
+def measure(vocab: int, count: int, repeats: int) -> dict[str, object]:
     """Median seconds and the ratio to the floor of every rule."""
-    torch.set_num_threads(threads)
-    base, aligned, reference = (logits_like_a_model(rows, vocab, seed) for seed in (1, 2, 3))
+    torch.set_num_threads(1)
+    base, aligned, reference = (rows(vocab, seed, count) for seed in (1, 2, 3))
 
     def run(rule: Rule) -> torch.Tensor:
         return compose(rule, base, aligned, reference)
@@ -49,11 +43,11 @@ def measure(vocab: int, rows: int, threads: int, repeats: int) -> dict[str, obje
     candidates |= {name: partial(run, cls()) for name, cls in registry().items()}
     candidates["published dual"] = lambda: published("dual", 0.4, base, aligned)
     candidates["published primal"] = lambda: published("primal", 0.9, base, aligned)
-    seconds = medians(alternate(candidates, repeats))
+    seconds = medians(alternate(candidates, repeats, clock=time.process_time))
     return {
         "vocab": vocab,
-        "positions": rows,
-        "threads": threads,
+        "positions": count,
+        "threads": 1,
         "seconds": seconds,
         "floors": {name: value / seconds["floor"] for name, value in seconds.items()},
     }
@@ -63,9 +57,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=40)
     repeats = parser.parse_args().repeats
-    grid = [(v, r, t) for v in (49_152, 151_936) for r in (1, 8) for t in (1, 2)]
+    grid = [(v, r) for v in (49_152, 151_936) for r in (1, 8)]
     settings = [measure(*setting, repeats) for setting in grid]
-    print("rule".ljust(18), *(f"{v // 1000}k x{r} t{t}".rjust(11) for v, r, t in grid))
+    print("rule".ljust(18), *(f"{v // 1000}k x{r}".rjust(11) for v, r in grid))
     for name in settings[0]["floors"]:  # type: ignore[attr-defined]
         print(name.ljust(18), *(f"{s['floors'][name]:11.2f}" for s in settings))  # type: ignore[index]
     print("written to", save("rules", {"settings": settings}))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import (
@@ -12,6 +14,7 @@ from transformers import (
 )
 
 from kad.errors import VocabularyError
+from kad.method import distribution
 from kad.method.composed import Composed
 from kad.method.distribution import Rows, move_to_rest
 from kad.method.verification import Target, verify_block, verify_tokens
@@ -50,6 +53,55 @@ def test_every_rule_is_enumerated() -> None:
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_every_rule(rule: str, verifier: str) -> None:
     check(rule, vocab=3, new_tokens=3, window=2, verifier=VERIFIERS[verifier])
+
+
+@pytest.fixture
+def few_tokens(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Small rows are searched as large ones: the loop looks at kept tokens and drafts alone. How many these were."""
+    monkeypatch.setattr(distribution, "_LARGE", 1)
+    monkeypatch.setattr(distribution, "_FEW", 1.0)
+    monkeypatch.setattr(distribution, "_block_size", lambda vocab: 1)
+    seen: list[int] = []
+
+    def noted(self: Composed, also: torch.Tensor, at_few=Composed.cascade_at_few) -> Any:
+        found = at_few(self, also)
+        seen.append(-1 if found is None else len(found[0]))
+        return found
+
+    monkeypatch.setattr(Composed, "cascade_at_few", noted)
+    return seen
+
+
+@pytest.mark.parametrize("verifier", VERIFIERS)
+@pytest.mark.parametrize("rule", RULES[:9], ids=str)
+def test_few_tokens_are_enough(rule: str, verifier: str, few_tokens: list[int]) -> None:
+    check(rule, vocab=4, new_tokens=3, window=2, verifier=VERIFIERS[verifier])
+    check(rule, vocab=4, new_tokens=2, window=0, verifier=VERIFIERS[verifier])
+    check(rule, vocab=4, new_tokens=2, window=2, verifier=VERIFIERS[verifier], deferral_temperature=0.7)
+    assert 0 <= min(few_tokens) < 4 or rule == "base_only"
+
+
+@pytest.mark.parametrize("rule", RULES[:9], ids=str)
+def test_few_tokens_are_enough_for_greedy_text(rule: str, few_tokens: list[int]) -> None:
+    test_greedy_is_the_argmax_of_pi_at_every_step(rule)
+    assert few_tokens
+
+
+@pytest.mark.parametrize("window", [0, 2])
+def test_few_tokens_and_a_rest(window: int, few_tokens: list[int]) -> None:
+    test_the_rest_is_deferred("dual:threshold=0.4", window)
+    assert 0 <= min(few_tokens) < 3
+
+
+def test_a_kept_token_that_is_not_looked_at_is_seen(few_tokens: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_kept(self: Composed, also: torch.Tensor, at_few=Composed.cascade_at_few) -> Any:
+        tokens, kept, alpha = at_few(self, also)
+        drafts = torch.isin(tokens, also)
+        return tokens[drafts], kept[:, drafts], alpha
+
+    assert discrepancy(verifier=verify_block) < 1e-9
+    monkeypatch.setattr(Composed, "cascade_at_few", without_kept)
+    assert discrepancy(verifier=verify_block) > 1e-3
 
 
 @pytest.mark.parametrize("window", [0, 1, 4, (0, 2), (2, 0, 0, 0)], ids=str)

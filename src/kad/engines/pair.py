@@ -18,7 +18,7 @@ from kad.errors import MissingTokenizerError, RuleError, UsageError, VocabularyE
 from kad.method.composition import Composition, RuleLike, refuse_lists
 from kad.method.rules import ProductRule, Rule
 from kad.method.scorer import Scorer
-from kad.method.speculation.windows import WindowSize, window_size
+from kad.method.speculation.windows import AUTO, WindowSize, window_size
 from kad.pair.base_prompt import BasePrompt
 from kad.pair.config import KadConfig
 from kad.pair.folder import generation_config, write
@@ -273,7 +273,9 @@ class Pair:
         Raises:
             UsageError: `drafts` is neither.
         """
-        kind = drafts, drafter, composition, sampled, few
+        if drafts != AUTO:
+            return window_size(drafts)
+        kind = drafter, composition, sampled, few
         if self._learned is None or self._learned[0] != kind:
             self._learned = kind, window_size(drafts, few=few)
         return self._learned[1]

@@ -95,6 +95,28 @@ class Composed:
         kept = self.keep() * p
         return kept, (p - kept).sum(dim=-1) + self._rest()
 
+    def cascade_at_few(self, also: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """`cascade` of rows (rows, vocab) that keep few tokens, at these alone. Only on a CPU; None for other rows.
+
+        Args:
+            also: (m,), further tokens to look at.
+
+        Returns:
+            The tokens (n,) in rising order, k_v p_v there (rows, n), and alpha (rows,).
+        """
+        logits = self.base.logits
+        if not isinstance(self.rule, ThresholdRule) or logits.ndim != 2:
+            return None
+        columns = columns_above(logits, self._cutoff)
+        if columns is None:
+            return None
+        cutoff, p = self._cutoff.unsqueeze(-1), self.base.probs()
+        kept_by_any = columns[(logits[:, columns] >= cutoff).any(dim=0)]
+        tokens = cast("Tensor", torch.unique(torch.cat((kept_by_any, also))))
+        there = p[:, tokens]
+        kept = (logits[:, tokens] >= cutoff) * there
+        return tokens, kept, p.index_fill(1, tokens, 0.0).sum(dim=-1) + (there - kept).sum(dim=-1) + self._rest()
+
     def from_base(self, tokens: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The part of pi_v that comes from p, k_v p_v / pi_v, and alpha (...,). It is 0 where pi_v is 0. Cascades only.
 
@@ -129,23 +151,19 @@ class Composed:
 
         This is the only place where a CPU takes another path. Passes over whole rows are slow there.
         """
-        logits = self.base.logits
-        if not isinstance(self.rule, ThresholdRule) or logits.ndim != 2:
+        few = self.cascade_at_few(torch.empty(0, dtype=torch.long))
+        if few is None:
             return None
-        columns = columns_above(logits, self._cutoff)
-        if columns is None:
-            return None
-        p, kept = self.base.probs(), logits[:, columns] - self.base.log_z.unsqueeze(-1)
-        keep = (logits[:, columns] >= self._cutoff.unsqueeze(-1)).to(p.dtype)
-        outside = p.index_fill(1, columns, 0.0).sum(dim=-1) + self._rest()
-        alpha = outside + ((1.0 - keep) * p[:, columns]).sum(dim=-1)
+        columns, _, alpha = few
         if not bool((alpha > _SMALL).all()):
             return None
+        logits = self.base.logits[:, columns]
+        kept = torch.where(logits >= self._cutoff.unsqueeze(-1), logits - self.base.log_z.unsqueeze(-1), -torch.inf)
         log_alpha = alpha.log().unsqueeze(-1)
         log_pi = log_aligned + log_alpha
         if bool(log_pi.amin() < EXCLUDED):
             log_pi = torch.maximum(log_pi, self.base.log_probs() + EXCLUDED)
-        return log_pi.index_copy_(1, columns, torch.logaddexp(kept + keep.log(), log_pi[:, columns])), log_alpha
+        return log_pi.index_copy_(1, columns, torch.logaddexp(kept, log_pi[:, columns])), log_alpha
 
 
 def takes_lists(rule: Rule) -> bool:

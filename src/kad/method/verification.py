@@ -43,23 +43,26 @@ class Target:
     """pi and q in probabilities, at the W drafted positions and, if it is known, at the bonus position after them.
 
     pi_v = kept_v + alpha q_v, so pi_v / q_v = alpha + kept_v / q_v, and for a scale s in [0, 1] the excess
-    max(s pi_v - q_v, 0) is max(s kept_v - (1 - s alpha) q_v, 0): it lives on kept tokens, and nothing cancels.
+    max(s pi_v - q_v, 0) is max(s kept_v - (1 - s alpha) q_v, 0): it lives on kept tokens, and nothing cancels. So a few
+    tokens are enough, in rising order: those that are kept, and the drafts. The columns are all tokens, or these.
 
     Attributes:
-        kept: (W, vocab) or (W + 1, vocab).
+        kept: (W, columns) or (W + 1, columns).
         alpha: (W,) or (W + 1,).
-        draft: (W, vocab), q, from which the drafts were drawn.
-        drafts: (W,), the drafted tokens.
+        draft: (W, columns), q, from which the drafts were drawn.
+        drafts: (W,), the columns of the drafted tokens.
+        tokens: (columns,), the token of each column. None: all tokens.
     """
 
     kept: Tensor
     alpha: Tensor
     draft: Tensor
     drafts: Tensor
+    tokens: Tensor | None = None
 
     @property
     def pi(self) -> Tensor:
-        """pi at the drafted positions, (W, vocab)."""
+        """pi at the drafted positions, (W, columns)."""
         window = self.drafts.shape[0]
         return torch.addcmul(self.kept[:window], self.alpha[:window].unsqueeze(-1), self.draft)
 
@@ -71,7 +74,7 @@ class Target:
         return self.alpha[:window] + (kept / draft).squeeze(-1)
 
     def first_of_p(self) -> Tensor:
-        """(1,), argmax pi at the bonus position if p alone settles it. Else the size of the vocabulary.
+        """(1,), the column of argmax pi at the bonus position if p alone settles it. Else the number of columns.
 
         pi_v - pi_u = (kept_v - kept_u) + alpha (q*_v - q*_u), and the last difference is at least -1. So the largest
         kept_v is first, whatever q* is, if it is larger than all others by more than alpha. The bound is sharp: a q*
@@ -89,7 +92,7 @@ class Target:
         return _excess(scale, self.kept[1:window], self.alpha[1:window], self.draft[1:]).sum(dim=-1)
 
     def follow(self, accepted: Tensor, scale: Tensor) -> Tensor:
-        """(vocab + 1,), the weights of the token that follows the accepted drafts.
+        """(columns + 1,), the weights of the token that follows the accepted drafts.
 
         After a rejection: the residual max(s pi - q, 0) at that position. After a window of accepted drafts: p's kept
         tokens at the bonus position, where q is not known yet, and as the last weight the mass deferred there, because

@@ -53,13 +53,11 @@ class Open:
     Attributes:
         rows: the logits (1, vocab) of the other models there. None if the token was deferred, so that the drafting
             model draws it alone.
-        kept: the kept part of pi there, (vocab,), if p was asked first.
-        alpha: the deferred mass there, (1,), likewise.
+        target: the target of a window that ends there, if p was asked first.
     """
 
     rows: RowsByRole | None = None
-    kept: Tensor | None = None
-    alpha: Tensor | None = None
+    target: Target | None = None
 
 
 @dataclass(frozen=True)
@@ -186,20 +184,22 @@ class Policy(ABC):
             RuleError: keep probabilities outside [0, 1].
         """
         window, base = len(drafts), rows["base"]
-        tokens = _stack([draft.token for draft in drafts], (0,), torch.long, base.device)
-        weights = _stack([draft.weights for draft in drafts], (0, base.shape[-1]), base.dtype, base.device)
+        tokens = _stack([draft.token for draft in drafts], torch.empty(0, dtype=torch.long, device=base.device))
         if self._direct:
-            target = self._direct_target(drafts, base[: window + self.p_first], tokens, weights)
+            target = self._direct_target(drafts, base[: window + self.p_first], tokens)
             alpha = target.alpha
         else:
             log_pi, log_alpha = self._composed(rows, _logits(drafts)).log_pi_and_alpha()
             scores = self._scores(log_pi, length)
             top = log_pi.amax(dim=-1)
             flag = 0.0 * (top if scores is log_pi else top + scores.amax(dim=-1))  # NaN for a row without a token
+            weights = torch.stack([draft.weights for draft in drafts])
             target = Target(self._weigh(scores), flag, weights, tokens)
             known = log_alpha if self.drafter == "aligned" else None
             alpha = tokens.new_zeros(0) if known is None else known.squeeze(-1).exp()
         accepted, token, chance = self._decide(target)
+        if target.tokens is not None:
+            token = torch.cat((target.tokens, tokens.new_full((1,), base.shape[-1])))[token]
         first = [] if settled is None else [settled.flag, settled.token]
         (stand,), (then,), chosen, chances, masses, *others = read(accepted, token, tokens, chance, alpha, *first)
         count, reached = int(stand), min(int(stand) + 1, window)
@@ -257,7 +257,8 @@ class Policy(ABC):
     def _decide(self, target: Target) -> tuple[Tensor, Tensor, Tensor]:
         """The number of accepted drafts (1,), the token () after them, and the acceptance probabilities (W,).
 
-        A position that stays open has the size of the vocabulary for its token. A bad row makes its probability NaN.
+        Tokens are columns of the target. For that of a position that stays open it is their number. A bad row makes its
+        probability NaN.
         """
 
     def _composed(self, rows: RowsByRole, drafter: Tensor) -> Composed:
@@ -280,14 +281,25 @@ class Policy(ABC):
         scores = self._warmed(raised(logits, f"the {self.drafter} model's logits"))
         return scores if self.warp is None else self.warp(length, scores.log_softmax(dim=-1))
 
-    def _direct_target(self, drafts: Sequence[Draft], base_logits: Rows, tokens: Tensor, weights: Tensor) -> Target:
-        """The target in probabilities, without log pi."""
-        if drafts:
-            check_shapes(base_logits[: len(drafts)], weights)
-        logits = weights if self._p_alone else self._warmed(raised(_logits(drafts)))
-        aligned = Distribution(logits, weights.amax(dim=-1).log(), probabilities=weights)
+    def _direct_target(self, drafts: Sequence[Draft], base_logits: Rows, tokens: Tensor) -> Target:
+        """The target in probabilities, without log pi. Where few tokens are kept, a CPU looks at these alone."""
+        weights = [draft.weights for draft in drafts]
+        for row in weights:
+            check_shapes(base_logits[:1], row.unsqueeze(0))
         base = Distribution.in_probabilities(tempered(self.composition, raised_rows(base_logits)))
-        return Target(*Composed(self.composition.rule, base, aligned).cascade(), weights, tokens)
+        if self._p_alone:
+            models = Composed(self.composition.rule, base, base)  # whose cutoff does not read the second one
+        else:
+            probabilities, logits = torch.stack(weights), self._warmed(raised(_logits(drafts)))
+            aligned = Distribution(logits, probabilities.amax(dim=-1).log(), probabilities=probabilities)
+            models = Composed(self.composition.rule, base, aligned)
+        # At least one token: p may keep none.
+        few, empty = models.cascade_at_few(tokens if drafts else tokens.new_zeros(1)), base.probs()[:0]
+        if few is None:
+            return Target(*models.cascade(), _stack(weights, empty), tokens)
+        columns, kept, alpha = few
+        draft = _stack([row[columns] for row in weights], kept[:0])
+        return Target(kept, alpha, draft, torch.searchsorted(columns, tokens), columns)
 
     def _explain(self, drafted: Sequence[Tensor], rows: RowsByRole, length: int) -> None:
         """Raise the error for rows that came out as NaN. This reads every value.
@@ -347,15 +359,20 @@ class GreedyPolicy(Policy):
 
     def open(self, rows: RowsByRole, target: Target | None = None) -> Open:
         """See `Policy.open`."""
-        return Open(rows) if target is None or not self.p_first else Open(rows, target.kept[-1], target.alpha[-1:])
+        return Open(rows, target if self.p_first else None)
 
     def settle(self, position: Open, logits: Tensor, length: int) -> Settled:
         """See `Policy.settle`. What was composed of p is not composed again."""
-        if position.kept is None or position.alpha is None:
+        if position.target is None or position.rows is None:
             return super().settle(position, logits, length)
-        check_shapes(position.kept, logits)
-        pi = position.kept + position.alpha * self._weigh(self._draft_scores(logits, length))
-        explain = partial(self._explain, [logits], position.rows or {}, length)
+        check_shapes(position.rows["base"], logits.unsqueeze(0))
+        target, pi = position.target, self._weigh(self._draft_scores(logits, length))
+        pi = target.alpha[-1] * pi
+        if target.tokens is None:
+            pi = pi + target.kept[-1]
+        else:
+            pi[target.tokens] += target.kept[-1]
+        explain = partial(self._explain, [logits], position.rows, length)
         return Settled(first_max(pi), pi[:1], explain)
 
     def _weigh(self, scores: Tensor) -> Tensor:
@@ -365,10 +382,10 @@ class GreedyPolicy(Policy):
         return first_max(scores)
 
     def _decide(self, target: Target) -> tuple[Tensor, Tensor, Tensor]:
-        window, vocab = target.drafts.shape[0], target.kept.shape[-1]
+        window, columns = target.drafts.shape[0], target.kept.shape[-1]
         choice = first_max(target.pi if self._direct else target.kept)
         accepted = verify_greedy(choice, target.drafts)
-        after = target.first_of_p() if self.p_first else choice.new_full((1,), vocab)
+        after = target.first_of_p() if self.p_first else choice.new_full((1,), columns)
         index = torch.cat((choice, after)).index_select(0, accepted)
         # A row of NaN has a first choice too. Its flag travels with the acceptance probability.
         flag = target.alpha[:window] + target.draft[:, 0] if self._direct else target.alpha
@@ -383,9 +400,9 @@ def choose_policy(*, greedy: bool, verifier: Verifier, randomness: Randomness, *
     return SampledPolicy(verifier=verifier, randomness=randomness, **shared)
 
 
-def _stack(parts: Sequence[Tensor], shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The parts as one tensor; without parts, an empty one of this shape."""
-    return torch.stack(list(parts)) if parts else torch.empty(shape, dtype=dtype, device=device)
+def _stack(parts: Sequence[Tensor], empty: Tensor) -> Tensor:
+    """The parts as one tensor; without parts, the empty one."""
+    return torch.stack(list(parts)) if parts else empty
 
 
 def _logits(drafts: Sequence[Draft]) -> Tensor:

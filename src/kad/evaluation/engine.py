@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,7 +30,7 @@ from kad.pair.sources import ROLES, Source
 from kad.text.batch import generate_all
 from kad.text.contexts import Context, default_base_prompt, own_context
 from kad.text.ends import before_stop
-from kad.text.prompts import encode_plain, start_token, tokenized
+from kad.text.prompts import encode_plain, pieces, start_token, tokenized
 from kad.text.sampling import Sampling, end_tokens
 from kad.text.scoring import logits_of, score_tokens
 from kad.tokens.vocabulary import OWN, TokenMap, foreign_ids
@@ -65,7 +67,8 @@ class Completion:
     `seconds` is its share of the wall time, so that summed tokens over summed seconds is the throughput;
     `finished` says that the model ended it, not the limit. `drafted`, `accepted` and `acceptance_lengths`
     (accepted drafts -> windows) come from speculation, `deferred_mass` and `acceptance` are means
-    over the generated positions.
+    over the generated positions. `origins` are stretches of `text`, [characters, share of the base model], which may
+    reach beyond its end; None where it is not known.
     """
 
     text: str
@@ -78,6 +81,7 @@ class Completion:
     acceptance_lengths: dict[str, int] = field(default_factory=dict)
     deferred_mass: float | None = None
     acceptance: float | None = None
+    origins: list[tuple[int, float]] | None = None
 
 
 class Engine:
@@ -324,6 +328,8 @@ class Engine:
             measures["acceptance"] = float(score.acceptance.mean())
             if score.deferred_mass is not None:
                 measures["deferred_mass"] = float(score.deferred_mass.mean())
+            if score.base_share is not None:
+                measures["origins"] = _stretches(pieces(pair.tokenizer, answer.token_ids), score.base_share.tolist())
         return Completion(
             text=before_stop(answer.text, stops, answer.finish_reason == "stop_string"),
             prompt_tokens=len(answer.prompt_ids),
@@ -332,6 +338,12 @@ class Engine:
             seconds=answer.seconds,
             **measures,
         )
+
+
+def _stretches(texts: Sequence[str], shares: Sequence[float]) -> list[tuple[int, float]]:
+    """Lengths and shares of the pieces of a text; neighbors of equal share are one stretch."""
+    lengths = [(len(text), round(share, 3)) for text, share in zip(texts, shares, strict=True) if text]
+    return [(sum(length for length, _ in same), share) for share, same in groupby(lengths, key=itemgetter(1))]
 
 
 def _split(tokenizer: Any, context: str, continuation: str) -> tuple[list[int], list[int]]:

@@ -197,5 +197,6 @@ def _record(sample: Sample, task: Task, completion: Completion, replies: Sequenc
         "marks": task.mark({**sample.question.document, "finished": completion.finished}, replies),
         "answer": sample.question.answer,
         "prompt": sample.question.prompt,
+        "conversation": list(sample.question.conversation),
         **asdict(completion),
     }

@@ -73,7 +73,7 @@ def build_report(folders: Sequence[Path], baseline: str | None = None) -> Report
 
 def _report(folders: Sequence[Path], baseline: str | None) -> Report:
     runs = [{"folder": it.name, "settings": read_settings(it), "sessions": read_sessions(it)} for it in folders]
-    records = list(_records(folders))
+    records = list(records_of(folders))
     rows = summarize(records, baseline)
     notes = [note for run in runs for note in _notes(run, [r for r in records if r["run"] == run["folder"]])]
     name = choose_baseline([record["method"] for record in records], baseline)
@@ -101,7 +101,8 @@ def write_report(report: Report, folder: Path) -> list[Path]:
         return written
 
 
-def _records(folders: Sequence[Path]) -> Iterator[Record]:
+def records_of(folders: Sequence[Path]) -> Iterator[Record]:
+    """The samples of the runs, each with its run, its method as the report names it, and what the papers report."""
     names = [folder.name for folder in folders]
     if len(set(names)) < len(names):
         raise UsageError(f"The runs to compare need distinct folder names, but got {', '.join(names)}.")

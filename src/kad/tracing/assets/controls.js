@@ -75,14 +75,16 @@ kad.verdict = (reading) => {
   return parts.join(" ");
 };
 
+// A text as one word of a shell. And a command, or null: a control character would act when it is pasted, inside quotes, too.
+kad.quoted = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replace(/'/g, "'\\''")}'`);
+kad.pasted = (command) => (/[\x00-\x09\x0b-\x1f\x7f-\x9f]/.test(command) ? null : command);
+
 // The command that asks the same question again under the rule shown, or null if the trace does not hold the question.
-// A trace may come from anybody: options have our names, every value is quoted, and the prompt stands after --. A control
-// character would act when it is pasted, inside quotes, too.
+// A trace may come from anybody: options have our names, every value is quoted, and the prompt stands after --.
 kad.command = (reading) => {
   const {trace} = reading;
   const {asked, do_sample: sampled, temperature, seed} = trace.generation;
   if (!asked) return null;
-  const quoted = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replace(/'/g, "'\\''")}'`);
   const roles = ["base", "aligned", "reference"].filter((role) => role in trace.models);
   const models = asked.pair ? [["pair", asked.pair]] : roles.map((role) => [role, trace.models[role]]);
   const options = [...models, ["rule", kad.ruleText(trace, reading.rule, reading.value)]];
@@ -92,9 +94,9 @@ kad.command = (reading) => {
   if (sampled) options.push(["seed", seed]);
   if (trace.deferral_temperature !== 1) options.push(["deferral-temperature", trace.deferral_temperature]);
   const flags = [asked.raw ? "--raw" : "", asked.thinking === true ? "--thinking" : asked.thinking === false ? "--no-thinking" : ""].filter(Boolean);
-  const values = options.map(([name, value]) => `--${name} ${quoted(String(value))}`);
-  const command = ["kad trace", ...values, ...flags, "-o trace.html", "--", quoted(String(asked.prompt))].join(" ");
-  return /[\x00-\x09\x0b-\x1f\x7f-\x9f]/.test(command) ? null : command;
+  const values = options.map(([name, value]) => `--${name} ${kad.quoted(String(value))}`);
+  const command = ["kad trace", ...values, ...flags, "-o trace.html", "--", kad.quoted(String(asked.prompt))].join(" ");
+  return kad.pasted(command);
 };
 
 // A button that copies a text. Where the browser refuses, the place that shows it is selected instead.

@@ -160,9 +160,11 @@ def _serve_with_vllm(
 
 def _command_line(pair: str, trusted: bool, drafts: Drafts, extra: Sequence[str]) -> list[str]:
     from kad.pair.folder import resolve, vocabulary_in_files
+    from kad.pair.parts import refuse_pairs
     from kad.pair.sources import resolve_pair
 
     config = resolve(pair, trust_remote_code=trusted)
+    refuse_pairs(config.model_sources())
     vocabulary_in_files(config.model_sources())
     arguments = [sys.executable, "-m", "kad.engines.vllm.launch", "serve", resolve_pair(pair)]
     if _value_of(extra, "--served-model-name") is None:

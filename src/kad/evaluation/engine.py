@@ -115,7 +115,7 @@ class Engine:
         self.sources, self.base_prompt, self.diagnostics = dict(sources), base_prompt, diagnostics
         self._deferral_temperature, self._device = deferral_temperature, device
         self._options, self._engine_options = dict(options or {}), dict(engine_options or {})
-        self._whole = engine == "vllm"
+        self._asked, self._whole = engine, engine == "vllm"
         self._engines = {} if self._whole else engines_of(sources, engine)
         if self._whole:
             from kad.engines.vllm.host import check_installed
@@ -216,7 +216,7 @@ class Engine:
         if role not in self._models:
             source = self._source(role)
             self._models[role] = load_one(
-                source, self._engines[role], device=self._device, engine_options=self._engine_options, **self._options
+                source, self._asked, device=self._device, engine_options=self._engine_options, **self._options
             )
         return self._models[role]
 

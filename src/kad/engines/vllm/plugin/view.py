@@ -18,6 +18,7 @@ from vllm.transformers_utils.model_arch_config_convertor import ModelArchConfigC
 
 from kad.errors import PairError
 from kad.pair.config import KadConfig
+from kad.pair.parts import refuse_pairs
 from kad.pair.sources import Source
 
 _UNUSABLE_OPTIONS = frozenset({"gguf_file", "subfolder"})
@@ -37,6 +38,7 @@ class PairView(KadConfig):
 
     def part_configs(self) -> dict[str, PretrainedConfig]:
         """The parts' configurations by role: base, aligned and, if there is one, reference."""
+        refuse_pairs(self.model_sources())
         return {role: _config_of(part.model, part.revision) for role, part in self.model_sources().items()}
 
     def part_texts(self) -> dict[str, PretrainedConfig]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from transformers import AutoModelForCausalLM, GenerationConfig
 from typer.testing import CliRunner
 
@@ -23,18 +25,22 @@ from kad.engines.pair import Pair
 from kad.engines.protocols import Facts
 from kad.engines.transformers.host import cache_of
 from kad.errors import PairError
+from kad.evaluation.engine import Engine, SampleRequest
+from kad.evaluation.methods import parse_method
 from kad.method.composition import compose
 from kad.method.distribution import EXCLUDED
 from kad.method.replay import Replay
 from kad.method.speculation.statistics import SpeculationStatistics
 from kad.method.verification import verify_block
 from kad.pair.config import KadConfig
-from kad.pair.folder import pack
+from kad.pair.folder import pack, resolve
 from kad.pair.parts import leaves_of, parts_of, read_config
 from kad.pair.sources import Source
 from kad.rules import parse_rule, registry
 from kad.text.batch import generate_all
+from kad.text.contexts import Asking
 from speculative_tables import PROMPT, ROLES, OnlyForward, TableScorer, exact_distribution, table_row, total_variation
+from test_translated import trained
 
 EVERY_RULE = [
     "dual:threshold=0.3", "primal:budget=0.6", "nudging:threshold=0.5", "confidence_bet:margin=0.1",
@@ -182,6 +188,12 @@ def test_beams_padding_and_a_cache_that_is_given(pairs: dict[str, Any]) -> None:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def render(shown: Any) -> str:
+    console = Console(width=200, file=io.StringIO())
+    console.print(shown)
+    return console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def packed(name: str, rule: str, **places: str) -> str:
@@ -348,3 +360,125 @@ def test_a_part_that_is_not_rolled_back_is_seen(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(ComposedScorer, "rollback", forgetful)
     assert total_variation(*enumerated("dual:threshold=0.4", 2)) > 1e-3
+
+
+# ---------------------------------------------------------------- prompts of its own
+
+
+@pytest.fixture(scope="module")
+def asked_twice() -> Pair:
+    """Guidance: one model with two prompts."""
+    small = kad.load(base="tiny:small-aligned", aligned="tiny:small-aligned", rule="experts:base=-0.5,aligned=1.5")
+    small.base_prompt = "Sue has 90 pens. She buys 5 more. {question} The answer is"
+    return small.pair
+
+
+@pytest.fixture(scope="module")
+def two_tokenizers(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """The base model has a tokenizer of its own, and is asked by `qa`."""
+    folder = tmp_path_factory.mktemp("models")
+    for seed, (name, size) in enumerate({"base": 300, "aligned": 280}.items()):
+        tokenizer = trained(size, f"</{name}>")
+        model = make_model(seed, vocab=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
+        for piece in (model, tokenizer):
+            piece.save_pretrained(folder / name)
+    return kad.load(base=str(folder / "base"), aligned=str(folder / "aligned"), rule="dual:threshold=0.2").pair
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("name", ["asked_twice", "two_tokenizers"])
+def test_a_pair_within_asks_its_base_model_in_its_own_way(
+    name: str, depth: int, request: pytest.FixtureRequest
+) -> None:
+    """Under aligned_only, the outer pair is the inner pair: the same scores and the same text, in every form."""
+    inner: Pair = request.getfixturevalue(name)
+    assert Asking(QUESTION).context(inner).base_ids is not None
+    outer = inner
+    for _ in range(depth):
+        parts = {"base": inner.models["aligned"], "aligned": PairAsModel(outer)}
+        outer = Pair(KadConfig(rule="aligned_only"), parts)
+    plain = kad.Sampling(temperature=0, max_new_tokens=12)
+    expected = kad.generate(inner, QUESTION, sampling=plain, num_draft_tokens=0)
+    for drafts in (0, 3):
+        assert kad.generate(outer, QUESTION, sampling=plain, num_draft_tokens=drafts).token_ids == expected.token_ids
+    contexts = [Asking(QUESTION).context(outer)] * 2
+    together = generate_all(outer, outer.tokenizer, contexts, sampling=plain)
+    assert [answer.token_ids for answer in together] == [expected.token_ids] * 2
+    talk = kad.Conversation(outer, sampling=plain)
+    assert [talk.say(QUESTION).finish().token_ids, talk.kept.take(contexts[0], outer.roles)] == [expected.token_ids, {}]
+    found, wanted = (kad.score(pair, QUESTION, "First, 90 + 5 = 95.").log_pi for pair in (outer, inner))
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+    same = kad.score(inner, QUESTION, "First, 90 + 5 = 95.", base_prompt="same").log_pi
+    assert (same - wanted).abs().max() > 1e-2
+
+
+# ---------------------------------------------------------------- what people see
+
+
+@pytest.fixture
+def three(here: Path) -> str:
+    """A mixture of two small models under a big one, and a small one beside it."""
+    packed("experts", "mixture:weight=0.2", **SMALL)
+    return packed("three", "dual:threshold=0.4", base="tiny:big-base", aligned="experts", reference="tiny:small-base")
+
+
+def test_info_shows_every_model_and_counts_shared_weights_once(three: str) -> None:
+    done = CliRunner().invoke(app, ["info", three, "--json"])
+    found = json.loads(done.stdout)
+    assert list(found["models"]) == ["base", "aligned.base", "aligned.aligned", "reference"]
+    assert found["pairs"]["aligned"]["rule"] == "mixture:weight=0.2"
+    sizes = {path: model["weight_bytes"] for path, model in found["models"].items()}
+    assert found["memory"]["weights"] == sizes["base"] + sizes["aligned.base"] + sizes["aligned.aligned"]
+    assert found["memory"]["vllm_draft"] is None
+    shown = CliRunner().invoke(app, ["info", three]).stdout
+    assert "aligned.base  tiny:small-base" in shown
+    assert "the same weights as aligned.base" in shown
+
+
+def test_a_trace_names_the_model_that_a_token_came_from(three: str) -> None:
+    model = kad.load(three)
+    traced = kad.trace(model, QUESTION, "First, 24 + 13 = 37.")
+    assert "aligned.base 1%" in render(traced.in_terminal(every_position=True))
+    assert type(traced).from_json(traced.to_json()) == traced
+    inner = model.pair.models["aligned"].pair
+    ids = [position.token for position in traced.positions]
+    within = kad.score(inner, QUESTION, ids).base_share
+    for position, share in zip(traced.positions, within.tolist(), strict=True):
+        assert list(position.leaves) == ["base", "aligned.base", "aligned.aligned"]
+        expected = [position.base_share, position.aligned_share * share, position.aligned_share * (1 - share)]
+        assert list(position.leaves.values()) == pytest.approx(expected, abs=1e-4)
+    with model.pair.using("experts"):
+        assert kad.trace(model, QUESTION, "First").positions[0].leaves is None
+    with inner.using("experts"):
+        assert list(kad.trace(model, QUESTION, "First").positions[0].leaves) == ["base", "aligned"]
+    assert kad.trace(inner, QUESTION, "First").positions[0].leaves is None
+
+
+def test_the_leaves_of_a_pair_that_is_asked_otherwise(asked_twice: Pair) -> None:
+    """Where p has a prompt of its own and is a pair itself, its parts are read at the same tokens."""
+    within = Pair(KadConfig(rule="mixture:weight=0.3"), dict(asked_twice.models))
+    outer = Pair(
+        KadConfig(rule="mixture:weight=0.5"), {"base": PairAsModel(within), "aligned": within.models["aligned"]}
+    )
+    outer.base_prompt = "Sue has 90 pens. {question} The answer is"
+    for position in kad.trace(outer, QUESTION, "First, 90 + 5 = 95.").positions:
+        base = position.base_share
+        assert list(position.leaves.values()) == pytest.approx([0.3 * base, 0.7 * base, 1 - base], abs=1e-4)
+
+
+def test_an_evaluation_asks_a_pair_as_one_model(three: str) -> None:
+    config = resolve(three)
+    engine = Engine(config.model_sources())
+    request = SampleRequest(
+        prompt=kad.load("tiny").tokenizer.apply_chat_template(
+            [{"role": "user", "content": QUESTION}], tokenize=False, add_generation_prompt=True
+        ),
+        seed=0,
+        max_new_tokens=60,
+        temperature=0.0,
+        conversation=({"role": "user", "content": QUESTION},),
+    )
+    plain = kad.Sampling(temperature=0, max_new_tokens=60)
+    for name, pair in {"aligned": "experts", "dual:threshold=0.4": three}.items():
+        (done,) = engine.generate(parse_method(name), [request])
+        assert done.text == kad.generate(kad.load(pair), QUESTION, sampling=plain).text

@@ -109,9 +109,11 @@ class PairAsModel:
             )
         return self.composed(self.pair.scorers(self.roles), vocab_size, device)
 
-    def composed(self, parts: Mapping[str, Scorer], vocab_size: int, device: torch.device) -> ComposedScorer:
-        """The scorer of the pair, made of those of its parts. They all count in the tokens of the pair."""
-        return ComposedScorer(self.pair, parts, vocab_size, device)
+    def composed(
+        self, parts: Mapping[str, Scorer], vocab_size: int, device: torch.device, *, own_prompts: bool = False
+    ) -> ComposedScorer:
+        """The scorer of the pair, made of those of its parts; see `ComposedScorer`."""
+        return ComposedScorer(self.pair, parts, vocab_size, device, own_prompts)
 
     def captured(
         self, vocab_size: int, device: torch.device, capacity: int, shapes: Sequence[int], backend: Any
@@ -133,13 +135,21 @@ class ComposedScorer:
 
     Args:
         pair: the pair.
-        parts: the scorers of its parts, by role.
+        parts: the scorers of its parts, by role, which all count in the tokens of the pair.
         vocab_size: see `Model.scorer`.
         device: see `Model.scorer`.
+        own_prompts: whether a part reads a prompt of its own. The scorer then ends with its answer.
     """
 
-    def __init__(self, pair: Pair, parts: Mapping[str, Scorer], vocab_size: int, device: torch.device) -> None:
-        self.parts, self._compose = dict(parts), _Composer(pair)
+    def __init__(
+        self,
+        pair: Pair,
+        parts: Mapping[str, Scorer],
+        vocab_size: int,
+        device: torch.device,
+        own_prompts: bool = False,
+    ) -> None:
+        self.parts, self._compose, self._own_prompts = dict(parts), _Composer(pair), own_prompts
         self._vocab, self._device = vocab_size, device
 
     @property
@@ -149,7 +159,7 @@ class ComposedScorer:
 
     @property
     def reversible(self) -> bool:
-        return all(part.reversible for part in self.parts.values())
+        return not self._own_prompts and all(part.reversible for part in self.parts.values())
 
     def advance(self, ids: Tensor, keep: int) -> Tensor:
         start = self.processed

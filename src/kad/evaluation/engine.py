@@ -308,10 +308,12 @@ class Engine:
     def _context(self, pair: Pair, tokenizer: Any, request: SampleRequest) -> Context:
         # The template has already written all special tokens.
         ids = tokenized(tokenizer, request.prompt, add_special_tokens=False)
-        if pair.is_one or self._whole:
+        if self._whole:
             return Context(ids)
-        own = self.base_prompt or default_base_prompt(pair)
-        return Context.of(ids, pair) if own is None else own_context(pair, ids, own, request.conversation)
+        own = None if pair.is_one else self.base_prompt or default_base_prompt(pair)
+        if own is not None:
+            return own_context(pair, ids, own, request.conversation)
+        return Context.of(ids, pair).with_parts(pair, request.conversation)
 
     def _completion(self, pair: Pair, answer: Answer, stops: Sequence[str]) -> Completion:
         measures: dict[str, Any] = {}

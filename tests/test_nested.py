@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from scipy.optimize import linprog
 from transformers import AutoModelForCausalLM, GenerationConfig
 from typer.testing import CliRunner
 
@@ -27,6 +28,7 @@ from kad.engines.transformers.host import cache_of
 from kad.errors import PairError
 from kad.evaluation.engine import Engine, SampleRequest
 from kad.evaluation.methods import parse_method
+from kad.method import knapsack
 from kad.method.composition import compose
 from kad.method.distribution import EXCLUDED
 from kad.method.replay import Replay
@@ -482,3 +484,40 @@ def test_an_evaluation_asks_a_pair_as_one_model(three: str) -> None:
     for name, pair in {"aligned": "experts", "dual:threshold=0.4": three}.items():
         (done,) = engine.generate(parse_method(name), [request])
         assert done.text == kad.generate(kad.load(pair), QUESTION, sampling=plain).text
+
+
+# ---------------------------------------------------------------- docs/compose.md
+
+
+def test_a_product_of_three_is_a_product_of_a_product(leaves: list[Any]) -> None:
+    ids = text(4)
+    two = kad.KadForCausalLM.from_models(*leaves[:2], rule="experts:base=0.7,aligned=0.4")
+    model = kad.KadForCausalLM.from_models(two, leaves[2], rule="experts:base=1,aligned=-0.3")
+    with torch.no_grad():
+        p, first, second = (leaf(ids).logits.log_softmax(-1) for leaf in leaves[:3])
+        expected = (0.7 * p + 0.4 * first - 0.3 * second).softmax(-1)
+        torch.testing.assert_close(model(ids).logits.exp(), expected, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_knapsack_for_each_expert_is_one_mixture_of_experts(seed: int) -> None:
+    """The theorem of docs/compose.md against a solver of linear programs: its value, and its pi."""
+    generator = torch.Generator().manual_seed(seed)
+    size, experts = 7, 3
+    p, *q = (2 * torch.randn(experts + 1, size, generator=generator, dtype=torch.float64)).softmax(-1)
+    budgets = 0.3 * torch.rand(experts, generator=generator, dtype=torch.float64) + 0.01
+    saved = -p * p.log()
+    costs = torch.kron(torch.eye(experts, dtype=torch.float64), p)  # of d_{v,i}, one expert after the other
+    once = torch.eye(size, dtype=torch.float64).repeat(1, experts)
+    solved = linprog(
+        (-saved).repeat(experts).numpy(), torch.cat((costs, once)).numpy(),
+        torch.cat((budgets, torch.ones(size, dtype=torch.float64))).numpy(), bounds=(0, 1),
+    )  # fmt: skip
+    budget, parts = float(budgets.sum()), torch.tensor(solved.x).view(experts, size)
+    one = knapsack.linear(p.log(), budget)
+    assert -solved.fun == pytest.approx(float(one.value), abs=1e-9)
+    by_solver = (1 - parts.sum(0)) * p + ((parts @ p).unsqueeze(-1) * torch.stack(q)).sum(0)
+    first = float(budgets[0] / budgets[:2].sum())
+    two = compose(f"mixture:weight={first}", q[0].log(), q[1].log())
+    mixture = compose(f"mixture:weight={float(budgets[:2].sum()) / budget}", two, q[2].log())
+    torch.testing.assert_close(compose(f"lp:budget={budget}", p.log(), mixture).exp(), by_solver, atol=1e-6, rtol=1e-6)

@@ -22,8 +22,8 @@ CYCLE = (LIGHT["base"], LIGHT["aligned"], LIGHT["heat"], "#cc79a7", "#e69f00", D
 """The colors of the methods in a plot."""
 # A terminal is black or white, nobody knows which. These two are equally bright, and readable on both.
 _TERMINAL_BASE, _TERMINAL_ALIGNED = (47, 134, 214), (201, 106, 0)
-# The models of a pair of pairs, in a terminal: each has a color, and a way of writing that needs no colors. More of them
-# begin again.
+# The models of a pair of pairs, in a terminal: each has a color, and a way of writing that needs no colors. More of
+# them begin again.
 _LEAVES = (
     "#2f86d6", "#c96a00 underline", "#009e73 italic", "#b05f93 bold", "#8a7d2b bold underline", "#7f7f7f reverse",
 )  # fmt: skip

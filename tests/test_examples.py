@@ -72,6 +72,19 @@ def test_proxy_tuning_answers_under_products_and_a_cascade(show: Callable[[Path]
     assert all(line.endswith(ANSWER) for line in lines)
 
 
+def test_a_trace_of_two_experts_names_all_three_models(show: Callable[[Path], str]) -> None:
+    text, *shares = show(EXAMPLES / "two_experts.py").splitlines()
+    assert text.endswith(ANSWER + "<|end|>")
+    assert [share.split("% from ")[1] for share in shares] == ["base", "aligned.base", "aligned.aligned"]
+    assert sum(int(share.split("%")[0]) for share in shares) == pytest.approx(100, abs=2)
+    assert int(shares[0].split("%")[0]) > 50
+
+
+@pytest.mark.parametrize("program", [EXAMPLES / "guidance.py", EXAMPLES / "product_of_three.py"], ids=lambda p: p.stem)
+def test_a_pair_in_a_pair_answers(program: Path, show: Callable[[Path], str]) -> None:
+    assert show(program).splitlines()[0].endswith(ANSWER)
+
+
 def test_token_origins_tell_the_form_from_the_sums(show: Callable[[Path], str]) -> None:
     lines = show(EXAMPLES / "token_origins.py").splitlines()
     tokens = [ast.literal_eval(line.split("  from base")[0].strip()) for line in lines]

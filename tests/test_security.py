@@ -218,7 +218,7 @@ KERNEL = "kernels-community/flash-attn2"
         ({"vocab_size": 768, "foreign_ids": [768]}, "foreign_ids are a list of tokens below its vocab_size"),
         ({"vocab_size": 768, "foreign_ids": [5] * 2000}, "foreign_ids are a list of tokens below its vocab_size"),
         ({"deferral_temperature": 1e-9}, "must be a number from 0.01 to 1000"),
-        ({"base": {"model": "PAIR"}}, "is a pair. A pair is composed of models"),
+        ({"base": {"model": "PAIR"}}, "is a part of itself: "),
     ],
     ids=lambda value: str(value)[:50],
 )

@@ -22,6 +22,11 @@ CYCLE = (LIGHT["base"], LIGHT["aligned"], LIGHT["heat"], "#cc79a7", "#e69f00", D
 """The colors of the methods in a plot."""
 # A terminal is black or white, nobody knows which. These two are equally bright, and readable on both.
 _TERMINAL_BASE, _TERMINAL_ALIGNED = (47, 134, 214), (201, 106, 0)
+# The models of a pair of pairs, in a terminal: each has a color, and a way of writing that needs no colors. More of
+# them begin again.
+_LEAVES = (
+    "#2f86d6", "#c96a00 underline", "#009e73 italic", "#b05f93 bold", "#8a7d2b bold underline", "#7f7f7f reverse",
+)  # fmt: skip
 
 
 def css(colors: Mapping[str, str]) -> str:
@@ -33,6 +38,11 @@ def color(base_share: float) -> str:
     """In a terminal or a notebook: from the aligned model's color (share 0) over gray to the base model's (share 1)."""
     ends = zip(_TERMINAL_ALIGNED, _TERMINAL_BASE, strict=True)
     return "#{:02x}{:02x}{:02x}".format(*(round(a + (b - a) * base_share) for a, b in ends))
+
+
+def leaf_style(index: int) -> str:
+    """The style of a model of a pair of pairs in a terminal, by its place among them."""
+    return _LEAVES[index % len(_LEAVES)]
 
 
 def style(base_share: float | None) -> str:

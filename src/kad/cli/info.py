@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +20,7 @@ from kad.options import Option
 from kad.words import count_text, counted, size_text
 
 if TYPE_CHECKING:
+    from kad.pair.parts import Part
     from kad.pair.sources import Source
     from kad.text.prompts import Prompt
 
@@ -102,30 +103,59 @@ def command(
         raise UsageError("kad info needs a pair (a folder, a hub id or tiny), or --base and --aligned.")
     config = named.resolve()
     from kad.pair.model_files import uneven_soft_caps
+    from kad.pair.parts import leaves_of, parts_of
 
-    sources = config.model_sources()
-    models = {role: _describe(source) for role, source in sources.items()}
+    parts = parts_of(config)
+    sources, leaves = config.model_sources(), leaves_of(parts)
+    models = {path: _describe(source) for path, source in leaves.items()}
     vocabulary = _vocabulary(sources, models)
+    sizes = {role: _parameters(_once(part.leaves(role), models)) for role, part in parts.items()}
+    # log pi has no bound of its own, so a pair has none.
+    caps = {role: models[role].soft_cap if role in models else None for role in parts}
     facts = {
         "pair": named.pair,
         "rule": config.rule if named.pair is not None else None,
         "deferral_temperature": config.deferral_temperature if named.pair is not None else None,
-        "models": {role: asdict(model) for role, model in models.items()},
+        "models": {path: asdict(model) for path, model in models.items()},
+        "pairs": _pairs(parts),
         "vocabulary": vocabulary,
-        "soft_caps": uneven_soft_caps({role: model.soft_cap for role, model in models.items()}),
-        "memory": _memory(models),
-        "draft_cost": _draft_cost(models["aligned"].parameters, models["base"].parameters),
+        "soft_caps": uneven_soft_caps(caps),
+        "memory": _memory(leaves, models),
+        "draft_cost": _draft_cost(sizes["aligned"], sizes["base"]),
     }
     if probe and vocabulary["match"]:
         facts["probe"] = probed(named, questions or probe_prompts(named))
-    stdio.print_result(facts, as_json, lambda: _render(facts, models))
-    common.note_doubts(sources, {role: model.parameters for role, model in models.items()})
+    stdio.print_result(facts, as_json, lambda: _render(facts, parts, models))
+    common.note_doubts(sources, sizes)
     if not vocabulary["match"]:
         raise typer.Exit(WRONG_INPUT)
 
 
 def _draft_cost(aligned: int | None, base: int | None) -> float | None:
     return aligned / base if aligned and base else None
+
+
+def _once(leaves: Mapping[str, Source], models: Mapping[str, Description]) -> list[Description]:
+    """The models of these places. What several places share is there once."""
+    sources = list(leaves.values())
+    return [models[path] for place, path in enumerate(leaves) if sources.index(leaves[path]) == place]
+
+
+def _parameters(models: Sequence[Description]) -> int | None:
+    """None if one of them does not say."""
+    known = [model.parameters for model in models if model.parameters is not None]
+    return sum(known) if len(known) == len(models) else None
+
+
+def _pairs(parts: Mapping[str, Part], before: str = "") -> dict[str, Any]:
+    """The pairs in the place of models, by their paths."""
+    found: dict[str, Any] = {}
+    for role, part in parts.items():
+        if (config := part.config) is not None:
+            rule = {"rule": config.rule, "deferral_temperature": config.deferral_temperature}
+            found[before + role] = {"name": stdio.name_of(part.source), **rule}
+            found |= _pairs(part.parts, f"{before}{role}.")
+    return found
 
 
 def _describe(source: Source) -> Description:
@@ -204,7 +234,7 @@ def _cache_numbers(text: Any) -> int:
 def _vocabulary(sources: dict[str, Source], models: dict[str, Description]) -> dict[str, Any]:
     from kad.pair.folder import vocabulary_in_files
 
-    sizes = {role: model.vocabulary for role, model in models.items()}
+    sizes = {role: models[role].vocabulary for role in sources if role in models}
     try:
         shared = vocabulary_in_files(sources, sizes)
     except VocabularyError as error:
@@ -213,15 +243,18 @@ def _vocabulary(sources: dict[str, Source], models: dict[str, Description]) -> d
     return {"match": True, "size": shared.vocab_size, "foreign": foreign, "rows": sizes, "problem": None}
 
 
-def _memory(models: dict[str, Description]) -> dict[str, Any]:
-    """Bytes of all models together: weights, caches per token, both at some lengths; and what drafting in vLLM adds."""
-    weights = sum(model.weight_bytes for model in models.values())
+def _memory(leaves: Mapping[str, Source], models: dict[str, Description]) -> dict[str, Any]:
+    """Bytes of all models together: weights, caches per token, both at some lengths; and what drafting in vLLM adds.
+
+    Weights that several places share count once. Each place has a cache.
+    """
+    weights = sum(model.weight_bytes for model in _once(leaves, models))
     per_token = sum(model.cache_bytes_per_token for model in models.values())
     longest = min((model.context for model in models.values() if model.context), default=max(_CONTEXTS))
     lengths = sorted({min(length, longest) for length in _CONTEXTS})
-    for_vllm = all(model.engine == "transformers" for model in models.values())
-    aligned = models["aligned"]
-    draft = {"weights": aligned.weight_bytes, "cache_per_token": aligned.cache_bytes_per_token}
+    for_vllm = all("." not in path and model.engine == "transformers" for path, model in models.items())
+    aligned = models.get("aligned")
+    draft = aligned and {"weights": aligned.weight_bytes, "cache_per_token": aligned.cache_bytes_per_token}
     return {
         "weights": weights,
         "cache_per_token": per_token,
@@ -230,12 +263,28 @@ def _memory(models: dict[str, Description]) -> dict[str, Any]:
     }
 
 
-def _render(facts: dict[str, Any], models: dict[str, Description]) -> Table:
-    lines = []
-    for role, model in models.items():
-        lines.append((role, Text(model.name, style="bold")))
-        lines += [("", Text(line)) for line in _model_lines(model)]
+def _render(facts: dict[str, Any], parts: Mapping[str, Part], models: dict[str, Description]) -> Table:
+    lines = _tree(parts, models, "", {})
     return stdio.facts([*lines, ("", ""), *_fact_rows(facts), *probe_lines(facts.get("probe"))])
+
+
+def _tree(
+    parts: Mapping[str, Part], models: Mapping[str, Description], before: str, shown: dict[str, Source]
+) -> list[tuple[str, Text | str]]:
+    """The parts of a pair, those of a pair in it below its name. `shown` are the models that stand above, by path."""
+    lines: list[tuple[str, Text | str]] = []
+    for role, part in parts.items():
+        path = before + role
+        lines.append((path, Text(stdio.name_of(part.source), style="bold")))
+        if part.config is not None:
+            lines.append(("", Text(f"a pair, {part.config.rule}")))
+            lines += _tree(part.parts, models, f"{path}.", shown)
+            continue
+        twin = next((other for other, source in shown.items() if source == part.source), None)
+        shown[path] = part.source
+        texts = _model_lines(models[path]) if twin is None else [f"the same weights as {twin}"]
+        lines += [("", Text(text)) for text in texts]
+    return lines
 
 
 def _model_lines(model: Description) -> list[str]:

@@ -111,7 +111,7 @@ def command(
     if card:
         own = ModelOptions(pair=str(out), imported=models.imported, trust_remote_code=trust_remote_code)
         write_card_of(own, probe)
-    from kad.pair.folder import read_config
+    from kad.pair.parts import read_config
 
     config = read_config(str(out))
     written = [*(file for file in sorted(out.iterdir()) if file.is_file()), *(out / name for name in CARD_FILES[1:])]
@@ -183,9 +183,13 @@ def _how_to_load(folder: Path, config: KadConfig, size: int) -> Group:
 
 
 def _for_vllm(folder: Path, config: KadConfig) -> list[RenderableType]:
+    from kad.pair.parts import parts_of, read_config
+
     options = {
         key for part in (config.base, config.aligned, config.reference) for key in (part or {}).get("kwargs", {})
     }
+    if any(part.config is not None for part in parts_of(read_config(str(folder))).values()):
+        return [Text("\nvLLM cannot run a pair with a pair in it.", style="dim")]
     if options & {"gguf_file", "subfolder"}:
         return [Text("\nvLLM cannot load a model from a GGUF file or a subfolder of a pair.", style="dim")]
     return [Text("\nvLLM", style="dim"), _code(f"vllm serve {shlex.quote(str(folder))}", "bash")]

@@ -202,10 +202,13 @@ def _drafts_of_a_teacher(drafts: Drafts, port: int | None, extra: Sequence[str])
 
 def _command_line(pair: str, trusted: bool, drafts: Drafts, extra: Sequence[str]) -> list[str]:
     from kad.pair.folder import resolve, vocabulary_in_files
+    from kad.pair.parts import refuse_pairs
     from kad.pair.sources import resolve_pair
 
     config = resolve(pair, trust_remote_code=trusted)
-    config.model_sources()["base"].check_here("vLLM")
+    sources = config.model_sources()
+    sources["base"].check_here("vLLM")
+    refuse_pairs(sources)
     vocabulary_in_files(config.model_sources())
     arguments = [sys.executable, "-m", "kad.engines.vllm.launch", "serve", resolve_pair(pair)]
     if _value_of(extra, "--served-model-name") is None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, cast, overloa
 from kad import hosts
 from kad.errors import OptionError, PairError, UsageError, first_line
 from kad.method import defaults
-from kad.pair.sources import SERVER, Source, check_sources
+from kad.pair.sources import SERVER, Source, check_sources, is_pair
 
 if TYPE_CHECKING:
     from torch import dtype as TorchDtype
@@ -182,12 +182,18 @@ def load(
                 raise OptionError(f"`engine` vllm takes no `{name}`, but got {value!r}. Leave it out.")
         arguments = {"trust_remote_code": trust_remote_code, "dtype": dtype, **(engine_options or {})}
         return VllmPair(config, {name: value for name, value in arguments.items() if value is not None})
-    engines = engines_of(config.model_sources(), engine)
+    from kad.pair.parts import leaves_of, parts_of
+
+    parts = parts_of(config)
+    sources = leaves_of(parts)
+    engines = engines_of(sources, engine)
     if engine_options and "llama_cpp" not in engines.values():
         raise OptionError("`engine_options` are for models that llama.cpp runs, and this pair has none.")
+    from kad.engines.nested import assembled
     from kad.engines.pair import Pair
 
-    models = load_models(config.model_sources(), engines, device=device, engine_options=engine_options, **options)
+    leaves = load_models(sources, engines, device=device, engine_options=engine_options, **options)
+    models = assembled(parts, leaves)
     if set(engines.values()) != {"transformers"}:
         config.vocab_size = None  # as these engines count rows
         return Pair(config, models)
@@ -259,7 +265,9 @@ def check(
         if hasattr(model, "forward") and engine not in ("auto", "transformers"):
             raise OptionError(f"Loaded models run in Transformers, but got `engine` {engine}. Leave it out.")
         if model is not None and not hasattr(model, "forward") and engine != "vllm":
-            engine_for(Source.parse(model), engine)
+            source = Source.parse(model)
+            if source.url is not None or not is_pair(Path(source.model)):
+                engine_for(source, engine)
     check_installed(engine)
 
 
@@ -271,7 +279,7 @@ def load_models(
     engine_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> dict[str, Model]:
-    """Load the models of a pair by role, each by its engine, and what two roles share once. See `load_one`."""
+    """Load single models by name, each by its engine, and what two names share once. See `load_one`."""
     ours = {role: source for role, source in sources.items() if engines[role] == "transformers"}
     models: dict[str, Model] = {}
     if ours:
@@ -298,11 +306,11 @@ def load_one(
     engine_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Model:
-    """Load one model with its engine.
+    """Load what stands in the place of one model: a model with its engine, or a pair.
 
     Args:
-        source: where the model is.
-        engine: what `engine_for` says.
+        source: where it is.
+        engine: what `engine_for` says. For the models of a pair, what it is asked.
         device: where a model of Transformers goes; "cpu" keeps one of llama.cpp or MLX away from the GPU.
         engine_options: see `load`.
         **options: for models of Transformers, see `kad.pair.sources.MODEL_KWARGS`.
@@ -311,6 +319,16 @@ def load_one(
         PairError: the model cannot be loaded.
         OptionError: an unknown option of an engine.
     """
+    from kad.engines.nested import assembled
+    from kad.pair.parts import part_of
+
+    part = part_of(source)
+    if part.config is not None:
+        leaves = part.leaves("aligned")
+        engines = engines_of(leaves, engine)
+        models = load_models(leaves, engines, device=device, engine_options=engine_options, **options)
+        return cast("Model", assembled({"aligned": part}, models)["aligned"])
+    engine = engine_for(source, engine)
     if engine == "transformers":
         return load_models({"aligned": source}, {"aligned": engine}, device=device, **options)["aligned"]
     if engine == "remote":

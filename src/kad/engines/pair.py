@@ -256,7 +256,7 @@ class Pair:
 
     def scorer_of(self, model: Model) -> Scorer:
         """A scorer for any model with the pair's vocabulary, or for a base model with its own."""
-        return model.scorer(self._rows_of(model), self.device)
+        return model.scorer(self.rows_of(model), self.device)
 
     def window(
         self, drafts: int | str, drafter: str, composition: Composition, *, sampled: bool, few: bool
@@ -300,7 +300,7 @@ class Pair:
         """
         shapes = {role: (1, 2) if role == drafter else tuple(size + 1 for size in windows) for role in roles}
         return {
-            role: self.models[role].captured(self._rows_of(self.models[role]), self.device, capacity, shape, backend)
+            role: self.models[role].captured(self.rows_of(self.models[role]), self.device, capacity, shape, backend)
             for role, shape in shapes.items()
         }
 
@@ -311,7 +311,8 @@ class Pair:
         """Write the pair's folder; see `kad.pair.folder.write`."""
         write(folder, self.config, self.tokenizer, self.generation_config)
 
-    def _rows_of(self, model: Model) -> int:
+    def rows_of(self, model: Model) -> int:
+        """How many tokens a row of one of its models has here."""
         own = self.config.base_tokenizer == OWN and model is self.models["base"]
         return model.vocab_size if own else int(self.config.vocab_size or 0)
 

@@ -119,7 +119,7 @@ class Engine:
         self.sources, self.base_prompt, self.diagnostics = dict(sources), base_prompt, diagnostics
         self._deferral_temperature, self._device = deferral_temperature, device
         self._options, self._engine_options = dict(options or {}), dict(engine_options or {})
-        self._whole = engine == "vllm"
+        self._asked, self._whole = engine, engine == "vllm"
         self._engines = {} if self._whole else engines_of(sources, engine)
         if self._whole:
             from kad.engines.vllm.host import check_installed
@@ -220,7 +220,7 @@ class Engine:
         if role not in self._models:
             source = self._source(role)
             self._models[role] = load_one(
-                source, self._engines[role], device=self._device, engine_options=self._engine_options, **self._options
+                source, self._asked, device=self._device, engine_options=self._engine_options, **self._options
             )
         return self._models[role]
 
@@ -312,10 +312,12 @@ class Engine:
     def _context(self, pair: Pair, tokenizer: Any, request: SampleRequest) -> Context:
         # The template has already written all special tokens.
         ids = tokenized(tokenizer, request.prompt, add_special_tokens=False)
-        if pair.is_one or self._whole:
+        if self._whole:
             return Context(ids)
-        own = self.base_prompt or default_base_prompt(pair)
-        return Context.of(ids, pair) if own is None else own_context(pair, ids, own, request.conversation)
+        own = None if pair.is_one else self.base_prompt or default_base_prompt(pair)
+        if own is not None:
+            return own_context(pair, ids, own, request.conversation)
+        return Context.of(ids, pair).with_parts(pair, request.conversation)
 
     def _completion(self, pair: Pair, answer: Answer, stops: Sequence[str]) -> Completion:
         measures: dict[str, Any] = {}

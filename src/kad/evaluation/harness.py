@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from kad.engines.load import first_device, is_usable, load_models
+from kad.engines.nested import assembled
 from kad.engines.pair import Pair
 from kad.engines.transformers.modeling import KadForCausalLM
 from kad.engines.transformers.speculative import speculative as decode_speculatively
@@ -20,6 +21,7 @@ from kad.errors import UsageError
 from kad.evaluation import host
 from kad.evaluation.tasks.task import TASKS_FOLDER, chat_renderer
 from kad.pair.folder import resolve
+from kad.pair.parts import leaves_of, parts_of
 
 HFLM = host.model_class()
 
@@ -58,9 +60,10 @@ class KadLM(HFLM):  # type: ignore[misc, valid-type]
         if device is not None and not is_usable(device):
             device = first_device()  # lm-eval's command names cuda where nothing is said
         options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
-        sources = config.model_sources()
-        models = load_models(sources, dict.fromkeys(sources, "transformers"), device=device, **options)
-        model = KadForCausalLM.of(Pair(config, models))
+        parts = parts_of(config)
+        sources = leaves_of(parts)
+        leaves = load_models(sources, dict.fromkeys(sources, "transformers"), device=device, **options)
+        model = KadForCausalLM.of(Pair(config, assembled(parts, leaves)))
         if speculative:
             if str(kwargs.get("batch_size", 1)) != "1":
                 raise UsageError("Speculative decoding takes one request at a time. Leave batch_size at 1.")

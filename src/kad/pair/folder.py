@@ -7,28 +7,20 @@ from contextlib import suppress
 from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from transformers import GenerationConfig
 
 from kad.disk import scratch
-from kad.errors import KadError, MissingTokenizerError, PairError, RuleError, first_line
+from kad.errors import MissingTokenizerError, PairError, RuleError
 from kad.method.rules import Rule, parse_rule
 from kad.pair.base_prompt import BasePrompt
 from kad.pair.card import remove_card
 from kad.pair.config import KadConfig
-from kad.pair.model_files import TROUBLE, load_generation_config, load_tokenizer, rows_of, shared_tokenizer
 from kad.pair.model_files import load_config as load_model_config
-from kad.pair.sources import (
-    EMBEDDED,
-    MODEL_KWARGS,
-    PAIR_FILES,
-    Source,
-    check_sources,
-    check_target,
-    not_a_pair,
-    resolve_pair,
-)
+from kad.pair.model_files import load_generation_config, load_tokenizer, rows_of, shared_tokenizer
+from kad.pair.parts import places_of, read_config
+from kad.pair.sources import EMBEDDED, MODEL_KWARGS, PAIR_FILES, Source, check_sources, check_target
 from kad.tokens.vocabulary import Common, agree
 
 # How to find the pair itself, not its models.
@@ -62,26 +54,6 @@ def load_config(pair: Any, kwargs: dict[str, Any]) -> tuple[KadConfig, dict[str,
     return config, options
 
 
-def read_config(pair: Any, **place: Any) -> KadConfig:
-    """The `KadConfig` of a pair.
-
-    Raises:
-        PairError: no such pair, or a model that is no pair.
-    """
-    try:
-        plain, _ = KadConfig.get_config_dict(resolve_pair(pair), **place)
-        config = KadConfig.from_pretrained(pair, **place) if plain.get("model_type") == "kad" else None
-    except KadError:
-        raise
-    except AttributeError as error:
-        raise PairError(f"Cannot read the pair {pair}: its config.json is no JSON object.") from error
-    except TROUBLE as error:
-        raise PairError(f"Cannot read the pair {pair}: {first_line(error)}") from error
-    if config is None or config.base is None or config.aligned is None:
-        raise not_a_pair(pair)
-    return cast("KadConfig", config)
-
-
 def vocabulary_in_files(sources: Mapping[str, Source], sizes: Mapping[str, int] | None = None) -> Common:
     """The vocabulary that all models share, from their configurations and tokenizers. No weights are read.
 
@@ -95,10 +67,19 @@ def vocabulary_in_files(sources: Mapping[str, Source], sizes: Mapping[str, int] 
     rows, tokenizers = dict(sizes or {}), {}
     for role, source in sources.items():
         if role not in rows:
-            rows[role] = rows_of(source)
+            rows[role] = _rows_of(source)
         with suppress(MissingTokenizerError):
             tokenizers[role] = shared_tokenizer(source)
     return agree(rows, tokenizers)
+
+
+def _rows_of(source: Source) -> int:
+    if source.url is not None:
+        return rows_of(source)
+    config = load_model_config(source)
+    size = config.get_text_config().vocab_size
+    # A pair that does not say how many tokens its models share.
+    return vocabulary_in_files(config.model_sources()).vocab_size if size is None else int(size)
 
 
 def generation_config(config: KadConfig, aligned: GenerationConfig) -> GenerationConfig:
@@ -126,6 +107,8 @@ def pack(
     check_target(target)
     if parsed.needs_reference and "reference" not in sources:
         raise RuleError(f"Rule {parsed} needs the reference model. Give one: reference=... (--reference).")
+    if str(target.resolve()) in places_of(sources):
+        raise PairError(f"{target} would be a pair and a part of itself. Choose another folder for the pair.")
     aligned, vocabulary = sources["aligned"], asdict(vocabulary_in_files(sources))
     settings = load_generation_config(aligned) or GenerationConfig.from_model_config(load_model_config(aligned))
     own = {"rule": parsed, "deferral_temperature": deferral_temperature, "base_prompt": BasePrompt.parse(base_prompt)}

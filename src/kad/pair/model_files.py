@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig
@@ -44,18 +44,26 @@ def from_host(loader: Any, source: Source, **options: Any) -> Any:
         # Transformers finds the file where it is then.
         check_gguf(Path(download(source, source.kwargs["gguf_file"])))
     elif loader is not AutoTokenizer:
-        _check_configuration(source)
+        _check_configuration(source, loader)
     return loader.from_pretrained(source.model, **{**options, "trust_remote_code": source.trusted})
 
 
-def _check_configuration(source: Source) -> None:
-    """Refuse a pair, and a kernel of the hub ("organization/name"), which Transformers would fetch and run."""
+def configuration(source: Source) -> dict[str, Any] | None:
+    """What the config.json of a model, or of a pair, says. None if it cannot be read; whoever loads it says why."""
     try:
-        plain, _ = PreTrainedConfig.get_config_dict(source.model, **_place(source))
+        plain, _ = PreTrainedConfig.get_config_dict(source.model, **place_of(source))
     except (*TROUBLE, ImportError):
-        return  # the loader says what is wrong
-    if plain.get("model_type") == "kad":
-        raise PairError(f"{source.model} is a pair. A pair is composed of models, not of pairs.")
+        return None
+    return cast("dict[str, Any]", plain)
+
+
+def _check_configuration(source: Source, loader: Any) -> None:
+    """Refuse a pair that is loaded as one model, and a kernel of the hub, which Transformers would fetch and run."""
+    plain = configuration(source)
+    if plain is None:
+        return
+    if plain.get("model_type") == "kad" and loader is not AutoConfig:
+        raise PairError(f"{source.model} is a pair, and cannot be loaded as one model. Give its folder or its hub id.")
     if source.trusted:
         return
     for part in (plain, *(value for value in plain.values() if isinstance(value, dict))):
@@ -80,7 +88,7 @@ def load_tokenizer(source: Source, config: Any = None) -> Any:
     if underneath is not None and not (Path(source.model) / "tokenizer_config.json").is_file():
         return load_tokenizer(underneath)
     try:
-        return from_host(AutoTokenizer, source, config=config, **_place(source))
+        return from_host(AutoTokenizer, source, config=config, **place_of(source))
     except PairError:
         raise
     except (*TROUBLE, ImportError) as error:
@@ -129,7 +137,7 @@ def load_config(source: Source) -> Any:
     """
     source = adapted(source) or source
     try:
-        return from_host(AutoConfig, source, **_place(source))
+        return from_host(AutoConfig, source, **place_of(source))
     except PairError:
         raise
     except (*TROUBLE, ImportError) as error:
@@ -182,7 +190,7 @@ def load_generation_config(source: Source) -> GenerationConfig | None:
     if underneath is not None and not (Path(source.model) / "generation_config.json").is_file():
         return load_generation_config(underneath)
     try:
-        settings = GenerationConfig.from_pretrained(source.model, **_place(source, file=True))
+        settings = GenerationConfig.from_pretrained(source.model, **place_of(source, file=True))
     except OSError:
         return None
     except TROUBLE as error:
@@ -213,12 +221,12 @@ def download(source: Source, file: str) -> str:
     from transformers.utils import cached_file
 
     try:
-        return str(cached_file(source.model, file, **_place(source, file=True)))
+        return str(cached_file(source.model, file, **place_of(source, file=True)))
     except (OSError, ValueError) as error:
         raise PairError(f"Cannot get {file} of {source.model}: {first_line(error)}") from error
 
 
-def _place(source: Source, *, file: bool = False) -> dict[str, Any]:
+def place_of(source: Source, *, file: bool = False) -> dict[str, Any]:
     """Where a model is; with `file`, where its files are that hold no weights and no code."""
     keys = _PLACE - {"gguf_file"} if file else _PLACE
     place = {key: source.kwargs[key] for key in keys & source.kwargs.keys()}

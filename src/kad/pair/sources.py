@@ -197,7 +197,8 @@ class Source:
         plain = {name: getattr(self, name) for name in ("model", "revision")}
         plain["kwargs"] = {key: value for key, value in self.kwargs.items() if key not in _PERSONAL}
         if Path(self.model).parent == _TINY:
-            return plain | {"model": f"tiny:{Path(self.model).name}"}
+            name = Path(self.model).name
+            return plain | {"model": EMBEDDED if name == "pair" else f"tiny:{name}"}
         if self.gguf_path is not None:
             plain["model"] = str(self.gguf_path)
             del plain["kwargs"]["gguf_file"]
@@ -213,7 +214,7 @@ class Source:
         Raises:
             PairError: no such GGUF file.
         """
-        if self.model.startswith("tiny:"):
+        if self.model == EMBEDDED or self.model.startswith("tiny:"):
             return replace(self, model=resolve_model(self.model))
         if self.model.endswith(_GGUF):
             file = Path(self.model) if pair is None else pair / self.model
@@ -256,12 +257,14 @@ def _check_carried(source: Source) -> None:
 
 
 def resolve_model(source: str | os.PathLike[str]) -> str:
-    """A path or hub id that Transformers can load: names of the embedded family become folders, folders absolute.
+    """A path or hub id of a model, or of a pair in its place: names of the embedded family become folders.
 
     Raises:
         PairError: an unknown name of the embedded family, a file, or what looks like a path and is no folder.
     """
     name = os.fspath(source)
+    if name == EMBEDDED:
+        return resolve_pair(name)
     if name.startswith("tiny:"):
         return str(_tiny_folder(name))
     if os.path.isdir(name):

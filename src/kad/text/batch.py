@@ -141,8 +141,8 @@ def generate_all(
 def _in_step(pair: Pair, contexts: list[Context], pad: int) -> dict[str, Batch] | None:
     """The models at work on these prompts at once, by role. None where an engine takes one at a time."""
     roles = pair.roles_of(pair.composition)
-    if any(context.translated for context in contexts):
-        return None  # the positions of models with two tokenizers differ
+    if any(context.translated or context.within for context in contexts):
+        return None  # the positions of models with two tokenizers differ, and those of pairs that ask in their own way
     prompts = {role: [context.read_by(role) for context in contexts] for role in roles}
     batches = {role: pair.models[role].in_step(prompts[role], int(pair.config.vocab_size or 0), pad) for role in roles}
     if pair.is_one and len(contexts) == 1 and batches["aligned"] is None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
+from kad.engines.nested import PairAsModel
 from kad.engines.pair import Pair
 from kad.engines.scorers import Endless, Languages, OwnPrompt, Restricted, Translated
 from kad.errors import OptionError, RuleError, UsageError
@@ -36,6 +37,7 @@ class Context:
         translated: whether the base model has a tokenizer of its own.
         opened: what such a base model writes before the answer begins: the space after "Answer:".
         ends: who may end the answer, see `BasePrompt`. None: an end token is a token like others.
+        within: what the models of a pair in a role read, by that role, where they read otherwise than the pair.
     """
 
     ids: list[int]
@@ -44,6 +46,7 @@ class Context:
     translated: bool = False
     opened: str = ""
     ends: str | None = None
+    within: Mapping[str, Context] = field(default_factory=dict)
 
     @classmethod
     def of(cls, prompt: Context | Sequence[int], pair: Pair | None = None) -> Context:
@@ -58,15 +61,33 @@ class Context:
             check_tokens(pair, prompt.ids if isinstance(prompt, Context) else prompt)
         if isinstance(prompt, Context):
             return prompt
-        other = None if pair is None else pair.base_tokenizer
-        if pair is None or other is None:
+        if pair is None:
             return cls(list(prompt))
-        return _translated(list(prompt), other, decode(pair.tokenizer, prompt, special=True))
+        other = pair.base_tokenizer
+        if other is None:
+            return cls(list(prompt)).with_parts(pair)
+        return _translated(list(prompt), other, decode(pair.tokenizer, prompt, special=True)).with_parts(pair)
+
+    def with_parts(self, pair: Pair, conversation: Sequence[Message] | None = None) -> Context:
+        """The same, and what the models of pairs in this pair read: each pair asks its base model in its own way.
+
+        Args:
+            pair: the pair.
+            conversation: what has been said, the question last. None: it is not known, and all read the same text.
+        """
+        within = {}
+        for role, model in pair.models.items():
+            if isinstance(model, PairAsModel):
+                ids = self.read_by(role)
+                of_pair = _context_of_part(model.pair, ids, conversation if ids is self.ids else None)
+                if of_pair.base_ids is not None or of_pair.within:
+                    within[role] = of_pair
+        return replace(self, within=within) if within else self
 
     @property
     def longest(self) -> int:
         """The number of tokens of the longer prompt."""
-        return max(len(self.ids), len(self.base_ids or ()))
+        return max(len(self.ids), len(self.base_ids or ()), *(of_pair.longest for of_pair in self.within.values()))
 
     def read_by(self, role: str) -> list[int]:
         """The tokens of the prompt that the model of a role reads."""
@@ -108,7 +129,9 @@ class Context:
             RuleError: a product of models that share no tokenizer.
         """
         self.check_rule(composition.rule)
-        scorers = dict(kept or pair.scorers(roles))
+        apart = {role: of_pair for role, of_pair in self.within.items() if role in roles}
+        scorers = dict(kept or pair.scorers([role for role in roles if role not in apart]))
+        scorers |= {role: of_pair._composed(pair, cast("Any", pair.models[role])) for role, of_pair in apart.items()}
         if self.translated:
             assert self.base_ids is not None
             scorers["base"] = Translated(
@@ -122,6 +145,30 @@ class Context:
         if self.never_ends(pair):
             scorers["aligned"] = Endless(scorers["aligned"], self.never_ends(pair), temperature)
         return scorers
+
+    def scorers_within(self, pair: Pair, roles: Collection[str]) -> dict[str, Scorer]:
+        """Scorers of the parts of pairs in a pair, by their paths, such as "aligned.base", at every depth.
+
+        They count as those of the pair. A base model that is read through the aligned model's tokens has none.
+        """
+        found: dict[str, Scorer] = {}
+        for role in roles:
+            model = pair.models[role]
+            own = self.base_ids if role == "base" else None
+            if not isinstance(model, PairAsModel) or (own is not None and self.translated):
+                continue
+            of_pair, inner = self.within.get(role) or Context(self.read_by(role)), model.pair
+            its_roles = inner.roles_of(inner.composition)
+            parts = of_pair.scorers(inner, inner.composition, its_roles) | of_pair.scorers_within(inner, its_roles)
+            for path, scorer in parts.items():
+                found[f"{role}.{path}"] = scorer if own is None else OwnPrompt(scorer, own, len(self.ids))
+        return found
+
+    def _composed(self, outer: Pair, model: PairAsModel) -> Scorer:
+        """The scorer of a pair in another one, whose models read this."""
+        pair, composition = model.pair, model.pair.composition
+        parts = self.scorers(pair, composition, pair.roles_of(composition))
+        return model.composed(parts, outer.rows_of(model), outer.device, own_prompts=True)
 
     def never_kept(self, pair: Pair, composition: Composition) -> NeverKept | None:
         """The tokens that p never keeps as they are. None if it keeps all."""
@@ -180,19 +227,25 @@ class Asking:
         check_tokens(pair, ids)
         if base_prompt is not None and not isinstance(base_prompt, str | Mapping | BasePrompt):
             other = pair.base_tokenizer is not None
-            return Context(ids, list(base_prompt), translated=other, ends=ENDS if other else None)
+            context = Context(ids, list(base_prompt), translated=other, ends=ENDS if other else None)
+            return context.with_parts(pair, self._said)
         own = pair.base_prompt if base_prompt is None else BasePrompt.parse(base_prompt)
-        only_ids = not isinstance(prompt, str) and all(isinstance(item, int) for item in prompt)
-        if base_prompt != SAME and not (self.raw or only_ids):
+        if base_prompt != SAME and self._said is not None:
             own = own or default_base_prompt(pair)
         if own is None:
-            return Context.of(ids, pair)
-        if only_ids:
+            return Context.of(ids, pair).with_parts(pair, self._said)
+        if not isinstance(prompt, str) and all(isinstance(item, int) for item in prompt):
             raise OptionError(
                 "The base model has a prompt of its own, which is made from a text or messages, but the prompt is "
                 'token ids. Give the text, or `base_prompt` as token ids, or `base_prompt="same"`.'
             )
         return own_context(pair, ids, own, messages(cast("Any", prompt), self.system))
+
+    @property
+    def _said(self) -> Sequence[Message] | None:
+        """What has been said, as messages. None if it is given otherwise."""
+        only_ids = not isinstance(self.prompt, str) and all(isinstance(item, int) for item in self.prompt)
+        return None if self.raw or only_ids else messages(cast("Any", self.prompt), self.system)
 
 
 def check_tokens(pair: Pair, ids: Sequence[int], where: str = "prompt") -> None:
@@ -229,9 +282,19 @@ def own_context(pair: Pair, ids: Sequence[int], base_prompt: BasePrompt, convers
     other = pair.base_tokenizer
     if other is not None:
         text = base_prompt.render(conversation)
-        return _translated(list(ids), other, text, base_prompt.stops, base_prompt.ends)
-    text = base_prompt.line_break_for_space().render(conversation)
-    return Context(list(ids), encode_plain(pair.tokenizer, text), base_prompt.stops, ends=base_prompt.ends)
+        context = _translated(list(ids), other, text, base_prompt.stops, base_prompt.ends)
+    else:
+        text = base_prompt.line_break_for_space().render(conversation)
+        context = Context(list(ids), encode_plain(pair.tokenizer, text), base_prompt.stops, ends=base_prompt.ends)
+    return context.with_parts(pair, conversation)
+
+
+def _context_of_part(pair: Pair, ids: list[int], conversation: Sequence[Message] | None) -> Context:
+    """What the models of a pair in a pair read, where the pair reads `ids`."""
+    own = pair.base_prompt or default_base_prompt(pair)
+    if conversation is None or own is None:
+        return Context.of(ids, pair).with_parts(pair, conversation)
+    return own_context(pair, ids, own, conversation)
 
 
 def _translated(

@@ -114,6 +114,8 @@ class Stream(LiveAnswer):
         if compile:
             if self.context.translated:
                 raise OptionError("A base model with a tokenizer of its own cannot be compiled. Leave `compile` out.")
+            if self.context.within:
+                raise OptionError("A pair in this pair asks its base model in its own way. Leave `compile` out.")
             longest = self.context.longest + len(ids) - len(self.prompt_ids)
             scorers = pair.captured_scorers(roles, self._drafter, window.sizes, longest, compile)
         return SpeculativeLoop(

@@ -53,6 +53,8 @@ class Position:
         nobody: the mass of p that belongs to no token here, and is deferred. There p begins to end its answer in its
             prompt's form, may not end it, or was not followed to one of q*'s tokens. Every p is a lower bound then: it
             can be larger, by at most this. `entropy`, `divergence` and `overlap` are sums over the tokens.
+        leaves: where a part of the pair is a pair: which part of pi came from each model, by its path, such as
+            "aligned.base". They sum to one. A product of models is one leaf. None without such a part, or shares.
     """
 
     token: int
@@ -76,6 +78,7 @@ class Position:
     divergence: float | None = None
     overlap: float | None = None
     nobody: float | None = None
+    leaves: dict[str, float] | None = None
 
     def first(self, model: str) -> Candidate:
         """The first choice of a model, which is `p`, `p_aligned` or `pi`."""
@@ -85,6 +88,8 @@ class Position:
         """Plain values for JSON. Candidates are rows [token, p, p_aligned, pi]: they are most of a trace."""
         values = asdict(self)
         values["candidates"] = [[row.token, row.p, row.p_aligned, row.pi] for row in self.candidates]
+        if self.leaves is None:
+            del values["leaves"]
         return values
 
     @classmethod

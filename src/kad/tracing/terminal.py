@@ -31,7 +31,12 @@ def render(
 ) -> RenderableType:
     """A trace for `rich.print`: every position, or by default those where one model overruled the other."""
     answer = colored((position.text, position.base_share) for position in positions)
-    parts: list[RenderableType] = [_headline(rule_text, positions, ended_by), Padding(answer, (1, 0))]
+    parts: list[RenderableType] = [_headline(rule_text, positions, ended_by)]
+    if names := leaves_of(positions):
+        styles = {name: palette.leaf_style(index) for index, name in enumerate(names)}
+        parts.append(_legend(positions, styles))
+        answer = Text.assemble(*((shown(position.text), styles[main_leaf(position)]) for position in positions))
+    parts.append(Padding(answer, (1, 0)))
     parts += [_bars("α deferred  ", [position.deferred_mass for position in positions])]
     parts += [_bars("β acceptance", [position.acceptance for position in positions])]
     words = {token: visible(text) for token, text in vocabulary.items()}
@@ -49,6 +54,25 @@ def render(
         if any(_is_bounded(positions[index]) for index in listed):
             parts += [Text("≥ ≤  A part of p belongs to no token here (docs/trace.md).", "dim")]
     return Group(*parts)
+
+
+def leaves_of(positions: Sequence[Position]) -> list[str]:
+    """The models of a pair of pairs, by their paths. Empty for a pair of models, and for a product."""
+    return list(positions[0].leaves or ())
+
+
+def main_leaf(position: Position) -> str:
+    """The model that most of a token came from."""
+    shares = position.leaves or {}
+    return max(shares, key=lambda path: shares[path])
+
+
+def _legend(positions: Sequence[Position], styles: Mapping[str, str]) -> Text:
+    line = Text("from ", "dim")
+    for name, style in styles.items():
+        share = sum((position.leaves or {})[name] for position in positions) / len(positions)
+        line.append(name, style).append(f" {share:.0%}   ")
+    return line
 
 
 def overruled(positions: Sequence[Position], winner: str, loser: str) -> list[int]:
@@ -117,13 +141,15 @@ def _table(positions: Sequence[Position], words: Mapping[int, str], listed: Sequ
         *(Column(name, justify="right", no_wrap=True, min_width=4) for name in numbers),
         *(Column(name, no_wrap=True, max_width=14) for name in ("p's first", "q*'s first")),
         *([Column("draft", no_wrap=True, min_width=8)] if speculated else []),
+        *([Column("from", no_wrap=True, min_width=max(map(len, names)))] if (names := leaves_of(positions)) else []),
         title=title, title_justify="left", title_style="bold", header_style="dim", box=None, padding=(0, 1, 0, 0),
     )  # fmt: skip
     for index in listed:
         position = positions[index]
         tau = [_tau(position.tau)] if varies else []
         event = [_event(words, position)] if speculated else []
-        table.add_row(*_numbers(words, index + 1, position), *tau, *_firsts(words, position), *event)
+        leaf = [main_leaf(position)] if names else []
+        table.add_row(*_numbers(words, index + 1, position), *tau, *_firsts(words, position), *event, *leaf)
     return table
 
 

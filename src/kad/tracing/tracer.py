@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
 import kad
+from kad.engines.nested import PairAsModel
 from kad.engines.pair import Pair, pair_of
 from kad.errors import UsageError
 from kad.method.composition import Composition, RuleLike, composed, in_order, raise_if_bad
@@ -145,9 +146,48 @@ def record(
 
 
 def _positions(pair: Pair, context: Context, output_ids: Sequence[int]) -> Iterator[Position]:
-    for chunk in logits_of(pair, context, output_ids, roles=tuple(pair.roles)):
+    within = context.scorers_within(pair, pair.roles_of(pair.composition))
+    for chunk in logits_of(pair, context, output_ids, roles=tuple(pair.roles), others=within):
         rows = {role: logits.to("cpu") for role, logits in chunk.logits.items()}
-        yield from record(pair.composition, chunk.tokens.cpu(), *in_order(rows))
+        tokens = chunk.tokens.cpu()
+        positions = record(pair.composition, tokens, *in_order(rows))
+        if within:
+            shares = {path: share.tolist() for path, share in leaf_shares(pair, rows, tokens).items()}
+            for index, position in enumerate(positions):
+                own = {path: float(f"{share[index]:.6g}") for path, share in shares.items()}
+                yield replace(position, leaves=own or None)
+        else:
+            yield from positions
+
+
+def leaf_shares(pair: Pair, rows: Mapping[str, Rows], tokens: Tensor) -> dict[str, Tensor]:
+    """Which part of pi came from each model of a pair of pairs, by its path: (n,) each, and their sum is one.
+
+    The share of a pair is divided among its parts by its own rule, at every depth. A product cannot be divided.
+
+    Args:
+        pair: the pair.
+        rows: the logits (n, vocab) of its parts by role, and of their parts by path.
+        tokens: (n,), the tokens.
+    """
+    if not isinstance(pair.rule, CascadeRule):
+        return {}
+    return _divided(pair, rows, tokens, "", torch.ones(len(tokens)))
+
+
+def _divided(pair: Pair, rows: Mapping[str, Rows], tokens: Tensor, path: str, share: Tensor) -> dict[str, Tensor]:
+    """`path` is that of the pair, and a point; `share` (n,) is the pair's."""
+    own = {role: rows[f"{path}{role}"] for role in ("base", "aligned")}
+    from_base = composed(pair.composition, *in_order(own)).from_base(tokens.unsqueeze(-1))[0].squeeze(-1)
+    found: dict[str, Tensor] = {}
+    for role, part in {"base": from_base, "aligned": 1 - from_base}.items():
+        model, name = pair.models[role], f"{path}{role}"
+        divides = isinstance(model, PairAsModel) and isinstance(model.pair.rule, CascadeRule)
+        if divides and f"{name}.aligned" in rows:
+            found |= _divided(cast("PairAsModel", model).pair, rows, tokens, f"{name}.", share * part)
+        else:
+            found[name] = share * part
+    return found
 
 
 def _base_share(p: Tensor, q: Tensor, k: float | None, alpha: Tensor | None) -> float | None:

@@ -10,11 +10,14 @@ from typing import Any, cast
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from kad.engines.nested import PairAsModel, assembled
+from kad.engines.pair import Pair, pair_of
 from kad.engines.transformers.host import AutoQuantizationConfig
 from kad.engines.transformers.model import TransformersModel
 from kad.errors import PairError, UsageError, first_line, missing_extra
 from kad.pair.adapters import adapted, inner_model, merged, share_weights
 from kad.pair.model_files import TROUBLE, from_host, load_config, load_generation_config, reason_of
+from kad.pair.parts import Part, part_of
 from kad.pair.sources import MODEL_KWARGS, Source
 
 
@@ -77,16 +80,36 @@ def loading_bars(shown: bool) -> None:
 
 def load_models(
     models: Mapping[str, Any], own: Mapping[str, Mapping[str, Any] | None], shared: Mapping[str, Any]
-) -> dict[str, TransformersModel]:
+) -> dict[str, Any]:
     """Load every model that is not loaded yet, by role, once. `own` options are kept in the pair, `shared` ones win.
+
+    A place may be that of a pair: then its models are loaded, and composed to one.
 
     Raises:
         PairError: a model cannot be found or loaded.
         UsageError: one object in two roles, with an adapter at work in it.
     """
-    loaded: dict[str, TransformersModel] = {}
+    parts: dict[str, Part] = {}
+    places: dict[str, Any] = {}
     for role, model in models.items():
-        if model is None:
+        if isinstance(model, str | Path | Source):
+            source = model if isinstance(model, Source) else Source.parse(str(model))
+            source = replace(source, kwargs={**source.kwargs, **(own.get(role) or {})})
+            parts[role] = part_of(source.trusted_by(shared.get("trust_remote_code") is True))
+            places |= parts[role].leaves(role)
+        elif model is not None:
+            places[role] = model
+    loaded = _load_each(places, shared)
+    pairs = assembled(parts, loaded)
+    return {role: pairs.get(role) or loaded[role] for role, model in models.items() if model is not None}
+
+
+def _load_each(models: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str, Any]:
+    """Single models, from their sources or as objects, and loaded pairs."""
+    loaded: dict[str, Any] = {}
+    for role, model in models.items():
+        if isinstance(pair_of(model), Pair):
+            loaded[role] = PairAsModel(pair_of(model))
             continue
         inner = inner_model(model)
         if inner is not model:
@@ -102,12 +125,11 @@ def load_models(
             loaded[role] = TransformersModel(model, Source.parse(name) if name else None)
         else:
             source = model if isinstance(model, Source) else Source.parse(model)
-            source = replace(source, kwargs={**source.kwargs, **(own.get(role) or {})})
-            source = source.trusted_by(shared.get("trust_remote_code") is True)
             twin = next((other for other in loaded.values() if other.source == source), None)
             loaded[role] = twin or TransformersModel(load_model(source, **shared), source)
-    if any(model.source is not None and adapted(model.source) for model in loaded.values()):
-        share_weights([model.model for model in loaded.values()])
+    single = [model for model in loaded.values() if isinstance(model, TransformersModel)]
+    if any(model.source is not None and adapted(model.source) for model in single):
+        share_weights([model.model for model in single])
     return loaded
 
 

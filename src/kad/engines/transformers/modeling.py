@@ -6,13 +6,14 @@ import inspect
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn.functional import nll_loss
 from transformers import AutoModelForCausalLM, Cache, GenerationConfig, GenerationMixin, PreTrainedModel
 
+from kad.engines.nested import PairAsModel, without_excluded
 from kad.engines.pair import Pair
 from kad.engines.protocols import Facts
 from kad.engines.transformers.forward import Trial, attempt, run_part
@@ -26,12 +27,13 @@ from kad.engines.transformers.host import (
 )
 from kad.engines.transformers.late_check import LateCheck
 from kad.engines.transformers.loading import load_models
-from kad.engines.transformers.model import TransformersModel, new_cache
+from kad.engines.transformers.model import TransformersModel, new_cache, scorer_of
 from kad.errors import PairError, UsageError
 from kad.method import defaults
 from kad.method.composition import Composition, RuleLike, compose, in_order, raise_if_bad
 from kad.method.distribution import Rows, move_to_rest
 from kad.method.rules import Rule
+from kad.method.scorer import Scorer
 from kad.pair.base_prompt import BasePrompt
 from kad.pair.config import KadConfig
 from kad.pair.folder import load_config, write
@@ -108,7 +110,7 @@ class KadForCausalLM(ComposedGeneration, PreTrainedModel, GenerationMixin):
         pair: Pair | None = None,
     ) -> None:
         models = {"base": base, "aligned": aligned, "reference": reference}
-        self.pair = pair or Pair(config, {r: TransformersModel(m) for r, m in models.items() if m is not None})
+        self.pair = pair or Pair(config, {r: _model_of(m) for r, m in models.items() if m is not None})
         super().__init__(config)
         self.base, self.aligned, self.reference = base, aligned, reference
         self._late_check = LateCheck()
@@ -117,10 +119,14 @@ class KadForCausalLM(ComposedGeneration, PreTrainedModel, GenerationMixin):
     @classmethod
     def of(cls, pair: Pair) -> KadForCausalLM:
         """The Transformers face of a pair whose models Transformers runs."""
-        models: Any = pair.models
-        for model in models.values():
-            model.check()
-        return cls(pair.config, **{role: model.model for role, model in models.items()}, pair=pair)
+        return cls(pair.config, **{role: cls._face_of(model) for role, model in pair.models.items()}, pair=pair)
+
+    @classmethod
+    def _face_of(cls, model: Any) -> PreTrainedModel:
+        if isinstance(model, PairAsModel):
+            return cls.of(model.pair)
+        model.check()
+        return cast("PreTrainedModel", model.model)
 
     # ------------------------------------------------------------------ construction
 
@@ -345,8 +351,7 @@ class KadForCausalLM(ComposedGeneration, PreTrainedModel, GenerationMixin):
             if role == "base" and base_input_ids is not None:
                 new = input_ids.shape[1]
                 ids, mask, positions = own_inputs(base_input_ids, base_attention_mask, part, logits_to_keep, new)
-            self._check_padding(role, part, mask)
-            row = run_part(self.parts[role], ids, part, mask, positions, logits_to_keep)
+            row = self._run(role, ids, part, mask, positions, logits_to_keep)
             logits[role] = trim(row, self.config.vocab_size).to(self.base.device)
         if cache is not None:
             cache.read += input_ids.shape[1]
@@ -361,8 +366,22 @@ class KadForCausalLM(ComposedGeneration, PreTrainedModel, GenerationMixin):
 
     def make_cache(self, rule: Rule | None = None) -> KadCache:
         """Empty dynamic caches for the models that `rule` needs. The default is the rule in force."""
-        roles = self._roles(rule or self.rule, None)
-        return KadCache(**{role: new_cache(self.parts[role]) for role in roles})
+        return KadCache(**{role: self.new_cache_of(role) for role in self._roles(rule or self.rule, None)})
+
+    def new_cache_of(self, role: str) -> Cache:
+        """An empty cache of one of its models."""
+        part = self.parts[role]
+        return part.make_cache() if isinstance(part, KadForCausalLM) else new_cache(part)
+
+    def scorers_on(self, cache: KadCache) -> dict[str, Scorer]:
+        """Scorers of the models that work on a cache, by role."""
+        return {role: self._scorer_on(role, part) for role, part in cache.parts.items()}
+
+    def _scorer_on(self, role: str, cache: Any) -> Scorer:
+        part, rows, device = self.parts[role], int(self.config.vocab_size), self.pair.device
+        if isinstance(part, KadForCausalLM):
+            return PairAsModel(part.pair).composed(part.scorers_on(cache), rows, device)
+        return scorer_of(part, cache, rows, device)
 
     def generate(
         self,
@@ -411,6 +430,17 @@ class KadForCausalLM(ComposedGeneration, PreTrainedModel, GenerationMixin):
             raise UsageError(f"Rule {rule} needs the reference model, but this cache was made without it; start anew.")
         return cache
 
+    def _run(
+        self, role: str, ids: Tensor, cache: Any, mask: Tensor | None, positions: Tensor | None, keep: int | Tensor
+    ) -> Tensor:
+        """The logits of one of its models (batch, kept positions, vocab)."""
+        part = self.parts[role]
+        if isinstance(part, KadForCausalLM):
+            read = part(ids, mask, positions, cache, use_cache=cache is not None, logits_to_keep=keep)
+            return without_excluded(read.logits)
+        self._check_padding(role, cache, mask)
+        return run_part(part, ids, cache, mask, positions, keep)
+
     def _check_padding(self, role: str, cache: Any, mask: Tensor | None) -> None:
         """Refuse padding on the left where a model would see it."""
         starts = mask is not None and cache is not None and length_of(cache) == 0
@@ -430,7 +460,8 @@ class KadForCausalLM(ComposedGeneration, PreTrainedModel, GenerationMixin):
         parts = {role: self.parts[role] for role in self._roles(self.rule, None)}
         caches = {role: attempt(part, "cache of this kind", partial(make, part)) for role, part in parts.items()}
         for role, cache in caches.items():
-            Trial.of(parts[role], is_static(cache)).check()
+            if not isinstance(cache, KadCache):  # the models of a pair have been tried
+                Trial.of(parts[role], is_static(cache)).check()
         return KadCache(**caches)
 
     def get_input_embeddings(self) -> Any:
@@ -438,6 +469,10 @@ class KadForCausalLM(ComposedGeneration, PreTrainedModel, GenerationMixin):
 
     def get_output_embeddings(self) -> None:
         """None: log pi is not a linear function of one hidden state."""
+
+
+def _model_of(module: PreTrainedModel) -> TransformersModel | PairAsModel:
+    return PairAsModel(module.pair) if isinstance(module, KadForCausalLM) else TransformersModel(module)
 
 
 def own_inputs(

@@ -9,7 +9,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from transformers import (
-    DynamicCache,
     EosTokenCriteria,
     GenerationConfig,
     LogitsProcessorList,
@@ -19,7 +18,6 @@ from transformers import (
 
 from kad.engines.scorers import OwnPrompt, Restricted
 from kad.engines.transformers.host import CACHE, BaseStreamer, GenerateDecoderOnlyOutput
-from kad.engines.transformers.model import scorer_of
 from kad.engines.transformers.modeling import KadCache, KadForCausalLM
 from kad.errors import UsageError
 from kad.method import defaults
@@ -125,8 +123,7 @@ def speculative(
         capacity = len(ids) + len(own or ())
         scorers |= model.pair.captured_scorers(cache.parts, draft_model, window.sizes, capacity, compile)
     else:
-        for role, part in cache.parts.items():
-            scorers[role] = scorer_of(model.parts[role], part, model.config.vocab_size, model.base.device)
+        scorers |= model.scorers_on(cache)
     if own is not None:
         scorers["base"] = OwnPrompt(scorers["base"], own, length)
     if model.config.foreign_ids:
@@ -253,8 +250,7 @@ def _cache_for(model: KadForCausalLM, draft_model: str, cache: KadCache | None) 
     if draft_model == "reference" and cache.reference is None:
         if cache.get_seq_length() > 0:
             raise UsageError("This cache was filled without the reference model, which is to draft. Give no cache.")
-        assert model.reference is not None
-        cache.reference = DynamicCache(config=model.reference.config)
+        cache.reference = model.new_cache_of("reference")
     return cache
 
 

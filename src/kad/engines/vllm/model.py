@@ -22,8 +22,9 @@ from kad.engines.protocols import Ask, DraftCounts, Emission
 from kad.errors import LogitsError, OptionError, UsageError, missing_extra
 from kad.method.composition import Composition, RuleLike
 from kad.pair.config import KadConfig
-from kad.pair.folder import generation_config, pack, read_config
+from kad.pair.folder import generation_config, pack
 from kad.pair.model_files import load_config, soft_cap_of, tokenizer_of
+from kad.pair.parts import read_config, refuse_pairs
 from kad.pair.sources import Source
 
 _REASONS = {"stop": "stop", "length": "length", "abort": "interrupted"}
@@ -240,6 +241,7 @@ class VllmPair(Pair):
     def __init__(self, config: KadConfig, options: Mapping[str, Any] | None = None) -> None:
         rule, sources = config.parsed_rule, config.model_sources()
         sources["base"].check_here("vLLM")
+        refuse_pairs(sources)
         stored = read_config(config.name_or_path) if config.folder or config.name_or_path else None
         if stored is None or stored.deferral_temperature != config.deferral_temperature:
             # vLLM reads a pair from a folder, and the deferral temperature stands there.

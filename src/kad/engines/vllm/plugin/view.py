@@ -18,6 +18,7 @@ from vllm.transformers_utils.model_arch_config_convertor import ModelArchConfigC
 
 from kad.errors import PairError
 from kad.pair.config import KadConfig
+from kad.pair.parts import refuse_pairs
 from kad.pair.sources import Source
 
 _UNUSABLE_OPTIONS = frozenset({"gguf_file", "subfolder"})
@@ -39,6 +40,7 @@ class PairView(KadConfig):
         """The parts' configurations by role: base, aligned and, if there is one, reference."""
         sources = self.model_sources()
         sources["base"].check_here("vLLM")
+        refuse_pairs(sources)
         return {role: _config_of(part.model, part.revision) for role, part in sources.items()}
 
     def part_texts(self) -> dict[str, PretrainedConfig]:

@@ -167,6 +167,10 @@ class SpeculativeLoop:
                 self._roll_back(start)
                 self._open = (self.policy.open(rows), Origin(rows=self._rows(rows, 0)))
                 return [], []
+            drafts = list(self.policy.known(drafts, rows))
+            if len(drafts) < size:
+                size = len(drafts)
+                self.scorers[self.drafter].rollback(start + size - 1)
             verdict = self.policy.judge(drafts, rows, start, self._settled and self._settled[0])
             self.statistics.count_window(size, verdict.accepted, verdict.chance)
             self.statistics.deferred_mass_sum += sum(verdict.alpha)
@@ -179,7 +183,7 @@ class SpeculativeLoop:
             ]
             self._roll_back(end)
             if verdict.follows is None:
-                position = self.policy.open({role: logits[size:] for role, logits in rows.items()})
+                position = self.policy.open({role: logits[size : size + 1] for role, logits in rows.items()})
                 event: Event = "deferred" if position.rows is None else "bonus"
                 self._open = (position, Origin(event if drafts else None, rows=self._rows(rows, size)))
                 return tokens, list(verdict.chance)

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kad.errors import LogitsError
+from kad.errors import LogitsError, RuleError
 from kad.method.composed import Composed
 from kad.method.composition import Composition, check_shapes, composed, in_order, raise_if_bad, tempered
-from kad.method.distribution import Distribution, Rows, first_max, raised, raised_rows, refuse
+from kad.method.distribution import Distribution, ListedRows, Rows, first_max, raised, raised_rows, refuse
 from kad.method.rules import CascadeRule, ThresholdRule
 from kad.method.verification import Randomness, Target, Verifier, verify_greedy
 
@@ -213,6 +213,24 @@ class Policy(ABC):
             self.records.add(scores[:emitted], log_pi[:emitted])
         return verdict
 
+    def known(self, drafts: Sequence[Draft], rows: RowsByRole) -> Sequence[Draft]:
+        """The drafts that can be judged: those before the first row of which too little of p is known.
+
+        A window that ends there is exact, because its end depends on these drafts alone. Arguments as `judge`.
+
+        Raises:
+            RuleError: there is no such draft.
+        """
+        if not drafts or not isinstance(rows["base"], ListedRows):
+            return drafts
+        models = self._composed(rows, _logits(drafts))
+        if models.lacking is None:
+            return drafts
+        first = int(models.base.logits[:, 0].isnan().nonzero()[0])
+        if first == 0:
+            raise RuleError(models.lacking)
+        return drafts[:first]
+
     def open(self, rows: RowsByRole) -> Open:
         """The position after a window of accepted drafts, from the other models' logits (1, vocab) there."""
         return Open(None if self.defers else rows)
@@ -285,6 +303,10 @@ class Policy(ABC):
         named = rows | ({self.drafter: torch.stack(list(drafted))} if drafted else {})
         for role, logits in named.items():
             refuse(f"the {role} model's logits", logits)
+        if self._p_alone and isinstance(rows.get("base"), ListedRows):
+            base = Distribution.of(rows["base"])
+            if lacking := Composed(self.composition.rule, base, base).lacking:
+                raise RuleError(lacking)
         for i, row in enumerate(drafted):
             refuse("the processed scores of the draft", self._draft_scores(row, length + i))
         if rows and drafted:

@@ -32,6 +32,8 @@ from kad.method.distribution import Distribution, ListedRows
 from kad.method.rules import parse_rule
 from kad.pair.folder import read_config
 from kad.pair.sources import BASE_URL, Source
+from kad.text.batch import generate_all
+from kad.text.prompts import encode
 from kad.tiny.problems import problems
 from remote_servers import FAULTS, answering, completions, faulty
 from server_runs import running
@@ -121,6 +123,17 @@ def test_a_trace_says_what_is_known_of_p(tiny: Any, remote: Any) -> None:
                 assert row.p - 1e-4 <= p[row.token] <= row.p + float(other.nobody) + 1e-4
                 unknown += row.p == 0.0 < p[row.token]
     assert unknown > 0
+
+
+@pytest.mark.parametrize("drafts", [0, 3])
+def test_many_answers_are_asked_for_at_the_same_time(tiny: Any, remote: Any, drafts: int) -> None:
+    prompts = [encode(tiny.tokenizer, question) for question in QUESTIONS[:5]]
+    here, there = (
+        generate_all(pair, tiny.tokenizer, prompts, sampling=GREEDY, batch_size=size, num_draft_tokens=drafts)
+        for pair, size in ((tiny, 1), (remote, 3))
+    )
+    assert [answer.token_ids for answer in there] == [answer.token_ids for answer in here]
+    assert there[0].seconds == there[2].seconds != there[3].seconds
 
 
 # ------------------------------------------------------------------ the certificate

@@ -23,7 +23,7 @@ from kad.errors import MissingExtraError, OptionError, PairError, VocabularyErro
 from kad.pair import folder
 from kad.pair.base_prompt import BasePrompt
 from kad.pair.config import KadConfig
-from kad.pair.folder import read_config
+from kad.pair.parts import read_config
 from kad.pair.sources import Source
 
 PROMPT = "Ann has 5 pens. She buys 8 more. How many pens does she have now?"

@@ -15,7 +15,7 @@ from kad.evaluation.engine import Completion, Engine, SampleRequest
 from kad.evaluation.evaluate import Plan
 from kad.evaluation.methods import Method, parse_method, parse_methods
 from kad.evaluation.run_options import RunOptions
-from kad.pair.folder import read_config
+from kad.pair.parts import read_config
 
 
 class OneAtATimeModel(TransformersModel):

@@ -10,7 +10,7 @@ from kad import tiny
 from kad.errors import UsageError
 from kad.evaluation.engine import Engine, SampleRequest
 from kad.evaluation.methods import parse_method
-from kad.pair.folder import read_config
+from kad.pair.parts import read_config
 from kad.pair.sources import Source
 
 ARGUMENTS = {"enforce_eager": True, "max_model_len": 512, "max_num_seqs": 16}

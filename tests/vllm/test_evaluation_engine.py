@@ -11,7 +11,7 @@ from forks import run_apart
 from kad import tiny
 from kad.evaluation.engine import Engine, SampleRequest
 from kad.evaluation.methods import parse_method
-from kad.pair.folder import read_config
+from kad.pair.parts import read_config
 from kad.pair.sources import Source
 
 METHODS = (

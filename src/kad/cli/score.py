@@ -42,7 +42,8 @@ def command(
 
     scores = perplexity(model, text, part_length=part_length)
     units, who = ("tokens", "words", "bytes"), ("composed", "base", "aligned")
-    perplexities = {name: {unit: scores.of(name, unit) for unit in units} for name in who}
+    known = [name for name in who if getattr(scores, name) is not None]
+    perplexities = {name: {unit: scores.of(name, unit) for unit in units} for name in known}
     if as_json:
         stdio.print_json({**scores.to_dict(), "rule": str(model.composition.rule), "perplexity": perplexities})
         return

@@ -145,8 +145,11 @@ class Engine:
     def batch_size(self, method: Method, limit: int) -> int:
         """How many requests the method takes at once, at most `limit`.
 
-        Texts that accept different numbers of drafts cannot share a cache, and llama.cpp and MLX take one at a time.
+        Texts that accept different numbers of drafts cannot share a cache, and llama.cpp and MLX take one at a time. A
+        server is asked for many at the same time.
         """
+        if self._engines.get("base") == "remote" and "base" in method.needs:
+            return limit
         many = method.speculation is None and set(self._engines.values()) <= {"transformers"}
         return limit if self._whole or many else 1
 

@@ -7,7 +7,7 @@ that is not a distribution becomes NaN.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, cast
 
@@ -32,19 +32,24 @@ class Composed:
         base: rows of p at the deferral temperature, (..., vocab). Their rest, if they have one, is always deferred.
         aligned: rows of q*, the same.
         reference: rows of q, if the rule needs them.
+        lacking: why a row of p is NaN here: only a list of its tokens is known, and the rule needs more. None: no such
+            row.
 
     Raises:
-        RuleError: of the rows of p only a list of tokens is known, and the rule needs more.
+        RuleError: only lists of tokens of p are known, and the rule always needs more.
     """
 
     rule: Rule
     base: Distribution
     aligned: Distribution
     reference: Distribution | None = None
+    lacking: str | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         if self.base.listed is not None:
-            object.__setattr__(self, "base", _completed(self.rule, self.base, self.aligned))
+            base, lacking = _completed(self.rule, self.base, self.aligned)
+            object.__setattr__(self, "base", base)
+            object.__setattr__(self, "lacking", lacking)
 
     def log_pi(self) -> Tensor:
         """log pi (..., vocab), see `kad.compose`."""
@@ -182,27 +187,33 @@ def check_takes_lists(rule: Rule) -> None:
         )
 
 
-def _completed(rule: Rule, base: Distribution, aligned: Distribution) -> Distribution:
+def _completed(rule: Rule, base: Distribution, aligned: Distribution) -> tuple[Distribution, str | None]:
     """Rows of p whose lists hold every token that the rule keeps: no other token can reach the cutoff.
 
     The cutoff itself is that of the whole row. It is made of the normalizer, the largest tokens of p and the row of q*.
+    A row of which no longer list is to be had becomes NaN. It does no harm after a draft that is rejected.
+
+    Returns:
+        The rows, and why one of them is NaN. None if none is.
     """
     check_takes_lists(rule)
+    normalize = Distribution.in_probabilities if base.dense is None else Distribution.of
+    lacking = None
     while base.listed is not None:
-        cutoff = asked(rule, "cutoff", base.logits.shape[:-1], base, aligned)
-        bound = base.listed.bound.squeeze(-1)
+        cutoff, bound = asked(rule, "cutoff", base.logits.shape[:-1], base, aligned), base.listed.bound.squeeze(-1)
         short = (bound >= cutoff) & (bound > -math.inf)  # where every token is listed, every token may be kept
         if not bool(short.any()):
             break
         try:
-            rows = base.listed.lengthened(short)
+            longer: Any = base.listed.with_longer(base.listed.place[short].flatten().tolist())
         except UsageError as error:
-            raise RuleError(
+            longer = math.nan
+            lacking = (
                 f"Rule {rule} may keep a token that the server does not name. {error} Or take a rule that keeps fewer "
                 "tokens, such as dual:threshold=0.4."
-            ) from error
-        base = Distribution.of(rows) if base.dense is not None else Distribution.in_probabilities(rows)
-    return base
+            )
+        base = normalize(base.listed.replaced(short, longer))
+    return base, lacking
 
 
 def asked(rule: Rule, what: str, shape: torch.Size, *models: Any) -> Tensor:

@@ -173,6 +173,8 @@ def raise_if_bad(
     for name, rows in zip(_NAMES, (base, *others), strict=False):
         refuse(name, rows)
     models = composed(composition, base, *others)
+    if models.lacking is not None:
+        raise RuleError(models.lacking)
     if isinstance(models.rule, CascadeRule):
         log_p = models.base.log_probs()
         keep = asked(models.rule, "keep", log_p.shape, log_p, models.aligned.log_probs())

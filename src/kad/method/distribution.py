@@ -89,12 +89,12 @@ class ListedRows(RowsWithRest):
     Attributes:
         bound: (..., 1), the logit that no token outside of the list exceeds. -inf if all tokens are listed.
         place: (..., 1), the index in `longer` for each row.
-        longer: functions that give a row (1, vocab) with a longer list. They raise UsageError if there is none.
+        longer: whom to ask for a longer list, and for which of its rows.
     """
 
     bound: Tensor
     place: Tensor
-    longer: tuple[Callable[[], ListedRows], ...]
+    longer: tuple[tuple[Longer, int], ...]
 
     def changed(self, change: Callable[[Tensor], Tensor]) -> ListedRows:
         rest = change(self.rest)
@@ -113,25 +113,42 @@ class ListedRows(RowsWithRest):
         parts = (self.logits[index], self.rest[index], self.bound[index], self.place[index])
         return ListedRows(*parts, self.longer)
 
-    def lengthened(self, which: Tensor) -> ListedRows:
-        """The same with longer lists in some rows.
-
-        Args:
-            which: (...,), bool: these rows.
+    def with_longer(self, places: Sequence[int]) -> ListedRows:
+        """The rows (n, vocab) at these indices of `longer`, with longer lists. Each origin is asked once for its rows.
 
         Raises:
-            UsageError: there is no longer list.
+            UsageError: there are none.
         """
-        made, longer = self.changed(torch.clone), list(self.longer)
-        place = self.place.clone()
-        for index in map(tuple, which.nonzero().tolist()):
-            row = self.longer[int(place[index])]()
-            made.logits[index], made.rest[index], made.bound[index] = row.logits[0], row.rest[0], row.bound[0]
-            place[index] = len(longer)
-            longer.append(row.longer[int(row.place[0])])
-        return ListedRows(made.logits, made.rest, made.bound, place, tuple(longer))
+        asked: dict[Longer, list[int]] = {}
+        for place in places:
+            asked.setdefault(self.longer[place][0], []).append(place)
+        found: dict[int, ListedRows] = {}
+        for longer, own in asked.items():
+            rows = longer([self.longer[place][1] for place in own])
+            found |= {place: rows[index] for index, place in enumerate(own)}
+        return ListedRows.stacked([found[place] for place in places])
+
+    def replaced(self, which: Tensor, rows: ListedRows | float) -> ListedRows:
+        """The same with other rows in some places.
+
+        Args:
+            which: (...,), bool: these.
+            rows: (n, vocab), the others in their order; or a logit for all entries.
+        """
+        made, place, longer = self.changed(torch.clone), self.place.clone(), self.longer
+        if isinstance(rows, float):
+            made.logits[which], made.rest[which] = rows, rows
+        else:
+            made.logits[which], made.rest[which], made.bound[which] = (
+                part.to(self.dtype) for part in (rows.logits, rows.rest, rows.bound)
+            )
+            place[which] = rows.place + len(longer)
+            longer = longer + rows.longer
+        return ListedRows(made.logits, made.rest, made.bound, place, longer)
 
 
+# Given indices of rows that it has made, it makes them again, (n, vocab), with longer lists. UsageError if it cannot.
+Longer = Callable[[Sequence[int]], ListedRows]
 # The logits of a model, (..., vocab). Only those of p may have a rest.
 Rows = Tensor | RowsWithRest
 AnyRows = TypeVar("AnyRows", bound=Rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -76,7 +77,8 @@ def generate_all(
     """The answers to many prompts.
 
     vLLM takes them all at once. The Transformers engine decodes them in batches. With drafts, and on other engines, one
-    answer follows the other: texts that accept different numbers of drafts cannot share a cache.
+    answer follows the other: texts that accept different numbers of drafts cannot share a cache. A server that runs the
+    base model is asked for a whole batch at the same time, by one thread for each answer.
 
     Args:
         model: a pair of any engine. One model is a pair, too: `Pair.one`.
@@ -122,20 +124,37 @@ def generate_all(
         if batches is not None:
             drawn = [seed for _, seed in some if seed is not None] or None
             answers += _decode_in_step(pair, tokenizer, contexts, batches, config, drawn)
-        elif len(some) > 1:
+        elif len(some) > 1 and not _is_far(pair):
             batch_size = 1
             continue
         else:
-            how = replace(sampling, seed=some[0][1])
-            answers.append(
+            streams = [
                 Stream(
-                    pair, contexts[0], pair.composition, how, num_draft_tokens or 0, drafter=drafter, origins=False,
-                    ends=ends, masks=masks(contexts[0]) if masks else (),
-                ).finish()
-            )  # fmt: skip
+                    pair, context, pair.composition, replace(sampling, seed=seed), num_draft_tokens or 0,
+                    drafter=drafter, origins=False, ends=ends, masks=masks(context) if masks else (),
+                )
+                for context, seed in some
+            ]  # fmt: skip
+            answers += _finished(streams)
         waiting = waiting[len(some) :]
         progress(len(some))
     return answers
+
+
+def _is_far(pair: Pair) -> bool:
+    """Whether the base model is on a server, so that most of the time is spent waiting."""
+    return "base" in pair.models and pair.models["base"].facts.gives_lists
+
+
+def _finished(streams: Sequence[Stream]) -> list[Answer]:
+    """The answers of streams that run at the same time. Each has its share of the time."""
+    if len(streams) == 1:
+        return [streams[0].finish()]
+    started = time.perf_counter()
+    with ThreadPoolExecutor(len(streams), "kad-answers") as threads:
+        answers = list(threads.map(Stream.finish, streams))
+    share = (time.perf_counter() - started) / len(answers)
+    return [replace(answer, seconds=share) for answer in answers]
 
 
 def _in_step(pair: Pair, contexts: list[Context], pad: int) -> dict[str, Batch] | None:

@@ -23,6 +23,7 @@ from kad.words import counted
 
 if TYPE_CHECKING:
     from kad.engines.load import Loaded
+    from kad.engines.pair import Pair
     from kad.method.composition import Composition
     from kad.method.distribution import Rows
     from kad.method.scorer import Scorer
@@ -52,7 +53,8 @@ class Score:
 
     Attributes:
         token_ids: the tokens.
-        log_pi, log_p, log_aligned: log-probabilities under the composed, the base and the aligned model.
+        log_pi, log_p, log_aligned: log-probabilities under the composed, the base and the aligned model. log_p is
+            -10,000 where p is in no list of the server that runs the base model, and not known.
         base_share: which part of pi came from the base model; None for product rules.
         deferred_mass: alpha, the mass that the base model hands over at this position; None for product rules.
         acceptance: beta = sum_v min(pi_v, q*_v), the probability that a draft from q* is accepted here.
@@ -192,7 +194,8 @@ class Perplexity:
         tokens: of the text.
         words: of the text, as lm-eval counts them: what stands between white space.
         bytes: of the text in UTF-8.
-        composed, base, aligned: the log-probability of the text, in nats.
+        composed, base, aligned: the log-probability of the text, in nats. None of a base model on a server, which names
+            the most probable tokens alone.
         deferred_mass: the mean of alpha over the tokens. None for product rules.
         acceptance: the mean of beta over the tokens.
     """
@@ -201,7 +204,7 @@ class Perplexity:
     words: int
     bytes: int
     composed: float
-    base: float
+    base: float | None
     aligned: float
     deferred_mass: float | None
     acceptance: float
@@ -212,7 +215,12 @@ class Perplexity:
         Args:
             who: "composed", "base" or "aligned".
             unit: "tokens", "words" or "bytes".
+
+        Raises:
+            UsageError: it is not known.
         """
+        if getattr(self, who) is None:
+            raise UsageError("The base model is on a server, which names its most probable tokens alone.")
         exponent: float = -getattr(self, who) / getattr(self, unit)
         return math.exp(exponent) if exponent < 700 else math.inf
 
@@ -271,11 +279,15 @@ def perplexity(
         words=len(written.split()) or 1,
         bytes=len(written.encode()),
         composed=total("log_pi"),
-        base=total("log_p"),
+        base=None if _gives_lists(pair) else total("log_p"),
         aligned=total("log_aligned"),
         deferred_mass=None if scores[0].deferred_mass is None else total("deferred_mass") / len(ids),
         acceptance=total("acceptance") / len(ids),
     )
+
+
+def _gives_lists(pair: Pair) -> bool:
+    return "base" in pair.models and pair.models["base"].facts.gives_lists
 
 
 def _parts(ids: Sequence[int], size: int) -> Iterator[tuple[Sequence[int], Sequence[int]]]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from typing import cast
 
 import torch
@@ -61,14 +61,13 @@ class NeverKept:
             most = torch.minimum(rows.rest, bound + missing.log())
             known = moved.logits[:, self.end : (self.end or 0) + 1]
             bound = torch.where(most > known + _LITTLE, bound.maximum(torch.logaddexp(known, most)), bound)
-        longer = tuple(
-            partial(self._longer, rows.longer[int(place)], answer)
-            for place, answer in zip(rows.place, answers or [()] * len(rows.place), strict=True)
-        )
-        return ListedRows(moved.logits, moved.rest, bound, torch.arange(len(longer)).unsqueeze(-1), longer)
 
-    def _longer(self, row: Callable[[], ListedRows], answer: Sequence[int]) -> ListedRows:
-        return cast("ListedRows", self.move(row(), [answer]))
+        def again(indices: Sequence[int]) -> ListedRows:
+            longer = rows.with_longer([int(rows.place[index]) for index in indices])
+            return cast("ListedRows", self.move(longer, [answers[index] for index in indices] if answers else ()))
+
+        places = torch.arange(len(rows.place)).unsqueeze(-1)
+        return ListedRows(moved.logits, moved.rest, bound, places, tuple((again, at) for at in range(len(places))))
 
 
 def foreign_tokens(ids: Sequence[int], vocab_size: int, device: torch.device | str = "cpu") -> Tensor:

@@ -51,8 +51,9 @@ class Position:
         divergence: KL(p || q*) in nats. None if it is infinite.
         overlap: sum_v min(p_v, q*_v). The acceptance if the whole of p were kept.
         nobody: the mass of p that belongs to no token here, and is deferred. There p begins to end its answer in its
-            prompt's form, may not end it, or was not followed to one of q*'s tokens. Every p is a lower bound then: it
-            can be larger, by at most this. `entropy`, `divergence` and `overlap` are sums over the tokens.
+            prompt's form, may not end it, or was not followed to one of q*'s tokens; or it is on a server, which names
+            its most probable tokens alone. Every p is a lower bound then: it can be larger, by at most this. `entropy`,
+            `divergence` and `overlap` are sums over the tokens.
         leaves: where a part of the pair is a pair: which part of pi came from each model, by its path, such as
             "aligned.base". They sum to one. A product of models is one leaf. None without such a part, or shares.
     """

@@ -120,6 +120,8 @@ def record(
         k = float(keep[row, token]) if keep is not None else None
         base_share = _base_share(p[row, token], q[row, token], k, alpha[row] if alpha is not None else None)
         candidates, floor = _candidates(p[row], q[row], pi[row])
+        if base.listed is not None:  # a token outside of the list may have as much
+            floor = max(floor, _short(base.listed.bound[row].exp().clamp(max=1.0)))
         positions.append(
             Position(
                 token=token,

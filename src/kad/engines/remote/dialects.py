@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kad.engines.remote.client import Client, Refused
-from kad.errors import PairError, ServerError, UsageError, VocabularyError
+from kad.errors import PairError, ServerError, VocabularyError
 from kad.words import shown
 
 # (token, log-probability), the most probable first.
@@ -115,18 +115,19 @@ class LlamaServer(Dialect):
     longer = "give a server that names more tokens"
 
     def _ask(self, prompts: Sequence[Sequence[int]], count: int, limit: int) -> Any:
-        # It may have one place for a text only. One after the other, each reads on where the one before has ended.
-        return [
-            self.client.ask(
-                "/../completion",
-                {"prompt": prompt, "n_predict": 1, "n_probs": count, "temperature": 0, "cache_prompt": True},
-                limit=limit,
-            )
-            for prompt in prompts
-        ]
+        body = {
+            "prompt": prompts,
+            "n_predict": 1,
+            "n_probs": count,
+            "temperature": 0,
+            "cache_prompt": True,
+            "response_fields": ["completion_probabilities"],
+        }
+        return self.client.ask("/../completion", body, limit=limit)
 
     def _read(self, answer: Any) -> list[List]:
-        tops = [one["completion_probabilities"][0]["top_logprobs"] for one in answer]
+        several = answer if isinstance(answer, list) else [answer]  # in the order of the prompts
+        tops = [one["completion_probabilities"][0]["top_logprobs"] for one in several]
         return [[(int(entry["id"]), float(entry["logprob"])) for entry in top] for top in tops]
 
     def tokens_of(self, text: str) -> list[int] | None:
@@ -163,8 +164,7 @@ def find(client: Client, served: str | None) -> Dialect:
     dialect: Dialect = LlamaServer(client, name) if owner == "llamacpp" else Completions(client, name)
     if owner == "llamacpp":
         meta = entry.get("meta") or {}
-        dialect.parameters = _number(meta.get("n_params"))
-        dialect.context_length = _number(_property(client, "default_generation_settings", "n_ctx"))
+        dialect.parameters, dialect.context_length = _number(meta.get("n_params")), _number(meta.get("n_ctx"))
     else:
         dialect.context_length = _number(entry.get("max_model_len"))
     return dialect
@@ -222,16 +222,6 @@ def _tokens(client: Client, body: dict[str, Any]) -> list[int] | None:
     except (Refused, LookupError, TypeError):
         return None
     return list(found) if isinstance(found, list) else None
-
-
-def _property(client: Client, *names: str) -> Any:
-    try:
-        found = client.ask("/../props")
-        for name in names:
-            found = found[name]
-    except (Refused, UsageError, LookupError, TypeError):
-        return None
-    return found
 
 
 def _is_list(found: List) -> bool:

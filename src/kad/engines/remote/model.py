@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -93,7 +93,9 @@ class RemoteModel(OneAtATime):
             try:
                 found += self.dialect.lists(prompts[start : start + _AT_ONCE], min(count, self._most))
             except Refused as refusal:
-                raise ServerError(f"The base model's server {self.client.host} refuses: {refusal}.") from refusal
+                error = _TooLong(f"The base model's server {self.client.host} refuses: {refusal}.")
+                error.refusal = refusal
+                raise error from refusal
         beyond = next((token for one in found for token, _ in one if token >= self.vocab_size), None)
         if beyond is not None:
             raise ServerError(
@@ -102,28 +104,35 @@ class RemoteModel(OneAtATime):
             )
         return found
 
-    def longer(self, prompt: Sequence[int], known: List) -> List:
-        """A list after a prompt that is twice as long as the known one, or as long as the server gives them.
+    def longer(self, prompts: Sequence[Sequence[int]], known: Sequence[List]) -> list[List]:
+        """Lists after some prompts that are twice as long as the known ones, or as long as the server gives them.
 
         Raises:
-            UsageError: it gives none that is longer.
+            UsageError: it gives none that are longer.
             ServerError: see `lists`.
         """
-        while len(known) < self._most:
-            count = min(2 * len(known), self._most)
+        length = min(map(len, known))
+        while length < self._most:
+            count = min(2 * length, self._most)
             try:
-                (found,) = self.dialect.lists([prompt], count)
-            except Refused as refusal:
-                self._most = largest(refusal, count) or len(known)
+                found = self.lists(prompts, count)
+            except _TooLong as refused:
+                self._most = largest(refused.refusal, count) or length
                 continue
-            if len(found) > len(known):
+            if min(map(len, found)) > length:
                 return found
-            self._most = len(known)
-        mass = math.fsum(math.exp(value) for _, value in known)
+            self._most = length
+        least = min(math.fsum(math.exp(value) for _, value in one) for one in known)
         raise UsageError(
-            f"After {counted(len(prompt), 'token')} its longest list, of {counted(len(known), 'token')}, has "
-            f"{mass:.1%} of p. To have more, {self.dialect.longer}."
+            f"After {counted(len(prompts[0]), 'token')} its longest list, of {counted(length, 'token')}, has "
+            f"{least:.1%} of p. To have more, {self.dialect.longer}."
         )
+
+
+class _TooLong(ServerError):
+    """The server refuses; perhaps the list that it is asked for is too long."""
+
+    refusal: Refused
 
 
 class RemoteScorer:
@@ -149,8 +158,7 @@ class RemoteScorer:
         prompts = [text[:end] for end in range(len(text) - keep + 1, len(text) + 1)]
         lists = self._model.lists(prompts, LISTED)
         self._ids = text
-        after = [_After(self._model, self._vocab, *both) for both in zip(prompts, lists, strict=True)]
-        return ListedRows.stacked([one.rows[0] for one in after]).changed(lambda part: part.to(self._device))
+        return _Window(self._model, self._vocab, prompts, lists).rows.changed(lambda part: part.to(self._device))
 
     def rollback(self, length: int) -> None:
         del self._ids[length:]
@@ -160,32 +168,46 @@ class RemoteScorer:
 
 
 @dataclass(frozen=True, eq=False)
-class _After:
-    """What is known of p after one text. A longer list is asked for once."""
+class _Window:
+    """What is known of p after some texts. Longer lists are asked for once.
+
+    Attributes:
+        model: the model.
+        vocab: the entries of a row.
+        texts: the texts.
+        lists: the list after each of them.
+    """
 
     model: RemoteModel
     vocab: int
-    text: Sequence[int]
-    known: List
+    texts: Sequence[Sequence[int]]
+    lists: Sequence[List]
+    _longer: dict[int, ListedRows] = field(default_factory=dict)
 
-    @cached_property
+    @property
     def rows(self) -> ListedRows:
-        """One row (1, vocab)."""
-        logits = torch.full((1, self.vocab), EXCLUDED)
-        here = [(token, value) for token, value in self.known if token < self.vocab]
-        if here:
-            logits[0, [token for token, _ in here]] = torch.tensor([value for _, value in here])
-        # An id past the shared ones stands for no token: what it has stays in the rest.
-        left = 1.0 - math.fsum(math.exp(value) for _, value in here)
-        outside = left + _ROUNDING - math.fsum(math.exp(value) for token, value in self.known if token >= self.vocab)
-        every = len(self.known) >= self.model.vocab_size
-        bound = -math.inf if every else min(self.known[-1][1], math.log(max(outside, _ROUNDING)))
-        rest = torch.tensor([[math.log(max(left, _LEAST_REST))]])
-        return ListedRows(logits, rest, torch.tensor([[bound]]), torch.zeros(1, 1, dtype=torch.long), (self._longer,))
+        """(texts, vocab)."""
+        logits = torch.full((len(self.lists), self.vocab), EXCLUDED)
+        rest, bound = torch.empty(len(self.lists), 1), torch.empty(len(self.lists), 1)
+        for at, known in enumerate(self.lists):
+            here = [(token, value) for token, value in known if token < self.vocab]
+            if here:
+                logits[at, [token for token, _ in here]] = torch.tensor([value for _, value in here])
+            # An id past the shared ones stands for no token: what it has stays in the rest.
+            left = 1.0 - math.fsum(math.exp(value) for _, value in here)
+            outside = 1.0 - math.fsum(math.exp(value) for _, value in known) + _ROUNDING
+            every = len(known) >= self.model.vocab_size
+            bound[at] = -math.inf if every else min(known[-1][1], math.log(max(outside, _ROUNDING)))
+            rest[at] = math.log(max(left, _LEAST_REST))
+        places = torch.arange(len(self.lists)).unsqueeze(-1)
+        return ListedRows(logits, rest, bound, places, tuple((self.longer, at) for at in range(len(places))))
 
-    def _longer(self) -> ListedRows:
-        return self._next.rows
-
-    @cached_property
-    def _next(self) -> _After:
-        return _After(self.model, self.vocab, self.text, self.model.longer(self.text, self.known))
+    def longer(self, indices: Sequence[int]) -> ListedRows:
+        """Some of the rows again, (n, vocab), with longer lists."""
+        new = [index for index in indices if index not in self._longer]
+        if new:
+            texts = [self.texts[index] for index in new]
+            lists = self.model.longer(texts, [self.lists[index] for index in new])
+            rows = _Window(self.model, self.vocab, texts, lists).rows
+            self._longer.update({index: rows[at] for at, index in enumerate(new)})
+        return ListedRows.stacked([self._longer[index] for index in indices])

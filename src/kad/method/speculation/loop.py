@@ -193,6 +193,10 @@ class SpeculativeLoop:
                 self._roll_back(start)
                 self._open = (self.policy.open(rows), Origin(rows=self._rows(rows, 0)))
                 return [], []
+            drafts = list(self.policy.known(drafts, rows))
+            if len(drafts) < size:
+                size = len(drafts)
+                self.scorers[self.drafter].rollback(start + size - 1)
             verdict = self.policy.judge(drafts, rows, start, self._settled and self._settled[0])
             self.statistics.count_window(size, verdict.accepted, verdict.chance)
             self.statistics.deferred_mass_sum += sum(verdict.alpha)

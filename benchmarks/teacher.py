@@ -22,6 +22,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from kad.evaluation.results.intervals import wilson
 from kad.tiny.measure import attempt
 
 BATCH = 16
-POINTS = (30, 60, 120)
+POINTS = (10, 20, 40, 80)
 SERVER = ("--enforce-eager", "--dtype", "float32", "--max-model-len", "512", "--seed", "0")
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -75,7 +76,8 @@ def teacher() -> Iterator[str]:
             server.wait()
 
 
-def answers(address: str, rule: str | None, problems: Sequence[tiny.Problem]) -> list[str]:
+@lru_cache
+def answers(address: str, rule: str | None, problems: tuple[tiny.Problem, ...]) -> list[str]:
     """What the pair answers, greedily, under a rule."""
 
     def ask(problem: tiny.Problem) -> str:
@@ -114,7 +116,7 @@ class _Curve(TrainerCallback):
 
 
 def learn(
-    way: str, seed: int, problems: Sequence[tiny.Problem], held_out: Sequence[tiny.Problem], address: str
+    way: str, seed: int, problems: tuple[tiny.Problem, ...], held_out: Sequence[tiny.Problem], address: str
 ) -> dict[str, Any]:
     """One student: what it solves by steps, and how long it took."""
     trainer_class, rule = WAYS[way]
@@ -174,7 +176,7 @@ def summary(result: Mapping[str, Any]) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--problems", type=int, default=150, help="held-out problems that are solved at each point")
+    parser.add_argument("--problems", type=int, default=100, help="held-out problems that are solved at each point")
     parser.add_argument("--again", action="store_true", help="measure anew what stands in the result already")
     asked = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -183,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     stored = json.loads(path.read_text()) if path.exists() and not asked.again else {}
     result = stored if stored.get("settings") == settings else {"settings": settings, "alone": {}, "students": {}}
     result.pop("machine", None)
-    training = tiny.problems("train", POINTS[-1] * BATCH, seed=1)
+    training = tuple(tiny.problems("train", POINTS[-1] * BATCH, seed=1))
     held_out = tiny.problems("held-out", asked.problems)
 
     def keep() -> None:

@@ -9,7 +9,15 @@ from typing import Any
 
 import pytest
 from models import TOKENS, write_pair
-from transformers import Cohere2Config, Lfm2Config, LlamaConfig, MistralConfig, Phi3Config
+from transformers import (
+    Cohere2Config,
+    Gemma3Config,
+    Gemma3TextConfig,
+    Lfm2Config,
+    LlamaConfig,
+    MistralConfig,
+    Phi3Config,
+)
 from vllm.engine.arg_utils import EngineArgs
 from vllm.exceptions import VLLMValidationError
 from vllm.triton_utils import HAS_TRITON
@@ -69,6 +77,21 @@ def test_recurrent_parts(tmp_path: Path) -> None:
         config.save_pretrained(tmp_path / role)
     with pytest.raises(ValueError, match=r"the aligned model \(lfm2\) has recurrent layers.*with Transformers"):
         configure(write_pair(tmp_path / "pair"))
+
+
+def test_a_language_model_inside_one_for_pictures(random_pair: Path) -> None:
+    """One sentence, and not what vLLM says where it lacks the packages for pictures."""
+    whole = Gemma3Config(architectures=["Gemma3ForConditionalGeneration"], text_config={"vocab_size": TOKENS})
+    alone = Gemma3TextConfig(architectures=["Gemma3ForCausalLM"], vocab_size=TOKENS)
+    pairs = {}
+    for name, config in {"pictures": whole, "words": alone}.items():
+        config.save_pretrained(random_pair.parent / name)
+        base = {"model": f"../{name}", "kwargs": {"dtype": "float32"}}
+        pairs[name] = write_pair(random_pair.parent / f"of-{name}", base=base)
+    with pytest.raises(ValueError, match=r"base model \(gemma3\) is a language model inside one for") as refused:
+        configure(pairs["pictures"])
+    assert "failed to be inspected" not in str(refused.value)
+    configure(pairs["words"])
 
 
 @pytest.mark.parametrize(

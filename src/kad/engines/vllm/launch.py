@@ -48,7 +48,7 @@ def main() -> None:
             vllm_main()
         finally:
             if teacher is not None and teacher.problem:
-                logger.error(teacher.problem)
+                sys.stderr.write(f"error: {teacher.problem}\n")
                 sys.exit(2)
 
 
@@ -70,7 +70,8 @@ class _Teacher:
             if self.problem:
                 os.kill(os.getpid(), signal.SIGINT)
             else:
-                logger.info("A teacher at %s: its prompt_logprobs are log pi.", server.address)
+                # Not to vLLM's log: TRL turns that off for all that it starts.
+                sys.stderr.write(f"A teacher at {server.address}: its prompt_logprobs are log pi.\n")
 
         threading.Thread(target=check, name="kad-teacher", daemon=True).start()
 

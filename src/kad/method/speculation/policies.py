@@ -203,16 +203,14 @@ class Policy(ABC):
         first = [] if settled is None else [settled.flag, settled.token]
         (stand,), (then,), chosen, chances, masses, *others = read(accepted, token, tokens, chance, alpha, *first)
         count, reached = int(stand), min(int(stand) + 1, window)
-        is_open = then == base.shape[-1]
+        is_open, bonus = then == base.shape[-1], {role: logits[window : window + 1] for role, logits in rows.items()}
         verdict = Verdict(
             settled=None if settled is None else settled.checked(*(number for (number,) in others)),
             drafts=[int(x) for x in chosen],
             accepted=count,
             token=token,
             follows=None if is_open else int(then),
-            open=self.open({role: logits[window : window + 1] for role, logits in rows.items()}, target)
-            if is_open
-            else None,
+            open=self.open(bonus, target) if is_open else None,
             chance=chances[:reached],
             alpha=masses[:reached],
         )

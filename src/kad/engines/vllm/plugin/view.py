@@ -199,7 +199,10 @@ def _reasons(vllm_config: VllmConfig) -> Iterator[str]:
             "serve it with kad serve --engine transformers, or pack it again without --base-prompt."
         )
     yield from _indivisible_heads(model.hf_config, parallel.tensor_parallel_size)
-    yield from _recurrent_parts(model)
+    wrapped = list(_wrapped_parts(model))
+    yield from wrapped
+    if not wrapped:  # what is wrapped may need packages to be looked at
+        yield from _recurrent_parts(model)
     yield from _shorter_parts(model)
     if model.runner_type != "generate":
         yield f"a pair generates; --runner {model.runner_type} needs a model with one hidden state."
@@ -233,6 +236,16 @@ def _indivisible_heads(view: PairView, ranks: int) -> Iterator[str]:
             yield (
                 f"the {role} model has {config.num_attention_heads} attention heads, which {ranks} ranks cannot share "
                 "evenly; choose a --tensor-parallel-size that divides the heads of every part."
+            )
+
+
+def _wrapped_parts(pair: ModelConfig) -> Iterator[str]:
+    """Parts that are more than a language model: their configuration has the language model's inside."""
+    for role, config in pair.hf_config.part_configs().items():
+        if get_hf_text_config(config) is not config:
+            yield (
+                f"the {role} model ({config.model_type}) is a language model inside one for pictures or sound, and "
+                "vLLM would run the whole of it; run the pair with Transformers, or name a language model alone."
             )
 
 

@@ -5,8 +5,8 @@
 
 Every way answers every question, in another order each time, and is timed by the processor's clock of one thread, so it
 means something on a machine that is not idle. The first pass of each model, which reads its prompt, is left out.
-`each token` is plain decoding that runs q* at every token. Beside the times stand the forward passes of each model for a
-token, which no noise changes. The texts of all ways are compared.
+`each token` is plain decoding that runs q* at every token. Beside the times stand the forward passes of each model for
+a token, which no noise changes. The texts of all ways are compared.
 """
 
 from __future__ import annotations

@@ -388,8 +388,8 @@ class GreedyPolicy(Policy):
         if position.target is None or position.rows is None:
             return super().settle(position, logits, length)
         check_shapes(position.rows["base"], logits.unsqueeze(0))
-        target, pi = position.target, self._weigh(self._draft_scores(logits, length))
-        pi = target.alpha[-1] * pi
+        target = position.target
+        pi = target.alpha[-1:] * self._weigh(self._draft_scores(logits, length))
         if target.tokens is None:
             pi = pi + target.kept[-1]
         else:

@@ -21,8 +21,8 @@ from typer.testing import CliRunner
 import kad
 from conftest import make_tokenizer
 from kad.cli.chat import Chat, stoppable
-from kad.cli.wrapping import Wrapper
 from kad.cli.main import app
+from kad.cli.wrapping import Wrapper
 from kad.errors import RuleError, UsageError
 from kad.text.conversation import Conversation
 from kad.text.sampling import Sampling

@@ -36,7 +36,8 @@ def test_json_is_one_object_with_answers_origins_and_accuracies(printed):
     assert found["rule"] == "dual:threshold=0.4"
     assert set(found["accuracy"]) == {demo.BASE, demo.ALIGNED, demo.COMPOSED, demo.BOUND}
     assert all(share * 4 == round(share * 4) for share in found["accuracy"].values())
-    assert [shown["question"] for shown in found["questions"]] == [p.question for p in tiny.problems("held-out", 3)]
+    held_out = tiny.problems("held-out", 100)
+    assert [shown["question"] for shown in found["questions"]] == [held_out[n].question for n in demo.SHOWN]
     for shown in found["questions"]:
         assert set(shown["answers"]) == {demo.BASE, demo.ALIGNED, demo.COMPOSED}
         composed = shown["answers"][demo.COMPOSED]
@@ -46,10 +47,27 @@ def test_json_is_one_object_with_answers_origins_and_accuracies(printed):
     assert found["tokens_per_second"] > 0
 
 
+def test_each_shown_problem_shows_what_kad_is_for(printed):
+    """The base model is right, without the box; the aligned one is wrong, in it; together they are right, in it."""
+    for shown in json.loads(printed[1])["questions"]:
+        base, aligned, composed = (shown["answers"][name] for name in (demo.BASE, demo.ALIGNED, demo.COMPOSED))
+        assert f"answer is {shown['answer']}." in base["text"]
+        assert base["problem"] == "no boxed answer"
+        assert aligned["problem"] == "wrong"
+        assert composed["problem"] is None
+        token, share = composed["pieces"][composed["deciding"]]
+        assert share > 0.99
+        assert not aligned["text"].startswith(
+            "".join(text for text, _ in composed["pieces"][: composed["deciding"] + 1])
+        )
+        assert token.strip()
+    assert printed[0].count("✓ right") == 3
+
+
 def test_page_shows_three_problems_the_accuracies_and_what_to_try_next(printed):
     page = printed[0]
-    for problem in tiny.problems("held-out", 3):
-        assert problem.question.split(".")[0] in page
+    for number in demo.SHOWN:
+        assert tiny.problems("held-out", 100)[number].question.split(".")[0] in page
     assert "4 held-out problems, greedy" in page
     for name in (demo.BASE, demo.ALIGNED, demo.COMPOSED, demo.BOUND):
         assert name in page
@@ -64,19 +82,22 @@ def test_composed_tokens_are_colored_by_who_decided_them():
     styles = [str(span.style) for span in text.spans]
     assert styles[:2] == [f"{demo._STYLES[demo.ALIGNED]} underline", demo._STYLES[demo.BASE]]
     assert "underline" not in styles[2]
+    decided = demo._cell(demo.COMPOSED, demo.Reply("", None, True, pieces=pieces, deciding=1))
+    assert [decided.plain[span.start : span.end] for span in decided.spans if span.style == demo._DECIDING] == ["37"]
 
 
 def test_the_answers_are_those_of_kad_generate(printed):
     for shown in json.loads(printed[1])["questions"]:
-        done = CliRunner().invoke(app, ["generate", shown["question"], "--pair", "tiny"])
-        assert done.stdout.strip() == shown["answers"][demo.COMPOSED]["text"]
+        for name, rule in ((demo.COMPOSED, "dual:0.4"), (demo.BASE, "base_only"), (demo.ALIGNED, "aligned_only")):
+            done = CliRunner().invoke(app, ["generate", shown["question"], "--pair", "tiny", "--rule", rule])
+            assert done.stdout.strip() == shown["answers"][name]["text"]
 
 
 def test_origins_follow_the_deferral_temperature():
     """What the demo says of an answer is what its trace says."""
     pair = kad.KadForCausalLM.from_pretrained("tiny", deferral_temperature=3.0, dtype="float32")
     question = tiny.problems("held-out", 1)[0].question
-    subject = demo.Subject(pair, "", [(question, "277")], "problems", 1, demo.lacks_box, 112, "")
+    subject = demo.Subject(pair, "", (), [(question, "277")], "problems", demo.lacks_box, 112, "")
     [reply] = demo._replies(subject, demo.COMPOSED, subject.questions)
     written = kad.generate(pair, question, sampling=kad.Sampling(max_new_tokens=112, temperature=0))
     assert written.text.strip() == reply.text

@@ -24,11 +24,14 @@ from kad.tracing.terminal import colored
 
 if TYPE_CHECKING:
     from kad.engines.load import Loaded
+    from kad.text.answer import Answer
 
 EXAMPLES = ("kad demo", "kad demo --problems 200", "kad demo --real", "kad demo --json")
 
 BASE, ALIGNED, COMPOSED, BOUND = "base alone", "aligned alone", "composed", "big aligned (upper bound)"
 _STYLES = {BASE: palette.color(1.0), ALIGNED: palette.color(0.0), COMPOSED: "bold", BOUND: "dim"}
+# A token of the aligned model is underlined already.
+_DECIDING = "bold reverse"
 _AT_ONCE = 16
 _NEXT = (
     ("kad demo --real", "the same with two real models"),
@@ -37,6 +40,8 @@ _NEXT = (
     ("kad sweep --help", "the same comparison over a rule's parameter"),
     ("kad generate --help", "the same with your own base and aligned model"),
 )
+SHOWN = (20, 44, 87)
+"""Held-out problems where all of it is seen: p is right and forgets the box, q* fills it with a wrong number."""
 FACTS = (
     ("What is the capital of Australia?", "Canberra"),
     ("What is the capital of Ecuador?", "Quito"),
@@ -57,9 +62,9 @@ class Subject:
 
     Attributes:
         about: its models, in words.
-        questions: each with the accepted answer.
+        shown: questions whose answers are printed, each with the accepted answer.
+        questions: those that are counted.
         kind: a name for such questions.
-        examples: how many of the first answers are printed. All are counted.
         problem: what is wrong with a text, from the text and the accepted answer. None if it is right.
         closing: a last sentence.
         form: a name for the form that is wanted.
@@ -69,9 +74,9 @@ class Subject:
 
     pair: Loaded
     about: str
+    shown: Sequence[tuple[str, str]]
     questions: Sequence[tuple[str, str]]
     kind: str
-    examples: int
     problem: Callable[[str, str], str | None]
     max_new_tokens: int
     closing: str
@@ -97,6 +102,7 @@ class Reply:
         problem: what is wrong with it. None if it is right.
         behaves: whether it has the form that is wanted.
         pieces: the parts of a composed text, each with the share of the base model.
+        deciding: the piece of the token where the base model most clearly overruled the aligned one.
     """
 
     text: str
@@ -105,6 +111,7 @@ class Reply:
     tokens: int = 0
     seconds: float = 0.0
     pieces: Sequence[tuple[str, float]] = ()
+    deciding: int | None = None
 
 
 def command(
@@ -120,7 +127,7 @@ def command(
     """See alignment at work on the embedded tiny pair, or on a real one.
 
     The big base model calculates well but does not keep the asked form. The small aligned model keeps the form but
-    calculates badly. The demo shows three problems side by side, then the accuracy on held-out problems.
+    calculates badly. The demo shows three problems where this is seen, then the accuracy on held-out problems.
     """
     if real and problems is not None:
         raise UsageError("--real asks ten questions of its own. Leave out --problems.")
@@ -129,10 +136,11 @@ def command(
     started = time.perf_counter()
     stdio.quiet_transformers()
     subject = _real_pair(messages) if real else _embedded_pair(problems or 50, messages)
-    replies = ask(subject, console, messages)
+    by_question = ask(subject, console, messages)
+    replies = {name: [known[question] for question in subject.questions] for name, known in by_question.items()}
     seconds = time.perf_counter() - started
     if as_json:
-        stdio.write(json.dumps(_as_dict(subject, replies, seconds)) + "\n")
+        stdio.write(json.dumps(_as_dict(subject, by_question, replies, seconds)) + "\n")
         return
     console.print(_accuracies(subject, replies))
     console.print(
@@ -160,13 +168,14 @@ def _embedded_pair(count: int, messages: Console) -> Subject:
         torch.set_num_threads(1)
         pair = kad.load("tiny")
         bound = Pair.one(load_one(Source.parse("tiny:big-aligned"), "transformers"))
+    problems = tiny.problems("held-out", max(count, *SHOWN) + 1)
     size = sum((tiny.path(name) / "model.safetensors").stat().st_size for name in tiny.MODELS) / 1e6
     return Subject(
         pair=pair,
         about="A big base model and a small aligned one",
-        questions=[(problem.question, str(problem.answer)) for problem in tiny.problems("held-out", count)],
+        shown=[(problems[number].question, str(problems[number].answer)) for number in SHOWN],
+        questions=[(problem.question, str(problem.answer)) for problem in problems[:count]],
         kind="held-out problems",
-        examples=3,
         problem=lacks_box,
         max_new_tokens=MAX_NEW_TOKENS,
         closing=f"The four models take {size:.1f} MB, and know such problems and nothing else.",
@@ -190,9 +199,9 @@ def _real_pair(messages: Console) -> Subject:
     return Subject(
         pair=pair,
         about="Gemma 3 270M (base) and SmolLM2-135M-Instruct (aligned), with a tokenizer and a prompt each",
+        shown=FACTS,
         questions=FACTS,
         kind="questions",
-        examples=len(FACTS),
         problem=lacks_fact,
         max_new_tokens=64,
         closing="More questions, with intervals: docs/real-pair.md.",
@@ -216,31 +225,34 @@ def lacks_fact(text: str, accepted: str) -> str | None:
     return None if any(contains(text, answer) for answer in accepted.split("|")) else "wrong"
 
 
-def ask(subject: Subject, console: Console, messages: Console) -> dict[str, list[Reply]]:
-    """The replies of every model to every question. The first ones are printed as they come."""
+def ask(subject: Subject, console: Console, messages: Console) -> dict[str, dict[tuple[str, str], Reply]]:
+    """The replies of every model, by question. Those that are shown are printed as they come."""
     console.print(Text.assemble(f"\n{subject.about}, composed by ", (str(subject.pair.rule), "bold"), "."))
     legend = colored([("base model", 1.0)]), " and by the ", colored([("aligned model", 0.0)])
-    console.print(Text.assemble("Tokens decided by the ", *legend, ".\n"))
-    replies: dict[str, list[Reply]] = {name: [] for name in subject.models}
-    first = subject.questions[: subject.examples]
-    for number, question in enumerate(first, 1):
-        with messages.status(f"Question {number} of {len(first)} ..."):
-            three = {name: _replies(subject, name, [question])[0] for name in (BASE, ALIGNED, COMPOSED)}
+    sign = "Like ", ("this", _DECIDING), ": the base model is sure, and the aligned one would write something else."
+    console.print(Text.assemble("Tokens decided by the ", *legend, ". ", *sign, "\n"))
+    if subject.shown != subject.questions:
+        console.print("These problems were chosen because they show it. What is counted below was not chosen.\n")
+    replies: dict[str, dict[tuple[str, str], Reply]] = {name: {} for name in subject.models}
+    for number, question in enumerate(subject.shown, 1):
+        with messages.status(f"Question {number} of {len(subject.shown)} ..."):
+            three = {name: _replies(subject, name, [question], show=True)[0] for name in (BASE, ALIGNED, COMPOSED)}
         for name, reply in three.items():
-            replies[name].append(reply)
+            replies[name][question] = reply
         console.print(side_by_side(question, three))
     columns = (TextColumn("{task.description:<26}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=messages, transient=True) as progress:
         for name in subject.models:
-            rest = subject.questions[len(replies[name]) :]
+            rest = [question for question in subject.questions if question not in replies[name]]
             task = progress.add_task(name, total=len(rest))
             for start in range(0, len(rest), _AT_ONCE):
-                replies[name] += _replies(subject, name, rest[start : start + _AT_ONCE])
+                some = rest[start : start + _AT_ONCE]
+                replies[name].update(zip(some, _replies(subject, name, some), strict=True))
                 progress.update(task, completed=start + _AT_ONCE)
     return replies
 
 
-def _replies(subject: Subject, name: str, questions: Sequence[tuple[str, str]]) -> list[Reply]:
+def _replies(subject: Subject, name: str, questions: Sequence[tuple[str, str]], *, show: bool = False) -> list[Reply]:
     """One model's greedy replies. The composed model answers as in `kad generate`, the others many at once.
 
     The base model alone reads the prompt that the pair has for it, if any, in its own tokens.
@@ -272,8 +284,20 @@ def _replies(subject: Subject, name: str, questions: Sequence[tuple[str, str]]) 
         text = before_stop(answer.text, stops, answer.finish_reason == "stop_string")
         pieces = [(piece.text, piece.base_share or 0.0) for piece in answer.pieces]
         problem, form = subject.problem(text, accepted), subject.behaves(text, answer.finished)
-        replies.append(Reply(text.strip(), problem, form, len(answer.token_ids), answer.seconds, pieces))
+        deciding = _deciding(pair, answer) if show and name == COMPOSED else None
+        replies.append(Reply(text.strip(), problem, form, len(answer.token_ids), answer.seconds, pieces, deciding))
     return replies
+
+
+def _deciding(pair: Loaded, answer: Answer) -> int | None:
+    """The position where the base model overruled an aligned model that was surest. None if it never did."""
+    from kad.tracing.terminal import overruled
+    from kad.tracing.tracer import trace_tokens
+
+    if not answer.token_ids:
+        return None
+    trace = trace_tokens(pair, pair.tokenizer, answer.prompt, answer.token_ids)
+    return next(iter(overruled(trace.positions, "p", "p_aligned")), None)
 
 
 def side_by_side(question: tuple[str, str], replies: Mapping[str, Reply]) -> Group:
@@ -286,6 +310,9 @@ def side_by_side(question: tuple[str, str], replies: Mapping[str, Reply]) -> Gro
 
 def _cell(name: str, reply: Reply) -> Text:
     text = colored(reply.pieces) if reply.pieces else Text(reply.text, style=_STYLES[name])
+    if reply.deciding is not None:
+        before, token = (colored(reply.pieces[: reply.deciding + more]) for more in (0, 1))
+        text.stylize(_DECIDING, len(before), len(token))
     text.rstrip()
     mark = (f"\n✗ {reply.problem}", "red") if reply.problem else ("\n✓ right", "green")
     wrong = "\n✗ goes on and on" if reply.text else "\n✗ says nothing"
@@ -312,11 +339,16 @@ def _speed(replies: Mapping[str, Sequence[Reply]]) -> float:
     return sum(reply.tokens for reply in composed) / sum(reply.seconds for reply in composed)
 
 
-def _as_dict(subject: Subject, replies: Mapping[str, Sequence[Reply]], seconds: float) -> dict[str, Any]:
+def _as_dict(
+    subject: Subject,
+    by_question: Mapping[str, Mapping[tuple[str, str], Reply]],
+    replies: Mapping[str, Sequence[Reply]],
+    seconds: float,
+) -> dict[str, Any]:
     examples = []
-    for index, (question, accepted) in enumerate(subject.questions[: subject.examples]):
-        answers = {name: asdict(replies[name][index]) for name in (BASE, ALIGNED, COMPOSED)}
-        examples.append({"question": question, "answer": accepted, "answers": answers})
+    for question in subject.shown:
+        answers = {name: asdict(by_question[name][question]) for name in (BASE, ALIGNED, COMPOSED)}
+        examples.append({"question": question[0], "answer": question[1], "answers": answers})
     return {
         "rule": str(subject.pair.rule),
         "questions": examples,

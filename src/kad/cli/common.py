@@ -143,8 +143,8 @@ class ModelOptions:
     base: Annotated[
         str | None,
         Option(
-            "The big base model: a folder, a GGUF file, a hub id (organization/name or organization/name@revision) or "
-            "tiny:NAME.",
+            "The big base model: a folder, a GGUF file, a hub id (organization/name or organization/name@revision), "
+            "tiny:NAME, or a pair.",
             "MODEL",
         ),
     ] = None

@@ -47,7 +47,7 @@ def load(
 
     Args:
         pair: a folder written by `kad pack`, a hub id, or "tiny", the embedded pair. "tiny" is the default.
-        base: the base model, a folder, a GGUF file or a hub id, if there is no pair.
+        base: the base model, a folder, a GGUF file or a hub id, if there is no pair. Each model may be a pair, too.
         aligned: the aligned model, if there is no pair.
         reference: the reference model, if there is no pair and the rule needs one.
         engine: "transformers", "llama_cpp" (GGUF files) or "mlx" (folders of MLX) for all models, or "auto": for each

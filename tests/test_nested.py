@@ -183,6 +183,26 @@ def test_beams_padding_and_a_cache_that_is_given(pairs: dict[str, Any]) -> None:
         assert pair.generate(more, past_key_values=cache, **go_on).tolist() == expected
 
 
+def test_a_pair_keeps_its_own_vocabulary(leaves: list[Any]) -> None:
+    """Tokens that its models do not share stay its own affair, and rows that the outer pair lacks are cut off."""
+    wide = [make_model(seed, layers=1, vocab=vocab, eos_token_id=None) for seed, vocab in ((7, 104), (8, 100))]
+    inner = kad.KadForCausalLM.from_models(*wide, rule="dual:threshold=0.2")
+    inner.config.foreign_ids = list(range(3, 60))
+    outer = kad.KadForCausalLM.from_models(leaves[2], inner, rule="aligned_only")
+    outer.tokenizer = make_tokenizer()
+    assert (inner.config.vocab_size, outer.config.vocab_size) == (100, 96)
+    ids = torch.cat((text(9, 6), torch.tensor([[5, 9, 50, 7]])), dim=-1)
+    with torch.no_grad():
+        expected = inner(ids).logits[0, :, :96].log_softmax(-1)
+        torch.testing.assert_close(outer(ids).logits[0].exp(), expected.exp(), atol=2e-5, rtol=1e-4)
+    found = kad.score(outer.pair, ids[0, :1].tolist(), ids[0, 1:].tolist(), raw=True).log_pi
+    at = expected[:-1].gather(-1, ids[0, 1:, None]).squeeze(-1)
+    torch.testing.assert_close(found.exp(), at.exp(), atol=2e-5, rtol=1e-4)
+    inner.config.foreign_ids = []
+    with torch.no_grad():
+        assert (inner(ids).logits[0, :, :96].log_softmax(-1).exp() - expected.exp()).abs().max() > 1e-2
+
+
 # ---------------------------------------------------------------- folders
 
 

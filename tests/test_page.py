@@ -584,6 +584,17 @@ def test_mass_of_no_token_is_deferred_and_leaves_measures_unknown(open_page: Any
         assert (panel["beta"] == "–") == (rule == "nudging")
 
 
+def test_the_panel_names_the_models_of_a_pair_in_the_pair(open_page: Any, sample: Sample) -> None:
+    shares = {"base": 0.004, "aligned.base": 0.25, "aligned.aligned": 0.746}
+    positions = (replace(sample.trace.positions[0], leaves=shares), *sample.trace.positions[1:])
+    page = open_page(replace(sample.trace, positions=positions)).page
+    page.locator(".token").first.hover()
+    story = page.locator("#panel .story").inner_text()
+    assert "Its models: base 0.4 %, aligned.base 25 %, aligned.aligned 75 %." in story
+    page.locator(".token").nth(1).hover()
+    assert "Its models" not in page.locator("#panel .story").inner_text()
+
+
 def test_speculation_is_shown(open_page: Any, sample: Sample) -> None:
     page = open_page(sample.trace).page
     assert "1 of 2" in page.locator(".facts").inner_text()

@@ -146,7 +146,7 @@ class ModelOptions:
         str | None,
         Option(
             "The big base model: a folder, a GGUF file, a hub id (organization/name or organization/name@revision), "
-            "tiny:NAME, or a server that runs it (http://HOST:8000/v1).",
+            "tiny:NAME, a pair, or a server that runs it (http://HOST:8000/v1).",
             "MODEL",
         ),
     ] = None

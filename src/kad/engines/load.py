@@ -118,7 +118,7 @@ def load(
         pair: a folder written by `kad pack`, a hub id, or "tiny", the embedded pair. "tiny" is the default.
         base: the base model, if there is no pair: a folder, a GGUF file, a hub id, the address of a server that runs it
             (docs/remote.md), or a model that Transformers or PEFT has loaded. A loaded model stays where it is, unless
-            `device` is given.
+            `device` is given. Each model may be a pair, too (docs/compose.md).
         aligned: the aligned model, if there is no pair.
         reference: the reference model, if there is no pair and the rule needs one.
         tokenizer: that of a loaded aligned model. By default it is found where the model was loaded from.

@@ -62,8 +62,8 @@ def _check_configuration(source: Source, loader: Any) -> None:
     plain = configuration(source)
     if plain is None:
         return
-    if plain.get("model_type") == "kad" and loader is not AutoConfig:
-        raise PairError(f"{source.model} is a pair, and cannot be loaded as one model. Give its folder or its hub id.")
+    if plain.get("model_type") == "kad" and (loader is not AutoConfig or "subfolder" in source.kwargs):
+        raise PairError(f"{source.model} is a pair, and not one model. Name it by its own folder or hub id.")
     if source.trusted:
         return
     for part in (plain, *(value for value in plain.values() if isinstance(value, dict))):

@@ -148,6 +148,8 @@ class KadForCausalLM(ComposedGeneration, PreTrainedModel, GenerationMixin):
     ) -> KadForCausalLM:
         """Compose models given as paths, hub ids ("id" or "id@revision"), "tiny:<name>", or loaded models.
 
+        Each of them may be a pair, too: a model whose distribution is its pi.
+
         Args:
             base: the big base model p.
             aligned: the small aligned model q*. Tokenizer, chat template and end-of-sequence tokens come from it.

@@ -30,7 +30,9 @@ kad.story = (reading, index) => {
     deferred: "Deferred at the bonus position: by definition a draw from q*, accepted unverified.",
   };
   const chosen = trace.generation.chosen?.includes(index) ? "You chose this token." : "";
-  return [fate, events[position.event] ?? "", chosen].filter(Boolean).join(" ");
+  const shares = Object.entries(position.leaves ?? {}).map(([path, share]) => `${path} ${kad.percent(share)}`);
+  const leaves = shares.length ? `Its models: ${shares.join(", ")}.` : "";
+  return [fate, leaves, events[position.event] ?? "", chosen].filter(Boolean).join(" ");
 };
 
 kad.panelFacts = (position, decision) => {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,28 @@ def test_every_format_tells_the_same(tmp_path: Path) -> None:
         assert "dual@speculative" in shown
         assert "75.0 [40.9, 92.9]" in shown
         assert ("tokens" in shown) == shows_tokens
+
+
+def test_the_title_says_how_the_answers_were_drawn(tmp_path: Path) -> None:
+    """In the terminal, in Markdown and in every plot; a terminal of medium width has every metric."""
+    report = build_report([write_run(tmp_path / "run", RECORDS)])
+    title = "kad_svamp: temperature 1, 1 sample a question"
+    console = Console(record=True, width=106, file=io.StringIO())
+    console.print(tables.terminal_table(report.rows, 106))
+    shown = console.export_text()
+    assert shown.startswith(title)
+    assert "strict %" in shown
+    assert "paper %" in shown
+    assert report.markdown().startswith(title)
+    write_report(report, tmp_path / "report")
+    plots = list((tmp_path / "report").glob("*.svg"))
+    assert len(plots) == 2
+    assert all(f"<!-- {title} -->" in plot.read_text(encoding="utf-8") for plot in plots)
+    scored = TaskInfo("kad_svamp", 8, "test", "local file", False, 1024, 1.0, "abc", scored=True)
+    drawn = {"settings": {"samples": 4, "temperature": 0.0, "deferral_temperature": 0.7}, "task": asdict(scored)}
+    assert tables._drawn(**drawn) == "options by their log-likelihood"
+    drawn["task"]["scored"] = False
+    assert tables._drawn(**drawn) == "temperature 0, deferral temperature 0.7, 4 samples a question"
 
 
 def test_a_long_method_in_a_narrow_table_keeps_its_parameters_whole() -> None:

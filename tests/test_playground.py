@@ -19,6 +19,7 @@ import pytest
 
 import kad
 import needs
+from kad.cli import demo
 from kad.engines.pair import pair_of
 from kad.errors import UsageError
 from kad.text.prompts import encode
@@ -228,6 +229,29 @@ def test_three_columns(open_page: Any, tiny: kad.KadForCausalLM) -> None:
     assert focused.get_attribute("data-index") == str(parts)
     assert player.page.locator(".token[aria-current]").count() == 1
     assert [t.get_attribute("data-index") for t in player.page.locator(".parting").all()] == [str(parts)] * 2
+
+
+def test_what_is_suggested_shows_what_kad_is_for(open_page: Any) -> None:
+    """The questions of `kad demo` in three columns, a verdict under each, the panel on the token that decides."""
+    player = open_page()
+    player.page.wait_for_selector("#send:not([disabled])")
+    suggested = player.page.locator(".welcome button")
+    held_out = kad.tiny.problems("held-out", max(demo.SHOWN) + 1)
+    assert suggested.all_inner_texts() == [held_out[number].question for number in demo.SHOWN]
+    suggested.first.click()
+    player.page.wait_for_selector(".answer:nth-child(3) .outcome:not([hidden])")
+    player.idle()
+    assert player.page.locator(".outcome").all_inner_texts() == [
+        "✗ 201 is right, but not in the box",
+        "✗ wrong: 10 in the box",
+        "✓ right, in the box",
+    ]
+    assert player.page.locator(".token[aria-current]").get_attribute("data-index") == "5"
+    player.page.get_by_role("button", name="Answer again").click()
+    player.idle()
+    assert player.page.locator(".outcome:visible").all_inner_texts() == ["✓ right, in the box"]
+    player.ask("Ann has 5 pens. She buys 8 more. How many pens does she have now?")
+    assert player.page.locator(".outcome:visible").count() == 1, "what is right here is not known"
 
 
 def test_models_with_tokenizers_of_their_own(open_page: Any, two_tokenizers: kad.KadForCausalLM) -> None:  # noqa: F811

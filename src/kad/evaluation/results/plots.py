@@ -12,7 +12,7 @@ from typing import Any
 from kad.disk import whole
 from kad.errors import missing_extra
 from kad.evaluation.results.intervals import Interval
-from kad.evaluation.results.summary import Row
+from kad.evaluation.results.summary import Row, title_of
 from kad.palette import CYCLE, LIGHT
 
 MARKERS = "osD^vPX"
@@ -59,7 +59,7 @@ def write_curve(points: Sequence[tuple[float | str, Row]], parameter: str, path:
         values = [str(value) for value, _ in points]
         marks = [row.accuracy[metric] for row in rows]
         axis.errorbar(values, _percents(marks), yerr=bars(marks), marker="o", color=CYCLE[0], capsize=3)
-        axis.set(xlabel=parameter, ylabel=f"accuracy ({metric}) in %, 95 % interval", ylim=WHOLE)
+        axis.set(xlabel=parameter, ylabel=f"accuracy ({metric}) in %, 95 % interval", ylim=WHOLE, title=title_of(rows))
         if all(row.throughput is not None for row in rows):
             speed = axis.twinx()
             speed.spines["right"].set_visible(True)
@@ -94,7 +94,7 @@ def _accuracy_against_throughput(axis: Any, rows: Sequence[Row]) -> None:
             label=row.method, **style,
         )  # fmt: skip
     note = "open: speculative, one question at a time; filled: plain, in batches" if both else None
-    axis.set(xlabel="tokens a second", ylabel=f"accuracy ({metric}) in %, 95 % interval", title=rows[0].task)
+    axis.set(xlabel="tokens a second", ylabel=f"accuracy ({metric}) in %, 95 % interval", title=title_of(rows))
     axis.set(ylim=WHOLE, xlim=from_zero([row.throughput or 0 for row in rows]))
     axis.figure.legend(title=note, **_BELOW)
 
@@ -106,7 +106,7 @@ def _accuracy(axis: Any, rows: Sequence[Row]) -> None:
     axis.errorbar(_percents(marks), places, xerr=bars(marks), marker="o", color=CYCLE[0], capsize=3, ls="none")
     axis.set_yticks(places, [row.method for row in rows])
     axis.invert_yaxis()
-    axis.set(xlabel=f"accuracy ({metric}) in %, 95 % interval", title=rows[0].task, xlim=WHOLE)
+    axis.set(xlabel=f"accuracy ({metric}) in %, 95 % interval", title=title_of(rows), xlim=WHOLE)
 
 
 def _acceptance(axis: Any, rows: Sequence[Row]) -> None:
@@ -115,7 +115,7 @@ def _acceptance(axis: Any, rows: Sequence[Row]) -> None:
         lengths = sorted(row.acceptance_histogram)
         shares = [100 * row.acceptance_histogram[length] for length in lengths]
         axis.plot(lengths, shares, lw=1, label=f"{row.method}{rate}", **style)
-    axis.set(xlabel="accepted drafts in a window", ylabel="windows, %", title=rows[0].task, ylim=(0, None))
+    axis.set(xlabel="accepted drafts in a window", ylabel="windows, %", title=title_of(rows), ylim=(0, None))
     axis.figure.legend(**_BELOW)
 
 

@@ -27,6 +27,7 @@ class Row:
     """One method on one task. Shares and rates are in [0, 1]; what was not measured is None.
 
     Attributes:
+        drawn: how its answers were drawn, in words.
         accuracy: by metric, the primary one first, with its 95 % interval.
         versus_baseline: by metric; None for the baseline itself, and for a method that answered other questions.
         reported: the accuracy that the papers report by the metric `paper`, read second-hand.
@@ -58,6 +59,12 @@ class Row:
     acceptance_histogram: dict[int, float]
     deferred_mass: float | None
     acceptance: float | None
+    drawn: str = ""
+
+
+def title_of(rows: Sequence[Row]) -> str:
+    """The title of a table or a plot of one task: its name, and how the answers were drawn."""
+    return ": ".join([rows[0].task, " / ".join(filter(None, dict.fromkeys(row.drawn for row in rows)))]).rstrip(": ")
 
 
 def summarize(records: Iterable[Record], baseline: str | None = None) -> list[Row]:
@@ -65,7 +72,7 @@ def summarize(records: Iterable[Record], baseline: str | None = None) -> list[Ro
 
     Args:
         records: finished samples, of one run or of several with distinct method names. They may hold the drafts of a
-            whole `window`, and the `reported` accuracy.
+            whole `window`, the `reported` accuracy, and how they were `drawn`.
         baseline: the method to compare with; by default `aligned` where it is there, else the first method.
 
     Raises:
@@ -130,6 +137,7 @@ def _row(records: list[Record], baseline: list[Record] | None) -> Row:
         acceptance_histogram=lengths,
         deferred_mass=_token_mean(records, "deferred_mass"),
         acceptance=_token_mean(records, "acceptance"),
+        drawn=records[0].get("drawn", ""),
     )
 
 

@@ -21,8 +21,9 @@ from kad.evaluation.methods import window_of
 from kad.evaluation.results.intervals import Interval
 from kad.evaluation.results.plots import write_plots
 from kad.evaluation.results.storage import Record, read_samples, read_sessions, read_settings
-from kad.evaluation.results.summary import Row, choose_baseline, summarize
+from kad.evaluation.results.summary import Row, choose_baseline, summarize, title_of
 from kad.pair.presets import reported
+from kad.words import counted
 
 SCHEMA = "kad-report/2"
 
@@ -46,7 +47,15 @@ class Report:
 
     def markdown(self) -> str:
         """Table, notes, and the commands that made it."""
-        lines = [markdown(self.rows), f"Baseline of the differences: `{self.baseline}`. Intervals are 95 %.", ""]
+        tasks = dict.fromkeys(row.task for row in self.rows)
+        titles = (title_of([row for row in self.rows if row.task == task]) for task in tasks)
+        lines = [
+            *(f"{title}  " for title in titles),
+            "",
+            markdown(self.rows),
+            f"Baseline of the differences: `{self.baseline}`. Intervals are 95 %.",
+            "",
+        ]
         lines += [f"- {note}" for note in self.notes]
         for run in self.runs:
             session = run["sessions"][-1] if run["sessions"] else {}
@@ -107,12 +116,26 @@ def records_of(folders: Sequence[Path]) -> Iterator[Record]:
     if len(set(names)) < len(names):
         raise UsageError(f"The runs to compare need distinct folder names, but got {', '.join(names)}.")
     for folder in folders:
-        models = read_settings(folder)["models"]
+        settings = read_settings(folder)
+        models = settings["models"]
+        drawn = {task["name"]: _drawn(settings, task) for task in settings["tasks"]}
         for record in read_samples(folder):
             method = f"{folder.name}/{record['method']}" if len(folders) > 1 else record["method"]
             known = reported(models, record["task"], record["method"])
             window = window_of(record["method"])
-            yield {**record, "method": method, "run": folder.name, "reported": known, "window": window}
+            more = {"reported": known, "window": window, "drawn": drawn.get(record["task"], "")}
+            yield {**record, "method": method, "run": folder.name, **more}
+
+
+def _drawn(settings: dict[str, Any], task: dict[str, Any]) -> str:
+    """How the answers to a task were drawn, in words."""
+    if task.get("scored"):
+        return "options by their log-likelihood"
+    own = settings.get("temperature")
+    temperature = task.get("temperature", 1.0) if own is None else own
+    before = settings.get("deferral_temperature", 1.0)
+    divided = "" if before == 1.0 else f", deferral temperature {before:g}"
+    return f"temperature {temperature:g}{divided}, {counted(settings['samples'], 'sample')} a question"
 
 
 def _notes(run: dict[str, Any], records: Sequence[Record]) -> Iterator[str]:
@@ -217,8 +240,8 @@ def markdown(rows: Sequence[Row]) -> str:
 def terminal_table(rows: Sequence[Row], width: int) -> Any:
     """A Rich table for every task, as one renderable.
 
-    Columns that no row fills are left out. A narrow terminal shows the `core` columns only. Where even these are too
-    wide, a method's name takes several lines, with whole parameters.
+    Columns that no row fills are left out. A narrow terminal shows the `core` columns and every metric, a narrower one
+    the `core` columns only. Where even these are too wide, a method's name takes several lines, with whole parameters.
     """
     from rich.console import Group
     from rich.table import Table
@@ -227,10 +250,12 @@ def terminal_table(rows: Sequence[Row], width: int) -> Any:
     for task in dict.fromkeys(row.task for row in rows):
         of_task = [row for row in rows if row.task == task]
         columns = [column for column in filled_columns(of_task) if column.heading != "task"]
+        metrics = {f"{metric} %" for row in of_task for metric in row.accuracy}
+        fewer = [column for column in columns if column.core or column.heading in metrics]
         if _natural_width(columns, of_task) > width:
-            columns = [column for column in columns if column.core]
+            columns = fewer if _natural_width(fewer, of_task) <= width else [it for it in columns if it.core]
         narrow = _natural_width(columns, of_task) > width
-        table = Table(title=task, title_justify="left", header_style="bold")
+        table = Table(title=title_of(of_task), title_justify="left", header_style="bold")
         for column in columns:
             table.add_column(
                 column.heading, justify="right" if column.numeric else "left", overflow="fold", no_wrap=column.numeric

@@ -54,6 +54,14 @@ kad.server = (() => {
   return {pair, answer};
 })();
 
+// Whether a text ends with the expected number in the box that the embedded pair is asked for.
+kad.boxVerdict = (text, expected) => {
+  const box = [...text.matchAll(/\\boxed\{([^{}]*)\}/g)].at(-1)?.[1];
+  if (box !== undefined) return box === expected ? "✓ right, in the box" : `✗ wrong: ${box} in the box`;
+  const right = text.match(/-?\d+/g)?.at(-1) === expected;
+  return right ? `✗ ${expected} is right, but not in the box` : "✗ wrong, and not in the box";
+};
+
 // One answer of one model: a text that grows, its numbers, and what can be done with it.
 //
 // `column` is plain data, and is kept over a reload: the request, how it is made (`generation`), and what came. The view
@@ -67,8 +75,9 @@ kad.Answer = class {
     this.place = kad.make("div", {});
     this.stats = kad.make("p", {class: "stats"});
     this.problem = kad.make("p", {class: "problem", role: "alert", hidden: true});
+    this.mark = kad.make("p", {class: "outcome", hidden: true});
     this.more = kad.make("details", {class: "more", hidden: true, toggle: () => this.fill()}, kad.make("summary", {}, "Details and files"));
-    this.element = kad.make("section", {class: "answer", "aria-label": this.name}, this.head, this.place, this.problem, this.stats, this.more);
+    this.element = kad.make("section", {class: "answer", "aria-label": this.name}, this.head, this.place, this.mark, this.problem, this.stats, this.more);
     this.write();
   }
 
@@ -133,6 +142,9 @@ kad.Answer = class {
     this.head.replaceChildren(title, kad.make("small", {}, drawing));
     this.problem.hidden = !problem;
     this.problem.textContent = problem ?? "";
+    const {expected} = this.column;
+    this.mark.hidden = !expected || !done;
+    if (expected && done) this.mark.textContent = kad.boxVerdict(done.text, expected);
     if (!trace) return;
     const sum = kad.summary(trace);
     const parts = [`${sum.tokens} tokens${kad.isAlone(trace) ? " of its own" : ""}`];

@@ -57,15 +57,17 @@
   };
   const columnOf = (of, request, {continuation, ...more}) => ({of, request: {...request, kad: {of, continuation}}, generation: generationOf(request), rule: request.rule ?? facts.rule, trace: null, done: null, problem: null, ...more});
 
-  const ask = (question) => {
-    const turn = {versions: [], shown: 0};
+  // A question whose answer is known, `expected`, is asked in three columns, with a verdict under each.
+  const ask = (question, expected = null) => {
+    const turn = {versions: [], shown: 0, expected};
     talk.turns.push(turn);
     $("talk").querySelector(".welcome")?.remove();
-    again(turn, $("columns").checked, question);
+    again(turn, $("columns").checked || expected !== null, question);
   };
   const again = (turn, all, question = questionOf(turn)) => {
     const request = {messages: messages(talk.turns.slice(0, talk.turns.indexOf(turn)), question), ...choices()};
-    run(turn, (all ? ["base", "aligned", "composed"] : ["composed"]).map((of) => columnOf(of, request, {continuation: []})));
+    if (turn.versions.length && question !== questionOf(turn)) turn.expected = null;
+    run(turn, (all ? ["base", "aligned", "composed"] : ["composed"]).map((of) => columnOf(of, request, {continuation: [], expected: turn.expected})));
   };
   // What if: the text up to a token, another token there, and on from it, as this answer was made.
   const branch = (column, index, token) => {
@@ -76,7 +78,7 @@
   };
   const goOn = (turn, column, continuation, generation = column.generation) => {
     const trace = structuredClone({...column.trace, positions: column.trace.positions.slice(0, continuation.length - 1)});
-    run(turn, [columnOf(column.of, column.request, {continuation, generation, trace})]);
+    run(turn, [columnOf(column.of, column.request, {continuation, generation, trace, expected: turn.expected})]);
   };
 
   // ---------------------------------------------------------------- answering
@@ -246,11 +248,13 @@
     preview();
   };
   const welcome = () => {
-    const tiny = ["Mia has 24 apples. She buys 13 more. Then she loses 9. How many are left?", "Tom has 61 coins. He spends 17. Then he gives away 8. How many coins are left?", "Ann has 5 pens. She buys 8 more. How many pens does she have now?"];
-    const questions = !facts ? [] : facts.name === "tiny" ? tiny : ["Why is the sky blue?", "What is 17 * 24?", "Write a haiku about autumn."];
+    // Those of kad demo: the base model is right and forgets the box, the aligned one is wrong in it.
+    const tiny = [["There are 212 maps in the box of Cora. Later 11 of the maps get broken. How many maps are left?", "201"], ["Adam has 72 keys. He gets another 27 from Iris. How many keys are left?", "99"], ["Dan counts 217 coins in the box. Later 21 more coins are added. How many coins are left?", "238"]];
+    const others = ["Why is the sky blue?", "What is 17 * 24?", "Write a haiku about autumn."].map((question) => [question, null]);
+    const questions = !facts ? [] : facts.name === "tiny" ? tiny : others;
     return kad.make("div", {class: "welcome"}, kad.make("p", {}, "Each token gets the color of the model it came from. Point at a token to see the three distributions. Click it, choose another token in the panel, and the text goes on from there."),
-      ...(facts?.name === "tiny" ? [kad.make("p", {}, "This pair of very small models knows word problems with sums and nothing else:")] : []),
-      ...questions.map((question) => kad.make("button", {type: "button", click: () => ask(question)}, question)));
+      ...(facts?.name === "tiny" ? [kad.make("p", {}, "This pair of very small models knows word problems with sums and nothing else. The answer should stand in a box:")] : []),
+      ...questions.map(([question, expected]) => kad.make("button", {type: "button", click: () => ask(question, expected)}, question)));
   };
 
   // ---------------------------------------------------------------- the rest of the page

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from kad.engines.transformers.model import TransformersModel
 from kad.errors import UsageError
 from kad.figures.analysis import CheckedPrompt, answer
 from kad.figures.approximation import LAMBDAS, approximation, entropy_difference
-from kad.figures.data import FigureOptions, collect
+from kad.figures.data import FigureOptions, collect, entropy_over_threshold, measure
 from kad.rules import parse_rule
 
 SETTINGS = FigureOptions(max_new_tokens=8, batch_size=2)
@@ -30,7 +31,9 @@ QUESTIONS = [
 
 @pytest.fixture(scope="module")
 def pair(models_: dict[str, Any]) -> kad.KadForCausalLM:
-    return kad.KadForCausalLM.from_models(**models_)
+    pair = kad.KadForCausalLM.from_models(**models_)
+    pair.tokenizer = make_tokenizer()
+    return pair
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +41,13 @@ def data(pair: kad.KadForCausalLM) -> dict[str, Any]:
     return collect(pair, make_tokenizer(), QUESTIONS, oracle=TransformersModel(make_model(9)), settings=SETTINGS)
 
 
-def rows_of(pair: kad.KadForCausalLM, rule: str) -> list[tuple[list[float], ...]]:
-    """p, q*, pi of every position of the rule's answers, by full forwards and the oracle's softmax."""
+def rows_of(pair: kad.KadForCausalLM, rule: str, composed: str | None = None) -> list[tuple[list[float], ...]]:
+    """p, q*, pi (of that rule or another) at every position of the rule's answers, by full forwards and softmax."""
     rows = []
     answers = answer(pair, make_tokenizer(), QUESTIONS, parse_rule(rule), max_new_tokens=8, batch_size=3)
     for item in answers.answers:
         ids = torch.tensor([item.prompt_ids + item.token_ids])
-        with torch.inference_mode(), pair.using(rule):
+        with torch.inference_mode(), pair.using(composed or rule):
             parts = [model(ids).logits[0, len(item.prompt_ids) - 1 : -1] for model in (pair.base, pair.aligned, pair)]
         rows += [tuple(oracle.softmax(row.tolist()) for row in triple) for triple in zip(*parts, strict=True)]
     return rows
@@ -64,6 +67,44 @@ def test_distributions_compose(data: dict[str, Any]) -> None:
         assert kept in (0.0, p)
         assert kept == (p if p >= 0.4 else 0.0)
         assert pi == pytest.approx(kept + figure["deferred_mass"] * q, rel=1e-4, abs=1e-6)
+
+
+def test_the_first_figure_shows_two_first_tokens_that_both_stand(
+    pair: kad.KadForCausalLM, data: dict[str, Any]
+) -> None:
+    """Of all positions the one where p's and q*'s first tokens differ, and have most in pi."""
+
+    def both(p: list[float], q: list[float], pi: list[float]) -> float:
+        first, other = p.index(max(p)), q.index(max(q))
+        return 0.0 if first == other else min(pi[first], pi[other])
+
+    figure = data["1-distributions"]
+    found = both(*(figure[name] for name in ("p", "p_aligned", "pi")))
+    texts = [*rows_of(pair, "dual:threshold=0.4"), *rows_of(pair, "base_only", composed="dual:threshold=0.4")]
+    assert found == pytest.approx(max(both(*row) for row in texts), abs=1e-4)
+    assert found > 0.01
+
+
+def test_drafts_were_tried(pair: kad.KadForCausalLM, data: dict[str, Any]) -> None:
+    rules = {row["rule"]: row for row in data["2-acceptance"]["rules"]}
+    assert rules["aligned_only"]["empirical"] == 1.0
+    dual = rules["dual:threshold=0.4"]
+    assert 0 < dual["empirical"] < 1
+    assert dual["drafts"] >= 8
+    untried = measure(pair, make_tokenizer(), QUESTIONS, parse_rule("dual"), replace(SETTINGS, speculative=0))
+    assert untried.drafts == (0, 0)
+
+
+def test_the_band_is_that_of_the_mean_over_answers() -> None:
+    generator = torch.Generator().manual_seed(0)
+    answers = [torch.randn(50, n, generator=generator, dtype=torch.float64) for n in (3, 5, 2)]
+    figure = entropy_over_threshold([(sums, sums) for sums in answers])
+    means = [float(sums[7].mean()) for sums in answers]
+    middle = sum(means) / 3
+    expected = math.sqrt(sum((mean - middle) ** 2 for mean in means) / 2 / 3)
+    assert figure["sum_error"][7] == pytest.approx(expected)
+    assert figure["sum_difference"][7] == pytest.approx(float(torch.cat(answers, dim=-1)[7].mean()))
+    assert entropy_over_threshold([(answers[0], answers[0])])["sum_error"] is None
 
 
 @pytest.mark.parametrize("rule", ["dual:threshold=0.4", "nudging:threshold=0.4", "aligned_only", "implicit_reward"])
@@ -151,14 +192,18 @@ def test_files_hold_what_was_drawn(data: dict[str, Any], tmp_path: Path) -> None
     from kad.figures.drawing import write_figures
 
     paths = write_figures(data, tmp_path)
-    assert sorted(path.name for path in paths) == sorted(f"{n}.{kind}" for n in data for kind in ("json", "png", "svg"))
+    assert sorted(path.name for path in paths) == sorted(
+        f"{n}.{kind}" for n in data for kind in ("json", "pdf", "png", "svg")
+    )
     for name, values in data.items():
         assert json.loads((tmp_path / f"{name}.json").read_text()) == {"schema": "kad-figure/2", **values}
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert "<svg" in (tmp_path / f"{name}.svg").read_text()
-    first = (tmp_path / "4-critical-item.svg").read_bytes()
+        assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    pictures = [tmp_path / f"4-critical-item.{kind}" for kind in ("pdf", "svg")]
+    first = [path.read_bytes() for path in pictures]
     write_figures({"4-critical-item": data["4-critical-item"]}, tmp_path)
-    assert (tmp_path / "4-critical-item.svg").read_bytes() == first
+    assert [path.read_bytes() for path in pictures] == first
 
 
 def test_without_the_big_aligned_model_there_is_no_third_figure(pair: kad.KadForCausalLM) -> None:
@@ -177,5 +222,5 @@ def test_command_draws_the_embedded_pair(tmp_path: Path) -> None:
     assert result.exception is None
     printed = json.loads(result.stdout)
     assert len(printed["figures"]) == 7
-    assert len(printed["files"]) == 21
+    assert len(printed["files"]) == 28
     assert all(Path(path).stat().st_size > 0 for path in printed["files"])

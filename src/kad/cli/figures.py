@@ -34,7 +34,7 @@ def command(
     as_json: Json = False,
     models: Annotated[ModelOptions, Without("rule", "base_prompt", "engine", "engine_options")],
 ) -> None:
-    """Draw the paper's figures for a pair, as PNG and SVG, each with the JSON that it was drawn from.
+    """Draw the paper's figures for a pair, as PDF, PNG and SVG as wide as a column, each with the JSON behind it.
 
     1: the distributions at one position. 2: acceptance by rule. 3: entropy difference over the threshold. 4: critical
     item and unfilled budget. 5: accuracy against throughput. 6: optimality gap. 7: deferred mass over positions.

@@ -5,7 +5,7 @@ Markers and lines differ, not only colors: a plot is read in print and by the co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,12 @@ STYLE: dict[str, Any] = {
     "legend.frameon": False,
     "figure.dpi": 160,
     "svg.hashsalt": "kad",
+    "pdf.fonttype": 42,
     "hatch.linewidth": 0.8,
 }
 # Points at 0 and 100 % lie inside the frame, with their markers.
 WHOLE = (-3, 103)
+_UNDATED = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 # Below the frame, where a long name hides nothing and takes no width.
 _BELOW: dict[str, Any] = {"loc": "outside lower left", "fontsize": 8, "title_fontsize": 8, "alignment": "left"}
 
@@ -135,8 +137,15 @@ def _save(draw: Callable[[Any, Sequence[Row]], None], rows: Sequence[Row], path:
     return path
 
 
-def save(draw: Callable[[Any, Any], None], paths: Sequence[Path], size: tuple[float, float]) -> None:
+def save(
+    draw: Callable[[Any, Any], None],
+    paths: Sequence[Path],
+    size: tuple[float, float],
+    style: Mapping[str, Any] | None = None,
+) -> None:
     """Write a picture of `size` inches to files: `draw` gets the figure of matplotlib and its axes.
+
+    `style` replaces some of `STYLE`.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -144,14 +153,14 @@ def save(draw: Callable[[Any, Any], None], paths: Sequence[Path], size: tuple[fl
     matplotlib = require_matplotlib()
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context({**STYLE, **(style or {})}):
         # Without pyplot there is no global state and no display. With a fixed salt and no date the same data give the
         # same file.
         figure = Figure(figsize=size, layout="constrained")
         draw(figure, figure.subplots())
         for path in paths:
             with whole(path) as place:
-                figure.savefig(place, metadata={"Date": None} if path.suffix == ".svg" else None)
+                figure.savefig(place, metadata=_UNDATED.get(path.suffix))
 
 
 def require_matplotlib() -> Any:

@@ -320,19 +320,11 @@ def test_a_chat_goes_on_with_the_caches_of_every_part(here: Path) -> None:
 # ---------------------------------------------------------------- every random outcome
 
 
-INNER, LEAVES = "mixture:weight=0.3", {"base": "reference", "aligned": "aligned"}
-
-
-class Tables(PairAsModel):
-    """A pair of two table models, of which the base model cannot go back."""
-
-    def __init__(self, vocab: int) -> None:
-        models = {role: Table(role, vocab) for role in LEAVES}
-        super().__init__(Pair(KadConfig(rule=INNER, vocab_size=vocab), models))
+INNER = "mixture:weight=0.3"
 
 
 class Table:
-    """One table model of the inner pair."""
+    """One table model of an inner pair. That of the reference cannot go back."""
 
     device = torch.device("cpu")
     generation_config = GenerationConfig()
@@ -342,18 +334,23 @@ class Table:
         self.role, self.vocab_size = role, vocab
 
     def scorer(self, vocab_size: int, device: torch.device) -> Any:
-        if self.role == "base":
-            return Replay(OnlyForward(LEAVES["base"], vocab_size))
-        return TableScorer(LEAVES["aligned"], vocab_size)
+        kind: Any = OnlyForward if self.role == "reference" else TableScorer
+        made = kind(self.role, vocab_size)
+        return Replay(made) if self.role == "reference" else made
 
 
-def scorer_of(role: str, vocab: int) -> Any:
-    return Tables(vocab).scorer(vocab, torch.device("cpu")) if role == "aligned" else TableScorer(role, vocab)
+def enumerated(rule: str, window: int, role: str) -> tuple[dict[Any, float], dict[Any, float]]:
+    """The distribution over all texts of three tokens: of the real loop, and by the definition.
 
-
-def enumerated(rule: str, window: int) -> tuple[dict[Any, float], dict[Any, float]]:
-    """The distribution over all texts of three tokens: of the real loop, and by the definition."""
+    The model of the role is a pair of the tables of the reference and of that role.
+    """
     vocab, parsed = 3, parse_rule(rule)
+    models: Any = {"base": Table("reference", vocab), "aligned": Table(role, vocab)}
+    inner = PairAsModel(Pair(KadConfig(rule=INNER, vocab_size=vocab), models))
+
+    def scorer_of(name: str, size: int) -> Any:
+        return inner.scorer(size, torch.device("cpu")) if name == role else TableScorer(name, size)
+
     found = exact_distribution(
         parsed, vocab=vocab, new_tokens=3, window=window, verifier=verify_block, scorer=scorer_of
     )
@@ -361,17 +358,19 @@ def enumerated(rule: str, window: int) -> tuple[dict[Any, float], dict[Any, floa
     for tokens in product(range(vocab), repeat=3):
         probability = 1.0
         for end in range(3):
-            base, aligned, reference = (table_row(role, PROMPT + tokens[:end], vocab) for role in ROLES)
-            pi = compose(parsed, base, compose(INNER, reference, aligned))
-            probability *= float(pi.exp()[tokens[end]])
+            rows = {name: table_row(name, PROMPT + tokens[:end], vocab) for name in ROLES}
+            rows[role] = compose(INNER, rows["reference"], rows[role])
+            probability *= float(compose(parsed, rows["base"], rows["aligned"]).exp()[tokens[end]])
         truth[tokens] = probability
     return found, truth
 
 
+@pytest.mark.parametrize("role", ["base", "aligned"])
 @pytest.mark.parametrize("window", [0, 1, 2])
 @pytest.mark.parametrize("rule", ["dual:threshold=0.4", "confidence_bet:margin=0.0", "experts:base=0.5,aligned=0.5"])
-def test_every_random_outcome_with_a_pair_that_drafts(rule: str, window: int) -> None:
-    found, truth = enumerated(rule, window)
+def test_every_random_outcome(rule: str, window: int, role: str) -> None:
+    """Of a pair that drafts, and of one that judges drafts."""
+    found, truth = enumerated(rule, window, role)
     assert total_variation(found, truth) < 1e-6
 
 
@@ -381,7 +380,7 @@ def test_a_part_that_is_not_rolled_back_is_seen(monkeypatch: pytest.MonkeyPatch)
         self.parts["aligned"].processed = min(self.parts["aligned"].processed, length)
 
     monkeypatch.setattr(ComposedScorer, "rollback", forgetful)
-    assert total_variation(*enumerated("dual:threshold=0.4", 2)) > 1e-3
+    assert total_variation(*enumerated("dual:threshold=0.4", 2, "aligned")) > 1e-3
 
 
 # ---------------------------------------------------------------- prompts of its own
@@ -476,16 +475,20 @@ def test_a_trace_names_the_model_that_a_token_came_from(three: str) -> None:
     assert kad.trace(inner, QUESTION, "First").positions[0].leaves is None
 
 
-def test_the_leaves_of_a_pair_that_is_asked_otherwise(asked_twice: Pair) -> None:
+def test_the_leaves_of_a_pair_that_is_asked_otherwise() -> None:
     """Where p has a prompt of its own and is a pair itself, its parts are read at the same tokens."""
-    within = Pair(KadConfig(rule="mixture:weight=0.3"), dict(asked_twice.models))
+    within = kad.load("tiny", rule="dual:threshold=0.3").pair
     outer = Pair(
         KadConfig(rule="mixture:weight=0.5"), {"base": PairAsModel(within), "aligned": within.models["aligned"]}
     )
     outer.base_prompt = "Sue has 90 pens. {question} The answer is"
-    for position in kad.trace(outer, QUESTION, "First, 90 + 5 = 95.").positions:
+    positions = kad.trace(outer, QUESTION, "First, 90 + 5 = 95.").positions
+    ids, its_prompt = [position.token for position in positions], Asking(QUESTION).context(outer).base_ids
+    within_p = kad.score(within, its_prompt, ids, raw=True).base_share.tolist()
+    for position, share in zip(positions, within_p, strict=True):
         base = position.base_share
-        assert list(position.leaves.values()) == pytest.approx([0.3 * base, 0.7 * base, 1 - base], abs=1e-4)
+        expected = [share * base, (1 - share) * base, 1 - base]
+        assert list(position.leaves.values()) == pytest.approx(expected, abs=1e-4)
 
 
 def test_an_evaluation_asks_a_pair_as_one_model(three: str) -> None:

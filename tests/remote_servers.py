@@ -66,12 +66,14 @@ def answering(answer: Answering, seen: list[Any] | None = None) -> Iterator[str]
         yield address
 
 
-def completions(rows: Callable[[list[int]], list[float]], tokenize: Any = None, name: str = "toy") -> Answering:
-    """vLLM's dialect over a function from tokens to log-probabilities."""
+def completions(
+    rows: Callable[[list[int]], list[float]], tokenize: Any = None, text: Any = "token_id:{}".format
+) -> Answering:
+    """vLLM's dialect, over what gives the row after some tokens, the tokens of a text, and the text of a token."""
 
     def answer(path: str, body: Any) -> tuple[int, Any]:
         if path == "/v1/models":
-            return 200, {"data": [{"id": name, "owned_by": "vllm", "max_model_len": 128}]}
+            return 200, {"data": [{"id": "toy", "owned_by": "vllm", "max_model_len": 128}]}
         if path == "/tokenize" and tokenize is not None:
             return 200, {"tokens": tokenize(body["prompt"])}
         if path != "/v1/completions":
@@ -80,7 +82,8 @@ def completions(rows: Callable[[list[int]], list[float]], tokenize: Any = None, 
         for index, prompt in enumerate(body["prompt"]):
             row = rows(prompt)
             best = sorted(range(len(row)), key=lambda token: -row[token])[: body["logprobs"]]
-            names = {f"token_id:{token}": row[token] for token in best}
+            named = "token_id:{}".format if body.get("return_tokens_as_token_ids") else text
+            names = {named(token): row[token] for token in best}
             choices.append({"index": index, "text": "", "logprobs": {"top_logprobs": [names]}})
         return 200, {"choices": choices[::-1]}
 

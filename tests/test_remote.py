@@ -23,6 +23,7 @@ import cli_runs
 import kad
 from conftest import VOCAB, make_model, make_tokenizer
 from kad.cli.main import app
+from kad.engines.pair import Pair
 from kad.engines.remote import model as remote_model
 from kad.engines.remote.client import KEY, SECONDS
 from kad.engines.remote.model import RemoteModel, RemoteScorer
@@ -30,6 +31,7 @@ from kad.errors import OptionError, PairError, RuleError, ServerError, UsageErro
 from kad.method.composed import Composed
 from kad.method.distribution import Distribution, ListedRows
 from kad.method.rules import parse_rule
+from kad.pair.config import KadConfig
 from kad.pair.folder import read_config
 from kad.pair.sources import BASE_URL, Source
 from kad.text.batch import generate_all
@@ -336,12 +338,18 @@ def test_another_tokenizer_is_refused_at_the_start(toy: Any) -> None:
         pytest.raises(VocabularyError, match=f"names the token {VOCAB}"),
     ):
         of_toy(address, root)
+    with answering(completions(rows, text=lambda token: ours.decode([token]))) as address:
+        of_toy(address, root)
+    with (
+        answering(completions(rows, text=lambda token: "x" + ours.decode([token]))) as address,
+        pytest.raises(VocabularyError, match="names the token"),
+    ):
+        of_toy(address, root)
 
 
-def test_another_tokenizer_than_that_of_the_aligned_model_is_refused(toy: Any) -> None:
-    root, rows = toy
-    with answering(completions(rows)) as address, pytest.raises(VocabularyError, match="with the same tokenizer"):
-        of_toy(address, root, aligned="tiny:small-aligned")
+def test_another_tokenizer_than_that_of_the_aligned_model_is_refused(remote: Any) -> None:
+    with pytest.raises(VocabularyError, match="with the same tokenizer"):
+        Pair(KadConfig(rule="dual", vocab_size=768, base_tokenizer="own"), remote.models)
 
 
 BAD = {
@@ -570,8 +578,10 @@ def test_commands(served: str, tiny: Any, tmp_path: Path, monkeypatch: pytest.Mo
     assert "on a server" in run("info", pair)
     monkeypatch.setenv(BASE_URL, served)
     (tmp_path / "text").write_text(want)
-    here = json.loads(run("score", tmp_path / "text", "--pair", "tiny", "--rule", "primal:budget=0.9", "--json"))
-    there = json.loads(run("score", tmp_path / "text", "--pair", pair, "--json"))
+    here = json.loads(
+        run("score", tmp_path / "text", "--pair", "tiny", "--rule", "primal:budget=0.9", "--dtype", "float32", "--json")
+    )
+    there = json.loads(run("score", tmp_path / "text", "--pair", pair, "--dtype", "float32", "--json"))
     assert there["perplexity"]["composed"]["tokens"] == pytest.approx(
         here["perplexity"]["composed"]["tokens"], rel=1e-3
     )

@@ -20,6 +20,7 @@ from kad.engines.vllm import host as vllm
 from kad.errors import UsageError
 from kad.method.defaults import FIXED_DRAFT_TOKENS
 from kad.options import Option, options_of
+from kad.pair.sources import SERVER
 from kad.server.listening import HOST, PORT, Listening, address_of, check_installed, listen
 
 if TYPE_CHECKING:
@@ -102,7 +103,8 @@ def command(
         context.args.insert(0, str(pair_argument))
         pair_argument = None
     models = models.of(pair_argument)
-    if engine == "vllm" or (engine == "auto" and (dry_run or vllm.is_installed())):
+    far = models.base is not None and SERVER.match(models.base) is not None
+    if engine == "vllm" or (engine == "auto" and not far and (dry_run or vllm.is_installed())):
         _serve_with_vllm(drafts, teacher, dry_run, listening, models, context.args)
         return
     if teacher:

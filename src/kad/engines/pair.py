@@ -42,6 +42,7 @@ class Pair:
     Attributes:
         models: the models by role.
         whole: the engine that runs whole generations of this pair, or None: the models give scorers.
+        gives_lists: whether only the most probable tokens of p are known, as of a base model on a server.
         generation_config: the sampling settings, and the tokens that end a text.
 
     Raises:
@@ -50,6 +51,7 @@ class Pair:
     """
 
     whole: WholeModel | None = None
+    gives_lists = False
     _warned = False
     _learned: tuple[Any, WindowSize] | None = None
 
@@ -58,7 +60,8 @@ class Pair:
         if config.vocab_size is None:
             for name, value in asdict(vocabulary_of(self.models)).items():
                 setattr(config, name, value)
-        if config.base_tokenizer == OWN and self.models["base"].facts.gives_lists:
+        self.gives_lists = "base" in self.models and self.models["base"].facts.gives_lists
+        if config.base_tokenizer == OWN and self.gives_lists:
             raise VocabularyError(
                 "The base model is on a server and has another tokenizer than the aligned model. To read it through "
                 "other tokens, all of p is needed. Take an aligned model with the same tokenizer."
@@ -239,7 +242,7 @@ class Pair:
             raise RuleError(
                 f"Rule {composition.rule} needs the reference model; the pair has none. Give one: reference=..."
             )
-        if "base" in self.roles and self.models["base"].facts.gives_lists:
+        if self.gives_lists:
             refuse_lists(composition)
         if isinstance(composition.rule, ProductRule) and not self._warned:
             self._warned = True

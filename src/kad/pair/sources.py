@@ -160,7 +160,7 @@ class Source:
         if self.url is not None:
             raise PairError(
                 f"The base model is on a server, {self.url}, so {engine} cannot run the pair. Use kad.load, or a "
-                "command of kad."
+                "command of kad with another engine."
             )
 
     @property

@@ -124,7 +124,7 @@ def generate_all(
         if batches is not None:
             drawn = [seed for _, seed in some if seed is not None] or None
             answers += _decode_in_step(pair, tokenizer, contexts, batches, config, drawn)
-        elif len(some) > 1 and not _is_far(pair):
+        elif len(some) > 1 and not pair.gives_lists:
             batch_size = 1
             continue
         else:
@@ -139,11 +139,6 @@ def generate_all(
         waiting = waiting[len(some) :]
         progress(len(some))
     return answers
-
-
-def _is_far(pair: Pair) -> bool:
-    """Whether the base model is on a server, so that most of the time is spent waiting."""
-    return "base" in pair.models and pair.models["base"].facts.gives_lists
 
 
 def _finished(streams: Sequence[Stream]) -> list[Answer]:

@@ -23,7 +23,6 @@ from kad.words import counted
 
 if TYPE_CHECKING:
     from kad.engines.load import Loaded
-    from kad.engines.pair import Pair
     from kad.method.composition import Composition
     from kad.method.distribution import Rows
     from kad.method.scorer import Scorer
@@ -279,15 +278,11 @@ def perplexity(
         words=len(written.split()) or 1,
         bytes=len(written.encode()),
         composed=total("log_pi"),
-        base=None if _gives_lists(pair) else total("log_p"),
+        base=None if pair.gives_lists else total("log_p"),
         aligned=total("log_aligned"),
         deferred_mass=None if scores[0].deferred_mass is None else total("deferred_mass") / len(ids),
         acceptance=total("acceptance") / len(ids),
     )
-
-
-def _gives_lists(pair: Pair) -> bool:
-    return "base" in pair.models and pair.models["base"].facts.gives_lists
 
 
 def _parts(ids: Sequence[int], size: int) -> Iterator[tuple[Sequence[int], Sequence[int]]]:

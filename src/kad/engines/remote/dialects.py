@@ -72,6 +72,10 @@ class Dialect(ABC):
     @abstractmethod
     def _read(self, answer: Any) -> list[List]: ...
 
+    def text_after(self, token: int) -> str | None:
+        """The text of the most probable token after this one. None: the server does not say."""
+        return None
+
     @abstractmethod
     def tokens_of(self, text: str) -> list[int] | None:
         """The tokens of a text without special ones. None: the server has no way to say.
@@ -104,6 +108,14 @@ class Completions(Dialect):
         choices = sorted(answer["choices"], key=lambda choice: choice["index"])
         tops = [choice["logprobs"]["top_logprobs"][0] for choice in choices]
         return [[(int(name.removeprefix("token_id:")), float(value)) for name, value in top.items()] for top in tops]
+
+    def text_after(self, token: int) -> str | None:
+        body = {"model": self.name, "prompt": [[token]], "max_tokens": 1, "temperature": 0, "logprobs": 1}
+        try:
+            (text,) = self.client.ask("/completions", body)["choices"][0]["logprobs"]["top_logprobs"][0]
+        except (Refused, LookupError, TypeError, ValueError):
+            return None
+        return None if not isinstance(text, str) or text.startswith("token_id:") else text
 
     def tokens_of(self, text: str) -> list[int] | None:
         return _tokens(self.client, {"model": self.name, "prompt": text, "add_special_tokens": False})
@@ -184,7 +196,7 @@ def check_tokens(dialect: Dialect, tokenizer: Any, start: int) -> None:
     """
     for text in _PROBES:
         theirs = dialect.tokens_of(text)
-        if theirs is None:
+        if theirs is None:  # then by the texts of single tokens
             break
         ours = tokenizer.encode(text, add_special_tokens=False)
         if theirs != ours:
@@ -195,18 +207,25 @@ def check_tokens(dialect: Dialect, tokenizer: Any, start: int) -> None:
                 f"of the model that it serves, {shown(dialect.name)}."
             )
     try:
-        (found,) = dialect.lists([[start]], 2)
+        (found,) = dialect.lists([[start]], 1)
     except Refused as refusal:
         raise PairError(
             f"The server {dialect.client.host} does not give the most probable tokens of {shown(dialect.name)} "
             f"({refusal}). It must be vLLM, llama.cpp's server or kad's own."
         ) from refusal
-    beyond = max(token for token, _ in found)
-    if beyond >= len(tokenizer):
+    token = found[0][0]
+    own = decode_token(tokenizer, token) if token < len(tokenizer) else None
+    text = dialect.text_after(start)
+    if own is None or (text is not None and "\ufffd" not in text and text.strip() != own.strip()):
         raise VocabularyError(
-            f"The server {dialect.client.host} names the token {beyond}, and `base_tokenizer` has {len(tokenizer)}. "
-            f"Name the tokenizer of the model that it serves, {shown(dialect.name)}."
+            f"The server {dialect.client.host} names the token {token}, {shown(repr(text))}, which is {own!r} for "
+            f"`base_tokenizer`. Name the tokenizer of the model that it serves, {shown(dialect.name)}."
         )
+
+
+def decode_token(tokenizer: Any, token: int) -> str:
+    """The text of one token."""
+    return str(tokenizer.decode([token]))
 
 
 def largest(refusal: Refused, asked: int) -> int | None:

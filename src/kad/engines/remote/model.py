@@ -62,6 +62,10 @@ class RemoteModel(OneAtATime):
         start = self.tokenizer.bos_token_id
         check_tokens(self.dialect, self.tokenizer, 0 if start is None else start)
         self._most = self.vocab_size
+        try:
+            self.lists([[0 if start is None else start]], LISTED)
+        except _TooLong as refused:
+            self._most = largest(refused.refusal, LISTED) or 1
 
     @cached_property
     def facts(self) -> Facts:

@@ -79,8 +79,11 @@ class Settings(RunOptions):
 def fingerprint(source: Source) -> str:
     """The hub id with its revision, or the name of a folder or a GGUF file with a digest of the files.
 
-    The same weights in another place are the same model. Other weights in the same place are another model.
+    The same weights in another place are the same model. Other weights in the same place are another model. A model on
+    a server is what its address and its name there say.
     """
+    if source.url is not None:
+        return source.url if source.served is None else f"{source.url}#{source.served}"
     if source.gguf_path is not None:
         return f"{source.gguf_path.name}:{_digest([source.gguf_path])}"
     if source.is_local:

@@ -627,6 +627,15 @@ def test_functions_of_the_caller_change_what_is_drawn(drafts: int, tiny: kad.Kad
         assert first.token_ids[3] not in answer.token_ids
         assert kad.generate(tiny, [QUESTION], temperature=0, logits_processor=given)[0].token_ids == answer.token_ids
     assert min(length for length, _ in seen) == len(first.prompt_ids)
+    later: list[torch.Tensor] = []
+
+    def remembers(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        later.append(ids)
+        return scores - len(later) * scores.new_tensor([1.0] + [0.0] * (scores.shape[1] - 1))
+
+    kad.generate(tiny, QUESTION, max_new_tokens=3, num_draft_tokens=0, logits_processor=remembers)
+    with pytest.raises(UsageError, match="depend on the text alone, but function keeps a state.*Decode without drafts"):
+        kad.generate(tiny, QUESTION, max_new_tokens=3, num_draft_tokens=2, logits_processor=remembers)
     assert all(abs(mass - 1) < 1e-3 for _, mass in seen)
 
 

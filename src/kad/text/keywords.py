@@ -8,6 +8,9 @@ from difflib import get_close_matches
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypedDict
 
+import torch
+
+from kad.engines.transformers.speculative import check_processors
 from kad.errors import OptionError
 from kad.text.contexts import AnyBasePrompt, Asking, Context
 from kad.text.masks import Mask, grammars_of
@@ -62,7 +65,7 @@ class Answered(Asked, Drawn, total=False):
             chooses the number. None drafts if it should be faster. The distribution of the text is always the same.
         logits_processor: a function of the ids (1, length) and of log pi (1, vocab), as Transformers' logits processors
             are, or a list of them. They act before the sampling options. Drafts go through them, too, and may be taken
-            back: they must depend on their arguments alone.
+            back: one that keeps a state needs `num_draft_tokens=0`.
         json_schema: the answer is JSON of this schema, without white space between its parts; needs llguidance. An
             answer that `max_new_tokens` ends is the beginning of such a text.
         grammar: the answer is a text of this grammar, written in Lark, whose rule `start` is the whole answer.
@@ -121,7 +124,7 @@ def masks_of(pair: Pair, given: Mapping[str, Any]) -> Callable[[Context], list[M
     """What the keywords put on log pi, for the context of an answer. None: nothing.
 
     Raises:
-        UsageError: a grammar that cannot be used, two of them, or an engine that gives no logits.
+        UsageError: a grammar that cannot be used, two of them, a function with a state, or an engine without logits.
         MissingExtraError: llguidance, which reads grammars, is not installed.
     """
     schema, lark, processors = given.get("json_schema"), given.get("grammar"), given.get("logits_processor")
@@ -137,6 +140,12 @@ def masks_of(pair: Pair, given: Mapping[str, Any]) -> Callable[[Context], list[M
     elif lark is not None:
         read = partial(grammars.of_lark, lark)
     else:
-        return lambda context: own
-    # A grammar of its own for each answer, after the functions of the caller: nothing gets past it.
-    return lambda context: [*own, partial(read().mask, len(context.ids))]
+        read = None
+
+    def made(context: Context) -> list[Mask]:
+        if given.get("num_draft_tokens") != 0:
+            check_processors(own, torch.tensor([context.ids], device=pair.device), int(pair.config.vocab_size or 0))
+        # A grammar of its own for each answer, after the functions of the caller: nothing gets past it.
+        return own if read is None else [*own, partial(read().mask, len(context.ids))]
+
+    return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, cast
@@ -105,7 +106,7 @@ def speculative(
         if value not in allowed:
             raise UsageError(f"{name} must be one of {', '.join(allowed)}, but is {value!r}.")
     _check(model, input_ids, generation_config, model_kwargs)
-    _check_processors(logits_processor or LogitsProcessorList(), input_ids, model.config.vocab_size)
+    check_processors(logits_processor or LogitsProcessorList(), input_ids, model.config.vocab_size)
     start = perf_counter()
     criteria = stopping_criteria or StoppingCriteriaList()
     padding = _left_padding(input_ids, model_kwargs)
@@ -198,7 +199,7 @@ def _check(model: Any, input_ids: Tensor, config: GenerationConfig, model_kwargs
         raise UsageError("A composition has no attentions or hidden states of its own; ask model.base or .aligned.")
 
 
-def _check_processors(processors: LogitsProcessorList, ids: Tensor, vocab_size: int) -> None:
+def check_processors(processors: Sequence[Any], ids: Tensor, vocab_size: int) -> None:
     """Refuse processors that keep a state: the loop asks them about drafts, too, and goes back.
 
     Each is asked about the prompt, about a longer text, and about the prompt again.
@@ -209,8 +210,8 @@ def _check_processors(processors: LogitsProcessorList, ids: Tensor, vocab_size: 
         first, _, again = (processor(text, row.clone()).clone() for text in (ids, longer, ids))
         if not torch.equal(first, again):
             raise UsageError(
-                f"kad.speculative needs scores that depend on the text alone, but {type(processor).__name__} keeps a "
-                "state: asked twice about one text, it answers differently. Decode without speculation."
+                f"Speculation needs scores that depend on the text alone, but {type(processor).__name__} keeps a "
+                "state: asked twice about one text, it answers differently. Decode without drafts."
             )
 
 

@@ -215,10 +215,10 @@ def check_tokens(dialect: Dialect, tokenizer: Any, start: int) -> None:
         ) from refusal
     token = found[0][0]
     own = decode_token(tokenizer, token) if token < len(tokenizer) else None
-    text = dialect.text_after(start)
-    if own is None or (text is not None and "\ufffd" not in text and text.strip() != own.strip()):
+    said = dialect.text_after(start)
+    if own is None or (said is not None and "\ufffd" not in said and said.strip() != own.strip()):
         raise VocabularyError(
-            f"The server {dialect.client.host} names the token {token}, {shown(repr(text))}, which is {own!r} for "
+            f"The server {dialect.client.host} names the token {token}, {shown(repr(said))}, which is {own!r} for "
             f"`base_tokenizer`. Name the tokenizer of the model that it serves, {shown(dialect.name)}."
         )
 

@@ -1,6 +1,6 @@
 """One model that has learned from a pair: the tiny pair, served by vLLM as a teacher, teaches the tiny big base.
 
-    .venv-vllm/bin/python -m benchmarks.teacher --seeds 3
+    .venv-vllm/bin/python -m benchmarks.teacher --seeds 2
 
 Three ways to the same student, with the same prompts, steps, batches and learning rate. One is on-policy distillation
 by TRL's `ServerDistillationTrainer`: the student writes, the teacher gives log pi of every token. Two are supervised
@@ -175,7 +175,7 @@ def summary(result: Mapping[str, Any]) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--problems", type=int, default=100, help="held-out problems that are solved at each point")
     parser.add_argument("--again", action="store_true", help="measure anew what stands in the result already")
     asked = parser.parse_args(arguments)

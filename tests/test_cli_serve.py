@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from kad.cli import stdio
 from kad.cli.main import app
+from kad.engines.vllm.teacher import started
 from kad.server.listening import Listening
 
 
@@ -40,6 +41,10 @@ HERE = ("tiny", "--engine", "transformers")
         ((*HERE, "--draft-tokens", "100"), "--draft-tokens must be a number from 0 to 64 or auto, but is 100."),
         (("--engine", "transformers", "--base", "tiny:big-base"), "--base needs --aligned beside it"),
         (("tiny", "--engine", "vllm", "--rule", "dual", "--cors", "*"), "vLLM's server does not take --cors, --rule."),
+        (
+            (*HERE, "--teacher"),
+            "--teacher needs vLLM's server, as trainers ask for the log-probabilities of many texts",
+        ),
         (("--engine", "vllm"), "vLLM serves a pair: give a folder written by kad pack, a hub id, or tiny."),
     ],
 )
@@ -76,6 +81,47 @@ def test_what_goes_to_vllm() -> None:
     assert words[5:] == [
         "--served-model-name", "tiny", "--host", "127.0.0.1", "--port", "81", "--max-model-len", "512",
     ]  # fmt: skip
+
+
+def test_a_teacher_is_served_as_trainers_need_it() -> None:
+    words = shlex.split(
+        serve("tiny", "--engine", "vllm", "--dry-run", "--teacher", "--max-model-len", "512", code=0).stdout
+    )
+    assert words[1:5] == ["-m", "kad.engines.vllm.launch", "--teacher", "serve"]
+    assert words[6:] == [
+        "--served-model-name", "tiny", "--host", "127.0.0.1", "--port", "8000", "--logprobs-mode", "processed_logprobs",
+        "--max-logprobs", "-1", "--generation-config", "vllm", "--max-model-len", "512",
+    ]  # fmt: skip
+    own = ("--generation-config", "auto", "--max_logprobs=-1", "--host", "0.0.0.0", "--port", "81")
+    words = shlex.split(serve("tiny", "--engine", "vllm", "--dry-run", "--teacher", *own, code=0).stdout)
+    assert words.count("--generation-config") == 1
+    assert "--max-logprobs" not in words
+    server, config = started(words[4:])
+    assert server.address == "http://127.0.0.1:81"
+    assert str(config.parsed_rule) == "dual:threshold=0.4"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--draft-tokens", "3"), "--teacher reads texts and drafts none: drop --draft-tokens"),
+        (("--repeatable",), "--teacher reads texts and drafts none: drop --draft-tokens"),
+        (("--speculative_config={}",), "--teacher reads texts and drafts none: drop --draft-tokens"),
+        (
+            ("--max-logprobs", "5"),
+            "--teacher serves with --max-logprobs -1, but --max-logprobs is 5. Drop one of them.",
+        ),
+        (
+            ("--logprobs_mode=raw_logits",),
+            "--teacher serves with --logprobs-mode processed_logprobs, but --logprobs-mode",
+        ),
+        (("--port", "0"), "--teacher asks its server over HTTP, at a port that is known. Drop --port 0."),
+        (("--uds=/tmp/x",), "--teacher asks its server over HTTP, at a port that is known. Drop --uds."),
+        (("--headless",), "--teacher asks its server over HTTP, at a port that is known. Drop --headless."),
+    ],
+)
+def test_what_contradicts_a_teacher_is_refused(arguments: tuple[str, ...], message: str) -> None:
+    assert message in serve("tiny", "--engine", "vllm", "--dry-run", "--teacher", *arguments, code=2).stderr
 
 
 # Every option of listening: what kad's own server does with it, and what vLLM's gets.

@@ -25,10 +25,10 @@ from kad.cli.main import COMMANDS, load_command
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = sorted([REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")])
 API = "\n".join(page.read_text(encoding="utf-8") for page in (REPOSITORY / "docs" / "api").glob("*.md"))
-# docs/vllm.md needs vLLM, which lives in an environment of its own; tests/vllm runs what the page shows. docs/server.md
-# needs a server; tests/test_server_openai.py runs what it shows. docs/own-small-model.md shows trl, which is no
-# dependency. docs/real-pair.md needs weights; tests/test_real_pair.py loads that pair.
-ELSEWHERE = {"own-small-model.md", "real-pair.md", "server.md", "vllm.md"}
+# docs/vllm.md and docs/teacher.md need vLLM, which lives in an environment of its own; tests/vllm runs what they show.
+# docs/server.md needs a server; tests/test_server_openai.py runs what it shows. docs/own-small-model.md shows trl,
+# which is no dependency. docs/real-pair.md needs weights; tests/test_real_pair.py loads that pair.
+ELSEWHERE = {"own-small-model.md", "real-pair.md", "server.md", "teacher.md", "vllm.md"}
 
 
 def blocks(page: Path, languages: str) -> list[str]:

@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from kad.tracing.palette import CYCLE, LIGHT
+
 from benchmarks.harness import RESULTS
 from kad.evaluation.results.plots import DASHES, MARKERS, WHOLE, save
-from kad.tracing.palette import CYCLE, LIGHT
 
 _PICTURE = Path(__file__).parents[1] / "docs" / "images" / "teacher.svg"
 

@@ -9,7 +9,9 @@ import socket
 import subprocess
 import sys
 from dataclasses import fields
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -17,7 +19,8 @@ from typer.testing import CliRunner
 
 from kad.cli import stdio
 from kad.cli.main import app
-from kad.engines.vllm.teacher import started
+from kad.engines.vllm.teacher import Server, problem, started
+from kad.pair.sources import resolve_pair
 from kad.server.listening import Listening
 
 
@@ -99,6 +102,35 @@ def test_a_teacher_is_served_as_trainers_need_it() -> None:
     server, config = started(words[4:])
     assert server.address == "http://127.0.0.1:81"
     assert str(config.parsed_rule) == "dual:threshold=0.4"
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (b"{}", "it answers in another form than vLLM"),
+        (b'{"data": [{"id": "x"}], "tokens": [1, 2], "choices": [{}]}', "it answers in another form than vLLM"),
+        (b"<html>", "/v1/models was not answered"),
+    ],
+)
+def test_what_is_no_server_of_vllm_is_no_teacher(answer: bytes, message: str) -> None:
+    class Other(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.do_GET()
+
+    with HTTPServer(("127.0.0.1", 0), Other) as other:
+        Thread(target=other.serve_forever, daemon=True).start()
+        _, config = started(["serve", resolve_pair("tiny"), "--host", "127.0.0.1", "--port", "0"])
+        said = problem(Server(f"http://127.0.0.1:{other.server_port}"), config)
+        other.shutdown()
+    assert said is not None
+    assert said.startswith("This server is no teacher: ")
+    assert message in said
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,14 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
+from http.client import HTTPException
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kad.errors import KadError, first_line
+from kad.errors import KadError, first_line, one_line
+from kad.hosts import VLLM
 from kad.method.composition import compose
 from kad.pair.config import KadConfig
 from kad.pair.folder import resolve
@@ -25,7 +27,7 @@ from kad.pair.folder import resolve
 _TEXT = "1 + 1 ="
 # Total variation. float32 leaves 1e-6. The rest is for bfloat16, where rows depend on what else is in their batch.
 _TOLERANCE = 0.02
-_SECONDS = 600
+_SECONDS = 120
 _LONGEST_QUOTE = 300
 
 
@@ -46,7 +48,7 @@ class Server:
         """Whether it answers."""
         try:
             self._open("/health")
-        except OSError:
+        except (OSError, HTTPException):
             return False
         return True
 
@@ -73,7 +75,7 @@ class Server:
         except urllib.error.HTTPError as error:
             said = error.read().decode(errors="replace")[:_LONGEST_QUOTE]
             raise KadError(f"{path} was answered with status {error.code}: {said}") from error
-        except (OSError, ValueError) as error:
+        except (OSError, HTTPException, ValueError) as error:
             raise KadError(f"{path} was not answered: {first_line(error)}") from error
 
     def _open(self, path: str, data: bytes | None = None) -> bytes:
@@ -100,6 +102,8 @@ def problem(server: Server, config: KadConfig) -> str | None:
         expected = compose(config.parsed_rule, log_p, log_aligned, log_reference)
     except KadError as error:
         return f"This server is no teacher: {error}"
+    except (LookupError, TypeError, ValueError) as error:
+        return f"This server is no teacher: it answers in another form than vLLM {VLLM.newest} ({one_line(error)})."
     distance = float((expected.exp() - own.exp()).abs().sum() / 2)
     if distance <= _TOLERANCE:
         return None

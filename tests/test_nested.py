@@ -489,6 +489,11 @@ def test_the_leaves_of_a_pair_that_is_asked_otherwise() -> None:
         base = position.base_share
         expected = [share * base, (1 - share) * base, 1 - base]
         assert list(position.leaves.values()) == pytest.approx(expected, abs=1e-4)
+    top = Pair(KadConfig(rule="mixture:weight=0.5"), {"base": within.models["base"], "aligned": PairAsModel(outer)})
+    for position, below in zip(kad.trace(top, QUESTION, "First, 90 + 5 = 95.").positions, positions, strict=True):
+        assert list(position.leaves) == ["base", "aligned.base.base", "aligned.base.aligned", "aligned.aligned"]
+        expected = [position.base_share, *(position.aligned_share * share for share in below.leaves.values())]
+        assert list(position.leaves.values()) == pytest.approx(expected, abs=1e-4)
 
 
 def test_an_evaluation_asks_a_pair_as_one_model(three: str) -> None:

@@ -504,7 +504,7 @@ def test_a_conversation_and_a_batch(pair: kad.KadForCausalLM) -> None:
         said.append({"role": "user", "content": question})
         assert answer.token_ids == kad.generate(pair, said, sampling=GREEDY).token_ids
         said.append({"role": "assistant", "content": answer.text})
-    contexts = [Asking(question).context(pair) for question in ("What is it?", "The dog ran")]
+    contexts = [Asking(question).context(pair.pair) for question in ("What is it?", "The dog ran")]
     together = generate_all(pair, pair.tokenizer, contexts, sampling=GREEDY)
     alone = [kad.generate(pair, question, sampling=GREEDY).token_ids for question in ("What is it?", "The dog ran")]
     assert [answer.token_ids for answer in together] == alone
@@ -518,7 +518,7 @@ def test_a_pair_folder_keeps_it(pair: kad.KadForCausalLM, tmp_path: Path) -> Non
 
 
 def test_without_a_chat_template_both_models_read_one_text(pair: kad.KadForCausalLM) -> None:
-    context = Asking("The cat sat", raw=True).context(pair)
+    context = Asking("The cat sat", raw=True).context(pair.pair)
     assert pair.base_tokenizer.decode(context.base_ids) == pair.tokenizer.decode(context.ids) == "The cat sat"
 
 

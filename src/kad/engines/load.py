@@ -439,10 +439,10 @@ def engine_for(source: Source, engine: str = "auto") -> str:
         OptionError: an unknown engine, or one that does not run this model.
         MissingExtraError: the engine that was asked for is not installed.
     """
-    if engine not in SCORING_ENGINES:
-        raise OptionError(f"Unknown `engine` {engine!r}. Choose from: {', '.join(SCORING_ENGINES)}.")
     if source.url is not None:
         return "remote"
+    if engine not in SCORING_ENGINES:
+        raise OptionError(f"Unknown `engine` {engine!r}. Choose from: {', '.join(SCORING_ENGINES)}.")
     is_gguf = "gguf_file" in source.kwargs
     if engine == "auto":
         if is_gguf:
@@ -469,7 +469,7 @@ def engines_of(sources: Mapping[str, Source], engine: str = "auto") -> dict[str,
     """The engine of each model by role; see `engine_for`. The role "pair" is a folder without weights."""
     engines = {role: engine_for(source, engine) for role, source in sources.items() if role != "pair"}
     for role, name in engines.items():
-        if name == "remote" and role != "base":
+        if name == "remote" and role.rpartition(".")[2] != "base":
             raise PairError(f"Only the base model can be on a server, and the {role} model is named by one.")
     return engines
 

@@ -22,6 +22,7 @@ from typing import Literal, cast
 
 from torch import Tensor
 
+from kad.errors import KadError
 from kad.method.scorer import Scorer
 from kad.method.speculation.policies import Draft, Open, Policy, RowsByRole, Settled
 from kad.method.speculation.statistics import SpeculationStatistics
@@ -102,13 +103,19 @@ class SpeculativeLoop:
             scorer.rollback(self.length - 1)
         self._prompt, first = self.length - 1, True
         while not self.finished and self._room > 0:
-            self._one_window(first)
-            ends = self.finished or self._room == 0
+            problem = None
+            try:
+                self._one_window(first)
+            except KadError as error:  # what was decided before it is not lost
+                problem = error
+            ends = self.finished or self._room == 0 or problem is not None
             if self._waiting and (ends or (not self._ready and first) or len(self._waiting) == _HELD_BACK):
                 self._catch_up()
             if self._ready:
                 tokens, self._ready = self._ready, []
                 yield tokens
+            if problem is not None:
+                raise problem
             first = False
 
     def _one_window(self, first: bool) -> None:

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import re
 import socket
 import time
 from collections import Counter
@@ -603,8 +604,12 @@ def test_what_has_come_is_shown_before_the_sentence(toy: Any, monkeypatch: pytes
     with answering(answer) as address:
         models = ("--base", f"{address}/v1", "--base-tokenizer", root / "base", "--aligned", root / "aligned")
         result = cli_runs.generate("Hi", "--raw", "--draft-tokens", 0, "-t", 0, *models, code=2)
-        assert len(result.stdout.strip("\n")) == 5
+        came = result.stdout.strip("\n")
+        assert len(came) == 3  # the other three requests are those of the start
         assert "answers 500" in result.stderr
+        asked = 0  # with colors, what p alone has decided waits for the row of q*
+        result = cli_runs.generate("Hi", "--raw", "--draft-tokens", 0, "-t", 0, "--color", *models, code=2)
+        assert re.sub(r"\x1b\[[0-9;]*m", "", result.stdout).strip("\n") == came
         asked = 0
         result = cli_runs.generate("Hi", "--raw", "--draft-tokens", 0, "-t", 0, "--json", *models, code=2)
         assert cli_runs.as_json(result)["finish_reason"] == "interrupted"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from kad.engines.load import Loaded
     from kad.method.composition import Composition
     from kad.method.speculation.statistics import SpeculationStatistics
-    from kad.text.answer import Answer, LiveAnswer
+    from kad.text.answer import Answer, LiveAnswer, Piece
 
 _REMARKS = {
     "length": "stopped after {tokens}; --max-new-tokens allows more",
@@ -45,20 +45,24 @@ def whole_words() -> Iterator[Callable[[str], None]]:
 
 def show(answering: LiveAnswer, live: bool) -> Answer:
     """Print the answer, as it arrives or when it is finished."""
-    failed = None
     with whole_words() as write:
-        try:
-            for piece in answering:
-                if live:
-                    write(piece.text)
-        except ServerError as error:  # what has come is shown, and then why there is no more
-            failed = error
+        problem = _take(answering, lambda piece: write(piece.text) if live else None)
         if not live:
             write(answering.answer.text)
     stdio.write("\n")
-    if failed is not None:
-        raise failed
+    if problem is not None:
+        raise problem
     return answering.answer
+
+
+def _take(answering: LiveAnswer, see: Callable[[Piece], object]) -> ServerError | None:
+    """Take all pieces. The problem, if the server of a base model goes away: what has come is shown first."""
+    try:
+        for piece in answering:
+            see(piece)
+    except ServerError as problem:
+        return problem
+    return None
 
 
 def require_origins(composition: Composition) -> None:
@@ -74,12 +78,17 @@ def require_origins(composition: Composition) -> None:
 def show_origins(answering: LiveAnswer) -> Answer:
     """Generate, then print the text in the colors of its origins, and the legend on standard error."""
     with stdio.stderr().status("Generating ...", spinner="dots") as status:
-        text = ""
-        for piece in answering:
-            text += piece.text
-            status.update(Text(f"Generating ... {' '.join(text.split())[-50:]}"))
+        text: list[str] = []
+
+        def show_end(piece: Piece) -> None:
+            text.append(piece.text)
+            status.update(Text(f"Generating ... {' '.join(''.join(text[-50:]).split())[-50:]}"))
+
+        problem = _take(answering, show_end)
     answer = answering.answer
     print_origins([(piece.text, piece.base_share or 0.0, piece.deferred_mass or 0.0) for piece in answer.pieces])
+    if problem is not None:
+        raise problem
     return answer
 
 

@@ -175,6 +175,9 @@ def test_beams_padding_and_a_cache_that_is_given(pairs: dict[str, Any]) -> None:
     plain = pair.generate(prompt, **GREEDY)
     padded, mask = torch.cat((torch.full((1, 3), 2), prompt), dim=-1), (torch.arange(9) >= 3).long().unsqueeze(0)
     assert pair.generate(padded, attention_mask=mask, **GREEDY)[0, 3:].tolist() == plain[0].tolist()
+    with torch.no_grad():
+        rows = pair(padded, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0)).logits[0, 3:]
+        torch.testing.assert_close(rows.exp(), pair(prompt).logits[0].exp(), atol=1e-5, rtol=1e-3)
     options = {**GREEDY, "custom_generate": kad.speculative}
     more = torch.cat((plain, text(3, 2)), dim=-1)
     expected = pair.generate(more, **GREEDY).tolist()

@@ -126,7 +126,7 @@ def test_line_breaks_tabs_and_all_letters_stay() -> None:
 
 
 def test_everything_is_printed_through_one_door() -> None:
-    """`kad.cli.stdio`; Typer prints the pages of help, which are kad's own words."""
+    """`kad.cli.stdio`; Typer prints the pages of help, which are kad's own words. vLLM's server is another program."""
     direct = re.compile(r"(typer\.s?echo|print|Console|sys\.std(out|err)\.write)\(")
     source = Path(kad.__file__).parent
     for file in source.rglob("*.py"):
@@ -134,6 +134,8 @@ def test_everything_is_printed_through_one_door() -> None:
             continue
         calls = (node for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(node, ast.Call))
         found = [code for call in calls if direct.match(code := ast.unparse(call))]
+        if file.name == "launch.py":
+            found = [code for code in found if not code.startswith("sys.stderr.write(shown(")]
         assert found in ([], HELP), file
 
 

@@ -22,6 +22,8 @@ import threading
 import time
 from tempfile import TemporaryDirectory
 
+from kad.words import shown
+
 _version = importlib.metadata.version
 # Below vLLM's logger: it has the handlers.
 logger = logging.getLogger(f"vllm.{__name__}")
@@ -48,7 +50,7 @@ def main() -> None:
             vllm_main()
         finally:
             if teacher is not None and teacher.problem:
-                sys.stderr.write(f"error: {teacher.problem}\n")
+                sys.stderr.write(shown(f"error: {teacher.problem}\n"))
                 sys.exit(2)
 
 
@@ -71,7 +73,7 @@ class _Teacher:
                 os.kill(os.getpid(), signal.SIGINT)
             else:
                 # Not to vLLM's log: TRL turns that off for all that it starts.
-                sys.stderr.write(f"A teacher at {server.address}: its prompt_logprobs are log pi.\n")
+                sys.stderr.write(shown(f"A teacher at {server.address}: its prompt_logprobs are log pi.\n"))
 
         threading.Thread(target=check, name="kad-teacher", daemon=True).start()
 

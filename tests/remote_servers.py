@@ -44,6 +44,7 @@ def answering(answer: Answering, seen: list[Any] | None = None) -> Iterator[str]
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # the head and the body are two writes: the second one would wait 40 ms
 
         def do_GET(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -100,6 +101,7 @@ def faulty(address: str, share: float, seed: int = 0, kinds: tuple[str, ...] = F
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # the head and the body are two writes: the second one would wait 40 ms
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))

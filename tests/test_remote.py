@@ -25,6 +25,7 @@ import kad
 from conftest import VOCAB, make_model, make_tokenizer
 from kad.cli.main import app
 from kad.engines.pair import Pair
+from kad.engines.remote import client
 from kad.engines.remote import model as remote_model
 from kad.engines.remote.client import KEY, SECONDS
 from kad.engines.remote.model import RemoteModel, RemoteScorer
@@ -44,6 +45,12 @@ from server_runs import running
 RULES = ("dual:threshold=0.4", "primal:budget=0.9", "confidence_bet:margin=0.2", "relative:margin=0.1")
 QUESTIONS = [problem.question for problem in problems("held-out", 8)]
 GREEDY = kad.Sampling(temperature=0, max_new_tokens=60)
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two attempts at the same request."""
+    monkeypatch.setattr(client, "_FIRST_PAUSE", 0.01)
 
 
 @pytest.fixture(scope="module")

@@ -212,6 +212,7 @@ print(plain.tolist() == found.tolist(), found.shape[1] - inputs.input_ids.shape[
 """
 
 
+@pytest.mark.slow
 def test_the_folder_works_as_a_repository_of_the_hub(tiny: Path, tmp_path: Path) -> None:
     """As the hub's client keeps it in its cache. Another process, as the place of the cache is read at the start."""
     repository = tmp_path / "hub" / "models--owner--a-pair"

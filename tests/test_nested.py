@@ -94,7 +94,9 @@ def text(seed: int, length: int = 12) -> torch.Tensor:
     return torch.randint(3, 96, (1, length), generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize(
+    "role", ["aligned", *(pytest.param(role, marks=pytest.mark.slow) for role in ("base", "reference"))]
+)
 @pytest.mark.parametrize("outer", EVERY_RULE)
 def test_every_rule_inside_every_rule(outer: str, role: str, leaves: list[Any], pairs: dict[str, Any]) -> None:
     """One pass over the text, and scorers that read it in parts, agree with the composition of whole texts by hand."""

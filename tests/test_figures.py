@@ -217,7 +217,7 @@ def test_no_questions_no_figures(pair: kad.KadForCausalLM) -> None:
 
 def test_command_draws_the_embedded_pair(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    arguments = ["figures", "-o", str(tmp_path), "--limit", "2", "--max-new-tokens", "24", "--json"]
+    arguments = ["figures", "-o", str(tmp_path), "--limit", "1", "--max-new-tokens", "16", "--json"]
     result = CliRunner().invoke(app, arguments, standalone_mode=False)
     assert result.exception is None
     printed = json.loads(result.stdout)

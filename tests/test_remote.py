@@ -296,9 +296,10 @@ def test_sampled_drafts_follow_pi(toy: Any) -> None:
     assert result.pvalue > 1e-4
 
 
-def test_a_list_that_is_too_short_is_an_error_only_where_the_text_comes_by(toy: Any) -> None:
+@pytest.mark.parametrize("rule", ["confidence_bet:margin=0.4", "relative:margin=0.3"])
+def test_a_list_that_is_too_short_is_an_error_only_where_the_text_comes_by(rule: str, toy: Any) -> None:
     root, rows = toy
-    texts, refused, rule = 0, 0, "confidence_bet:margin=0.4"
+    texts, refused = 0, 0
     local = kad.load(base=str(root / "base"), aligned=str(root / "aligned"), device="cpu", rule=rule)
     local.generation_config.eos_token_id = None
 
@@ -322,6 +323,34 @@ def test_a_list_that_is_too_short_is_an_error_only_where_the_text_comes_by(toy: 
                 assert plain == want
                 texts += 1
     assert min(texts, refused) >= 3
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_what_stands_behind_the_end_of_a_text_needs_no_list(sampled: bool, toy: Any) -> None:
+    root, rows = toy
+    end = -1
+
+    def flat_behind_the_end(prompt: list[int]) -> list[float]:
+        return [-math.log(VOCAB)] * VOCAB if end in prompt[1:] else rows(prompt)
+
+    def short(path: str, body: Any) -> tuple[int, Any]:
+        if body and body.get("logprobs", 0) > 60:
+            return 400, {"error": {"message": "greater than max allowed: 60"}}
+        return completions(flat_behind_the_end)(path, body)
+
+    met = 0
+    with answering(short) as address:
+        pair = of_toy(address, root, rule="primal:budget=0.9")
+        for start in range(3, 21):
+            sampling = kad.Sampling(temperature=1.0 if sampled else 0, max_new_tokens=10, seed=start)
+            for place in (2, 5):
+                end, pair.generation_config.eos_token_id = -1, None
+                end = kad.generate(pair, [start], sampling=sampling, num_draft_tokens=3, origins=False).token_ids[place]
+                pair.generation_config.eos_token_id = end
+                text = kad.generate(pair, [start], sampling=sampling, num_draft_tokens=3, origins=False).token_ids
+                assert sampled or end in text  # other rows behind it, other random numbers
+                met += 1
+    assert met == 36
 
 
 def _text_or_error(pair: Any, prompt: list[int], sampling: Any, drafts: int) -> list[int] | str:

@@ -204,18 +204,21 @@ class Policy(ABC):
         (stand,), (then,), chosen, chances, masses, *others = read(accepted, token, tokens, chance, alpha, *first)
         count, reached = int(stand), min(int(stand) + 1, window)
         is_open, bonus = then == base.shape[-1], {role: logits[window : window + 1] for role, logits in rows.items()}
+        # Too little is known of the row after accepted drafts. The text may end with them, so it stays open.
+        lacks = count == window > 0 and len(masses) > window and masses[window] != masses[window]
+        lacks = lacks and isinstance(base, ListedRows)
         verdict = Verdict(
             settled=None if settled is None else settled.checked(*(number for (number,) in others)),
             drafts=[int(x) for x in chosen],
             accepted=count,
             token=token,
-            follows=None if is_open else int(then),
-            open=self.open(bonus, target) if is_open else None,
+            follows=None if is_open or lacks else int(then),
+            open=Open(bonus) if lacks else self.open(bonus, target) if is_open else None,
             chance=chances[:reached],
             alpha=masses[:reached],
         )
-        if any(x != x for x in (*chances, *masses[: count + 1])):
-            used = window + (self.p_first and count == window)
+        if any(x != x for x in (*chances, *masses[: window if lacks else count + 1])):
+            used = window + (self.p_first and count == window and not lacks)
             seen = {role: logits[:used] for role, logits in rows.items()}
             self._explain([draft.logits for draft in drafts], seen, length)
         if self.records is not None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -91,3 +93,23 @@ def test_fixed_sizes_and_refusals() -> None:
     for wrong in (True, -1, 1.5, "8", None):
         with pytest.raises(UsageError, match="whole number >= 0 or 'auto'"):
             window_size(wrong)  # type: ignore[arg-type]
+
+
+def test_texts_at_the_same_time_may_share_what_is_learned() -> None:
+    """As the answers of a batch do, whose base model is on a server."""
+    switch = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(40):
+            window = AutoWindow()
+
+            def write(seed: int, window: AutoWindow = window) -> None:
+                for step in range(60):
+                    size = window.next()
+                    window.observe(size, 0.01 + 0.001 * size, [0.5] * size)
+                    window.observe((seed + step) % 13, 0.02, [])
+
+            with ThreadPoolExecutor(8) as threads:
+                list(threads.map(write, range(8)))
+    finally:
+        sys.setswitchinterval(switch)

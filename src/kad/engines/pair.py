@@ -279,9 +279,10 @@ class Pair:
         if drafts != AUTO:
             return window_size(drafts)
         kind = drafter, composition, sampled, few
-        if self._learned is None or self._learned[0] != kind:
-            self._learned = kind, window_size(drafts, few=few)
-        return self._learned[1]
+        learned = self._learned
+        if learned is None or learned[0] != kind:
+            learned = self._learned = kind, window_size(drafts, few=few)
+        return learned[1]
 
     def captured_scorers(
         self, roles: Collection[str], drafter: str, windows: Sequence[int], capacity: int, backend: Any

@@ -87,7 +87,8 @@ class AutoWindow:
     A window of W drafts gives (1 - beta^(W+1)) / (1 - beta) tokens in expectation [Spec]. Its time is measured for each
     size. Between measured sizes the time follows a straight line: base cost plus draft cost times W. Size 0, plain
     decoding, is one of the choices. So drafting that does not pay stops, and is tried again from time to time.
-    What it has learned from one text holds for the next one of its kind.
+    What it has learned from one text holds for the next one of its kind, and for others that are written at the same
+    time: each step is safe where threads meet.
     """
 
     sizes: Sequence[int] = tuple(range(MAX_WINDOW + 1))
@@ -99,11 +100,11 @@ class AutoWindow:
 
     def next(self) -> int:
         """The number of tokens to draft."""
-        self._windows += 1
-        if self._windows <= len(_FIRST_SIZES):
-            return self._at_least(_FIRST_SIZES[self._windows - 1])
+        number = self._windows = self._windows + 1
+        if number <= len(_FIRST_SIZES):
+            return self._at_least(_FIRST_SIZES[number - 1])
         best = self._best()
-        if self._windows % self._wait == 0:
+        if number % self._wait == 0:
             # Such a trial costs a little. The longer speculation has not paid, the rarer the trials. Where it pays,
             # plain decoding is tried in turn with the next size: its time differs from token to token.
             self._wait = min(self._wait * 2, 16 * _LOOK_EVERY) if best == 0 else _LOOK_EVERY
@@ -145,7 +146,7 @@ class AutoWindow:
 
     def _line(self) -> tuple[float, float]:
         """Weighted least squares of seconds on size, never falling."""
-        points = [(size, mean.value, mean.weight) for size, mean in self._seconds.items()]
+        points = [(size, mean.value, mean.weight) for size, mean in list(self._seconds.items()) if mean.weight]
         weight = sum(w for _, _, w in points)
         x_mean = sum(x * w for x, _, w in points) / weight
         y_mean = sum(y * w for _, y, w in points) / weight

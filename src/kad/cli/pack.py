@@ -154,10 +154,11 @@ def write_card_of(models: ModelOptions, probe: bool = False) -> None:
     """Write the card of the pair folder that the options name."""
     from kad.engines.load import engines_of
     from kad.pair.card import write_card
+    from kad.pair.parts import leaves_of, parts_of
 
     config = models.resolve()
     measured = info.probed(models, info.probe_prompts(models)) if probe else None
-    write_card(Path(models.pair or ""), config, set(engines_of(config.model_sources()).values()), measured)
+    write_card(Path(models.pair or ""), config, set(engines_of(leaves_of(parts_of(config))).values()), measured)
 
 
 def _source(place: Any, dtype: str | None, trust_remote_code: bool, load: LoadOptions) -> Source:

@@ -52,8 +52,8 @@ def generate(model: Loaded, prompt: Prompt | Prompts, **keywords: Unpack[Keyword
         >>> answer.text
         'First, 5 + 8 = 13. The answer is \\\\boxed{13}.'
     """
+    check("kad.generate", keywords, Keywords)
     if is_many(prompt):
-        check("kad.generate", keywords, Keywords)
         return _generate_each(pair_of(model), prompt, keywords)  # type: ignore[arg-type]
     return stream(model, prompt, **keywords).finish()  # type: ignore[arg-type]
 
@@ -65,7 +65,7 @@ def stream(model: Loaded, prompt: Prompt, **keywords: Unpack[Keywords]) -> LiveA
         >>> for piece in kad.stream(model, "Ann has 5 pens. She buys 8 more. How many pens does she have now?"):
         ...     print(piece.text, piece.base_share, piece.event)
     """
-    check("kad.generate", keywords, Keywords)
+    check("kad.stream", keywords, Keywords)
     if is_many(prompt):
         raise OptionError("kad.stream answers one prompt, but got a list of them. Use kad.generate.")
     pair, compile = pair_of(model), keywords.get("compile", False)
